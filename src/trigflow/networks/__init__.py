@@ -1,0 +1,56 @@
+"""Networks `F(x_t / sd, t, label, guidance)`, built from plain configurations.
+
+Every network takes x of unit variance, times `(b,)`, labels int64 `(b,)` or None, guidance scales `(b,)` or None, returns a
+tensor like x, and has two attributes: `null_label` (the index that means "no class", or None) and `takes_guidance`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from trigflow.errors import UserError
+from trigflow.networks.ddpmpp import UNet, UNetConfig
+from trigflow.networks.embeddings import Conditioning, ConditioningConfig, FourierEmbedding, PositionalEmbedding
+from trigflow.networks.mlp import MLP, MLPConfig
+
+NetworkConfig = UNetConfig | MLPConfig
+
+NETWORKS: dict[str, tuple[type[Any], type[nn.Module]]] = {"unet": (UNetConfig, UNet), "mlp": (MLPConfig, MLP)}
+"""From the name in a run's configuration to the configuration class and the module class."""
+
+
+def build(config: NetworkConfig, sigma_data: float = 0.5) -> nn.Module:
+    """The network of a configuration, with fresh weights from torch's default generator.
+
+    Raises:
+        UserError: for a configuration of no known network.
+    """
+    for config_type, module_type in NETWORKS.values():
+        if type(config) is config_type:
+            return module_type(config, sigma_data)
+    raise UserError(
+        f"no network for a {type(config).__name__}; expected one of {', '.join(NETWORKS)}; pass a network configuration"
+    )
+
+
+def name_of(config: NetworkConfig) -> str:
+    """The name under which `build` knows this configuration."""
+    return next(name for name, (config_type, _) in NETWORKS.items() if type(config) is config_type)
+
+
+__all__ = [
+    "MLP",
+    "NETWORKS",
+    "Conditioning",
+    "ConditioningConfig",
+    "FourierEmbedding",
+    "MLPConfig",
+    "NetworkConfig",
+    "PositionalEmbedding",
+    "UNet",
+    "UNetConfig",
+    "build",
+    "name_of",
+]

@@ -1,0 +1,137 @@
+"""How a network learns what time it is, which class is wanted and how strong the guidance is.
+
+The consistency tangent contains the time derivative of this path, so it decides whether training is stable (Lu and Song,
+2025, section 4.1): with `c_noise(t) = log(sd tan t) / 4` the derivative grows like `1 / (sin t cos t)`, and with Fourier
+features of scale 16 it is multiplied by about 100. Identity time with positional features keeps it below one. The whole
+path runs in float32 or higher, also under autocast.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trigflow.errors import UserError
+
+
+class PositionalEmbedding(nn.Module):
+    """`[cos(w_i x), sin(w_i x)]` with `w_i = max_period^(-i/n)`, i = 0 ... n-1 and n = width / 2.
+
+    Frequencies run from 1 down to `1 / max_period`, so the derivative in x is at most one everywhere.
+    Shapes: `(b,)` to `(b, width)`. Source: Vaswani et al. 2017; Song et al. 2021 (DDPM++).
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, width: int, max_period: float = 10_000.0) -> None:
+        super().__init__()
+        half = width // 2
+        exponent = torch.arange(half, dtype=torch.float64) / half
+        self.register_buffer("frequencies", (max_period**-exponent).float(), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        angle = x[:, None] * self.frequencies
+        return torch.cat([torch.cos(angle), torch.sin(angle)], dim=1)
+
+
+class FourierEmbedding(nn.Module):
+    """`sqrt(2) cos(2 pi (w_i x + p_i))`, `w_i ~ N(0, scale^2)`, `p_i ~ U[0, 1]`, fixed at construction.
+
+    Shapes: `(b,)` to `(b, width)`. The derivative grows with `scale`: 16 is the usual choice for diffusion models and too
+    much for consistency models; 0.02 is close to positional features. Frequencies and phases are saved with the weights.
+    Source: Tancik et al. 2020; Lu and Song 2025, section 4.1.
+    """
+
+    frequencies: Tensor
+    phases: Tensor
+
+    def __init__(self, width: int, scale: float = 16.0, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        self.register_buffer("frequencies", scale * torch.randn(width, generator=generator))
+        self.register_buffer("phases", torch.rand(width, generator=generator))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return math.sqrt(2) * torch.cos(2 * math.pi * (x[:, None] * self.frequencies + self.phases))
+
+
+@dataclass(frozen=True)
+class ConditioningConfig:
+    """What the network is told beside its noisy input, and in which form."""
+
+    time_map: Literal["identity", "log"] = "identity"
+    """c_noise(t) = t, or log(sd tan t) / 4 as in EDM (for ablations: unstable near pi/2)."""
+    time_embedding: Literal["positional", "fourier"] = "positional"
+    """Positional features (stable), or Fourier features of `fourier_scale`."""
+    fourier_scale: float = 16.0
+    """Bandwidth of the Fourier features; used with time_embedding = fourier."""
+    width: int = 64
+    """Features of the raw embedding; the embedding network has 4x as many."""
+    num_classes: int = 0
+    """Classes of a class-conditional network; 0 for an unconditional one. One more index is the null label."""
+    takes_guidance: bool = False
+    """Whether the guidance scale is an input (a guided student)."""
+
+
+class Conditioning(nn.Module):
+    """Time, label and guidance scale in, one vector out: `emb = silu(W2 silu(W1 (time + label + guidance)))`.
+
+    The guidance branch starts at zero, so a student initialized from its teacher begins as that teacher for every scale.
+
+    Args:
+        config: see `ConditioningConfig`.
+        sigma_data: needed by the log time map.
+
+    Shapes: t `(b,)`, label int64 `(b,)` with values in [0, num_classes], guidance `(b,)`; result `(b, out_width)`.
+
+    Raises:
+        UserError: when a guidance scale or label is missing, or one is given to a network that takes none.
+    """
+
+    def __init__(self, config: ConditioningConfig, sigma_data: float = 0.5) -> None:
+        super().__init__()
+        if config.width < 2 or config.width % 2:
+            raise UserError(f"embedding width {config.width}; expected an even number >= 2; change conditioning.width")
+        self.config = config
+        self.sigma_data = sigma_data
+        width = config.width
+        self.out_width = 4 * width
+        self.time: nn.Module
+        if config.time_embedding == "fourier":
+            self.time = FourierEmbedding(width, config.fourier_scale)
+        else:
+            self.time = PositionalEmbedding(width)
+        self.label = nn.Embedding(config.num_classes + 1, width) if config.num_classes else None
+        if config.takes_guidance:
+            self.guidance_features = PositionalEmbedding(width, max_period=100.0)
+            self.guidance = nn.Linear(width, width)
+            nn.init.zeros_(self.guidance.weight)
+            nn.init.zeros_(self.guidance.bias)
+        self.linear1 = nn.Linear(width, self.out_width)
+        self.linear2 = nn.Linear(self.out_width, self.out_width)
+
+    def forward(self, t: Tensor, label: Tensor | None = None, guidance: Tensor | None = None) -> Tensor:
+        if self.config.time_map == "log":
+            c_noise = torch.log(self.sigma_data * torch.tan(t)) / 4
+        else:
+            c_noise = t
+        emb = self.time(c_noise)
+        if self.label is not None:
+            if label is None:
+                label = torch.full(t.shape, self.config.num_classes, dtype=torch.int64, device=t.device)
+            emb = emb + self.label(label)
+        elif label is not None:
+            raise UserError("labels were given to an unconditional network; expected none; drop the labels")
+        if self.config.takes_guidance:
+            if guidance is None:
+                raise UserError(
+                    "this network takes the guidance scale as an input; expected guidance of shape (b,); pass guidance"
+                )
+            emb = emb + self.guidance(self.guidance_features(guidance - 1.0))
+        elif guidance is not None:
+            raise UserError("a guidance scale was given to a network that takes none; expected None; drop guidance")
+        return F.silu(self.linear2(F.silu(self.linear1(emb))))

@@ -1,0 +1,97 @@
+"""Layers shared by the networks: adaptive normalization, attention, resampling."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+NormKind = Literal["double", "adagn"]
+
+
+def pixel_norm(x: Tensor, dim: int = 1, eps: float = 1e-4) -> Tensor:
+    """`x / sqrt(mean(x^2) + eps)`, the mean over channels. Source: Karras et al. 2018."""
+    return x * torch.rsqrt(x.square().mean(dim=dim, keepdim=True) + eps)
+
+
+def norm_groups(channels: int, per_group: int = 4, at_most: int = 32) -> int:
+    """Largest number of groups <= min(at_most, channels / per_group) that divides `channels`."""
+    groups = max(1, min(at_most, channels // per_group))
+    while channels % groups:
+        groups -= 1
+    return groups
+
+
+def zero_bias(layer: nn.Conv2d | nn.Linear) -> None:
+    """Start a layer's bias at zero."""
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+
+
+class AdaptiveNorm(nn.Module):
+    """Normalization whose scale and shift come from the conditioning vector.
+
+    ::
+
+        double   y = norm(x) * pnorm(s(emb)) + pnorm(b(emb))      (adaptive double normalization)
+        adagn    y = norm(x) * (1 + s(emb)) + b(emb)              (AdaGN)
+
+    with group normalization for `norm` and pixel normalization over channels for `pnorm`. Bounding the modulation bounds
+    its time derivative. The modulation is computed in float32 or higher, also under autocast.
+
+    Shapes: x `(b, c, ...)`, emb `(b, e)`. Source: Lu and Song 2025, section 4.1; Dhariwal and Nichol 2021 (AdaGN).
+    """
+
+    def __init__(self, channels: int, emb_width: int, kind: NormKind = "double", groups: int | None = None) -> None:
+        super().__init__()
+        self.kind = kind
+        self.groups = groups if groups is not None else norm_groups(channels)
+        self.affine = nn.Linear(emb_width, 2 * channels)
+        if kind == "double":  # begin near a plain normalization: scale 1, shift of small random direction
+            nn.init.ones_(self.affine.bias[:channels])
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        with torch.autocast(device_type=x.device.type, enabled=False):
+            scale, shift = self.affine(emb).chunk(2, dim=1)
+            if self.kind == "double":
+                scale, shift = pixel_norm(scale), pixel_norm(shift)
+            else:
+                scale = scale + 1
+        shape = (*scale.shape, *[1] * (x.ndim - 2))
+        y = F.group_norm(x, self.groups)
+        return torch.addcmul(shift.reshape(shape).to(y.dtype), y, scale.reshape(shape).to(y.dtype))
+
+
+class SelfAttention(nn.Module):
+    """Residual multi-head self-attention over the positions of a feature map, `(b, c, h, w)` to the same."""
+
+    def __init__(self, channels: int, head_width: int = 64, skip_scale: float = math.sqrt(0.5)) -> None:
+        super().__init__()
+        self.heads = max(1, channels // head_width)
+        self.skip_scale = skip_scale
+        self.norm = nn.GroupNorm(norm_groups(channels), channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.proj = nn.Conv2d(channels, channels, 1)
+        nn.init.normal_(self.proj.weight, std=1e-5)
+        zero_bias(self.proj)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, h, w = x.shape
+        q, k, v = self.qkv(self.norm(x)).reshape(b, 3, self.heads, c // self.heads, h * w).transpose(3, 4).unbind(1)
+        y = F.scaled_dot_product_attention(q, k, v)
+        y = self.proj(y.transpose(2, 3).reshape(b, c, h, w))
+        return (x + y) * self.skip_scale
+
+
+def downsample(x: Tensor) -> Tensor:
+    """Mean over 2x2 cells; an odd last row or column is averaged with what is there. `(b, c, ceil(h/2), ceil(w/2))`."""
+    return F.avg_pool2d(x, 2, ceil_mode=True, count_include_pad=False)
+
+
+def upsample(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Every element becomes a 2x2 cell, cropped to `size` (which `downsample` came from)."""
+    y = F.interpolate(x, scale_factor=2.0, mode="nearest")
+    return y if tuple(y.shape[-2:]) == tuple(size) else y[..., : size[0], : size[1]]

@@ -1,0 +1,80 @@
+"""What every objective shares: the result type, adaptive weighting, and the call of a network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trigflow.process import TrigFlow
+
+Network = Callable[..., Any]
+"""`network(x_t / sd, t, label, guidance) -> F`, tensors of the batch; see trigflow.networks."""
+
+VelocityFunction = Callable[[Tensor, Tensor], Tensor]
+"""`velocity(x_t, t) -> dx_t/dt`, t of shape `(b,)`."""
+
+
+@dataclass
+class Loss:
+    """What an objective returns.
+
+    Attributes:
+        value: scalar to differentiate.
+        figures: detached float32 tensors of shape `(b,)` to log, one number per sample; always has `t` and `loss`
+            (unweighted mean squared error per element), for consistency also `tangent_norm`.
+    """
+
+    value: Tensor
+    figures: dict[str, Tensor] = field(default_factory=dict)
+
+
+class AdaptiveWeight(nn.Module):
+    """Learned log weight `w(t)`: one linear layer on Fourier features of `log(sd tan t) / 4`, zero at the start.
+
+    Minimizing `exp(w) e(t) - w` gives `w = -log e(t)`: every time then contributes equally to the gradient. Not part of
+    the network: neither EMA nor sampling needs it. (EDM2 writes logvar = -w.)
+
+    Shapes: `(b,)` to `(b,)`. Source: Lu and Song 2025, section 4.2; Karras et al. 2024, section 2.3.
+    """
+
+    frequencies: Tensor
+    phases: Tensor
+
+    def __init__(self, process: TrigFlow, features: int = 64) -> None:
+        super().__init__()
+        self.process = process
+        generator = torch.Generator().manual_seed(0)  # the same fixed features for every run
+        self.register_buffer("frequencies", torch.randn(features, generator=generator), persistent=False)
+        self.register_buffer("phases", torch.rand(features, generator=generator), persistent=False)
+        self.linear = nn.Linear(features, 1)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, t: Tensor) -> Tensor:
+        c_noise = torch.log(self.process.sigma_from_time(t)) / 4
+        angle = 2 * math.pi * (c_noise[:, None] * self.frequencies + self.phases)
+        with torch.autocast(device_type=t.device.type, enabled=False):
+            return self.linear(math.sqrt(2) * torch.cos(angle))[:, 0]
+
+
+def weighted_mean(error: Tensor, t: Tensor, weight: Callable[[Tensor], Tensor] | None) -> Tensor:
+    """`mean[ exp(w(t)) error - w(t) ]` over the batch, or the plain mean without a weight. error, t: `(b,)`."""
+    if weight is None:
+        return error.mean()
+    w = weight(t)
+    return (torch.exp(w) * error - w).mean()
+
+
+def per_sample_mean_square(x: Tensor) -> Tensor:
+    """`||x||^2 / D` of each sample, in float32 or higher: `(b, ...)` to `(b,)`."""
+    return x.to(torch.promote_types(x.dtype, torch.float32)).square().flatten(1).mean(1)
+
+
+def as_figures(**figures: Tensor) -> dict[str, Tensor]:
+    """Detached float32 copies."""
+    return {name: value.detach().float() for name, value in figures.items()}

@@ -1,0 +1,117 @@
+"""Checkpoints: everything a run needs to go on as if it had never stopped.
+
+One folder per checkpoint, `checkpoints/<iteration>/`, with `state.safetensors` (weights, average, optimizer moments) and
+`state.json` (counters). It is written under a temporary name and renamed, so a checkpoint is whole or absent. Random
+streams and data order are functions of (seed, iteration) and need no state.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trigflow.errors import UserError
+from trigflow.files import read_json, read_tensors, write_folder, write_json, write_tensors
+
+FORMAT = 1
+
+
+def save_checkpoint(
+    folder: Path,
+    iteration: int,
+    modules: dict[str, nn.Module],
+    optimizer: torch.optim.Optimizer,
+    extra: dict[str, Any],
+    keep: int = 2,
+) -> Path:
+    """Write the checkpoint of `iteration` below the run folder and drop all but the newest `keep`."""
+    tensors: dict[str, Tensor] = {}
+    for name, module in modules.items():
+        tensors.update({f"{name}.{key}": value for key, value in module.state_dict().items()})
+    for index, state in optimizer.state_dict()["state"].items():
+        for key, value in state.items():
+            tensors[f"optimizer.{index}.{key}"] = torch.as_tensor(value)
+
+    def fill(target: Path) -> None:
+        write_tensors(target / "state.safetensors", tensors)
+        write_json(target / "state.json", {"format": FORMAT, "iteration": iteration, **extra})
+
+    root = folder / "checkpoints"
+    root.mkdir(exist_ok=True)
+    path = root / f"{iteration:08d}"
+    write_folder(path, fill)
+    for old in list_checkpoints(folder)[:-keep]:
+        shutil.rmtree(old)
+    return path
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Whole checkpoints of a run, oldest first."""
+    found = (folder / "checkpoints").glob("[0-9]*")
+    return sorted(path for path in found if (path / "state.json").is_file())
+
+
+def load_checkpoint(path: Path, modules: dict[str, nn.Module], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Restore modules and optimizer in place; returns the content of `state.json`.
+
+    Raises:
+        UserError: when a file is damaged, or belongs to another network or optimizer.
+    """
+    state: dict[str, Any] = read_json(path / "state.json", "checkpoint")
+    if state.get("format") != FORMAT:
+        raise UserError(
+            f"checkpoint '{path}' has format {state.get('format')}; expected {FORMAT}; resume with the version that wrote it"
+        )
+    tensors = read_tensors(path / "state.safetensors", "checkpoint")
+    for name, module in modules.items():
+        load_weights(module, _below(tensors, name), f"checkpoint '{path}' ({name})")
+    moments: dict[int, dict[str, Tensor]] = {}
+    for key, value in _below(tensors, "optimizer").items():
+        index, entry = key.split(".", 1)
+        moments.setdefault(int(index), {})[entry] = value
+    current = optimizer.state_dict()
+    count = len(current["param_groups"][0]["params"])
+    if moments and max(moments) >= count:
+        raise UserError(
+            f"checkpoint '{path}' has optimizer state for {max(moments) + 1} parameters; expected {count}; "
+            "resume with the configuration that wrote it"
+        )
+    optimizer.load_state_dict({"state": moments, "param_groups": current["param_groups"]})
+    return state
+
+
+def load_weights(module: nn.Module, tensors: dict[str, Tensor], what: str) -> None:
+    """`load_state_dict` with an error that names the first missing, unexpected and misshapen entries.
+
+    Raises:
+        UserError: when the entries do not fit the module.
+    """
+    own = module.state_dict()
+    missing = [name for name in own if name not in tensors]
+    extra = [name for name in tensors if name not in own]
+    misshapen = [name for name in own if name in tensors and own[name].shape != tensors[name].shape]
+    faults = []
+    if missing:
+        faults.append(f"{len(missing)} missing, first '{missing[0]}'")
+    if extra:
+        faults.append(f"{len(extra)} unexpected, first '{extra[0]}'")
+    if misshapen:
+        name = misshapen[0]
+        faults.append(
+            f"{len(misshapen)} misshapen, first '{name}' {tuple(tensors[name].shape)} instead of {tuple(own[name].shape)}"
+        )
+    if faults:
+        raise UserError(
+            f"{what} belongs to another network ({'; '.join(faults)}); expected the network of the configuration; "
+            "use the matching run folder or network settings"
+        )
+    module.load_state_dict(tensors)
+
+
+def _below(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    prefix = f"{name}."
+    return {key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)}

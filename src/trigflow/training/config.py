@@ -1,0 +1,195 @@
+"""The resolved configuration of a run: plain dataclasses that the command line mirrors and a JSON file keeps."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+import dacite
+
+from trigflow.errors import UserError
+from trigflow.networks import NETWORKS, MLPConfig, UNetConfig, name_of
+from trigflow.objectives import TangentConfig
+from trigflow.process import Proposal, TrigFlow
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the images come from and how they become tensors."""
+
+    source: str = "digits"
+    """digits, mnist, or the path of a folder or zip of images."""
+    resize: int | None = None
+    """Scale and crop every image to N x N."""
+    channels: int | None = None
+    """Force 1 (grayscale) or 3 (RGB)."""
+    skip_corrupt: bool = False
+    """Leave out images that cannot be decoded instead of stopping."""
+    flip: bool = False
+    """Mirror half of the images horizontally while training."""
+    normalize: Literal["measured", "symmetric"] = "measured"
+    """measured: subtract the mean and scale to sigma_data. symmetric: [-1, 1], as the paper's pixel presets."""
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """What is minimized."""
+
+    kind: Literal["diffusion", "sct", "scd"] = "diffusion"
+    """diffusion (a teacher), sct (consistency training from data), scd (consistency distillation from a teacher)."""
+    proposal: Proposal = field(default_factory=Proposal)
+    """Distribution of training times."""
+    adaptive_weight: bool = True
+    """Learn the weighting w(t)."""
+    label_dropout: float = 0.1
+    """Share of labels replaced by the null label, for classifier-free guidance; class-conditional diffusion only."""
+    guidance_max: float = 1.0
+    """scd: guidance scales are drawn uniformly from [1, guidance_max]; above 1 the student takes the scale as input."""
+    tangent: TangentConfig = field(default_factory=TangentConfig)
+    """Shape of the consistency tangent."""
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Optimizer and learning-rate schedule."""
+
+    name: Literal["adam", "adamw", "radam"] = "adam"
+    """Adam, AdamW or RAdam."""
+    lr: float = 1e-3
+    """Reference learning rate."""
+    betas: tuple[float, float] = (0.9, 0.99)
+    """Moment decays."""
+    eps: float = 1e-8
+    """Added to the root of the second moment (the paper's EDM2 presets use 1e-11)."""
+    weight_decay: float = 0.0
+    """Weight decay (decoupled in adamw)."""
+    schedule: Literal["constant", "inverse_sqrt", "cosine"] = "constant"
+    """constant; lr / sqrt(max(i / t_ref, 1)); or a cosine to zero over the run."""
+    t_ref: int = 35_000
+    """Iterations before the inverse square root sets in."""
+    warmup: int = 0
+    """Iterations of linear warmup from zero."""
+    clip: float | None = None
+    """Upper bound on the global gradient norm; None for no clipping."""
+
+
+@dataclass(frozen=True)
+class EMAConfig:
+    """Averaging of the weights; the average is what samples are drawn from."""
+
+    kind: Literal["power", "halflife", "none"] = "power"
+    """Power-function profile (EDM2), traditional exponential average, or none."""
+    sigma_rel: float = 0.1
+    """power: relative width of the profile, in (0, 0.28)."""
+    halflife_mimg: float = 0.5
+    """halflife: half-life in millions of images."""
+    rampup: float = 0.05
+    """halflife: the half-life is at most this share of the images seen so far."""
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """The training loop."""
+
+    iterations: int = 10_000
+    """Optimizer steps."""
+    batch_size: int = 128
+    """Samples per optimizer step."""
+    accumulate: int = 1
+    """Parts the batch is split into, one backward pass each."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the network; bf16 is autocast, weights stay fp32."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, ...; auto takes CUDA where there is one."""
+    channels_last: bool = False
+    """Keep images channels-last: convolutions are often faster."""
+    seed: int = 0
+    """Everything random in the run derives from it."""
+    log_every: int = 50
+    """Iterations between lines of metrics."""
+    sample_every: int = 1_000
+    """Iterations between sample grids; 0 for none."""
+    checkpoint_every: int = 1_000
+    """Iterations between checkpoints; 0 for only the last."""
+    keep: int = 2
+    """Checkpoints kept."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides the outcome of a run."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    process: TrigFlow = field(default_factory=TrigFlow)
+    network: UNetConfig | MLPConfig = field(default_factory=UNetConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    ema: EMAConfig = field(default_factory=EMAConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
+    teacher: str | None = None
+    """Run folder of the teacher (scd; also the initial weights of an sct student, when given)."""
+
+    def validate(self) -> None:
+        """Check what the types cannot.
+
+        Raises:
+            UserError: naming the first setting that makes no sense.
+        """
+        loop, objective, optimizer, ema = self.loop, self.objective, self.optimizer, self.ema
+        checks = [
+            (loop.iterations >= 1, "loop.iterations", loop.iterations, "at least 1"),
+            (loop.batch_size >= 1, "loop.batch_size", loop.batch_size, "at least 1"),
+            (loop.accumulate >= 1, "loop.accumulate", loop.accumulate, "at least 1"),
+            (loop.batch_size % max(loop.accumulate, 1) == 0, "loop.accumulate", loop.accumulate, "a divisor of the batch size"),
+            (loop.log_every >= 1, "loop.log_every", loop.log_every, "at least 1"),
+            (loop.sample_every >= 0, "loop.sample_every", loop.sample_every, "0 or more"),
+            (loop.checkpoint_every >= 0, "loop.checkpoint_every", loop.checkpoint_every, "0 or more"),
+            (loop.keep >= 1, "loop.keep", loop.keep, "at least 1"),
+            (optimizer.lr > 0, "optimizer.lr", optimizer.lr, "a positive number"),
+            (optimizer.warmup >= 0, "optimizer.warmup", optimizer.warmup, "0 or more"),
+            (optimizer.t_ref >= 1, "optimizer.t_ref", optimizer.t_ref, "at least 1"),
+            (optimizer.clip is None or optimizer.clip > 0, "optimizer.clip", optimizer.clip, "a positive number"),
+            (0 <= objective.label_dropout < 1, "objective.label_dropout", objective.label_dropout, "in [0, 1)"),
+            (objective.guidance_max >= 1, "objective.guidance_max", objective.guidance_max, "at least 1"),
+            (0 < ema.sigma_rel < 0.28, "ema.sigma_rel", ema.sigma_rel, "in (0, 0.28)"),
+            (ema.halflife_mimg > 0, "ema.halflife_mimg", ema.halflife_mimg, "a positive number"),
+            (0 <= self.network.dropout < 1, "network.dropout", self.network.dropout, "in [0, 1)"),
+        ]  # fmt: skip
+        for fine, name, value, expected in checks:
+            if not fine:
+                raise UserError(f"{name} is {value}; expected {expected}; correct the setting")
+        if objective.kind == "scd" and self.teacher is None:
+            raise UserError("distillation without a teacher; expected a teacher run folder; pass --teacher RUN")
+
+
+def to_dict(config: RunConfig) -> dict[str, Any]:
+    """Plain JSON types; the network carries its name under `kind`."""
+    raw = dataclasses.asdict(config)
+    raw["network"] = {"kind": name_of(config.network), **raw["network"]}
+    return json.loads(json.dumps(raw))
+
+
+def from_dict(raw: dict[str, Any]) -> RunConfig:
+    """Inverse of `to_dict`.
+
+    Raises:
+        UserError: for an unknown network, an unknown setting, or a value of the wrong type.
+    """
+    try:
+        network = dict(raw["network"])
+        config_type = NETWORKS[network.pop("kind")][0]
+        rest = {name: value for name, value in raw.items() if name != "network"}
+        return dataclasses.replace(_build(RunConfig, rest), network=_build(config_type, network))
+    except (KeyError, TypeError, dacite.DaciteError) as error:
+        raise UserError(
+            f"configuration cannot be read ({type(error).__name__}: {error}); expected a config.json written by this "
+            "version of trigflow; use the matching version or start a new run"
+        ) from None
+
+
+def _build(cls: type[T], raw: dict[str, Any]) -> T:
+    return dacite.from_dict(cls, raw, dacite.Config(cast=[tuple], strict=True))

@@ -1,0 +1,112 @@
+"""Metrics of a run: JSON lines, and TensorBoard where it is installed."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trigflow.files import write_text
+
+TIME_BINS = 8
+"""Equal bins of t over [0, pi/2] for figures by time."""
+
+
+class MetricLog:
+    """Appends one JSON object per line to `metrics.jsonl` and mirrors scalars and pictures to TensorBoard.
+
+    Args:
+        folder: the run folder.
+        start: iteration the run (re)starts from; later lines of an interrupted run are dropped.
+    """
+
+    def __init__(self, folder: Path, start: int = 0) -> None:
+        self.path = folder / "metrics.jsonl"
+        if start == 0:
+            write_text(self.path, "")
+        else:
+            write_text(
+                self.path, "".join(f"{json.dumps(m)}\n" for m in read_metrics(folder) if m["iteration"] <= start)
+            )
+        self.file = self.path.open("a", encoding="utf-8")
+        self.board: Any = None
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start or None)  # type: ignore[no-untyped-call]
+        except ImportError:
+            pass  # the JSON lines are complete without it
+
+    def write(self, iteration: int, metrics: dict[str, Any]) -> None:
+        """One line: scalars, and lists for figures by time. What is not finite is written as null."""
+        line = {"iteration": iteration, **{name: _plain(value) for name, value in metrics.items()}}
+        self.file.write(json.dumps(line, allow_nan=False) + "\n")
+        self.file.flush()
+        if self.board is not None:
+            for name, value in metrics.items():
+                values = {f"{name}/{i}": v for i, v in enumerate(value)} if isinstance(value, list) else {name: value}
+                for key, v in values.items():
+                    if isinstance(v, int | float):
+                        self.board.add_scalar(key, v, iteration)
+
+    def picture(self, iteration: int, name: str, pixels: Any) -> None:
+        """A picture `(h, w, c)` uint8 for TensorBoard."""
+        if self.board is not None:
+            self.board.add_image(name, pixels, iteration, dataformats="HWC")
+
+    def close(self) -> None:
+        """Flush and close."""
+        self.file.close()
+        if self.board is not None:
+            self.board.close()
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's `metrics.jsonl`; a last line cut short by a crash is left out."""
+    path = folder / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    metrics = []
+    for line in lines:
+        try:
+            metrics.append(json.loads(line))
+        except ValueError:
+            break
+    return metrics
+
+
+class FigureWindow:
+    """Means of per-sample figures since the last flush, overall and by time bin."""
+
+    def __init__(self) -> None:
+        self.parts: list[dict[str, Tensor]] = []
+
+    def add(self, figures: dict[str, Tensor]) -> None:
+        """Take in figures of shape `(b,)`, `t` among them."""
+        self.parts.append({name: value.cpu() for name, value in figures.items()})
+
+    def flush(self) -> dict[str, Any]:
+        """`name` and `name_by_time` (a list of TIME_BINS means, None where no sample fell) for every figure but t."""
+        if not self.parts:
+            return {}
+        joined = {name: torch.cat([part[name] for part in self.parts]).double() for name in self.parts[0]}
+        self.parts = []
+        bins = (joined.pop("t") / (math.pi / 2) * TIME_BINS).long().clamp(0, TIME_BINS - 1)
+        count = torch.bincount(bins, minlength=TIME_BINS)
+        result: dict[str, Any] = {}
+        for name, value in joined.items():
+            total = torch.bincount(bins, weights=value, minlength=TIME_BINS)
+            result[name] = value.mean().item()
+            result[f"{name}_by_time"] = [
+                (s / n).item() if n else None for s, n in zip(total, count, strict=True)
+            ]  # fmt: skip
+        return result
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return [_plain(v) for v in value] if isinstance(value, list) else value

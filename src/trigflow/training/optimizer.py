@@ -1,0 +1,61 @@
+"""Optimizers and learning-rate schedules, by name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from trigflow.errors import UserError
+from trigflow.training.config import OptimizerConfig
+
+OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "radam": torch.optim.RAdam,
+}
+
+
+def build_optimizer(config: OptimizerConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimizer of a configuration; its learning rate is set before every step from `learning_rate`.
+
+    Raises:
+        UserError: for an unknown name.
+    """
+    if config.name not in OPTIMIZERS:
+        raise UserError(
+            f"unknown optimizer '{config.name}'; expected one of {', '.join(OPTIMIZERS)}; set optimizer.name"
+        )
+    return OPTIMIZERS[config.name](
+        parameters,
+        lr=config.lr,  # type: ignore[call-arg]
+        betas=config.betas,
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+    )
+
+
+def learning_rate(config: OptimizerConfig, iteration: int, iterations: int) -> float:
+    """Learning rate of step `iteration` (from 0) of `iterations`::
+
+        constant       lr
+        inverse_sqrt   lr / sqrt(max(iteration / t_ref, 1))         Lu and Song 2025, appendix; Karras et al. 2024
+        cosine         lr (1 + cos(pi iteration / iterations)) / 2
+
+    times `min(1, (iteration + 1) / warmup)`.
+
+    Raises:
+        UserError: for an unknown schedule.
+    """
+    lr = config.lr
+    if config.schedule == "inverse_sqrt":
+        lr /= math.sqrt(max(iteration / config.t_ref, 1.0))
+    elif config.schedule == "cosine":
+        lr *= 0.5 * (1 + math.cos(math.pi * min(iteration / max(iterations, 1), 1.0)))
+    elif config.schedule != "constant":
+        raise UserError(
+            f"unknown schedule '{config.schedule}'; expected constant, inverse_sqrt or cosine; set optimizer.schedule"
+        )
+    return lr * min(1.0, (iteration + 1) / config.warmup) if config.warmup > 0 else lr

