@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from trigflow.errors import UserError
@@ -78,3 +78,26 @@ def save_images(images: Tensor, folder: str | Path, names: Sequence[str] | None 
     """Every image to its own PNG, `000000.png` onwards or `names`."""
     names = names or [f"{i:06d}.png" for i in range(len(images))]
     return [save_picture(to_picture(image), Path(folder) / name) for image, name in zip(images, names, strict=True)]
+
+
+def label_panels(panels: Mapping[str, Tensor], columns: int = 10, *, across: int = 2) -> Image.Image:
+    """Several grids with a line of text above each, `across` of them side by side, on one white sheet.
+
+    Args:
+        panels: text to images uint8 `(n, c, h, w)`, all of one shape.
+        columns: images per row of each grid.
+        across: grids per row.
+    """
+    grids = {text: make_grid(images, columns).convert("RGB") for text, images in panels.items()}
+    width = max(grid.width for grid in grids.values())
+    height = max(grid.height for grid in grids.values())
+    margin, line = 12, 26
+    rows = math.ceil(len(grids) / across)
+    sheet = Image.new("RGB", (across * (width + margin) + margin, rows * (height + line + margin) + margin), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=17)
+    for i, (text, grid) in enumerate(grids.items()):
+        left = margin + (i % across) * (width + margin)
+        top = margin + (i // across) * (height + line + margin)
+        draw.text((left + 2, top), text, fill="black", font=font)
+        sheet.paste(grid, (left, top + line))
+    return sheet

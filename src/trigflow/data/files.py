@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import posixpath
 import stat
 import zipfile
 import zlib
@@ -39,25 +40,37 @@ def open_files(path: str) -> Iterator[Files]:
     Raises:
         UserError: if it, or a folder in it, cannot be read, or it is neither a folder nor a zip.
     """
+    if os.path.isdir(path):
+        yield Files(path, _list_folder(path), lambda name: _read_file(os.path.join(path, name)))
+        return
+    with _open_zip(path) as archive:
+        members = {_member_name(info): info for info in archive.infolist() if not info.is_dir()}
+        yield Files(path, _visible(members), lambda name: _read_member(archive, members[name]))
+
+
+def _list_folder(path: str) -> tuple[str, ...]:
     try:
-        kind = os.stat(path).st_mode
-        if stat.S_ISDIR(kind):
-            yield Files(path, _visible(_walk(path)), lambda name: _read_file(os.path.join(path, name)))
-            return
-        if not stat.S_ISREG(kind):
-            raise zipfile.BadZipFile("not a regular file")
-        archive = zipfile.ZipFile(path)
+        return _visible(_walk(path))
     except OSError as error:
         raise _unreadable(error.filename or path, error) from error
-    except zipfile.BadZipFile as error:
+
+
+def _open_zip(path: str) -> zipfile.ZipFile:
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise zipfile.BadZipFile("not a regular file")
+        return zipfile.ZipFile(path)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
         raise UserError(
             f"{path!r} is not a readable zip file; expected a folder or a .zip of images; pack or download it again"
         ) from error
-    with archive:
-        members = {
-            info.filename.replace("\\", "/").lstrip("/"): info for info in archive.infolist() if not info.is_dir()
-        }
-        yield Files(path, _visible(members), lambda name: _read_member(archive, members[name]))
+
+
+def _member_name(info: zipfile.ZipInfo) -> str:
+    """The path of a zip entry, as if it had been packed from the root by a tool that writes forward slashes."""
+    return posixpath.normpath(info.filename.replace("\\", "/")).lstrip("/")
 
 
 def _visible(names: Iterable[str]) -> tuple[str, ...]:
@@ -100,12 +113,12 @@ def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
         return archive.read(info)
     except NotImplementedError as error:
         raise UserError(f"{where} is packed in an unknown way; expected stored or deflated; pack it again") from error
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError) as error:
         raise CorruptImageError(info.filename) from error
 
 
 def _unreadable(path: str, error: OSError) -> UserError:
     return UserError(
-        f"cannot read {path!r} ({error.strerror}); expected a file or folder that this user may read; "
+        f"cannot read {path!r} ({error.strerror or error}); expected a file or folder that this user may read; "
         "check the path and its permissions"
     )

@@ -60,7 +60,7 @@ def _labels_from_json(files: Files, images: Sequence[str]) -> tuple[list[int] | 
     if absent:
         raise _bad_json(
             files,
-            f"names {len(absent)} images that are not there, such as {absent[0]!r}",
+            f"names {len(absent)} image(s) not there, such as {absent[0]!r}",
             "paths relative to its own folder",
             "add the images or remove their entries",
         )
@@ -68,7 +68,7 @@ def _labels_from_json(files: Files, images: Sequence[str]) -> tuple[list[int] | 
     if unlisted:
         raise _bad_json(
             files,
-            f"leaves out {len(unlisted)} images, such as {unlisted[0]!r}",
+            f"leaves out {len(unlisted)} image(s), such as {unlisted[0]!r}",
             "one entry an image",
             "add entries for them or remove the images",
         )

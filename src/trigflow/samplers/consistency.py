@@ -88,7 +88,7 @@ def _jump(velocity: VelocityFunction, x_t: Tensor, t: float) -> Tensor:
 def _check(
     noise: Tensor, times: list[float], generator: torch.Generator | None, fresh: Sequence[Tensor] | None
 ) -> None:
-    if not times or not (0 < times[-1] and times[0] <= HALF_PI) or not all(s < t for t, s in pairwise(times)):
+    if not times or not (times[-1] > 0 and times[0] <= HALF_PI) or not all(s < t for t, s in pairwise(times)):
         shown = ", ".join(f"{t:.4g}" for t in times)
         raise UserError(f"times ({shown}); expected one or more decreasing times in (0, pi/2]; use consistency_times")
     if len(times) > 1 and generator is None and fresh is None:

@@ -137,4 +137,3 @@ def per_sample(value: float | Tensor, x: Tensor, dtype: torch.dtype, what: str) 
             f"pass one per sample"
         )
     return value.to(device=x.device, dtype=dtype).expand(batch)
-

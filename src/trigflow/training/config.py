@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import dacite
+import tyro
 
 from trigflow.errors import UserError
 from trigflow.networks import NETWORKS, MLPConfig, UNetConfig, name_of
@@ -21,13 +22,13 @@ T = TypeVar("T")
 class DataConfig:
     """Where the images come from and how they become tensors."""
 
-    source: str = "digits"
+    source: Annotated[str, tyro.conf.arg(aliases=["--data"])] = "digits"
     """digits, mnist, or the path of a folder or zip of images."""
-    resize: int | None = None
+    resize: Annotated[int | None, tyro.conf.arg(aliases=["--resize"])] = None
     """Scale and crop every image to N x N."""
     channels: int | None = None
     """Force 1 (grayscale) or 3 (RGB)."""
-    skip_corrupt: bool = False
+    skip_corrupt: Annotated[bool, tyro.conf.arg(aliases=["--skip-corrupt"])] = False
     """Leave out images that cannot be decoded instead of stopping."""
     flip: bool = False
     """Mirror half of the images horizontally while training."""
@@ -95,9 +96,9 @@ class EMAConfig:
 class LoopConfig:
     """The training loop."""
 
-    iterations: int = 10_000
+    iterations: Annotated[int, tyro.conf.arg(aliases=["--iterations"])] = 10_000
     """Optimizer steps."""
-    batch_size: int = 128
+    batch_size: Annotated[int, tyro.conf.arg(aliases=["--batch-size"])] = 128
     """Samples per optimizer step."""
     accumulate: int = 1
     """Parts the batch is split into, one backward pass each."""
@@ -107,7 +108,7 @@ class LoopConfig:
     """cpu, cuda, cuda:1, ...; auto takes CUDA where there is one."""
     channels_last: bool = False
     """Keep images channels-last: convolutions are often faster."""
-    seed: int = 0
+    seed: Annotated[int, tyro.conf.arg(aliases=["--seed"])] = 0
     """Everything random in the run derives from it."""
     log_every: int = 50
     """Iterations between lines of metrics."""

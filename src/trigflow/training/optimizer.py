@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -28,13 +29,15 @@ def build_optimizer(config: OptimizerConfig, parameters: Iterable[nn.Parameter])
         raise UserError(
             f"unknown optimizer '{config.name}'; expected one of {', '.join(OPTIMIZERS)}; set optimizer.name"
         )
-    return OPTIMIZERS[config.name](
-        parameters,
-        lr=config.lr,  # type: ignore[call-arg]
-        betas=config.betas,
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-    )
+    settings: dict[str, Any] = {
+        "lr": config.lr,
+        "betas": config.betas,
+        "eps": config.eps,
+        "weight_decay": config.weight_decay,
+    }
+    if config.name != "radam":  # RAdam has no fused implementation
+        settings["fused"] = True
+    return OPTIMIZERS[config.name](parameters, **settings)
 
 
 def learning_rate(config: OptimizerConfig, iteration: int, iterations: int) -> float:

@@ -1,0 +1,289 @@
+"""A trained model: a network with everything needed to draw from it, saved as one folder.
+
+    config.json            the resolved configuration of the run
+    model.json             kind, image shape, classes, normalization, sampling times
+    network.safetensors    averaged weights
+
+Any run folder (of `train`, `distill` or `demo`) holds these three, so any of them can be loaded, sampled and evaluated.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from trigflow import samplers
+from trigflow.data import ImageDataset, Normalization, check_labels, derive_seed
+from trigflow.errors import UserError
+from trigflow.files import read_json, read_tensors, write_json, write_tensors
+from trigflow.networks import UNetConfig, build
+from trigflow.training.checkpoint import load_weights
+from trigflow.training.config import RunConfig, from_dict, to_dict
+
+NOISE_BLOCK = 64
+"""Samples that share one noise generator; makes the noise of sample i independent of batch and total size."""
+
+
+@dataclass
+class Model:
+    """A network and what belongs to it.
+
+    Attributes:
+        network: `F(x_t / sd, t, label, guidance)`, in eval mode.
+        config: configuration of the run that made it.
+        kind: `diffusion` (drawn by solving the PF-ODE) or `consistency` (drawn in one or a few evaluations).
+        shape: `(c, h, w)` of one image.
+        class_names: names of the classes, empty for an unconditional model.
+        normalization: bytes to x0 and back.
+        times: sampling times of a consistency model by number of steps, where a search has found better than the default.
+    """
+
+    network: nn.Module
+    config: RunConfig
+    kind: Literal["diffusion", "consistency"]
+    shape: tuple[int, int, int]
+    class_names: tuple[str, ...]
+    normalization: Normalization
+    times: dict[int, tuple[float, ...]] = field(default_factory=dict)
+
+    @property
+    def num_classes(self) -> int:
+        """Classes of a class-conditional network, 0 for an unconditional one."""
+        return self.config.network.conditioning.num_classes
+
+    @property
+    def takes_guidance(self) -> bool:
+        """Whether the guidance scale is an input of the network."""
+        return bool(getattr(self.network, "takes_guidance", False))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.network.parameters()).device
+
+    def velocity(self, label: Tensor | None = None, guidance: float | Tensor = 1.0) -> samplers.VelocityFunction:
+        """The velocity function `v(x_t, t)` for these labels `(b,)` and this guidance scale, one number or `(b,)`.
+
+        A consistency model that was distilled with guidance takes the scale as an input; a diffusion model uses
+        classifier-free guidance, at two evaluations a call unless the scale is 1.
+
+        Raises:
+            UserError: for guidance on a model that has none.
+        """
+        process = self.config.process
+        if self.takes_guidance:
+            highest = self.config.objective.guidance_max
+            if not bool(((g := torch.as_tensor(guidance)) >= 1).all() and (g <= highest).all()):
+                raise UserError(
+                    f"guidance {guidance}; expected a scale in [1, {highest}], the range this model was distilled for; "
+                    "change --guidance"
+                )
+            return samplers.network_velocity(self.network, process, label, guidance)
+        if bool((torch.as_tensor(guidance) == 1).all()):
+            return samplers.network_velocity(self.network, process, label)
+        if self.kind == "consistency" or label is None:
+            raise UserError(
+                f"guidance {guidance} for a model without guidance; expected 1, or a class-conditional diffusion model, or a "
+                "student distilled with objective.guidance_max above 1; drop --guidance"
+            )
+        return samplers.guided_velocity(self.network, process, label, guidance)
+
+    def default_steps(self) -> int:
+        """2 for a consistency model; 18 for a diffusion model (35 evaluations of Heun)."""
+        return 2 if self.kind == "consistency" else 18
+
+    @torch.no_grad()
+    def sample(
+        self,
+        num: int = 16,
+        *,
+        steps: int | None = None,
+        labels: int | Sequence[int] | Tensor | None = None,
+        guidance: float = 1.0,
+        seed: int = 0,
+        solver: str = "heun",
+        times: Sequence[float] | None = None,
+        batch_size: int = 256,
+        progress: bool = False,
+    ) -> Tensor:
+        """Draw images.
+
+        The same seed gives the same starting noise for sample i, whatever `num`, `batch_size` and the model, so teacher and
+        student can be compared image by image.
+
+        Args:
+            num: how many.
+            steps: evaluations of a consistency model, or solver steps of a diffusion model; see `default_steps`.
+            labels: one class, or one per sample, repeated as needed; by default the classes in turn. None for an
+                unconditional model.
+            guidance: guidance scale; 1 for none.
+            seed: of all noise.
+            solver: for a diffusion model: heun, dpm2s, dpm++2m or ddim.
+            times: sampling times of a consistency model, instead of `steps`.
+            batch_size: samples per call of the network.
+            progress: draw a progress bar on stderr.
+
+        Returns:
+            uint8 `(num, c, h, w)`, on the CPU.
+
+        Raises:
+            UserError: for numbers out of range, labels the model does not know, guidance it does not have.
+        """
+        if num < 1 or batch_size < 1:
+            raise UserError(f"{num} samples in batches of {batch_size}; expected at least 1; raise --num")
+        draw = self._sampler(steps, solver, times)
+        chosen = self._labels(labels, num)
+        images = []
+        bar = tqdm(total=num, desc="sampling", unit="img", disable=not progress)
+        for start in range(0, num, batch_size):
+            stop = min(start + batch_size, num)
+            label = None if chosen is None else chosen[start:stop].to(self.device)
+            noise = functools.partial(self.noise, seed, start=start, stop=stop)
+            x0 = draw(self.velocity(label, guidance), lambda k, noise=noise: noise(k).to(self.device))
+            images.append(self.normalization.decode(x0).cpu())
+            bar.update(stop - start)
+        bar.close()
+        return torch.cat(images)
+
+    def noise(self, seed: int, k: int, start: int, stop: int) -> Tensor:
+        """Noise `N(0, sd^2 I)` of samples start ... stop - 1 for the k-th draw (0: initial; later: fresh noise)."""
+        blocks = []
+        for block in range(start // NOISE_BLOCK, (stop - 1) // NOISE_BLOCK + 1):
+            generator = torch.Generator().manual_seed(derive_seed(seed, "noise", k, block))
+            blocks.append(torch.randn(NOISE_BLOCK, *self.shape, generator=generator))
+        offset = start % NOISE_BLOCK
+        return self.config.process.sigma_data * torch.cat(blocks)[offset : offset + stop - start]
+
+    def _sampler(
+        self, steps: int | None, solver: str, times: Sequence[float] | None
+    ) -> Callable[[samplers.VelocityFunction, Callable[[int], Tensor]], Tensor]:
+        """A function of (velocity, noise source) that draws one batch."""
+        process = self.config.process
+        steps = self.default_steps() if steps is None else steps
+        if self.kind == "diffusion":
+            if times is not None:
+                raise UserError("sampling times for a diffusion model; expected a consistency model; use steps instead")
+            solve, grid = samplers.get_solver(solver), samplers.sigma_grid(process, steps)
+            return lambda velocity, noise: solve(velocity, noise(0), grid)
+        if times is None:
+            times = self.times.get(steps) or samplers.consistency_times(process, steps)
+        schedule = tuple(times)
+
+        def draw(velocity: samplers.VelocityFunction, noise: Callable[[int], Tensor]) -> Tensor:
+            fresh = [noise(k) for k in range(1, len(schedule))]
+            return samplers.consistency_sample(velocity, process, noise(0), schedule, fresh=fresh)
+
+        return draw
+
+    def _labels(self, labels: int | Sequence[int] | Tensor | None, num: int) -> Tensor | None:
+        if self.num_classes == 0:
+            if labels is not None:
+                raise UserError("labels for an unconditional model; expected none; drop --labels")
+            return None
+        chosen = torch.arange(self.num_classes) if labels is None else torch.as_tensor(labels, dtype=torch.int64)
+        chosen = chosen.reshape(-1)
+        if not len(chosen):
+            raise UserError("an empty list of labels; expected at least one class; name a class or drop --labels")
+        check_labels(chosen, self.num_classes)
+        return chosen.repeat(-(-num // len(chosen)))[:num]
+
+    # Files ---------------------------------------------------------------------------------------------------------
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the three files of a model folder; each appears whole or not at all, the weights first."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_tensors(folder / "network.safetensors", self.network.state_dict())
+        write_json(folder / "config.json", to_dict(self.config))
+        write_json(folder / "model.json", self.description())
+        return folder
+
+    def description(self) -> dict[str, Any]:
+        """The content of `model.json`."""
+        return {
+            "kind": self.kind,
+            "shape": list(self.shape),
+            "class_names": list(self.class_names),
+            "normalization": self.normalization.state(),
+            "times": {str(steps): list(times) for steps, times in self.times.items()},
+        }
+
+
+def load(folder: str | Path, device: str | torch.device | None = None) -> Model:
+    """The model of a run folder, with its averaged weights.
+
+    Args:
+        folder: a folder written by `trigflow train`, `distill`, `demo`, or `Model.save`.
+        device: where to put it; CUDA where there is one, otherwise the CPU.
+
+    Raises:
+        UserError: when the folder or a file is missing, damaged, or the weights belong to another network.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"run folder '{folder}' does not exist; expected a folder written by trigflow; check the path")
+    if not (folder / "model.json").is_file():
+        raise UserError(
+            f"'{folder}' holds no model.json; expected a folder written by trigflow train, distill or demo; "
+            "check the path, or let the run finish"
+        )
+    config = from_dict(read_json(folder / "config.json", "configuration"))
+    raw = read_json(folder / "model.json", "model description")
+    try:
+        kind: Literal["diffusion", "consistency"] = "diffusion" if raw["kind"] == "diffusion" else "consistency"
+        c, h, w = (int(size) for size in raw["shape"])
+        normalization = Normalization.from_state(raw["normalization"])
+        names = tuple(str(name) for name in raw["class_names"])
+        times = {int(steps): tuple(float(t) for t in ts) for steps, ts in raw["times"].items()}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"'{folder / 'model.json'}' cannot be used ({type(error).__name__}: {error}); expected a file written by trigflow; "
+            "restore it from the run"
+        ) from None
+    network = build(config.network, config.process.sigma_data)
+    load_weights(network, read_tensors(folder / "network.safetensors", "weights"), f"'{folder}'")
+    network.eval().requires_grad_(False).to(resolve_device(device))
+    return Model(network, config, kind, (c, h, w), names, normalization, times)
+
+
+def resolve_device(device: str | torch.device | None) -> torch.device:
+    """`auto` or None: CUDA where there is one, otherwise the CPU; else the named device.
+
+    Raises:
+        UserError: for a device that does not exist here.
+    """
+    if device is None or device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(
+            f"device '{device}' cannot be used ({str(error).splitlines()[0]}); expected cpu, cuda or auto; change loop.device"
+        ) from None
+    return found
+
+
+def fit_network(config: RunConfig, dataset: ImageDataset) -> RunConfig:
+    """The configuration with the network's channels and classes taken from the data.
+
+    Raises:
+        UserError: when a U-Net is not what the configuration asks for: images need one.
+    """
+    if not isinstance(config.network, UNetConfig):
+        raise UserError("an MLP for images; expected the U-Net; set the network to unet")
+    conditioning = dataclasses.replace(
+        config.network.conditioning,
+        num_classes=dataset.num_classes if dataset.num_classes > 1 else 0,
+        takes_guidance=config.objective.kind == "scd" and config.objective.guidance_max > 1,
+    )
+    network = dataclasses.replace(config.network, channels=dataset.channels, conditioning=conditioning)
+    return dataclasses.replace(config, network=network)

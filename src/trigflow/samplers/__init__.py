@@ -1,0 +1,43 @@
+"""Drawing samples: solvers of the probability-flow ODE for teachers, few-step sampling for consistency models.
+
+A sampler is a function of (velocity, x, times); `network_velocity` and `guided_velocity` make the first from a network,
+`TrigFlow.sample_noise` the second, `sigma_grid` and `consistency_times` the third.
+"""
+
+from trigflow.samplers.consistency import consistency_sample, consistency_times
+from trigflow.samplers.grid import sigma_grid
+from trigflow.samplers.guidance import Network, VelocityFunction, guided_velocity, network_velocity
+from trigflow.samplers.ode import (
+    SOLVERS,
+    Solver,
+    ddim,
+    dpm_solver_2s,
+    dpm_solver_pp_2m,
+    get_solver,
+    heun,
+    nfe,
+    steps_for_nfe,
+)
+from trigflow.samplers.schedule import ScheduleSearch, Trial, search_times
+
+__all__ = [
+    "SOLVERS",
+    "Network",
+    "ScheduleSearch",
+    "Solver",
+    "Trial",
+    "VelocityFunction",
+    "consistency_sample",
+    "consistency_times",
+    "ddim",
+    "dpm_solver_2s",
+    "dpm_solver_pp_2m",
+    "get_solver",
+    "guided_velocity",
+    "heun",
+    "network_velocity",
+    "nfe",
+    "search_times",
+    "sigma_grid",
+    "steps_for_nfe",
+]

@@ -1,0 +1,181 @@
+"""What to do with a function that has no rule: refuse, take apart, or differentiate by `torch.func.jvp`."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from trigflow.tangent.dual import HANDLERS, Dual, Handler, has_dual, no_grad, pair, strip
+from trigflow.tangent.errors import TangentError, error, function_name
+from trigflow.tangent.table import NAMES
+
+_IN_PLACE = frozenset(f"__i{name}__" for name in "add sub mul truediv div floordiv mod pow matmul and or xor".split())
+_CHECKS = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
+
+
+def resolve(func: Any) -> Handler:
+    """The handler of a function met for the first time, entered into the table for the next."""
+    handler = _find(func)
+    HANDLERS[func] = handler
+    return handler
+
+
+def _find(func: Any) -> Handler:
+    name = getattr(func, "__name__", "")
+    if isinstance(func, torch._ops.OpOverload):
+        name = func._schema.name.split("::")[-1]
+    if name == "__setitem__" or name in _IN_PLACE or (name.endswith("_") and not name.endswith("__")):
+        return in_place
+    if isinstance(func, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
+        known = str(func).startswith("aten") or "aten::" in str(getattr(func, "_qualified_op_name", ""))
+        if known and name in NAMES:
+            return NAMES[name]
+    body = _body(func)
+    return fallback if body is None else decomposed(body)
+
+
+def _body(func: Any) -> Any:
+    """A Python-level torch function without its first question "is one of my arguments no tensor?".
+
+    Such a function asks `has_torch_function` once, at its top, and hands itself to `__torch_function__`. A copy to which
+    the answer is always no runs its body, whose inner calls meet the rules one by one.
+    """
+    if isinstance(getattr(func, "__wrapped__", None), types.FunctionType):
+        return func.__wrapped__
+    if not isinstance(func, types.FunctionType) or not any(check in func.__code__.co_names for check in _CHECKS):
+        return None
+    scope = {**func.__globals__, **{check: _never for check in _CHECKS}}
+    copy = types.FunctionType(func.__code__, scope, func.__name__, func.__defaults__, func.__closure__)
+    copy.__kwdefaults__ = func.__kwdefaults__
+    return copy
+
+
+def _never(*args: Any) -> bool:
+    return False
+
+
+def decomposed(body: Any) -> Handler:
+    """Handler that runs the body of a Python-level function on the duals."""
+
+    def run_body(func: Any, *args: Any, **kwargs: Any) -> Any:
+        return body(*args, **kwargs)
+
+    return run_body
+
+
+def unsupported(func: Any, why: str) -> TangentError:
+    """The error for a function that cannot carry a tangent."""
+    return error(
+        f"{function_name(func)} cannot carry a tangent: {why}",
+        "expected a function with a derivative rule or a forward derivative in PyTorch",
+        "replace it by differentiable torch functions, or .detach() its input if a zero tangent is meant",
+    )
+
+
+def in_place(func: Any, *args: Any, **kwargs: Any) -> Any:
+    """Writing into a tensor that others may share would leave their tangents behind."""
+    name = function_name(func)
+    raise error(
+        f"{name} writes a tangent in place, where it would be lost",
+        "expected a function that returns its result",
+        "use the form without the underscore, x = x + y for x += y, torch.where or torch.cat for x[i] = y",
+    )
+
+
+def fallback(func: Any, *args: Any, **kwargs: Any) -> Any:
+    """Primal by `func` itself, tangent by `torch.func.jvp` of this one function.
+
+    It costs one more forward of `func`. A function that draws random numbers sees the same draws both times.
+    """
+    leaves, tree = pytree.tree_flatten((args, kwargs))
+    places = [i for i, leaf in enumerate(leaves) if type(leaf) is Dual]
+    if not places:
+        return func(*args, **kwargs)
+    plain = strip(leaves)
+    a, k = pytree.tree_unflatten(plain, tree)
+    generators = [leaf for leaf in plain if isinstance(leaf, torch.Generator)]
+    with replayed_draws(plain[places[0]].device, generators) as draws:
+        primal = func(*a, **k)
+        outputs = [leaf for leaf in pytree.tree_leaves(primal) if isinstance(leaf, Tensor)]
+        if not any(leaf.is_floating_point() or leaf.is_complex() for leaf in outputs):
+            return primal
+        draws.rewind()
+
+        def again(*inputs: Tensor) -> Any:
+            values = list(plain)
+            for i, value in zip(places, inputs, strict=True):
+                values[i] = value
+            a, k = pytree.tree_unflatten(values, tree)
+            return func(*a, **k)
+
+        try:
+            with no_grad():
+                second, tangent = torch.func.jvp(
+                    again,
+                    tuple(leaves[i].primal.detach() for i in places),
+                    tuple(leaves[i].tangent for i in places),
+                )
+        except TangentError:
+            raise
+        except Exception as reason:
+            first = str(reason).strip().split("\n")[0][:200]
+            raise unsupported(func, f"it has no rule, and PyTorch says '{first}'") from reason
+        if draws.used and not _same(primal, second):
+            raise unsupported(func, "it has no rule and does not repeat its random draws")
+    return pair(primal, tangent)
+
+
+def _same(a: Any, b: Any) -> bool:
+    pairs = zip(pytree.tree_leaves(a), pytree.tree_leaves(b), strict=True)
+    return all(torch.allclose(x, y, rtol=1e-3, atol=1e-5, equal_nan=True) for x, y in pairs if isinstance(x, Tensor))
+
+
+class Draws:
+    """States of the random generators that a function may draw from."""
+
+    def __init__(self, device: torch.device, generators: list[torch.Generator]) -> None:
+        self.generators = [torch.default_generator, *generators]
+        if device.type == "cuda":
+            index = torch.cuda.current_device() if device.index is None else device.index
+            self.generators.append(torch.cuda.default_generators[index])
+        self.before = self._states()
+        self.after: list[Tensor] | None = None
+        self.used = False
+
+    def _states(self) -> list[Tensor]:
+        return [g.get_state() for g in self.generators]
+
+    def _set(self, states: list[Tensor]) -> None:
+        for generator, state in zip(self.generators, states, strict=True):
+            generator.set_state(state)
+
+    def rewind(self) -> None:
+        """Back to where the states were at the start."""
+        self.after = self._states()
+        self.used = any(not torch.equal(x, y) for x, y in zip(self.before, self.after, strict=True))
+        if self.used:
+            self._set(self.before)
+
+    def finish(self) -> None:
+        """On to where a single run would have left them."""
+        if self.used and self.after is not None:
+            self._set(self.after)
+
+
+@contextmanager
+def replayed_draws(device: torch.device, generators: list[torch.Generator]) -> Iterator[Draws]:
+    """Let a function run twice on the same random draws, leaving the generators as after one run."""
+    draws = Draws(device, generators)
+    try:
+        yield draws
+    finally:
+        draws.finish()
+
+
+__all__ = ["decomposed", "fallback", "has_dual", "in_place", "replayed_draws", "resolve", "unsupported"]

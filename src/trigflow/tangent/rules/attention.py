@@ -1,0 +1,57 @@
+"""Scaled dot-product attention: primal by PyTorch's own kernels, tangent by trigflow.tangent.attention."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from trigflow.tangent.attention import attention
+from trigflow.tangent.dispatch import replayed_draws, unsupported
+from trigflow.tangent.dual import Dual, no_grad, pair, strip
+from trigflow.tangent.table import register
+
+
+def scaled_dot_product_attention(
+    func: Any,
+    query: Any,
+    key: Any,
+    value: Any,
+    attn_mask: Any = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Any:
+    """The primal keeps the fast backward of PyTorch's kernels; the tangent never touches the graph."""
+    q, k, v, mask = strip((query, key, value, attn_mask))
+    settings: dict[str, Any] = {"scale": scale, "enable_gqa": enable_gqa}
+    dropped = None
+    if dropout_p == 0:
+        primal = func(q, k, v, mask, 0.0, is_causal, **settings)
+    else:
+        with replayed_draws(q.device, []) as draws:
+            primal = func(q, k, v, mask, dropout_p, is_causal, **settings)
+            draws.rewind()
+            with no_grad():
+                again, dropped = torch.ops.aten._scaled_dot_product_attention_math(
+                    q, k, v, mask, dropout_p, is_causal, **settings
+                )
+                if not torch.allclose(again, primal, rtol=1e-3, atol=1e-5, equal_nan=True):
+                    raise unsupported(func, "the dropout mask of this attention kernel cannot be drawn again")
+    with no_grad():
+        dq, dk, dv, dmask = (t.tangent if type(t) is Dual else None for t in (query, key, value, attn_mask))
+        tangent = attention(
+            *(q, k, v, dq, dk, dv),
+            mask=mask,
+            dmask=dmask,
+            causal=is_causal,
+            scale=scale,
+            grouped=enable_gqa,
+            dropped=dropped,
+        )
+        return pair(primal, tangent)
+
+
+register(scaled_dot_product_attention, "scaled_dot_product_attention")

@@ -1,0 +1,169 @@
+"""Elementwise functions: the tangent is the derivative times the incoming tangent.
+
+A derivative of an elementwise function is a diagonal matrix, so PyTorch's own backward kernels, which compute
+`grad * f'(x)` in one pass over memory, are the tangent kernels as well.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trigflow.tangent.dual import Dual, Handler, no_grad, pair
+from trigflow.tangent.table import register
+
+aten = torch.ops.aten
+_threshold = aten.threshold_backward.default
+_silu = aten.silu_backward.default
+_gelu = aten.gelu_backward.default
+_sigmoid = aten.sigmoid_backward.default
+_tanh = aten.tanh_backward.default
+_leaky_relu = aten.leaky_relu_backward.default
+_elu = aten.elu_backward.default
+_softplus = aten.softplus_backward.default
+_hardtanh = aten.hardtanh_backward.default
+_log_sigmoid = aten.log_sigmoid_backward.default
+
+Derivative = Callable[..., Tensor]
+
+
+def unary(derivative: Derivative) -> Handler:
+    """Handler of `y = f(x, settings)` from `derivative(x, y, dx, settings) -> dy`.
+
+    Where f computes in another precision than that of x (autocast), the derivative does as well. Complex numbers,
+    for which most of the formulas below do not hold, are left to the fallback.
+    """
+
+    def handler(func: Any, input: Any, *args: Any, **kwargs: Any) -> Any:
+        x, dx = input.primal, input.tangent
+        if x.is_complex() or any(type(a) is Dual for a in args):
+            from trigflow.tangent.dispatch import fallback
+
+            return fallback(func, input, *args, **kwargs)
+        y = func(x, *args, **kwargs)
+        with no_grad():
+            if y.dtype != x.dtype:
+                x, dx = x.to(y.dtype), dx.to(y.dtype)
+            return pair(y, derivative(x, y, dx, *args, **kwargs))
+
+    return handler
+
+
+def _log_sigmoid_tangent(x: Tensor, y: Tensor, dx: Tensor) -> Tensor:
+    # The CPU kernel wants exp(-|x|), which its forward keeps; the CUDA kernel ignores the buffer.
+    return _log_sigmoid(dx, x, torch.exp(-x.abs()) if x.device.type == "cpu" else x)
+
+
+def _celu(x: Tensor, y: Tensor, dx: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:
+    return _elu(dx, alpha, 1.0, 1.0 / alpha, False, x)
+
+
+def _selu(x: Tensor, y: Tensor, dx: Tensor, inplace: bool = False) -> Tensor:
+    return _elu(dx, 1.6732632423543772848170429916717, 1.0507009873554804934193349852946, 1.0, False, x)
+
+
+def _relu(x: Tensor, y: Tensor, dx: Tensor, inplace: bool = False) -> Tensor:
+    return _threshold(dx, y, 0)
+
+
+def _nan_to_num(x: Tensor, y: Tensor, dx: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return torch.where(x.isfinite(), dx, 0.0)
+
+
+def _polygamma_like(x: Tensor, y: Tensor, dx: Tensor) -> Tensor:
+    return dx * torch.digamma(x)
+
+
+TABLE: dict[str, Derivative] = {
+    # exponentials and logarithms
+    "exp": lambda x, y, dx: dx * y,
+    "exp2": lambda x, y, dx: (dx * y).mul_(math.log(2)),
+    "expm1": lambda x, y, dx: torch.addcmul(dx, dx, y),
+    "log": lambda x, y, dx: dx / x,
+    "log2": lambda x, y, dx: (dx / x).mul_(1 / math.log(2)),
+    "log10": lambda x, y, dx: (dx / x).mul_(1 / math.log(10)),
+    "log1p": lambda x, y, dx: dx / (x + 1),
+    # trigonometry
+    "sin": lambda x, y, dx: torch.cos(x).mul_(dx),
+    "cos": lambda x, y, dx: torch.sin(x).neg_().mul_(dx),
+    "tan": lambda x, y, dx: torch.addcmul(dx, dx * y, y),
+    "asin": lambda x, y, dx: dx * torch.rsqrt(1 - x * x),
+    "acos": lambda x, y, dx: -dx * torch.rsqrt(1 - x * x),
+    "atan": lambda x, y, dx: dx / (x * x).add_(1),
+    "sinh": lambda x, y, dx: torch.cosh(x).mul_(dx),
+    "cosh": lambda x, y, dx: torch.sinh(x).mul_(dx),
+    "asinh": lambda x, y, dx: dx * torch.rsqrt((x * x).add_(1)),
+    "acosh": lambda x, y, dx: dx * torch.rsqrt((x * x).sub_(1)),
+    "atanh": lambda x, y, dx: dx / (1 - x * x),
+    "deg2rad": lambda x, y, dx: dx * (math.pi / 180),
+    "rad2deg": lambda x, y, dx: dx * (180 / math.pi),
+    # powers
+    "sqrt": lambda x, y, dx: dx / (2 * y),
+    "rsqrt": lambda x, y, dx: (dx * y).mul_(y).mul_(y).mul_(-0.5),
+    "square": lambda x, y, dx: (dx * x).mul_(2),
+    "reciprocal": lambda x, y, dx: (dx * y).mul_(y).neg_(),
+    "abs": lambda x, y, dx: torch.sgn(x).mul_(dx),
+    # error functions
+    "erf": lambda x, y, dx: (-x * x).exp_().mul_(dx).mul_(2 / math.sqrt(math.pi)),
+    "erfc": lambda x, y, dx: (-x * x).exp_().mul_(dx).mul_(-2 / math.sqrt(math.pi)),
+    "erfinv": lambda x, y, dx: (y * y).exp_().mul_(dx).mul_(math.sqrt(math.pi) / 2),
+    "lgamma": _polygamma_like,
+    # activations
+    "sigmoid": lambda x, y, dx: _sigmoid(dx, y),
+    "tanh": lambda x, y, dx: _tanh(dx, y),
+    "silu": lambda x, y, dx, inplace=False: _silu(dx, x),
+    "gelu": lambda x, y, dx, approximate="none": _gelu(dx, x, approximate=approximate),
+    "relu": _relu,
+    "relu6": lambda x, y, dx, inplace=False: _hardtanh(dx, x, 0.0, 6.0),
+    "leaky_relu": lambda x, y, dx, negative_slope=0.01, inplace=False: _leaky_relu(dx, x, negative_slope, False),
+    "elu": lambda x, y, dx, alpha=1.0, inplace=False: _elu(dx, alpha, 1.0, 1.0, False, x),
+    "celu": _celu,
+    "selu": _selu,
+    "softplus": lambda x, y, dx, beta=1, threshold=20: _softplus(dx, x, beta, threshold),
+    "mish": lambda x, y, dx, inplace=False: aten.mish_backward.default(dx, x),
+    "logsigmoid": _log_sigmoid_tangent,
+    "hardtanh": lambda x, y, dx, min_val=-1.0, max_val=1.0, inplace=False: _hardtanh(dx, x, min_val, max_val),
+    "hardswish": lambda x, y, dx, inplace=False: aten.hardswish_backward.default(dx, x),
+    "hardsigmoid": lambda x, y, dx, inplace=False: aten.hardsigmoid_backward.default(dx, x),
+    "softshrink": lambda x, y, dx, lambd=0.5: aten.softshrink_backward.default(dx, x, lambd),
+    "hardshrink": lambda x, y, dx, lambd=0.5: aten.hardshrink_backward.default(dx, x, lambd),
+    "softsign": lambda x, y, dx: dx / (x.abs() + 1).square_(),
+    "tanhshrink": lambda x, y, dx: (dx * torch.tanh(x).square_()),
+    "threshold": lambda x, y, dx, threshold, value, inplace=False: _threshold(dx, x, threshold),
+    "logit": lambda x, y, dx, eps=None: aten.logit_backward.default(dx, x, eps),
+    "nan_to_num": _nan_to_num,
+    "glu": lambda x, y, dx, dim=-1: aten.glu_jvp.default(y, x, dx, dim),
+    "frac": lambda x, y, dx: dx,
+}
+
+ALIASES = {
+    "absolute": "abs",
+    "arcsin": "asin",
+    "arccos": "acos",
+    "arctan": "atan",
+    "arcsinh": "asinh",
+    "arccosh": "acosh",
+    "arctanh": "atanh",
+    "log_sigmoid": "logsigmoid",
+}
+SPECIAL = {
+    "special.expit": "sigmoid",
+    "special.exp2": "exp2",
+    "special.expm1": "expm1",
+    "special.log1p": "log1p",
+    "special.erf": "erf",
+    "special.erfc": "erfc",
+    "special.erfinv": "erfinv",
+    "special.gammaln": "lgamma",
+    "special.logit": "logit",
+    "Tensor.__abs__": "abs",
+}
+
+for _name, _derivative in TABLE.items():
+    register(unary(_derivative), _name)
+for _alias, _name in {**ALIASES, **SPECIAL}.items():
+    register(unary(TABLE[_name]), _alias)

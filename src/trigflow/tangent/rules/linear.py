@@ -1,0 +1,119 @@
+"""Products: functions linear in each tensor argument on its own.
+
+`d f(a, b) = f(da, b) + f(a, db)`; a bias or an added term goes along by itself.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trigflow.tangent.dual import Dual, Handler, no_grad, pair, strip
+from trigflow.tangent.table import register
+
+
+def product(func: Any, *args: Any, **kwargs: Any) -> Any:
+    """`f(a, b, ...)`: one term per argument that carries a tangent."""
+    if kwargs:
+        args, kwargs = _by_position(args, kwargs)
+    primals = strip(args)
+    primal = func(*primals, **kwargs)
+    tangent = None
+    with no_grad():
+        for i, a in enumerate(args):
+            if type(a) is Dual:
+                term = func(*primals[:i], a.tangent, *primals[i + 1 :], **kwargs)
+                tangent = term if tangent is None else add_to(tangent, term)
+    return pair(primal, tangent)
+
+
+def add_to(total: Tensor, term: Tensor) -> Tensor:
+    """`total + term`, into the memory of `total`, a fresh tensor, where the shapes allow."""
+    return total.add_(term) if total.shape == term.shape and total.dtype == term.dtype else total + term
+
+
+def _by_position(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Tensors given by keyword (`torch.mul(input=x, other=y)`) put first, in the order of every torch product."""
+    order = ("input", "self", "other", "mat2", "vec", "vec2", "tensor2")
+    named = [k for k in order if k in kwargs]
+    return (*args, *[kwargs[k] for k in named]), {k: v for k, v in kwargs.items() if k not in named}
+
+
+def affine(bias_shape: Any) -> Handler:
+    """`f(x, weight, bias, settings)`, the product of x and weight plus a bias.
+
+    Args:
+        bias_shape: `bias_shape(out)` is the shape in which the bias is added to the output.
+    """
+
+    def handler(func: Any, input: Any, weight: Any, bias: Any = None, *args: Any, **kwargs: Any) -> Any:
+        x, w, b = strip(input), strip(weight), strip(bias)
+        primal = func(x, w, b, *args, **kwargs)
+        tangent = None
+        with no_grad():
+            db = bias.tangent if type(bias) is Dual else None
+            if type(input) is Dual:
+                tangent = func(input.tangent, w, None, *args, **kwargs)
+            if type(weight) is Dual:
+                term = func(x, weight.tangent, None, *args, **kwargs)
+                tangent = term if tangent is None else tangent.add_(term)
+            if db is not None:
+                db = db.reshape(bias_shape(primal)).to(primal.dtype)
+                tangent = db.expand(primal.shape) if tangent is None else tangent.add_(db)
+        return pair(primal, tangent)
+
+    return handler
+
+
+def _channels(spatial: int) -> Any:
+    return lambda out: (-1, *[1] * spatial)
+
+
+def einsum(func: Any, equation: Any, *operands: Any) -> Any:
+    """`torch.einsum`, linear in every operand."""
+    if len(operands) == 1 and isinstance(operands[0], (tuple, list)):
+        operands = tuple(operands[0])
+    if not isinstance(equation, str):
+        from trigflow.tangent.dispatch import fallback
+
+        return fallback(func, equation, *operands)
+    return product(lambda *tensors: func(equation, *tensors), *operands)
+
+
+def added_product(func: Any, input: Any, a: Any, b: Any, *, beta: Any = 1, alpha: Any = 1) -> Any:
+    """`beta input + alpha (a b)`: addmm, baddbmm, addmv, addr, addbmm."""
+    primal = func(strip(input), strip(a), strip(b), beta=beta, alpha=alpha)
+    terms = []
+    with no_grad():
+        zero = torch.zeros((), dtype=primal.dtype, device=primal.device).expand(strip(input).shape)
+        if type(a) is Dual:
+            terms.append(func(zero, a.tangent, strip(b), beta=0, alpha=alpha))
+        if type(b) is Dual:
+            terms.append(func(zero, strip(a), b.tangent, beta=0, alpha=alpha))
+        tangent = terms[0] if terms else None
+        if len(terms) == 2:
+            tangent = add_to(terms[0], terms[1])
+        if type(input) is Dual:
+            term = input.tangent if beta == 1 else input.tangent * beta
+            tangent = term if tangent is None else tangent + term
+    return pair(primal, tangent)
+
+
+register(product, *"matmul mm bmm mv dot vdot inner outer ger kron tensordot chain_matmul cross".split())
+register(product, "Tensor.__matmul__", "linalg.matmul", "linalg.vecdot", "linalg.cross")
+register(lambda func, a, b: product(torch.matmul, b, a), "Tensor.__rmatmul__")
+register(affine(lambda out: (-1,) if out.ndim else ()), "linear")
+for _d in (1, 2, 3):
+    register(affine(_channels(_d)), f"conv{_d}d", f"conv_transpose{_d}d")
+register(einsum, "einsum")
+register(added_product, *"addmm baddbmm addmv addr addbmm".split())
+
+
+def multi_product(func: Any, tensors: Any, **kwargs: Any) -> Any:
+    """`torch.linalg.multi_dot` and others that take their factors as a list."""
+    return product(lambda *factors: func(list(factors), **kwargs), *tensors)
+
+
+register(multi_product, "linalg.multi_dot")

@@ -1,0 +1,1 @@
+"""Data distributions for which the whole process is known in closed form."""
