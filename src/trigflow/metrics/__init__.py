@@ -1,7 +1,7 @@
 """How good are the samples: Frechet distance, precision and recall, and the features they are measured in.
 
-    reference = Reference(real_images, feature_extractor("digits"))
-    scores = reference.score(fake_images)
+reference = Reference(real_images, feature_extractor("digits"))
+scores = reference.score(fake_images)
 """
 
 from trigflow.metrics.evaluate import Reference, Scores, evaluate

@@ -49,7 +49,9 @@ class FeatureNet(nn.Module):
     def __init__(self, size: int, width: int = 16, stages: int = 2, dim: int = 64, classes: int = 10) -> None:
         super().__init__()
         if size >> stages < 1:
-            raise UserError(f"size {size} cannot be halved {stages} times; expected size >= {2**stages}; use fewer stages")
+            raise UserError(
+                f"size {size} cannot be halved {stages} times; expected size >= {2**stages}; use fewer stages"
+            )
         self.size = size
         layers: list[nn.Module] = []
         c_in = 1
@@ -160,7 +162,9 @@ def extract(extractor: FeatureExtractor, images: Tensor, batch_size: int = 512) 
     """
     check_images(images)
     if len(images) == 0 or batch_size < 1:
-        raise UserError(f"{len(images)} images in batches of {batch_size}; expected at least 1 of each; check the input")
+        raise UserError(
+            f"{len(images)} images in batches of {batch_size}; expected at least 1 of each; check the input"
+        )
     modules = list(extractor.modules()) if isinstance(extractor, nn.Module) else []
     modes = [(module, module.training) for module in modules]
     device = _device(extractor) or images.device
@@ -176,6 +180,11 @@ def extract(extractor: FeatureExtractor, images: Tensor, batch_size: int = 512) 
 
 def check_images(images: Tensor) -> None:
     """Raise a UserError unless `images` is a uint8 tensor `(b, c, h, w)`."""
+    if not isinstance(images, Tensor):
+        raise UserError(
+            f"images of type {type(images).__name__}; expected a uint8 tensor of shape (b, c, h, w); "
+            "convert them with torch.as_tensor"
+        )
     if images.dtype != torch.uint8 or images.ndim != 4:
         raise UserError(
             f"images of shape {tuple(images.shape)} and type {images.dtype}; expected uint8 of shape (b, c, h, w); "

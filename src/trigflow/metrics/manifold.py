@@ -46,6 +46,8 @@ def precision_recall(real: Tensor, fake: Tensor, k: int = 3, chunk: int = 512) -
     Raises:
         UserError: for features that are not finite or not `(n, d)`, different dimensions, or too few samples for k.
     """
+    check_features(real)
+    check_features(fake)
     check_same_dimension(real, fake)
     return PrecisionRecall(
         precision=covered_share(fake, real, neighbour_radii(real, k, chunk), chunk),

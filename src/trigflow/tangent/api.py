@@ -1,4 +1,4 @@
-"""The one operation of this package, and a report on what it would do to a network."""
+"""The one operation of this package."""
 
 from __future__ import annotations
 
@@ -11,31 +11,116 @@ from torch import Tensor
 from trigflow.tangent import rules as rules
 from trigflow.tangent.dual import Dual
 from trigflow.tangent.errors import TangentError
+from trigflow.tangent.guard import watched_functions
 
 
 def jvp(fn: Callable[..., Any], primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
-    """Output of `fn` and its derivative along `tangents`: `(f(x), Df(x) dx)`."""
+    """Output of `fn` at `x` and its derivative along `dx`: `(f(x), Df(x) dx)`.
+
+    `fn` runs once. The output is the one that `fn(*primals)` would give, on the autograd graph in the same way, bit for
+    bit, and so are the gradients that flow back from it; random draws, buffers and hooks act as in a plain run. The
+    tangent comes along without a graph, at about the cost of one more forward.
+
+    Args:
+        fn: function or module of tensors, returning a tensor or nested tuples, lists and dicts of tensors. Inside it
+            the inputs are `Dual` values, which answer to torch functions, tensor methods and operators.
+        primals: arguments of `fn`; anything where the tangent is None.
+        tangents: for each primal a tensor of its shape, dtype and device, or None if it is constant.
+
+    Returns:
+        `(out, tangent)`, the tangent nested like the output, in its dtypes, zero where an output depends on no primal.
+
+    Raises:
+        TangentError: if a tangent does not match its primal, if `fn` does something through which a tangent would be
+            lost (writes in place, reads values, calls a function without a derivative), or inside a backward.
+    """
+    if torch._C._current_graph_task_id() != -1:
+        raise TangentError(
+            "jvp called during a backward pass; expected a call in the forward, because recomputed forwards carry no "
+            "tangents; move it out of hooks and checkpointed regions"
+        )
+    duals = inputs(primals, tangents)
+    with watched_functions():
+        out = fn(*duals)
+    return split(out)
+
+
+def inputs(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Arguments for the function: duals where there is a tangent, which must match its primal."""
+    if not isinstance(primals, (tuple, list)) or not isinstance(tangents, (tuple, list)):
+        raise TangentError(
+            f"primals of type {type(primals).__name__} and tangents of type {type(tangents).__name__}; "
+            "expected two tuples; write (x,) for a single tensor"
+        )
     if len(primals) != len(tangents):
         raise TangentError(
             f"{len(primals)} primals and {len(tangents)} tangents; expected one tangent, or None, for each primal; "
             "pass None where a primal is constant"
         )
-    inputs = [p if t is None else Dual(p, t.detach()) for p, t in zip(primals, tangents, strict=True)]
-    return split(fn(*inputs))
+    return tuple(p if t is None else _dual(p, t, i) for i, (p, t) in enumerate(zip(primals, tangents, strict=True)))
+
+
+def _dual(primal: Any, tangent: Any, index: int) -> Dual:
+    if type(primal) is Dual or type(tangent) is Dual:
+        raise TangentError(
+            f"primal {index} already carries a tangent; expected plain tensors; second derivatives are not supported, "
+            "use torch.func.jvp for them"
+        )
+    if not isinstance(primal, Tensor) or not isinstance(tangent, Tensor):
+        raise TangentError(
+            f"primal {index} is {type(primal).__name__} with a tangent of type {type(tangent).__name__}; expected two "
+            "tensors; pass None as the tangent of what is not a tensor"
+        )
+    if not (primal.is_floating_point() or primal.is_complex()):
+        raise TangentError(
+            f"primal {index} has dtype {primal.dtype}, which has no tangents; expected floating point; pass None"
+        )
+    if primal.shape != tangent.shape or primal.dtype != tangent.dtype or primal.device != tangent.device:
+        raise TangentError(
+            f"tangent {index} is {tangent.dtype} {tuple(tangent.shape)} on {tangent.device}; expected "
+            f"{primal.dtype} {tuple(primal.shape)} on {primal.device} like its primal; "
+            "convert it with .to(primal) and .expand_as(primal)"
+        )
+    tangent = tangent.detach()
+    if tangent.stride() != primal.stride() and primal.layout == torch.strided:
+        # Kernels are fastest, and memory formats kept, when both have the same order in memory.
+        tangent = torch.empty_like(primal, requires_grad=False).copy_(tangent)
+    return Dual(primal, tangent)
 
 
 def split(value: Any) -> tuple[Any, Any]:
-    """Primals and tangents of a nested output, zeros for tensors that carry none."""
+    """Primals and tangents of a nested output; zeros for tensors that carry none.
+
+    Raises:
+        TangentError: if something in it is not a tensor.
+    """
     if type(value) is Dual:
-        return value.primal, value.tangent
+        tangent = value.tangent
+        if not tangent.is_contiguous() and tangent.stride() != value.primal.stride():
+            with torch.no_grad():
+                tangent = torch.empty_like(value.primal, requires_grad=False).copy_(tangent)
+        return value.primal, tangent
     if isinstance(value, Tensor):
-        with torch.no_grad():
-            return value, torch.zeros_like(value)
+        return value, torch.zeros_like(value, requires_grad=False)
     if isinstance(value, dict):
         pairs = {k: split(v) for k, v in value.items()}
-        return {k: p for k, (p, _) in pairs.items()}, {k: t for k, (_, t) in pairs.items()}
+        return _dict_like(value, {k: p for k, (p, _) in pairs.items()}), _dict_like(
+            value, {k: t for k, (_, t) in pairs.items()}
+        )
     if isinstance(value, (tuple, list)):
         items = [split(v) for v in value]
-        kind = type(value)
-        return kind(p for p, _ in items), kind(t for _, t in items)
-    raise TangentError(f"fn returned {type(value).__name__}; expected tensors; return the tensors only")
+        return _list_like(value, [p for p, _ in items]), _list_like(value, [t for _, t in items])
+    raise TangentError(
+        f"fn returned {'None' if value is None else 'a value of type ' + type(value).__name__}; expected a tensor or "
+        "nested tuples, lists and dicts of tensors; return only tensors from fn"
+    )
+
+
+def _list_like(value: Any, items: list[Any]) -> Any:
+    """A tuple, list or named tuple of the kind of `value`."""
+    return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+
+
+def _dict_like(value: Any, items: dict[Any, Any]) -> Any:
+    """A dict of the kind of `value`; output classes of model libraries are dicts that take their fields by name."""
+    return items if type(value) is dict else type(value)(**items)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from trigflow.tangent.dual import HANDLERS, Dual, Handler, has_dual, no_grad, pair, strip
+from trigflow.tangent.dual import HANDLERS, Dual, Handler, no_grad, pair, strip
 from trigflow.tangent.errors import TangentError, error, function_name
 from trigflow.tangent.table import NAMES
 
@@ -37,7 +37,7 @@ def _find(func: Any) -> Handler:
         if known and name in NAMES:
             return NAMES[name]
     body = _body(func)
-    return fallback if body is None else decomposed(body)
+    return fallback if body is None else Decomposed(body)
 
 
 def _body(func: Any) -> Any:
@@ -50,7 +50,7 @@ def _body(func: Any) -> Any:
         return func.__wrapped__
     if not isinstance(func, types.FunctionType) or not any(check in func.__code__.co_names for check in _CHECKS):
         return None
-    scope = {**func.__globals__, **{check: _never for check in _CHECKS}}
+    scope = {**func.__globals__, **dict.fromkeys(_CHECKS, _never)}
     copy = types.FunctionType(func.__code__, scope, func.__name__, func.__defaults__, func.__closure__)
     copy.__kwdefaults__ = func.__kwdefaults__
     return copy
@@ -60,13 +60,14 @@ def _never(*args: Any) -> bool:
     return False
 
 
-def decomposed(body: Any) -> Handler:
+class Decomposed:
     """Handler that runs the body of a Python-level function on the duals."""
 
-    def run_body(func: Any, *args: Any, **kwargs: Any) -> Any:
-        return body(*args, **kwargs)
+    def __init__(self, body: Any) -> None:
+        self.body = body
 
-    return run_body
+    def __call__(self, func: Any, *args: Any, **kwargs: Any) -> Any:
+        return self.body(*args, **kwargs)
 
 
 def unsupported(func: Any, why: str) -> TangentError:
@@ -176,6 +177,3 @@ def replayed_draws(device: torch.device, generators: list[torch.Generator]) -> I
         yield draws
     finally:
         draws.finish()
-
-
-__all__ = ["decomposed", "fallback", "has_dual", "in_place", "replayed_draws", "resolve", "unsupported"]

@@ -6,7 +6,8 @@ Source: forward-mode differentiation with dual numbers; `Dual(x, dx)` stands for
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar
+from contextvars import ContextVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,9 @@ Handler = Callable[..., Any]
 
 HANDLERS: dict[Any, Handler] = {}
 """From a torch function to `handler(func, *args, **kwargs)`, which returns what the function should return."""
+
+OBSERVER: ContextVar[Callable[..., Any] | None] = ContextVar("observer", default=None)
+"""Stands in for `run` while a coverage report is made."""
 
 # Facts about a tensor that do not depend on its values, read from the primal.
 VALUE_FREE = frozenset(
@@ -48,7 +52,6 @@ class Dual:
     __slots__ = ("primal", "tangent")
     __array_priority__ = 1000
     __hash__ = object.__hash__
-    _methods: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, primal: Tensor, tangent: Tensor) -> None:
         self.primal = primal
@@ -145,10 +148,20 @@ def _method(function: Any) -> Any:
 
 
 def call(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any:
-    """Run `func` by its rule. Cold cases (no rule yet, out=, in place, inside a backward) leave the straight line."""
+    """Run `func` on duals, unless a backward is in progress.
+
+    Activation checkpointing runs the forward again inside backward; only primals are wanted there.
+    """
     if _backward_in_progress() != -1:
-        # Activation checkpointing runs the forward again inside backward: only primals are wanted there.
         return func(*strip(args), **strip(kwargs or {}))
+    observer = OBSERVER.get()
+    if observer is not None:
+        return observer(func, args, kwargs)
+    return run(func, args, kwargs)
+
+
+def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any:
+    """Run `func` by its rule. Cold cases (no rule yet, out=, in place) leave the straight line."""
     handler = HANDLERS.get(func)
     if handler is None:
         from trigflow.tangent.dispatch import resolve
@@ -238,7 +251,7 @@ def _like(outputs: Any, pairs: list[Any]) -> Any:
     return type(outputs)(pairs)
 
 
-def _operator(function: Any, in_place: bool = False) -> Any:
+def _operator(function: Any) -> Any:
     def operator(self: Dual, *args: Any) -> Any:
         return call(function, (self, *args), None)
 

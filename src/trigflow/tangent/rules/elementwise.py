@@ -132,7 +132,7 @@ TABLE: dict[str, Derivative] = {
     "softshrink": lambda x, y, dx, lambd=0.5: aten.softshrink_backward.default(dx, x, lambd),
     "hardshrink": lambda x, y, dx, lambd=0.5: aten.hardshrink_backward.default(dx, x, lambd),
     "softsign": lambda x, y, dx: dx / (x.abs() + 1).square_(),
-    "tanhshrink": lambda x, y, dx: (dx * torch.tanh(x).square_()),
+    "tanhshrink": lambda x, y, dx: dx * torch.tanh(x).square_(),
     "threshold": lambda x, y, dx, threshold, value, inplace=False: _threshold(dx, x, threshold),
     "logit": lambda x, y, dx, eps=None: aten.logit_backward.default(dx, x, eps),
     "nan_to_num": _nan_to_num,

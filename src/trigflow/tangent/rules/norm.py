@@ -4,7 +4,8 @@ For one group of elements, `xhat = (x - mu) r` with `r = 1 / sqrt(var + eps)`::
 
     dxhat = r (dx - mean(dx) - xhat mean(dx xhat))
 
-a symmetric matrix times dx: the backward kernels of PyTorch, given no weight, compute it in one fused pass.
+a symmetric matrix times dx: the backward kernels of PyTorch, given no weight, compute it in one fused pass. The output
+`y = w xhat + b` then has the tangent `w dxhat + dw xhat + db`.
 """
 
 from __future__ import annotations
@@ -18,52 +19,179 @@ from trigflow.tangent.dual import Dual, no_grad, pair, strip
 from trigflow.tangent.table import register
 
 aten = torch.ops.aten
+_FIRST = [True, False, False]
 
 
 def group_norm(func: Any, input: Any, num_groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Any:
-    """Mean and variance over each group of channels and all positions."""
-    x, w, b = strip(input), strip(weight), strip(bias)
+    """Mean and variance over each group of channels and all positions.
+
+    For a packed input `func` is `native_group_norm` and nothing else, so that is called instead: it hands over the mean
+    and the deviation that it computed.
+    """
+    x, w, b = _autocast(strip(input), strip(weight), strip(bias))
     n, c = x.shape[:2]
-    positions = x[0, 0].numel() if n else 0
-    y = func(x, num_groups, w, b, eps)
+    sizes = (n, c, x.numel() // max(n * c, 1), num_groups)
+    if c % num_groups == 0 and n and _native_takes(x):
+        y, mean, rstd = torch.native_group_norm(x, w, b, *sizes, eps)
+    else:
+        y = func(x, num_groups, w, b, eps)
+        x = x.contiguous()
+        with no_grad():
+            _, mean, rstd = torch.native_group_norm(x, None, None, *sizes, eps)
     with no_grad():
-        x = _packed(x.to(y.dtype))
-        _, mean, rstd = aten.native_group_norm.default(x, None, None, n, c, positions, num_groups, eps)
         t = None
         if type(input) is Dual:
-            dx = input.tangent.to(y.dtype).contiguous(memory_format=_format(x))
-            t = aten.native_group_norm_backward.default(
-                dx, x, mean, rstd, None, n, c, positions, num_groups, [True, False, False]
-            )[0]
-            if w is not None:
-                t = t.mul_(w.view(-1, *[1] * (x.ndim - 2)))
-        if type(weight) is Dual or type(bias) is Dual:
-            xhat = func(x, num_groups, None, None, eps)
-            t = _scale_and_shift_tangent(t, xhat, weight, bias, (-1, *[1] * (x.ndim - 2)))
-        return pair(y, t)
+            dx = input.tangent
+            if dx.dtype != x.dtype:
+                dx = dx.to(x.dtype)
+            if dx.stride() != x.stride():
+                dx = torch.empty_like(x).copy_(dx)
+            t = aten.native_group_norm_backward.default(dx, x, mean, rstd, None, *sizes, _FIRST)[0]
+        shape = (-1, *[1] * (x.ndim - 2))
+        xhat = func(x, num_groups, None, None, eps) if type(weight) is Dual else None
+        return pair(y, _scale_and_shift(t, xhat, weight, bias, shape))
 
 
-def _format(x: Tensor) -> torch.memory_format:
-    if x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
-        return torch.channels_last
-    if x.ndim == 5 and x.is_contiguous(memory_format=torch.channels_last_3d) and not x.is_contiguous():
-        return torch.channels_last_3d
-    return torch.contiguous_format
+def _native_takes(x: Tensor) -> bool:
+    """Whether group_norm hands x as it is to its kernel: dense, and on the CPU in either order of axes."""
+    if x.is_contiguous():
+        return True
+    return x.ndim == 4 and x.device.type == "cpu" and x.is_contiguous(memory_format=torch.channels_last)
 
 
-def _packed(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=_format(x))
+def _autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
+    """On accelerators autocast runs normalizations in float32; the CPU keeps the dtype of the input."""
+    device = tensors[0].device.type  # type: ignore[union-attr]
+    if device == "cpu" or not torch.is_autocast_enabled(device):
+        return tensors
+    return tuple(x.float() if x is not None and x.dtype in (torch.float16, torch.bfloat16) else x for x in tensors)
 
 
-def _scale_and_shift_tangent(t: Tensor | None, xhat: Tensor, weight: Any, bias: Any, shape: Any) -> Tensor | None:
-    """Add `xhat dw + db` to the tangent."""
-    if type(weight) is Dual:
-        term = xhat * weight.tangent.view(shape)
-        t = term if t is None else t + term
+def _scale_and_shift(t: Tensor | None, xhat: Tensor | None, weight: Any, bias: Any, shape: Any) -> Tensor | None:
+    """`w dxhat + dw xhat + db`, into the memory of `t`, with weights viewed in `shape`."""
+    w = strip(weight)
+    if t is not None and w is not None:
+        t = t.mul_(w if shape is None else w.view(shape))
+    if type(weight) is Dual and xhat is not None:
+        dw = weight.tangent if shape is None else weight.tangent.reshape(shape)
+        t = xhat * dw if t is None else t.addcmul_(xhat, dw)
     if type(bias) is Dual:
-        db = bias.tangent.view(shape)
-        t = db if t is None else t + db
+        db = bias.tangent if shape is None else bias.tangent.reshape(shape)
+        t = db if t is None else t.add_(db)
     return t
 
 
+def layer_norm(
+    func: Any, input: Any, normalized_shape: Any, weight: Any = None, bias: Any = None, *rest: Any, **kwargs: Any
+) -> Any:
+    """Mean and variance over the last axes; `func` is `native_layer_norm`, which hands both over."""
+    eps = rest[0] if rest else kwargs.get("eps", 1e-5)
+    x, w, b = _autocast(strip(input), strip(weight), strip(bias))
+    shape = list(normalized_shape)
+    y, mean, rstd = torch.native_layer_norm(x, shape, w, b, eps)
+    with no_grad():
+        t = None
+        if type(input) is Dual:
+            dx = input.tangent
+            if dx.dtype != x.dtype:
+                dx = dx.to(x.dtype)
+            t = aten.native_layer_norm_backward.default(dx, x, shape, mean, rstd, None, None, _FIRST)[0]
+        xhat = torch.native_layer_norm(x, shape, None, None, eps)[0] if type(weight) is Dual else None
+        return pair(y, _scale_and_shift(t, xhat, weight, bias, None))
+
+
+def rms_norm(func: Any, input: Any, normalized_shape: Any, weight: Any = None, eps: float | None = None) -> Any:
+    """`y = w x r` with `r = 1 / sqrt(mean(x^2) + eps)`, so `dy = w r (dx - x r^2 mean(x dx)) + dw x r`."""
+    x, w = strip(input), strip(weight)
+    primal = func(x, normalized_shape, w, eps)
+    with no_grad():
+        work = torch.promote_types(x.dtype, torch.float32)
+        x = x.to(work)
+        dims = tuple(range(-len(normalized_shape), 0))
+        eps = torch.finfo(work).eps if eps is None else eps
+        r = x.square().mean(dims, keepdim=True).add_(eps).rsqrt_()
+        t = None
+        if type(input) is Dual:
+            dx = input.tangent.to(work)
+            along = (x * dx).mean(dims, keepdim=True).mul_(r).mul_(r)
+            t = torch.addcmul(dx, x, along, value=-1).mul_(r)
+        xhat = x * r if type(weight) is Dual else None
+        return pair(primal, _scale_and_shift(t, xhat, weight, None, None))
+
+
+def batch_norm(
+    func: Any,
+    input: Any,
+    running_mean: Any,
+    running_var: Any,
+    weight: Any = None,
+    bias: Any = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Any:
+    """Mean and variance over batch and positions, or those on record. `func` updates the record, once."""
+    x, w, b = strip(input), strip(weight), strip(bias)
+    mean, var = running_mean, running_var
+    if not training and mean is not None:
+        mean, var = mean.clone(), var.clone()
+    primal = func(x, running_mean, running_var, w, b, training, momentum, eps)
+    shape = (-1, *[1] * (x.ndim - 2))
+    with no_grad():
+        x, t, xhat = x.to(primal.dtype), None, None
+        dx = input.tangent.to(primal.dtype) if type(input) is Dual else None
+        if training or mean is None:
+            xhat, mean, rstd = torch.native_batch_norm(x, None, None, None, None, True, 0.0, eps)
+            if dx is not None:
+                t = aten.native_batch_norm_backward.default(dx, x, None, None, None, mean, rstd, True, eps, _FIRST)[0]
+        else:
+            rstd = torch.rsqrt(var + eps).view(shape)
+            xhat = (x - mean.view(shape)) * rstd if type(weight) is Dual else None
+            t = None if dx is None else dx * rstd.to(dx.dtype)
+        return pair(primal, _scale_and_shift(t, xhat, weight, bias, shape))
+
+
+def instance_norm(
+    func: Any,
+    input: Any,
+    running_mean: Any = None,
+    running_var: Any = None,
+    weight: Any = None,
+    bias: Any = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Any:
+    """Mean and variance over the positions of each channel: a group norm with one channel to a group."""
+    if not use_input_stats:
+        return batch_norm(
+            lambda x, m, v, w, b, training, momentum, eps: func(x, m, v, w, b, False, momentum, eps),
+            *(input, running_mean, running_var, weight, bias, False, momentum, eps),
+        )
+    x = strip(input)
+    primal = func(x, running_mean, running_var, strip(weight), strip(bias), True, momentum, eps)
+    with no_grad():
+        x = x.to(primal.dtype).contiguous()
+        n, c = x.shape[:2]
+        sizes = (n, c, x.numel() // max(n * c, 1), c)
+        xhat, mean, rstd = torch.native_group_norm(x, None, None, *sizes, eps)
+        t = None
+        if type(input) is Dual:
+            dx = input.tangent.to(primal.dtype).contiguous()
+            t = aten.native_group_norm_backward.default(dx, x, mean, rstd, None, *sizes, _FIRST)[0]
+        return pair(primal, _scale_and_shift(t, xhat, weight, bias, (-1, *[1] * (x.ndim - 2))))
+
+
+register(layer_norm, "nn.functional.layer_norm", "layer_norm")
+register(rms_norm, "nn.functional.rms_norm", "rms_norm")
+register(batch_norm, "nn.functional.batch_norm")
+register(instance_norm, "nn.functional.instance_norm")
+
+
+def torch_group_norm(func: Any, *args: Any, **kwargs: Any) -> Any:
+    """`torch.group_norm`, which takes one more switch at its end."""
+    return group_norm(torch.nn.functional.group_norm, *args[:5], **kwargs)
+
+
+register(torch_group_norm, "group_norm")
 register(group_norm, "nn.functional.group_norm")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from trigflow.tangent.dual import Dual, Handler, no_grad, pair, strip
-from trigflow.tangent.rules.arithmetic import binary, _extreme
+from trigflow.tangent.rules.arithmetic import _extreme, binary
 from trigflow.tangent.rules.elementwise import unary
 from trigflow.tangent.rules.plain import plain
 from trigflow.tangent.rules.shape import linear
@@ -174,7 +174,7 @@ register(unary(_shared), "amax", "amin")
 register(extreme(1), "max")
 register(extreme(-1), "min")
 register(middle, "median", "nanmedian")
-register(picked, *"sort msort topk kthvalue mode cummax cummin".split()[:1], "topk", "kthvalue", "mode", "cummax", "cummin")
+register(picked, "sort", "topk", "kthvalue", "mode", "cummax", "cummin")
 
 
 # Pooling by maximum, embeddings -------------------------------------------------------------------------------------
@@ -206,11 +206,8 @@ def embedding(func: Any, input: Any, weight: Any, *args: Any, **kwargs: Any) -> 
 
 for _n in (1, 2, 3):
     for _kind in ("max_pool", "adaptive_max_pool"):
-        _with_indices = getattr(torch.nn.functional, f"{_kind}{_n}d_with_indices")
-        register(
-            max_pool(getattr(torch.nn.functional, f"{_kind}{_n}d"), _n),
-            f"nn.functional.{_kind}{_n}d",
-        )
+        _pool = getattr(torch.nn.functional, f"{_kind}{_n}d")
+        register(max_pool(_pool, _n), f"nn.functional.{_kind}{_n}d")
 register(linear, "embedding")
 register(embedding, "nn.functional.embedding")
 register(plain, "argmax", "argmin", "argsort")

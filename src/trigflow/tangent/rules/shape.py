@@ -68,9 +68,7 @@ def variadic(func: Any, *tensors: Any, **kwargs: Any) -> Any:
         tangent = func(*tangents_of(tensors), **kwargs)
     if not isinstance(primal, (tuple, list)):
         return pair(primal, tangent)
-    outputs = [
-        pair(p, t) if type(x) is Dual else p for p, t, x in zip(primal, tangent, tensors, strict=True)
-    ]
+    outputs = [pair(p, t) if type(x) is Dual else p for p, t, x in zip(primal, tangent, tensors, strict=True)]
     return type(primal)(outputs)
 
 
