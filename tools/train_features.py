@@ -1,6 +1,6 @@
 """Train the small classifiers whose features the metrics use, and write their weights.
 
-    python tools/train_features.py            # both, a few minutes on one core
+    python tools/train_features.py            # both, about two minutes on one core
     python tools/train_features.py digits
 
 The hidden vector h, a tanh, feeds the classifier and a linear decoder that is not kept. The loss of a batch of images x is::

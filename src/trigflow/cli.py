@@ -8,7 +8,7 @@ import operator
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import tyro
 from tyro import MISSING, MISSING_NONPROP
@@ -272,7 +272,7 @@ def _parse(given: list[str]) -> Command:
         name = _preset(given, _option(given, "--data", "digits"))
         recipe = get_recipe(name).teacher
         defaults["train"] = Train(
-            MISSING, name, data=recipe.data, process=recipe.process, network=recipe.network, objective=recipe.objective,
+            MISSING, name, data=recipe.data, process=recipe.process, network=cast(UNetConfig, recipe.network), objective=recipe.objective,
             optimizer=recipe.optimizer, ema=recipe.ema, loop=recipe.loop,
         )  # fmt: skip
     elif given[:1] == ["distill"]:

@@ -154,7 +154,7 @@ class Model:
         return torch.cat(images)
 
     def noise(self, seed: int, k: int, start: int, stop: int) -> Tensor:
-        """Noise `N(0, sd^2 I)` of samples start ... stop - 1 for the k-th draw (0: initial; later: fresh noise); drawn on the CPU."""
+        """Noise `N(0, sd^2 I)` of samples start ... stop - 1, drawn on the CPU; k = 0 is the start, later k fresh noise."""
         blocks = []
         for block in range(start // NOISE_BLOCK, (stop - 1) // NOISE_BLOCK + 1):
             generator = torch.Generator().manual_seed(derive_seed(seed, "noise", k, block))

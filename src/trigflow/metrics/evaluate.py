@@ -21,9 +21,9 @@ class Scores:
         fd: Frechet distance from the fake images to all real images; lower is better.
         precision: share of fake images in the region of the real ones, in [0, 1].
         recall: share of real images in the region of the fake ones, in [0, 1].
-        fd_real: noise floor: Frechet distance between two halves of the real images, a mean over random halvings. With
-            n real images each half has n/2, so it is the bias to expect of `fd` when the fake images are as good as real
-            and both sets have n/2 images; with more images `fd` can lie below it.
+        fd_real: noise floor: Frechet distance between two disjoint halves of the real images, a mean over random halvings.
+            It is what `fd` shows for images as good as real ones when both sets have `n_real / 2` images; with more images
+            than that `fd` can lie below it, with fewer it lies above.
         n_fake: number of fake images.
         n_real: number of real images.
     """

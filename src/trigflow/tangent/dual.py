@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -64,8 +65,6 @@ class Dual:
         return call(func, args, kwargs)
 
     def __getattr__(self, name: str) -> Any:
-        if name in VALUE_FREE:
-            return getattr(self.primal, name)
         if name in LINEAR_ATTRIBUTES:
             return LINEAR_ATTRIBUTES[name](self)
         function = getattr(Tensor, name, None)
@@ -258,6 +257,8 @@ def _operator(function: Any) -> Any:
     return operator
 
 
+for _name in VALUE_FREE:
+    setattr(Dual, _name, property(attrgetter(f"primal.{_name}")))
 for _name in (
     "add radd sub rsub mul rmul truediv rtruediv floordiv rfloordiv mod rmod pow rpow matmul rmatmul neg pos abs "
     "getitem setitem eq ne lt le gt ge invert and or xor iadd isub imul itruediv ifloordiv imod ipow imatmul"

@@ -54,8 +54,8 @@ def attention(
         dq, dk, dv = (None if t is None else t.to(work) for t in (dq, dk, dv))
         if grouped and k.shape[-3] != q.shape[-3]:
             repeats = q.shape[-3] // k.shape[-3]
-            k, v, dk, dv = (None if t is None else t.repeat_interleave(repeats, -3) for t in (k, v, dk, dv))
-        assert k is not None and v is not None
+            k, v = k.repeat_interleave(repeats, -3), v.repeat_interleave(repeats, -3)
+            dk, dv = (None if t is None else t.repeat_interleave(repeats, -3) for t in (dk, dv))
         weights = _weights(q * scale, k, mask, causal)
         if dropped is None:
             dropped = weights

@@ -31,7 +31,7 @@ def group_norm(func: Any, input: Any, num_groups: int, weight: Any = None, bias:
     x, w, b = _autocast(strip(input), strip(weight), strip(bias))
     n, c = x.shape[:2]
     sizes = (n, c, x.numel() // max(n * c, 1), num_groups)
-    if c % num_groups == 0 and n and _native_takes(x):
+    if c % num_groups == 0 and x.numel() > n * num_groups and _native_takes(x):
         y, mean, rstd = torch.native_group_norm(x, w, b, *sizes, eps)
     else:
         y = func(x, num_groups, w, b, eps)

@@ -184,6 +184,7 @@ def max_pool(with_indices: Any, axes: int) -> Handler:
     """Handler of max pooling over the last `axes` axes: the tangent at the position of each maximum."""
 
     def handler(func: Any, input: Any, *args: Any, return_indices: bool = False, **kwargs: Any) -> Any:
+        return_indices = return_indices or func.__name__.endswith("_with_indices")
         primal, indices = with_indices(input.primal, *args, return_indices=True, **kwargs)
         with no_grad():
             t = input.tangent.flatten(-axes).gather(-1, indices.flatten(-axes)).view(indices.shape)
@@ -208,6 +209,7 @@ for _n in (1, 2, 3):
     for _kind in ("max_pool", "adaptive_max_pool"):
         _pool = getattr(torch.nn.functional, f"{_kind}{_n}d")
         register(max_pool(_pool, _n), f"nn.functional.{_kind}{_n}d")
+        register(max_pool(_pool, _n), f"nn.functional.{_kind}{_n}d_with_indices")
 register(linear, "embedding")
 register(embedding, "nn.functional.embedding")
 register(plain, "argmax", "argmin", "argsort")
