@@ -19,7 +19,15 @@ from trigflow.files import read_json
 from trigflow.networks import UNetConfig
 from trigflow.process import TrigFlow
 from trigflow.recipes import get_recipe, recipe_for
-from trigflow.training.config import DataConfig, EMAConfig, LoopConfig, ObjectiveConfig, OptimizerConfig, RunConfig
+from trigflow.training.config import (
+    DataConfig,
+    EMAConfig,
+    LoopConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    RunConfig,
+    from_dict,
+)
 
 
 @dataclass(frozen=True)
@@ -32,7 +40,7 @@ class Demo:
     """
 
     out: Path = Path("runs/demo")
-    """Folder to create. An earlier demo there is replaced when it is complete, anything else is left alone."""
+    """Folder to create. An interrupted demo there goes on, a finished one shows its report; anything else is left alone."""
     seed: int = 0
     """Seed of everything random."""
     quick: bool = False
@@ -209,10 +217,12 @@ class Evaluate:
 
     def run(self) -> None:
         from trigflow.evaluation import evaluate_model
-        from trigflow.files import write_json
+        from trigflow.files import ensure_folder, write_json
         from trigflow.model import load
 
         model = load(self.run_folder, self.device)
+        if self.out is not None:
+            ensure_folder(self.out.parent)
         result = evaluate_model(
             model,
             num=self.num,
@@ -269,7 +279,7 @@ def _parse(given: list[str]) -> Command:
     """The command with its options. The defaults of train and distill come from a preset, which is looked up first."""
     defaults: dict[str, Any] = {}
     if given[:1] == ["train"]:
-        name = _preset(given, _option(given, "--data", "digits"))
+        name = _preset(given, _option(given, "--data", _option(given, "--data.source", "digits")))
         recipe = get_recipe(name).teacher
         defaults["train"] = Train(
             MISSING, name, data=recipe.data, process=recipe.process, network=cast(UNetConfig, recipe.network), objective=recipe.objective,
@@ -315,5 +325,5 @@ def _trained_on(given: list[str]) -> str:
     for word in given:
         config = Path(word) / "config.json"
         if config.is_file():
-            return str(read_json(config, "configuration").get("data", {}).get("source", "digits"))
+            return from_dict(read_json(config, "configuration")).data.source
     return "digits"

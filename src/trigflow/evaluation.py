@@ -15,6 +15,7 @@ from trigflow.metrics import Reference, default_features, feature_extractor
 from trigflow.model import Model, load
 from trigflow.samplers import nfe
 from trigflow.training.checkpoint import list_checkpoints
+from trigflow.training.config import from_dict, to_dict
 from trigflow.training.log import read_metrics
 from trigflow.training.trainer import load_data
 
@@ -102,7 +103,7 @@ def describe_run(folder: str | Path, *, as_json: bool = False) -> str:
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise UserError(f"'{folder}' holds no config.json; expected a run folder written by trigflow; check the path")
-    config = read_json(folder / "config.json", "configuration")
+    config = to_dict(from_dict(read_json(folder / "config.json", "configuration")))
     metrics, checkpoints = read_metrics(folder), list_checkpoints(folder)
     finished = (folder / "model.json").is_file()
     facts: dict[str, Any] = {

@@ -38,11 +38,16 @@ def ensure_folder(path: Path) -> Path:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path in the same folder that becomes `path` when the block ends well, and vanishes otherwise."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
+    """A temporary path in the same folder that becomes `path` when the block ends well, and vanishes otherwise.
+
+    Raises:
+        UserError: when it cannot be written: no such folder, no permission, no space.
+    """
+    temporary: Path | None = None
     try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+        os.close(handle)
+        temporary = Path(name)
         yield temporary
         mask = os.umask(0)
         os.umask(mask)
@@ -50,8 +55,15 @@ def replacing(path: Path) -> Iterator[Path]:
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
         temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise UserError(
+            f"cannot write '{path}' ({reason}); expected a file in a folder that can be written, with space left; "
+            "choose another --out"
+        ) from None
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -108,8 +120,11 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
         temporary.chmod(0o755)
         fill(temporary)
         if path.exists():
-            shutil.rmtree(path)
-        temporary.rename(path)
+            before = path.rename(temporary.with_name(f"{temporary.name}-before"))
+            temporary.rename(path)
+            shutil.rmtree(before)
+        else:
+            temporary.rename(path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise

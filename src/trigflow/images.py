@@ -31,6 +31,8 @@ def make_grid(images: Tensor, columns: int | None = None, *, gap: int = 1, scale
             f"cannot draw images of shape {tuple(images.shape)} and type {images.dtype}; expected uint8 (n, 1 or 3, h, w); "
             "convert them first"
         )
+    if columns is not None and columns < 1:
+        raise UserError(f"{columns} images per row; expected at least 1; change --columns")
     n, c, h, w = images.shape
     columns = columns or math.ceil(math.sqrt(n))
     rows = math.ceil(n / columns)

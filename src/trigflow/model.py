@@ -78,20 +78,23 @@ class Model:
         Raises:
             UserError: for guidance on a model that has none.
         """
-        process = self.config.process
+        process, scales = self.config.process, torch.as_tensor(guidance)
+        shown = f"{scales.item():g}" if scales.numel() == 1 else f"from {scales.min():g} to {scales.max():g}"
+        if not bool(scales.isfinite().all()):
+            raise UserError(f"guidance {shown}; expected a finite scale, 1 for none; change --guidance")
         if self.takes_guidance:
             highest = self.config.objective.guidance_max
-            if not bool(((g := torch.as_tensor(guidance)) >= 1).all() and (g <= highest).all()):
+            if not bool((scales >= 1).all() and (scales <= highest).all()):
                 raise UserError(
-                    f"guidance {guidance}; expected a scale in [1, {highest}], the range this model was distilled for; "
+                    f"guidance {shown}; expected a scale in [1, {highest}], the range this model was distilled for; "
                     "change --guidance"
                 )
             return samplers.network_velocity(self.network, process, label, guidance)
-        if bool((torch.as_tensor(guidance) == 1).all()):
+        if bool((scales == 1).all()):
             return samplers.network_velocity(self.network, process, label)
         if self.kind == "consistency" or label is None:
             raise UserError(
-                f"guidance {guidance} for a model without guidance; expected 1, or a class-conditional diffusion model, or a "
+                f"guidance {shown} for a model without guidance; expected 1, or a class-conditional diffusion model, or a "
                 "student distilled with objective.guidance_max above 1; drop --guidance"
             )
         return samplers.guided_velocity(self.network, process, label, guidance)
@@ -169,10 +172,11 @@ class Model:
         """A function of (velocity, noise source) that draws one batch."""
         process = self.config.process
         steps = self.default_steps() if steps is None else steps
+        solve = samplers.get_solver(solver)
         if self.kind == "diffusion":
             if times is not None:
                 raise UserError("sampling times for a diffusion model; expected a consistency model; use steps instead")
-            solve, grid = samplers.get_solver(solver), samplers.sigma_grid(process, steps)
+            grid = samplers.sigma_grid(process, steps)
             return lambda velocity, noise: solve(velocity, noise(0), grid)
         if times is None:
             times = self.times.get(steps) or samplers.consistency_times(process, steps)
@@ -239,7 +243,7 @@ def load(folder: str | Path, device: str | torch.device | None = None) -> Model:
     config = from_dict(read_json(folder / "config.json", "configuration"))
     raw = read_json(folder / "model.json", "model description")
     try:
-        kind: Literal["diffusion", "consistency"] = "diffusion" if raw["kind"] == "diffusion" else "consistency"
+        kind: Literal["diffusion", "consistency"] = {"diffusion": "diffusion", "consistency": "consistency"}[raw["kind"]]
         c, h, w = (int(size) for size in raw["shape"])
         normalization = Normalization.from_state(raw["normalization"])
         names = tuple(str(name) for name in raw["class_names"])

@@ -35,13 +35,15 @@ def trig(t: Tensor | float, like: Tensor) -> tuple[Tensor, Tensor]:
         t: time in [0, pi/2], a scalar or of shape `(b,)`.
         like: tensor of shape `(b, ...)` that the result will multiply.
     """
-    t = torch.as_tensor(t, device=like.device)
-    t = t.to(torch.promote_types(torch.promote_types(t.dtype, like.dtype), torch.float32))
+    precision = torch.promote_types(like.dtype, torch.float32)
+    if not isinstance(t, Tensor):  # the functions of a number are exact, and need no copy to the device
+        return tuple(torch.full((), f(t), dtype=precision, device=like.device) for f in (math.cos, math.sin))  # type: ignore[return-value]
+    t = t.to(like.device, torch.promote_types(t.dtype, precision))
     if t.ndim == 1:
-        if t.shape[0] not in (1, like.shape[0]):
+        if like.ndim == 0 or t.shape[0] not in (1, like.shape[0]):
             raise UserError(
                 f"times of shape {tuple(t.shape)} do not match a batch of shape {tuple(like.shape)}; "
-                f"expected one time or one per sample; pass t of shape ({like.shape[0]},)"
+                "expected one time or one per sample; pass t of shape (b,)"
             )
         t = t.reshape(-1, *[1] * (like.ndim - 1))
     elif t.ndim != 0:
@@ -82,15 +84,15 @@ class TrigFlow:
         return math.atan(self.sigma_max / self.sigma_data)
 
     def sigma_from_time(self, t: Tensor) -> Tensor:
-        """EDM noise level `sigma = sd tan(t)`."""
+        """EDM noise level `sigma = sd tan(t)`, for t in [0, pi/2); at pi/2 it is infinite and floating point is of no use."""
         return self.sigma_data * torch.tan(t)
 
     def time_from_sigma(self, sigma: Tensor) -> Tensor:
-        """`t = atan(sigma / sd)`, in [0, pi/2]; `sigma = inf` gives pi/2."""
+        """`t = atan(sigma / sd)`, in [0, pi/2)."""
         return torch.atan(sigma / self.sigma_data)
 
     def log_snr(self, t: Tensor) -> Tensor:
-        """`lambda = log(alpha / sigma) = -log tan(t)`, the clock of DPM-Solver (noise measured in units of sd)."""
+        """`lambda = log(alpha / sigma) = -log tan(t)`, the clock of DPM-Solver (noise in units of sd); t in (0, pi/2)."""
         return -torch.log(torch.tan(t))
 
     # Building the process ------------------------------------------------------------------------------------------
@@ -129,7 +131,7 @@ class TrigFlow:
 
     def ddim_step(self, x_t: Tensor, velocity: Tensor, t: Tensor | float, s: Tensor | float) -> Tensor:
         """`x_s = cos(t - s) x_t - sin(t - s) v`, exact when the predicted x0 and noise do not change on the way."""
-        return self.denoise(x_t, velocity, torch.as_tensor(t) - torch.as_tensor(s))
+        return self.denoise(x_t, velocity, t - s)
 
     # Conversions ---------------------------------------------------------------------------------------------------
 

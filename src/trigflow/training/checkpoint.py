@@ -18,6 +18,8 @@ from trigflow.errors import UserError
 from trigflow.files import read_json, read_tensors, write_folder, write_json, write_tensors
 
 FORMAT = 1
+COUNTERS = ("iteration", "skipped")
+"""Whole numbers that every `state.json` has."""
 
 
 def save_checkpoint(
@@ -62,6 +64,11 @@ def load_checkpoint(path: Path, modules: dict[str, nn.Module], optimizer: torch.
         UserError: when a file is damaged, or belongs to another network or optimizer.
     """
     state: dict[str, Any] = read_json(path / "state.json", "checkpoint")
+    if not isinstance(state, dict) or not all(type(state.get(name)) is int and state[name] >= 0 for name in COUNTERS):
+        raise UserError(
+            f"'{path / 'state.json'}' is no state of a run; expected the numbers {', '.join(COUNTERS)}; "
+            "delete this checkpoint to resume from the one before"
+        )
     if state.get("format") != FORMAT:
         raise UserError(
             f"checkpoint '{path}' has format {state.get('format')}; expected {FORMAT}; resume with the version that wrote it"
@@ -81,6 +88,10 @@ def load_checkpoint(path: Path, modules: dict[str, nn.Module], optimizer: torch.
             "resume with the configuration that wrote it"
         )
     optimizer.load_state_dict({"state": moments, "param_groups": current["param_groups"]})
+    for parameter, entries in optimizer.state.items():
+        for name, value in entries.items():
+            if value.shape == parameter.shape:  # in the memory order of the parameter: fused optimizers take it for granted
+                entries[name] = torch.empty_like(parameter, requires_grad=False).copy_(value)
     return state
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -141,6 +142,7 @@ class RunConfig:
             UserError: naming the first setting that makes no sense.
         """
         loop, objective, optimizer, ema = self.loop, self.objective, self.optimizer, self.ema
+        tangent = objective.tangent
         checks = [
             (loop.iterations >= 1, "loop.iterations", loop.iterations, "at least 1"),
             (loop.batch_size >= 1, "loop.batch_size", loop.batch_size, "at least 1"),
@@ -150,14 +152,21 @@ class RunConfig:
             (loop.sample_every >= 0, "loop.sample_every", loop.sample_every, "0 or more"),
             (loop.checkpoint_every >= 0, "loop.checkpoint_every", loop.checkpoint_every, "0 or more"),
             (loop.keep >= 1, "loop.keep", loop.keep, "at least 1"),
-            (optimizer.lr > 0, "optimizer.lr", optimizer.lr, "a positive number"),
+            (0 < optimizer.lr < math.inf, "optimizer.lr", optimizer.lr, "a positive number"),
+            (all(0 <= beta < 1 for beta in optimizer.betas), "optimizer.betas", optimizer.betas, "two numbers in [0, 1)"),
+            (0 <= optimizer.eps < math.inf, "optimizer.eps", optimizer.eps, "0 or more"),
+            (0 <= optimizer.weight_decay < math.inf, "optimizer.weight_decay", optimizer.weight_decay, "0 or more"),
             (optimizer.warmup >= 0, "optimizer.warmup", optimizer.warmup, "0 or more"),
             (optimizer.t_ref >= 1, "optimizer.t_ref", optimizer.t_ref, "at least 1"),
             (optimizer.clip is None or optimizer.clip > 0, "optimizer.clip", optimizer.clip, "a positive number"),
             (0 <= objective.label_dropout < 1, "objective.label_dropout", objective.label_dropout, "in [0, 1)"),
-            (objective.guidance_max >= 1, "objective.guidance_max", objective.guidance_max, "at least 1"),
+            (1 <= objective.guidance_max < math.inf, "objective.guidance_max", objective.guidance_max, "at least 1"),
+            (0 <= tangent.c < math.inf, "objective.tangent.c", tangent.c, "0 or more"),
+            (tangent.limit > 0, "objective.tangent.limit", tangent.limit, "a positive number"),
+            (tangent.warmup >= 0, "objective.tangent.warmup", tangent.warmup, "0 or more"),
             (0 < ema.sigma_rel < 0.28, "ema.sigma_rel", ema.sigma_rel, "in (0, 0.28)"),
             (ema.halflife_mimg > 0, "ema.halflife_mimg", ema.halflife_mimg, "a positive number"),
+            (ema.rampup >= 0, "ema.rampup", ema.rampup, "0 or more"),
             (0 <= self.network.dropout < 1, "network.dropout", self.network.dropout, "in [0, 1)"),
         ]  # fmt: skip
         for fine, name, value, expected in checks:
@@ -185,7 +194,9 @@ def from_dict(raw: dict[str, Any]) -> RunConfig:
         config_type = NETWORKS[network.pop("kind")][0]
         rest = {name: value for name, value in raw.items() if name != "network"}
         return dataclasses.replace(_build(RunConfig, rest), network=_build(config_type, network))
-    except (KeyError, TypeError, dacite.DaciteError) as error:
+    except UserError:
+        raise
+    except (KeyError, TypeError, ValueError, dacite.DaciteError) as error:
         raise UserError(
             f"configuration cannot be read ({type(error).__name__}: {error}); expected a config.json written by this "
             "version of trigflow; use the matching version or start a new run"

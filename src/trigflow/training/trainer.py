@@ -9,7 +9,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import signal
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +28,7 @@ from trigflow.model import Model, fit_network, resolve_device
 from trigflow.networks import build
 from trigflow.objectives import AdaptiveWeight, Loss, consistency_loss, diffusion_loss
 from trigflow.training.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
-from trigflow.training.config import DataConfig, RunConfig, to_dict
+from trigflow.training.config import DataConfig, RunConfig, from_dict, to_dict
 from trigflow.training.ema import EMA
 from trigflow.training.log import FigureWindow, MetricLog
 from trigflow.training.optimizer import build_optimizer, learning_rate
@@ -79,7 +82,6 @@ class Trainer:
         self.device = resolve_device(config.loop.device)
         self.normalization = self._normalization()
         self._check_teacher()
-        self.folder = self._claim(Path(folder), resume)
 
         loop = config.loop
         self.memory_format = torch.channels_last if loop.channels_last else torch.contiguous_format
@@ -99,6 +101,7 @@ class Trainer:
         self.order = Order(len(self.dataset), loop.batch_size, derive_seed(loop.seed, "data"))
         self.iteration = 0
         self.skipped = 0
+        self.folder = self._claim(Path(folder), resume)  # last, so that settings in error leave no folder behind
         if resume and (found := list_checkpoints(self.folder)):
             state = load_checkpoint(found[-1], {**self.modules, "ema": self.ema.network}, self.optimizer)
             self.iteration, self.skipped = state["iteration"], state["skipped"]
@@ -154,26 +157,27 @@ class Trainer:
         self.network.train()
         self.optimizer.zero_grad(set_to_none=True)
         total, figures = 0.0, []
+        batch = self._batch(indices, torch.Generator().manual_seed(derive_seed(loop.seed, "step", i)))
         with self._dropout_stream(i):
-            generator = torch.Generator().manual_seed(derive_seed(loop.seed, "step", i))
-            for part in indices.chunk(loop.accumulate):
-                loss = self.loss(part, generator)
+            for values in zip(*(value.chunk(loop.accumulate) for value in batch.values()), strict=True):
+                loss = self.loss(**dict(zip(batch, values, strict=True)))
                 (loss.value / loop.accumulate).backward()
                 total += loss.value.item() / loop.accumulate
                 figures.append(loss.figures)
         clip = config.optimizer.clip
         grad_norm = nn.utils.clip_grad_norm_(self.parameters, math.inf if clip is None else clip).item()
-        if math.isfinite(total) and math.isfinite(grad_norm):
-            self.optimizer.step()
-            self.ema.update(self.network, i + 1 - self.skipped, loop.batch_size)
-        else:
-            self.skipped += 1
-        self.iteration += 1
+        with uninterrupted():
+            if math.isfinite(total) and math.isfinite(grad_norm):
+                self.optimizer.step()
+                self.ema.update(self.network, i + 1 - self.skipped, loop.batch_size)
+            else:
+                self.skipped += 1
+            self.iteration += 1
         scalars = {"weighted_loss": total, "grad_norm": grad_norm, "lr": lr}
         return scalars, {name: torch.cat([f[name] for f in figures]) for name in figures[0]}
 
-    def loss(self, indices: Tensor, generator: torch.Generator) -> Loss:
-        """The objective on these samples, all randomness (times, noise, labels, flips, guidance) from the generator."""
+    def _batch(self, indices: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        """The arguments of `loss` for these samples; flips, noise, times, dropped labels and guidance from the generator."""
         config, objective, process = self.config, self.config.objective, self.config.process
         b = len(indices)
         flip = torch.rand(b, generator=generator) < 0.5 if config.data.flip else None
@@ -189,13 +193,22 @@ class Trainer:
                 drop = torch.rand(b, generator=generator) < objective.label_dropout
                 label = torch.where(drop, torch.full_like(label, null_label), label)  # type: ignore[arg-type]
             label = label.to(self.device)
+        guidance = None
+        if self.network.takes_guidance:
+            guidance = 1 + (objective.guidance_max - 1) * torch.rand(b, generator=generator)
+            guidance = guidance.to(self.device)
+        batch = {"x0": x0, "noise": noise, "t": t, "label": label, "guidance": guidance}
+        return {name: value for name, value in batch.items() if value is not None}
+
+    def loss(
+        self, x0: Tensor, noise: Tensor, t: Tensor, label: Tensor | None = None, guidance: Tensor | None = None
+    ) -> Loss:
+        """The objective on a batch: x0 and noise `(b, c, h, w)`, the others `(b,)`."""
+        config, objective, process = self.config, self.config.objective, self.config.process
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=config.loop.precision == "bf16"):
             if objective.kind == "diffusion":
                 return diffusion_loss(self.network, process, x0, noise, t, label=label, weight=self.weight)
-            guidance, teacher = None, None
-            if self.network.takes_guidance:
-                guidance = 1 + (objective.guidance_max - 1) * torch.rand(b, generator=generator)
-                guidance = guidance.to(self.device)
+            teacher = None
             if objective.kind == "scd" and self.teacher is not None:
                 teacher = self.teacher.velocity(label, 1.0 if guidance is None else guidance)
             return consistency_loss(
@@ -255,6 +268,8 @@ class Trainer:
             if config.objective.kind == "scd":
                 raise UserError("distillation without a teacher; expected a teacher run folder; pass --teacher RUN")
             return
+        if config.objective.kind == "scd" and teacher.kind != "diffusion":
+            raise UserError("the teacher is a consistency model; expected a diffusion model; distill the run of its teacher")
         for what, mine, theirs in (
             ("images of shape", self.dataset.shape, teacher.shape),
             ("classes", config.network.conditioning.num_classes, teacher.num_classes),
@@ -264,13 +279,18 @@ class Trainer:
                 raise UserError(
                     f"the data have {what} {mine} and the teacher {theirs}; expected the same; use the teacher's data"
                 )
+        if self.config.network.conditioning.takes_guidance and not teacher.num_classes:
+            raise UserError(
+                f"objective.guidance_max is {config.objective.guidance_max} and the teacher is unconditional; expected a "
+                "class-conditional teacher, which guidance needs; set objective.guidance_max to 1"
+            )
         teacher.network.to(self.device)
 
     def _claim(self, folder: Path, resume: bool) -> Path:
         """The run folder, created; it must be free unless the same run is resumed."""
         existing = folder / "config.json"
         if resume and existing.is_file():
-            compare_configs(read_json(existing, "configuration"), to_dict(self.config))
+            compare_configs(to_dict(from_dict(read_json(existing, "configuration"))), to_dict(self.config))
         elif existing.is_file():
             raise UserError(
                 f"'{folder}' already holds a run; expected a new folder; choose another --out, or --resume to go on with it"
@@ -293,6 +313,23 @@ def compare_configs(old: dict[str, Any], new: dict[str, Any], path: str = "") ->
             raise UserError(
                 f"the run to resume has {where} = {a}, now it is {b}; expected the same; restore the setting or start anew"
             )
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Hold Ctrl-C back until the block has ended, so that what it changes is changed as a whole or not at all."""
+    previous = signal.getsignal(signal.SIGINT)
+    if previous is None or threading.current_thread() is not threading.main_thread():
+        yield  # Python delivers Ctrl-C to its main thread alone
+        return
+    held: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, frame: held.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    if held:
+        signal.raise_signal(signal.SIGINT)
 
 
 def start_from(student: nn.Module, teacher: nn.Module) -> None:
