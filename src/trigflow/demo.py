@@ -20,8 +20,8 @@ from trigflow.metrics import Reference
 from trigflow.model import Model, load
 from trigflow.recipes import Recipe, get_recipe
 from trigflow.samplers import search_times
-from trigflow.training.config import RunConfig
-from trigflow.training.trainer import distill, load_data, train
+from trigflow.training.config import RunConfig, from_dict, to_dict
+from trigflow.training.trainer import compare_configs, distill, load_data, train
 from trigflow.version import __version__
 
 TEACHER_STEPS = (18, 32)
@@ -97,8 +97,12 @@ def run_demo(out: str | Path, *, seed: int = 0, quick: bool = False, progress: b
         _check_same(out, report, seed, quick)
         return report
     resumed = (out / "teacher" / "config.json").is_file()
-    if not resumed and out.is_dir() and any(out.iterdir()):
+    if not resumed and out.is_dir() and any(not path.is_dir() for path in out.rglob("*")):
         raise UserError(f"'{out}' is not empty and holds no demo; expected a new folder; choose another --out")
+    for folder, run in ((out / "teacher", recipe.teacher), (out, recipe.student)):
+        if (folder / "config.json").is_file():
+            begun = to_dict(from_dict(read_json(folder / "config.json", "configuration")))
+            compare_configs(begun["loop"], to_dict(run)["loop"], "loop.")
     ensure_folder(out)
     dataset = load_data(recipe.teacher.data)
 

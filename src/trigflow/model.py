@@ -28,6 +28,9 @@ from trigflow.networks import UNetConfig, build
 from trigflow.training.checkpoint import load_weights
 from trigflow.training.config import RunConfig, from_dict, to_dict
 
+Kind = Literal["diffusion", "consistency"]
+KINDS: dict[str, Kind] = {"diffusion": "diffusion", "consistency": "consistency"}
+
 NOISE_BLOCK = 64
 """Samples that share one noise generator; makes the noise of sample i independent of batch and total size."""
 
@@ -48,7 +51,7 @@ class Model:
 
     network: nn.Module
     config: RunConfig
-    kind: Literal["diffusion", "consistency"]
+    kind: Kind
     shape: tuple[int, int, int]
     class_names: tuple[str, ...]
     normalization: Normalization
@@ -144,6 +147,7 @@ class Model:
             raise UserError(f"{num} samples in batches of {batch_size}; expected at least 1; raise --num")
         draw = self._sampler(steps, solver, times)
         chosen = self._labels(labels, num)
+        self.velocity(chosen, guidance)  # what is wrong with the guidance is said before a bar is drawn
         images = []
         bar = tqdm(total=num, desc="sampling", unit="img", disable=not progress)
         for start in range(0, num, batch_size):
@@ -243,7 +247,7 @@ def load(folder: str | Path, device: str | torch.device | None = None) -> Model:
     config = from_dict(read_json(folder / "config.json", "configuration"))
     raw = read_json(folder / "model.json", "model description")
     try:
-        kind: Literal["diffusion", "consistency"] = {"diffusion": "diffusion", "consistency": "consistency"}[raw["kind"]]
+        kind = KINDS[raw["kind"]]
         c, h, w = (int(size) for size in raw["shape"])
         normalization = Normalization.from_state(raw["normalization"])
         names = tuple(str(name) for name in raw["class_names"])
@@ -253,7 +257,8 @@ def load(folder: str | Path, device: str | torch.device | None = None) -> Model:
             f"'{folder / 'model.json'}' cannot be used ({type(error).__name__}: {error}); expected a file written by trigflow; "
             "restore it from the run"
         ) from None
-    network = build(config.network, config.process.sigma_data)
+    with torch.random.fork_rng():  # fresh weights, about to be replaced, draw from the default generator
+        network = build(config.network, config.process.sigma_data)
     load_weights(network, read_tensors(folder / "network.safetensors", "weights"), f"'{folder}'")
     network.eval().requires_grad_(False).to(resolve_device(device))
     return Model(network, config, kind, (c, h, w), names, normalization, times)

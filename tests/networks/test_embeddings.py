@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from networks.helpers import EMBEDDINGS, TIME_MAPS, awake, draw
 from torch import Tensor
 
+from networks.helpers import EMBEDDINGS, TIME_MAPS, awake, draw
 from trigflow.errors import UserError
 from trigflow.networks import Conditioning, ConditioningConfig, FourierEmbedding, PositionalEmbedding
 from trigflow.process import HALF_PI
@@ -58,9 +58,7 @@ def test_fourier_formula_and_its_place_in_the_weights() -> None:
     g = torch.Generator().manual_seed(3)
     w, p = (2.0 * torch.randn(5, generator=g)).tolist(), torch.rand(5, generator=g).tolist()
     for row, value in zip(embedding(torch.tensor([0.4, 1.2])), (0.4, 1.2), strict=True):
-        expected = [
-            math.sqrt(2) * math.cos(2 * math.pi * (wi * value + pi)) for wi, pi in zip(w, p, strict=True)
-        ]
+        expected = [math.sqrt(2) * math.cos(2 * math.pi * (wi * value + pi)) for wi, pi in zip(w, p, strict=True)]
         assert row.tolist() == pytest.approx(expected, abs=1e-5)
     other = FourierEmbedding(5, 2.0, torch.Generator().manual_seed(4))
     x = torch.tensor([0.4])

@@ -23,7 +23,7 @@ def draw(seed: int, *shape: int, dtype: torch.dtype = torch.float64, low: float 
 def relative_error(value: Tensor, expected: Tensor) -> float:
     """`|value - expected| / |expected|`, absolute where the expected tensor is all zero."""
     assert value.shape == expected.shape
-    gap = torch.linalg.vector_norm(value - expected)
+    gap = torch.linalg.vector_norm((value - expected).detach())
     norm = torch.linalg.vector_norm(expected)
     return float(gap / norm if norm > 0 else gap)
 

@@ -164,5 +164,5 @@ def require_classes(dataset: ImageDataset) -> None:
         return
     raise UserError(
         f"{dataset.name!r} has {found}; expected labels of at least two classes for class-conditional training; "
-        "train unconditionally, or sort the images into one sub-folder a class"
+        "train unconditionally by pointing to the folder of the images itself, or add a sub-folder for each further class"
     )

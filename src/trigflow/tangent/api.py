@@ -96,7 +96,7 @@ def split(value: Any) -> tuple[Any, Any]:
     """
     if type(value) is Dual:
         tangent = value.tangent
-        if not tangent.is_contiguous() and tangent.stride() != value.primal.stride():
+        if tangent.stride() != value.primal.stride():
             with torch.no_grad():
                 tangent = torch.empty_like(value.primal, requires_grad=False).copy_(tangent)
         return value.primal, tangent

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from trigflow.tangent.dual import HANDLERS, Dual, Handler, no_grad, pair, strip
 from trigflow.tangent.errors import TangentError, error, function_name
@@ -36,8 +37,21 @@ def _find(func: Any) -> Handler:
         known = str(func).startswith("aten") or "aten::" in str(getattr(func, "_qualified_op_name", ""))
         if known and name in NAMES:
             return NAMES[name]
+        if not known and not _composite(func):
+            return opaque
     body = _body(func)
     return fallback if body is None else Decomposed(body)
+
+
+def _composite(func: Any) -> bool:
+    """Whether a custom operator is made of others that PyTorch differentiates one by one."""
+    names = [func.name()] if isinstance(func, torch._ops.OpOverload) else [getattr(func, o).name() for o in func.overloads()]
+    return all(torch._C._dispatch_has_kernel_for_dispatch_key(n, "CompositeImplicitAutograd") for n in names)
+
+
+def opaque(func: Any, *args: Any, **kwargs: Any) -> Any:
+    """A custom operator with its own kernel: PyTorch would take its forward derivative to be zero without a word."""
+    raise unsupported(func, "it is a custom operator without a forward derivative")
 
 
 def _body(func: Any) -> Any:
@@ -116,20 +130,36 @@ def fallback(func: Any, *args: Any, **kwargs: Any) -> Any:
             return func(*a, **k)
 
         try:
-            with no_grad():
+            with no_grad(), ValueReads([leaves[i].primal for i in places]) as reads:
                 second, tangent = torch.func.jvp(
                     again,
                     tuple(leaves[i].primal.detach() for i in places),
                     tuple(leaves[i].tangent for i in places),
                 )
-        except TangentError:
-            raise
         except Exception as reason:
             first = str(reason).strip().split("\n")[0][:200]
             raise unsupported(func, f"it has no rule, and PyTorch says '{first}'") from reason
+        if reads.found:
+            raise unsupported(func, "it reads an argument as a plain number")
         if draws.used and not _same(primal, second):
             raise unsupported(func, "it has no rule and does not repeat its random draws")
     return pair(primal, tangent)
+
+
+class ValueReads(TorchDispatchMode):
+    """Notices when one of the given tensors is turned into a Python number, where its tangent ends."""
+
+    def __init__(self, inputs: list[Tensor]) -> None:
+        super().__init__()
+        self.places = {x.data_ptr() for x in inputs if x.numel() == 1}
+        self.found = False
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default and args[0].data_ptr() in self.places:
+            self.found = True
+        return func(*args, **(kwargs or {}))
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trigflow.tangent.errors import error, function_name
+from trigflow.tangent.errors import TangentError, error, function_name
 
 Handler = Callable[..., Any]
 
@@ -102,39 +102,44 @@ class Dual:
         return int(self.primal)
 
     def __float__(self) -> float:
-        raise self._value_read("float()")
+        raise value_read("float()")
 
     def __complex__(self) -> complex:
-        raise self._value_read("complex()")
+        raise value_read("complex()")
 
     def __index__(self) -> int:
-        raise self._value_read("an index")
+        raise value_read("use as an index")
 
     def __array__(self, *args: Any, **kwargs: Any) -> Any:
-        raise self._value_read("numpy conversion")
+        raise value_read("numpy conversion")
 
     def item(self) -> Any:
-        raise self._value_read(".item()")
+        raise value_read(".item()")
 
     def tolist(self) -> Any:
-        raise self._value_read(".tolist()")
+        raise value_read(".tolist()")
 
     def numpy(self, *args: Any, **kwargs: Any) -> Any:
-        raise self._value_read(".numpy()")
-
-    def __dlpack__(self, *args: Any, **kwargs: Any) -> Any:
-        raise self._value_read("DLPack export")
+        raise value_read(".numpy()")
 
     def data_ptr(self) -> int:
-        raise self._value_read(".data_ptr()")
+        raise value_read(".data_ptr()")
 
-    @staticmethod
-    def _value_read(how: str) -> Exception:
-        return error(
-            f"{how} on a tensor that carries a tangent would lose the tangent",
-            "expected tensors all the way from the inputs to the output",
-            "keep the value a tensor, or call .detach() first if a zero tangent is meant",
-        )
+    def __dlpack__(self, *args: Any, **kwargs: Any) -> Any:
+        raise value_read("DLPack export")
+
+    def __dlpack_device__(self) -> Any:
+        # Called by torch.tensor, torch.as_tensor and x.new_tensor, which do not ask __torch_function__.
+        raise value_read("making a new tensor (torch.tensor, torch.as_tensor, new_tensor)")
+
+
+def value_read(how: str) -> TangentError:
+    """The error for reading the values of a dual past every rule."""
+    return error(
+        f"{how} of a tensor that carries a tangent would lose the tangent",
+        "expected torch functions all the way from the inputs to the output",
+        "leave the conversion away, or call .detach() first if a zero tangent is meant",
+    )
 
 
 def _method(function: Any) -> Any:

@@ -8,27 +8,29 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.autograd import function as autograd_function
 
 from trigflow.tangent.dual import has_dual
-from trigflow.tangent.errors import error
+from trigflow.tangent.errors import TangentError, error
 
-_Function = torch.autograd.Function
+# Function.apply ends in super().apply, looked up at each call, which this base class does not define itself. A check
+# put there is met also by names bound long before, as in `custom = Custom.apply` at the top of a module.
+_BASE: Any = autograd_function._SingleLevelFunction
 _lock = threading.Lock()
 _depth = 0
-_original = _Function.__dict__["apply"]
 
 
-def _apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+def _checked_apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
     if has_dual(args) or has_dual(kwargs):
         raise refusal(cls)
-    return _original.__get__(None, cls)(*args, **kwargs)
+    return super(_BASE, cls).apply(*args, **kwargs)
 
 
-def refusal(cls: Any) -> Exception:
+def refusal(cls: Any) -> TangentError:
     """`Function.apply` does not ask `__torch_function__`: its forward would run without a graph."""
     name = f"{cls.__module__}.{cls.__qualname__}"
     remedy = "write its forward with differentiable torch functions, or .detach() its input if a zero tangent is meant"
-    if name == "torch.utils.checkpoint.CheckpointFunction":
+    if cls is torch.utils.checkpoint.CheckpointFunction:
         remedy = "use torch.utils.checkpoint.checkpoint(..., use_reentrant=False)"
     return error(
         f"autograd.Function {name} cannot carry a tangent: its forward runs outside the reach of any rule",
@@ -44,11 +46,11 @@ def watched_functions() -> Iterator[None]:
     with _lock:
         _depth += 1
         if _depth == 1:
-            _Function.apply = classmethod(_apply)  # type: ignore[method-assign, assignment]
+            _BASE.apply = classmethod(_checked_apply)
     try:
         yield
     finally:
         with _lock:
             _depth -= 1
             if _depth == 0:
-                _Function.apply = _original  # type: ignore[method-assign]
+                del _BASE.apply

@@ -90,7 +90,7 @@ def load_checkpoint(path: Path, modules: dict[str, nn.Module], optimizer: torch.
     optimizer.load_state_dict({"state": moments, "param_groups": current["param_groups"]})
     for parameter, entries in optimizer.state.items():
         for name, value in entries.items():
-            if value.shape == parameter.shape:  # in the memory order of the parameter: fused optimizers take it for granted
+            if value.shape == parameter.shape:  # fused optimizers expect the parameter's memory order
                 entries[name] = torch.empty_like(parameter, requires_grad=False).copy_(value)
     return state
 

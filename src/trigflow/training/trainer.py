@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import math
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from trigflow.data import ImageDataset, Normalization, Order, derive_seed, measure, open_dataset
+from trigflow.data import ImageDataset, Normalization, Order, derive_seed, measure, open_dataset, require_classes
 from trigflow.errors import UserError
 from trigflow.files import ensure_folder, read_json, write_json
 from trigflow.images import make_grid, save_picture
@@ -38,14 +39,21 @@ GRID = 40
 
 
 def load_data(config: DataConfig, progress: bool = False) -> ImageDataset:
-    """The data set of a configuration; see `trigflow.data.open_dataset`."""
-    return open_dataset(
+    """The data set of a configuration, read with a progress bar on a terminal; see `trigflow.data.open_dataset`.
+
+    Raises:
+        UserError: as `open_dataset`, and for labelled data of one class only.
+    """
+    dataset = open_dataset(
         config.source,
         resize=config.resize,
         channels=config.channels,
         skip_corrupt=config.skip_corrupt,
-        progress=progress,
+        progress=progress and sys.stderr.isatty(),
     )
+    if dataset.labels is not None:
+        require_classes(dataset)
+    return dataset
 
 
 class Trainer:
@@ -88,10 +96,11 @@ class Trainer:
         with torch.random.fork_rng():
             torch.manual_seed(derive_seed(loop.seed, "weights"))
             network = build(config.network, config.process.sigma_data)
+            weight = AdaptiveWeight(config.process) if config.objective.adaptive_weight else None
         if teacher is not None:
             start_from(network, teacher.network)
         self.network = network.to(self.device).to(memory_format=self.memory_format)  # type: ignore[call-overload]
-        self.weight = AdaptiveWeight(config.process).to(self.device) if config.objective.adaptive_weight else None
+        self.weight = None if weight is None else weight.to(self.device)
         self.modules: dict[str, nn.Module] = {"network": self.network}
         if self.weight is not None:
             self.modules["weight"] = self.weight
@@ -269,7 +278,9 @@ class Trainer:
                 raise UserError("distillation without a teacher; expected a teacher run folder; pass --teacher RUN")
             return
         if config.objective.kind == "scd" and teacher.kind != "diffusion":
-            raise UserError("the teacher is a consistency model; expected a diffusion model; distill the run of its teacher")
+            raise UserError(
+                "the teacher is a consistency model; expected a diffusion model; distill the run of its teacher"
+            )
         for what, mine, theirs in (
             ("images of shape", self.dataset.shape, teacher.shape),
             ("classes", config.network.conditioning.num_classes, teacher.num_classes),

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trigflow.tangent.dual import Dual, Handler, no_grad, pair, strip
+from trigflow.tangent.dispatch import fallback
+from trigflow.tangent.dual import Dual, Handler, has_dual, no_grad, pair, strip
 from trigflow.tangent.rules.plain import plain
 from trigflow.tangent.table import register
 
@@ -21,6 +22,8 @@ def binary(derivative: Callable[..., Tensor | None]) -> Handler:
     """
 
     def handler(func: Any, input: Any, other: Any, *args: Any, **kwargs: Any) -> Any:
+        if (args and has_dual(args)) or (kwargs and has_dual(kwargs)):
+            return fallback(func, input, other, *args, **kwargs)
         if type(input) is Dual:
             a, da = input.primal, input.tangent
         else:
@@ -80,6 +83,7 @@ def _div(y: Tensor, a: Any, da: Any, b: Any, db: Any, rounding_mode: str | None 
 def _pow(y: Tensor, a: Any, da: Any, b: Any, db: Any) -> Tensor | None:
     t: Tensor | None = None
     if da is not None:
+        da = da.to(y.dtype)
         if isinstance(b, Tensor):
             slope = torch.where(b == 0, 0.0, b * torch.pow(a, b - 1))
             t = slope * da

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trigflow.tangent.dual import Dual, Handler, no_grad, pair
+from trigflow.tangent.dispatch import fallback
+from trigflow.tangent.dual import Dual, Handler, has_dual, no_grad, pair
 from trigflow.tangent.table import register
 
 aten = torch.ops.aten
@@ -39,11 +40,9 @@ def unary(derivative: Derivative) -> Handler:
     """
 
     def handler(func: Any, input: Any, *args: Any, **kwargs: Any) -> Any:
-        x, dx = input.primal, input.tangent
-        if x.is_complex() or any(type(a) is Dual for a in args):
-            from trigflow.tangent.dispatch import fallback
-
+        if type(input) is not Dual or input.primal.is_complex() or has_dual(args) or has_dual(kwargs):
             return fallback(func, input, *args, **kwargs)
+        x, dx = input.primal, input.tangent
         y = func(x, *args, **kwargs)
         with no_grad():
             if y.dtype != x.dtype:

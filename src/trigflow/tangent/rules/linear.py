@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trigflow.tangent.dual import Dual, Handler, no_grad, pair, strip
+from trigflow.tangent.dispatch import fallback
+from trigflow.tangent.dual import Dual, Handler, has_dual, no_grad, pair, strip
 from trigflow.tangent.table import register
 
 
@@ -18,6 +19,8 @@ def product(func: Any, *args: Any, **kwargs: Any) -> Any:
     """`f(a, b, ...)`: one term per argument that carries a tangent."""
     if kwargs:
         args, kwargs = _by_position(args, kwargs)
+        if has_dual(kwargs):
+            return fallback(func, *args, **kwargs)
     primals = strip(args)
     primal = func(*primals, **kwargs)
     tangent = None
@@ -76,8 +79,6 @@ def einsum(func: Any, equation: Any, *operands: Any) -> Any:
     if len(operands) == 1 and isinstance(operands[0], (tuple, list)):
         operands = tuple(operands[0])
     if not isinstance(equation, str):
-        from trigflow.tangent.dispatch import fallback
-
         return fallback(func, equation, *operands)
     return product(lambda *tensors: func(equation, *tensors), *operands)
 
@@ -101,6 +102,11 @@ def added_product(func: Any, input: Any, a: Any, b: Any, *, beta: Any = 1, alpha
     return pair(primal, tangent)
 
 
+def multi_product(func: Any, tensors: Any, **kwargs: Any) -> Any:
+    """`torch.linalg.multi_dot` and others that take their factors as a list."""
+    return product(lambda *factors: func(list(factors), **kwargs), *tensors)
+
+
 register(product, *"matmul mm bmm mv dot vdot inner outer ger kron tensordot chain_matmul cross".split())
 register(product, "Tensor.__matmul__", "linalg.matmul", "linalg.vecdot", "linalg.cross")
 register(lambda func, a, b: product(torch.matmul, b, a), "Tensor.__rmatmul__")
@@ -109,11 +115,4 @@ for _d in (1, 2, 3):
     register(affine(_channels(_d)), f"conv{_d}d", f"conv_transpose{_d}d")
 register(einsum, "einsum")
 register(added_product, *"addmm baddbmm addmv addr addbmm".split())
-
-
-def multi_product(func: Any, tensors: Any, **kwargs: Any) -> Any:
-    """`torch.linalg.multi_dot` and others that take their factors as a list."""
-    return product(lambda *factors: func(list(factors), **kwargs), *tensors)
-
-
 register(multi_product, "linalg.multi_dot")

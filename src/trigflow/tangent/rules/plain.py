@@ -7,13 +7,21 @@ from __future__ import annotations
 
 from typing import Any
 
-from trigflow.tangent.dual import strip
+from trigflow.tangent.dispatch import fallback
+from trigflow.tangent.dual import has_dual, strip
 from trigflow.tangent.table import register
 
 
 def plain(func: Any, *args: Any, **kwargs: Any) -> Any:
     """Run on the primals."""
     return func(*strip(args), **strip(kwargs))
+
+
+def filled(func: Any, input: Any, *args: Any, **kwargs: Any) -> Any:
+    """`full_like(x, value)`, `x.new_full(size, value)`: constants unless the value carries a tangent."""
+    if has_dual(args) or has_dual(kwargs):
+        return fallback(func, strip(input), *args, **kwargs)
+    return func(strip(input), *args, **kwargs)
 
 
 register(
@@ -30,13 +38,13 @@ register(
     *"is_floating_point is_complex is_signed is_contiguous is_conj is_neg is_inference is_pinned is_shared size".split(),
     *"dim ndimension nelement numel stride storage_offset element_size get_device result_type can_cast".split(),
     *"dim_order is_tensor is_storage is_distributed is_set_to has_names type_name sym_size".split(),
-    "int long short char byte bool",
     # fresh tensors
-    *"zeros_like ones_like empty_like full_like rand_like randn_like randint_like new_zeros new_ones".split(),
-    *"new_empty new_full new_tensor new_empty_strided bernoulli multinomial poisson empty_strided".split(),
+    *"zeros_like ones_like empty_like rand_like randn_like randint_like new_zeros new_ones".split(),
+    *"new_empty new_tensor new_empty_strided bernoulli multinomial poisson empty_strided".split(),
     # a zero tangent on purpose
-    *"detach stop_gradient".split(),
+    "detach",
     # hooks on the primal's graph
     *"register_hook register_post_accumulate_grad_hook retain_grad".split(),
 )
 register(plain, *"int long short char byte bool".split())
+register(filled, "full_like", "new_full")

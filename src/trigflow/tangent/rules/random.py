@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from trigflow.tangent.dual import Dual, no_grad, pair, strip
+from trigflow.tangent.dispatch import replayed_draws
+from trigflow.tangent.dual import Dual, Handler, no_grad, pair
 from trigflow.tangent.table import register
 
 
@@ -40,24 +40,30 @@ def _by_itself(func: Any, input: Any, p: float, training: bool) -> Any:
     return pair(primal, input.tangent)
 
 
-def feature_dropout(func: Any, input: Any, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
-    """Dropout of whole channels: one draw for each sample and channel.
+def redrawn(affine: bool) -> Handler:
+    """Handler of dropouts whose masks are best left to PyTorch: run once more on the tangent, with the same draws.
 
-    The functions of torch.nn.functional differ in how they read unbatched inputs; those go to the fallback.
+    Dropout of whole channels is linear in x once its mask is drawn. Alpha dropout puts a constant in place of what it
+    drops, is affine, and the constant is taken off again by a third run, on zeros.
     """
-    from trigflow.tangent.dispatch import fallback
 
-    x: Tensor = strip(input)
-    if x.ndim < 3 or not training or not 0 < p < 1 or x.numel() == 0 or func.__name__ == "dropout1d":
-        return fallback(func, input, p, training) if training else pair(func(x, p, training), input.tangent)
-    if x.ndim == 3 and func.__name__ != "feature_dropout":
-        return fallback(func, input, p, training)
-    with no_grad():
-        mask = x.new_empty((*x.shape[:2], *[1] * (x.ndim - 2))).bernoulli_(1 - p).div_(1 - p)
-    primal = x * mask
-    with no_grad():
-        return pair(primal, input.tangent * mask)
+    def handler(func: Any, input: Any, *args: Any, **kwargs: Any) -> Any:
+        x, dx = input.primal, input.tangent
+        with replayed_draws(x.device, []) as draws:
+            primal = func(x, *args, **kwargs)
+            with no_grad():
+                if dx.stride() != x.stride():
+                    dx = torch.empty_like(x).copy_(dx)
+                draws.rewind()
+                tangent = func(dx, *args, **kwargs)
+                if affine:
+                    draws.rewind()
+                    tangent = tangent - func(torch.zeros_like(x), *args, **kwargs)
+        return pair(primal, tangent)
+
+    return handler
 
 
 register(dropout, "dropout")
-register(feature_dropout, "dropout1d", "dropout2d", "dropout3d", "feature_dropout")
+register(redrawn(affine=False), "dropout1d", "dropout2d", "dropout3d", "feature_dropout")
+register(redrawn(affine=True), "alpha_dropout", "feature_alpha_dropout")

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trigflow.tangent.dispatch import fallback, unsupported
 from trigflow.tangent.dual import Dual, Handler, no_grad, pair, strip
 from trigflow.tangent.rules.arithmetic import _extreme, binary
 from trigflow.tangent.rules.elementwise import unary
@@ -70,9 +71,7 @@ register(unary(_logsumexp), "logsumexp", "special.logsumexp")
 
 def vector_norm(func: Any, x: Any, ord: Any = 2, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
     """The Euclidean norm: `sum(x dx) / |x|`, zero at zero. Other norms go to the fallback."""
-    from trigflow.tangent.dispatch import fallback
-
-    if ord != 2 or x.primal.is_complex():
+    if type(x) is not Dual or ord != 2 or x.primal.is_complex():
         return fallback(func, x, ord, dim, keepdim, dtype=dtype)
     primal = func(x.primal, ord, dim, keepdim, dtype=dtype)
     with no_grad():
@@ -90,6 +89,8 @@ def spread(root: bool, with_mean: bool) -> Handler:
     def handler(
         func: Any, input: Any, dim: Any = None, unbiased: Any = None, keepdim: bool = False, *, correction: Any = None
     ) -> Any:
+        if input.primal.is_complex():
+            return fallback(func, input, dim, correction=correction, keepdim=keepdim)
         if isinstance(dim, bool):
             dim, unbiased = None, dim
         if correction is None:
@@ -196,8 +197,6 @@ def max_pool(with_indices: Any, axes: int) -> Handler:
 
 def embedding(func: Any, input: Any, weight: Any, *args: Any, **kwargs: Any) -> Any:
     """Rows of a table; the indices are integers, so only the table can carry a tangent."""
-    from trigflow.tangent.dispatch import unsupported
-
     if kwargs.get("max_norm") is not None:
         raise unsupported(func, "max_norm rewrites the table in place")
     primal = func(input, weight.primal, *args, **kwargs)

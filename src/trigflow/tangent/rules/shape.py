@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trigflow.tangent.dispatch import fallback, unsupported
 from trigflow.tangent.dual import Dual, no_grad, pair, strip
 from trigflow.tangent.table import register
 
@@ -39,8 +40,6 @@ def view(func: Any, input: Any, *args: Any, **kwargs: Any) -> Any:
         return func(input, *strip(args), **strip(kwargs))
     primal = func(input.primal, *strip(args), **kwargs)
     if primal.dtype != input.primal.dtype:
-        from trigflow.tangent.dispatch import unsupported
-
         raise unsupported(func, "it reads the same memory as another type")
     with no_grad():
         return pair(primal, input.tangent.reshape(primal.shape))
@@ -88,8 +87,6 @@ def constant_pad(func: Any, input: Any, pad: Any, value: float = 0) -> Any:
 
 def scatter(func: Any, input: Any, dim: Any, index: Any, src: Any, **kwargs: Any) -> Any:
     """Functions that copy or add `src` into a copy of `input` at an index: linear in both."""
-    from trigflow.tangent.dispatch import fallback
-
     if kwargs or (type(src) is not Dual and not isinstance(src, Tensor)):
         return fallback(func, input, dim, index, src, **kwargs)
     primal = func(strip(input), dim, index, strip(src))

@@ -1,0 +1,94 @@
+"""Tiny finished runs that several test files share, and the command line in this process."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from training.tiny import all_digits, tiny_config
+from trigflow.cli import main
+from trigflow.model import load
+from trigflow.training.trainer import Trainer
+
+torch.set_num_threads(1)  # the tensors are tiny: more threads only wait for each other
+
+
+@dataclasses.dataclass
+class Result:
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
+    """`cli("sample", folder, ...)` runs the command in this process."""
+
+    def run(*args: object) -> Result:
+        capsys.readouterr()
+        code = 0
+        try:
+            main([str(arg) for arg in args])
+        except SystemExit as leave:
+            code = int(leave.code or 0)
+        captured = capsys.readouterr()
+        return Result(code, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def teacher_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished class-conditional teacher of digits; not to be changed."""
+    folder = tmp_path_factory.mktemp("runs") / "teacher"
+    Trainer(tiny_config(), folder, dataset=all_digits(), progress=False).run()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def student_folder(teacher_folder: Path) -> Path:
+    """A finished student of that teacher with guidance in [1, 2]; not to be changed."""
+    teacher = load(teacher_folder, "cpu")
+    config = tiny_config({"objective.kind": "scd", "objective.guidance_max": 2.0, "loop.iterations": 4})
+    config = dataclasses.replace(config, teacher=str(teacher_folder))
+    folder = teacher_folder.parent / "student"
+    Trainer(config, folder, teacher=teacher, dataset=all_digits(), progress=False).run()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def unconditional_folder(teacher_folder: Path) -> Path:
+    """A finished unconditional teacher of digits; not to be changed."""
+    data = dataclasses.replace(all_digits(), labels=None, class_names=())
+    folder = teacher_folder.parent / "unconditional"
+    Trainer(tiny_config({"loop.iterations": 2}), folder, dataset=data, progress=False).run()
+    return folder
+
+
+def make_photos(folder: Path, names: list[str], size: tuple[int, int] = (12, 10), mode: str = "RGB") -> Path:
+    """Write random images of `size` (width, height) under these names."""
+    generator = np.random.default_rng(0)
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = generator.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+        Image.fromarray(pixels).convert(mode).save(path)
+    return folder
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Callable[..., Path]:
+    """`photos("a/0.png", ..., size=(12, 10))` writes random RGB images into a folder and returns it."""
+
+    def write(*names: str, size: tuple[int, int] = (12, 10), mode: str = "RGB") -> Path:
+        return make_photos(tmp_path / "photos", list(names), size, mode)
+
+    return write

@@ -1,0 +1,55 @@
+"""Networks in closed form and batches, in float64."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from oracles.gaussian import GaussianOracle
+from trigflow.networks import MLP, ConditioningConfig, MLPConfig
+from trigflow.process import HALF_PI, TrigFlow
+
+PROCESS = TrigFlow(sigma_data=0.5)
+VARIANCES = torch.tensor([0.02, 0.25, 1.5], dtype=torch.float64)
+GAUSSIAN = GaussianOracle(VARIANCES)
+
+EDGES = torch.tensor(
+    [1e-8, 1e-6, 1e-4, 0.01, 0.3, 0.785, 1.1, 1.5, HALF_PI - 1e-4, HALF_PI - 1e-6, HALF_PI - 1e-8], dtype=torch.float64
+)
+"""Times over the whole quarter circle and close to its ends."""
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def batch(n: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
+    """Gaussian data, noise and times over most of the quarter circle."""
+    g = generator(seed)
+    x0 = GAUSSIAN.sample(n, g, dtype)
+    return x0, PROCESS.sample_noise(x0, g), 0.02 + 1.53 * torch.rand(n, generator=g, dtype=dtype)
+
+
+class ExactStudent(nn.Module):
+    """`F` with `cos(t) x_t - sin(t) sd F(x_t / sd, t) = x_t sqrt(l / V(t))`, in operations that carry tangents."""
+
+    def __init__(self, variances: Tensor = VARIANCES, sd: float = 0.5) -> None:
+        super().__init__()
+        self.variances, self.sd = variances, sd
+
+    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None, guidance: Tensor | None = None) -> Tensor:
+        var, cos, sin = self.variances, torch.cos(t)[:, None], torch.sin(t)[:, None]
+        v = cos**2 * var + sin**2 * self.sd**2
+        return x * sin * (cos**2 * self.sd**2 - (1 + cos**2) * var) / (v * (cos + torch.sqrt(var / v)))
+
+
+def student(seed: int = 0, features: int = 3, width: int = 12, scale: float = 0.2, **settings: object) -> MLP:
+    """A small MLP in float64 with every weight moved away from its start."""
+    config = MLPConfig(features, width, depth=1, conditioning=ConditioningConfig(width=8, **settings))  # type: ignore[arg-type]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = MLP(config).double()
+        with torch.no_grad():
+            for p in net.parameters():
+                p += scale * torch.randn_like(p)
+    return net

@@ -1,0 +1,56 @@
+"""The report on which functions have rules."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from tangent.helpers import draw
+from torch import nn
+
+from trigflow.tangent import coverage
+
+X = draw(1, 3, 4)
+
+
+def test_kinds_and_counts() -> None:
+    def fn(x: Any, rows: Any, name: str) -> Any:
+        assert name == "name"
+        y = F.silu(x) + F.silu(x * 2)
+        y = y + x.prod(1, keepdim=True) + x.detach()
+        return y[rows]
+
+    report = coverage(fn, X, torch.tensor([0, 1]), "name")
+    assert report.rules["torch.nn.functional.silu"] == 2
+    assert report.fallbacks == {"torch.Tensor.prod": 1}
+    assert report.constants == {"torch.Tensor.detach": 1}
+    assert report.complete
+    assert "fallbacks: 1 functions, 1 calls" in str(report)
+
+
+def test_the_report_goes_on_past_what_cannot_be_done() -> None:
+    def fn(x: Any) -> Any:
+        y = torch.cdist(x, x + 1)
+        return nn.ReLU(inplace=True)(y * 2 + x.sum()) + torch.exp(x.sum())
+
+    report = coverage(fn, X)
+    assert not report.complete
+    assert set(report.unsupported) == {"torch.nn.functional.relu", "_VariableFunctionsClass.cdist"}
+    assert "inplace" in report.messages["torch.nn.functional.relu"]
+    assert report.rules["torch.exp"] == 1
+    assert "cdist" in str(report)
+
+
+def test_values_read_outside_torch_end_the_report() -> None:
+    report = coverage(lambda x: x * float(x.sum()), X)
+    assert not report.complete
+    assert any("float()" in message for message in report.messages.values())
+
+
+def test_nothing_is_left_behind() -> None:
+    w = draw(2, 4, 4).requires_grad_()
+    coverage(lambda x: x @ w, X)
+    assert w.grad is None
+    assert torch.is_grad_enabled()
+    assert (X @ w).requires_grad

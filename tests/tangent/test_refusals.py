@@ -1,0 +1,200 @@
+"""Everything through which a tangent would be lost raises, naming the function, the module and the way out."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from tangent.helpers import draw, relative_error
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from trigflow.errors import UserError
+from trigflow.tangent import Dual, TangentError, jvp
+
+X, DX = draw(1, 4), draw(2, 4)
+PLAIN = draw(3, 4)
+
+
+class Doubled(torch.autograd.Function):
+    """A custom function whose forward has the wrong derivative for its backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Any) -> Any:
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        return 2 * g
+
+
+def assign(x: Any) -> Tensor:
+    y = PLAIN.clone()
+    y[1:] = x[1:]
+    return y
+
+
+def assign_into(x: Any) -> Any:
+    x[0] = 1.0
+    return x
+
+
+def accumulate(x: Any) -> Tensor:
+    y = PLAIN.clone()
+    y += x
+    return y
+
+
+def increment(x: Any) -> Any:
+    x += 1
+    return x
+
+
+REFUSED: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "in-place method": (lambda x: x.mul_(2), "mul_"),
+    "in-place function": (torch.sin_, "sin_"),
+    "in-place operator": (increment, "__iadd__"),
+    "in-place into plain": (accumulate, "add"),
+    "assignment into plain": (assign, "__setitem__"),
+    "assignment into dual": (assign_into, "__setitem__"),
+    "copy into plain": (lambda x: torch.zeros(4).copy_(x), "copy_"),
+    "relu in place": (lambda x: F.relu(x, inplace=True), "relu"),
+    "silu in place": (nn.SiLU(inplace=True), "silu"),
+    "dropout in place": (nn.Dropout(0.5, inplace=True), "dropout"),
+    "aten in place": (lambda x: torch.ops.aten.silu_(x), "silu_"),
+    "out": (lambda x: torch.sin(x, out=PLAIN.clone()), "sin"),
+    "out among products": (lambda x: torch.matmul(x, x, out=torch.zeros((), dtype=X.dtype)), "matmul"),
+    "data": (lambda x: x.data, "data"),
+    "numpy": (lambda x: torch.from_numpy(x.numpy()), "numpy"),
+    "numpy of plain functions": (lambda x: torch.from_numpy(np.sin(x)), "numpy"),
+    "tolist": (lambda x: x.tolist(), "tolist"),
+    "item": (lambda x: x.sum().item() * PLAIN, "item"),
+    "float": (lambda x: math.sin(x[0]) * PLAIN, "float"),
+    "torch.tensor": (torch.tensor, "torch.tensor"),
+    "torch.as_tensor": (lambda x: torch.as_tensor(x, dtype=torch.float32), "torch.as_tensor"),
+    "custom function": (Doubled.apply, "Doubled"),
+    "no forward derivative": (lambda x: torch.cdist(x[None], x[None] + 1), "cdist"),
+    "number as alpha": (lambda x: torch.add(PLAIN, PLAIN, alpha=x[0]), "add"),
+    "number as slope": (lambda x: F.leaky_relu(PLAIN, x[0]), "leaky_relu"),
+    "number to fill with": (lambda x: torch.full((2,), x[0]), "full"),
+    "number to fill like": (lambda x: torch.full_like(PLAIN, x[0]), "full_like"),
+    "other type of the same memory": (lambda x: x.view(torch.int64), "view"),
+    "renormalized embedding": (lambda x: F.embedding(torch.tensor([0]), x[:, None], max_norm=1.0), "embedding"),
+    "reentrant checkpoint": (lambda x: checkpoint(torch.sin, x, use_reentrant=True), "use_reentrant=False"),
+    "None": (lambda x: None, "None"),
+    "number": (lambda x: (x, 3), "int"),
+    "nested jvp": (lambda x: jvp(torch.sin, (x,), (DX,))[0], "already carries a tangent"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused(name: str) -> None:
+    fn, word = REFUSED[name]
+    before = PLAIN.clone()
+    with pytest.raises(TangentError) as caught:
+        jvp(fn, (X,), (DX,))
+    message = str(caught.value)
+    assert word in message
+    assert "\n" not in message
+    assert message.count(";") == 2
+    assert isinstance(caught.value, UserError)
+    assert torch.equal(PLAIN, before)
+
+
+def test_a_custom_operator_has_no_silent_zero_tangent() -> None:
+    @torch.library.custom_op("trigflow_tests::cubed", mutates_args=())
+    def cubed(x: Tensor) -> Tensor:
+        return torch.from_numpy(x.detach().numpy() ** 3)
+
+    assert not torch.func.jvp(cubed, (X,), (DX,))[1].any(), "PyTorch has learnt to refuse this by itself"
+    with pytest.raises(TangentError, match="trigflow_tests.cubed"):
+        jvp(cubed, (X,), (DX,))
+
+
+def test_the_module_is_named() -> None:
+    class Inner(nn.Module):
+        def forward(self, x: Any) -> Any:
+            return x.add_(1)
+
+    net = nn.Sequential(nn.Identity(), nn.ModuleDict({"bad": Inner()}))
+    net[1].forward = lambda x: net[1]["bad"](x)  # type: ignore[index]
+    with pytest.raises(TangentError, match=r"in module 1\.bad \(Inner\)"):
+        jvp(net, (X,), (DX,))
+
+
+def test_custom_functions_of_plain_tensors_are_untouched() -> None:
+    base = torch.autograd.function._SingleLevelFunction
+    w = PLAIN.clone().requires_grad_()
+    out, tangent = jvp(lambda x: x * Doubled.apply(w), (X,), (DX,))
+    assert torch.equal(torch.autograd.grad(out.sum(), w)[0], 2 * X)
+    assert relative_error(tangent, DX * PLAIN) < 1e-15
+    assert "apply" not in vars(base)
+    with pytest.raises(TangentError):
+        jvp(Doubled.apply, (X,), (DX,))
+    assert "apply" not in vars(base)
+
+
+@pytest.mark.parametrize(
+    ("primals", "tangents", "word"),
+    [
+        ((X,), (DX, DX), "1 primals and 2 tangents"),
+        (X, DX, "expected two tuples"),
+        ((X,), (DX[:2],), "(4,)"),
+        ((X,), (DX[None],), "(4,)"),
+        ((X,), (DX.float(),), "torch.float64"),
+        ((torch.arange(4),), (DX,), "torch.int64"),
+        ((X,), (1.0,), "float"),
+        ((3.0,), (DX,), "float"),
+        ((X,), (torch.empty(4, dtype=X.dtype, device="meta"),), "cpu"),
+    ],
+)
+def test_tangents_must_match_their_primals(primals: Any, tangents: Any, word: str) -> None:
+    with pytest.raises(TangentError) as caught:
+        jvp(lambda *args: args[0], primals, tangents)
+    assert word in str(caught.value)
+
+
+def test_inside_a_backward() -> None:
+    x = X.clone().requires_grad_()
+    y = x * 2
+    y.register_hook(lambda g: jvp(torch.sin, (g,), (g,))[1])
+    with pytest.raises(TangentError, match="backward"):
+        y.sum().backward()
+
+
+def test_values_that_only_choose_a_branch_may_be_read() -> None:
+    def fn(x: Any) -> Any:
+        assert x.shape == (4,)
+        assert x.ndim == x.dim() == 1
+        assert x.dtype == torch.float64
+        assert len(x) == x.size(0) == x.numel() == 4
+        assert x.is_floating_point()
+        assert x.requires_grad is False
+        assert not hasattr(x, "no_such_attribute")
+        assert f"{x[0]:.3f}" == f"{X[0]:.3f}"
+        assert "Dual" in repr(x)
+        order = x.argsort()
+        y = x * 2 if (x.abs().max() < 1e6) and bool(x.sum() < 1e6) and int(x[0] * 0) == 0 else x
+        return y[order] + torch.zeros_like(x)
+
+    out, tangent = jvp(fn, (X,), (DX,))
+    assert torch.equal(out, 2 * X.sort().values)
+    assert torch.equal(tangent, 2 * DX[X.argsort()])
+
+
+def test_copies_keep_their_tangent() -> None:
+    for fn in (copy.copy, copy.deepcopy):
+        assert torch.equal(jvp(fn, (X,), (DX,))[1], DX)
+
+
+def test_duals_do_not_pretend_to_be_tensors() -> None:
+    seen = []
+    jvp(lambda x: seen.append(x) or x, (X,), (DX,))
+    assert isinstance(seen[0], Dual)
+    assert not isinstance(seen[0], Tensor)

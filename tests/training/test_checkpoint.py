@@ -1,0 +1,213 @@
+"""Checkpoints: exact, whole or absent, and refused when they do not fit."""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from training.tiny import differing
+from trigflow.errors import UserError
+from trigflow.training import checkpoint
+from trigflow.training.checkpoint import list_checkpoints, load_checkpoint, load_weights, save_checkpoint
+from trigflow.training.config import OptimizerConfig
+from trigflow.training.optimizer import build_optimizer
+
+
+class Setup:
+    """A network with a buffer, its weight function, and an optimizer, after a few steps."""
+
+    def __init__(self, name: Any = "adam", seed: int = 0, steps: int = 3, channels_last: bool = False) -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            network = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 3, 2))
+            if channels_last:
+                network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.modules: dict[str, nn.Module] = {"network": network, "weight": nn.Linear(2, 1)}
+            self.parameters = [p for module in self.modules.values() for p in module.parameters()]
+            self.optimizer = build_optimizer(OptimizerConfig(name=name, lr=0.01), self.parameters)
+        for i in range(steps):
+            self.step(i)
+
+    def step(self, i: int) -> None:
+        generator = torch.Generator().manual_seed(i)
+        self.optimizer.zero_grad()
+        x = torch.randn(4, 2, 8, 8, generator=generator)
+        loss = self.modules["network"](x).square().mean() + self.modules["weight"](x[:, :, 0, 0]).square().mean()
+        loss.backward()
+        self.optimizer.step()
+
+    def state(self) -> dict[str, Tensor]:
+        state = {
+            f"{n}.{key}": value for n, module in self.modules.items() for key, value in module.state_dict().items()
+        }
+        for index, moments in self.optimizer.state_dict()["state"].items():
+            state |= {f"optimizer.{index}.{key}": value for key, value in moments.items()}
+        return {name: value.detach().clone() for name, value in state.items()}
+
+    def save(self, folder: Path, iteration: int = 3, keep: int = 2) -> Path:
+        return save_checkpoint(folder, iteration, self.modules, self.optimizer, {"skipped": 1}, keep)
+
+    def load(self, path: Path) -> dict[str, Any]:
+        return load_checkpoint(path, self.modules, self.optimizer)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("name", ["adam", "adamw", "radam"])
+def test_round_trip_is_exact_and_training_goes_on_the_same(name: str, channels_last: bool, tmp_path: Path) -> None:
+    old = Setup(name, channels_last=channels_last)
+    path = old.save(tmp_path)
+    new = Setup(name, seed=1, steps=0, channels_last=channels_last)
+    assert differing(new.state(), old.state())
+    state = new.load(path)
+    assert (state["iteration"], state["skipped"]) == (3, 1)
+    assert differing(new.state(), old.state()) == []
+    assert any(key.endswith("exp_avg_sq") for key in old.state())
+    for i in (3, 4):
+        old.step(i)
+        new.step(i)
+    assert differing(new.state(), old.state()) == []
+
+
+def test_a_checkpoint_before_the_first_step(tmp_path: Path) -> None:
+    old, new = Setup(steps=0), Setup(seed=1, steps=2)
+    new.load(old.save(tmp_path, iteration=0))
+    assert differing(new.state(), old.state()) == []
+
+
+def test_the_newest_are_kept(tmp_path: Path) -> None:
+    setup = Setup()
+    for iteration in (9, 10, 100, 11_000):
+        setup.save(tmp_path, iteration, keep=2)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["00000100", "00011000"]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["00000100", "00011000"]
+    setup.save(tmp_path, 11_001, keep=1)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["00011001"]
+
+
+def test_a_run_without_checkpoints(tmp_path: Path) -> None:
+    assert list_checkpoints(tmp_path) == []
+
+
+@pytest.mark.parametrize("same_iteration", [False, True])
+@pytest.mark.parametrize("function", ["write_tensors", "write_json"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_an_interrupted_write_leaves_the_previous_one_whole(
+    error: type[BaseException], function: str, same_iteration: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setup = Setup()
+    setup.save(tmp_path, 3)
+    before = setup.state()
+
+    def interrupted(path: Path, *rest: Any) -> None:
+        path.write_bytes(b"half of it")
+        raise error
+
+    setup.step(3)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, function, interrupted)
+        with pytest.raises(error):
+            setup.save(tmp_path, 3 if same_iteration else 4)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["00000003"]
+    fresh = Setup(seed=1)
+    fresh.load(list_checkpoints(tmp_path)[-1])
+    assert differing(fresh.state(), before) == []
+
+
+def test_the_same_iteration_can_be_written_again(tmp_path: Path) -> None:
+    setup = Setup()
+    setup.save(tmp_path)
+    setup.step(3)
+    path = setup.save(tmp_path)
+    fresh = Setup(seed=1)
+    fresh.load(path)
+    assert differing(fresh.state(), setup.state()) == []
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["00000003"]
+
+
+def test_others_may_read_what_the_user_lets_them(tmp_path: Path) -> None:
+    path = Setup().save(tmp_path)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o755
+
+
+@pytest.mark.parametrize("size", [0, 5, 300, -1])
+def test_truncated_tensors(size: int, tmp_path: Path) -> None:
+    path = Setup().save(tmp_path)
+    file = path / "state.safetensors"
+    file.write_bytes(file.read_bytes()[:size])
+    with pytest.raises(UserError, match=r"state\.safetensors' cannot be read .*; expected a whole safetensors file"):
+        Setup().load(path)
+
+
+def test_missing_tensors(tmp_path: Path) -> None:
+    path = Setup().save(tmp_path)
+    (path / "state.safetensors").unlink()
+    with pytest.raises(UserError, match="does not exist"):
+        Setup().load(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "cannot be read"),
+        ("[]", "no state of a run"),
+        ("3", "no state of a run"),
+        ('{"format": 1, "iteration": 3}', "no state of a run"),
+        ('{"format": 1, "iteration": "3", "skipped": 0}', "no state of a run"),
+        ('{"format": 1, "iteration": -3, "skipped": 0}', "no state of a run"),
+        ('{"format": 1, "iteration": true, "skipped": 0}', "no state of a run"),
+        ('{"format": 99, "iteration": 3, "skipped": 0}', "has format 99; expected 1"),
+        ('{"iteration": 3, "skipped": 0}', "has format None; expected 1"),
+    ],
+)
+def test_edited_state(content: str, message: str, tmp_path: Path) -> None:
+    path = Setup().save(tmp_path)
+    (path / "state.json").write_text(content)
+    with pytest.raises(UserError, match=message):
+        Setup().load(path)
+
+
+def test_state_is_readable_json(tmp_path: Path) -> None:
+    path = Setup().save(tmp_path)
+    assert json.loads((path / "state.json").read_text()) == {"format": 1, "iteration": 3, "skipped": 1}
+
+
+def test_another_network_is_refused_before_anything_changes(tmp_path: Path) -> None:
+    path = Setup().save(tmp_path)
+    other = Setup(seed=1)
+    other.modules["network"] = nn.Sequential(nn.Conv2d(2, 5, 3), nn.BatchNorm2d(5), nn.Conv2d(5, 3, 2))
+    before = other.state()
+    with pytest.raises(
+        UserError, match=r"another network .*first '0\.weight' \(4, 2, 3, 3\) instead of \(5, 2, 3, 3\)"
+    ):
+        other.load(path)
+    assert differing(other.state(), before) == []
+
+
+def test_moments_of_too_many_parameters(tmp_path: Path) -> None:
+    path = Setup().save(tmp_path)
+    other = Setup()
+    other.optimizer = build_optimizer(OptimizerConfig(), other.parameters[:3])
+    with pytest.raises(UserError, match="optimizer state for 8 parameters; expected 3"):
+        other.load(path)
+
+
+def test_load_weights_names_the_first_of_each_kind() -> None:
+    module = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 4))
+    tensors = {
+        "0.weight": torch.zeros(3, 2),
+        "0.bias": torch.zeros(4),
+        "2.weight": torch.zeros(1),
+        "3.x": torch.zeros(1),
+    }
+    with pytest.raises(UserError) as caught:
+        load_weights(module, tensors, "'somewhere'")
+    assert str(caught.value).startswith(
+        "'somewhere' belongs to another network (2 missing, first '1.weight'; 2 unexpected, first '2.weight'; "
+        "1 misshapen, first '0.bias' (4,) instead of (3,)); expected"
+    )

@@ -1,0 +1,96 @@
+"""Runs that finish in a moment: an 8-wide U-Net on a few 8x8 digits."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trigflow.data import ImageDataset, open_dataset
+from trigflow.model import Model, fit_network
+from trigflow.networks import ConditioningConfig, UNetConfig
+from trigflow.objectives import TangentConfig
+from trigflow.training.config import LoopConfig, ObjectiveConfig, OptimizerConfig, RunConfig
+from trigflow.training.trainer import Trainer
+
+NETWORK = UNetConfig(patch=2, width=8, mult=(1, 2), blocks=1, conditioning=ConditioningConfig(width=8))
+
+
+@functools.cache
+def all_digits() -> ImageDataset:
+    return open_dataset("digits")
+
+
+@functools.cache
+def digits(n: int = 100) -> ImageDataset:
+    """The first n digits."""
+    return all_digits().subset(torch.arange(n))
+
+
+def tiny_config(changes: dict[str, Any] | None = None) -> RunConfig:
+    """A teacher of 6 iterations; `changes` as in `change`."""
+    config = RunConfig(
+        network=NETWORK,
+        objective=ObjectiveConfig(tangent=TangentConfig(warmup=4)),
+        optimizer=OptimizerConfig(lr=2e-3),
+        loop=LoopConfig(
+            iterations=6, batch_size=8, log_every=2, sample_every=0, checkpoint_every=0, seed=3, device="cpu"
+        ),
+    )
+    return change(config, changes or {})
+
+
+def change(config: Any, changes: dict[str, Any]) -> Any:
+    """A copy with settings changed by dotted name: `change(config, {"loop.seed": 1})`."""
+    for name, value in changes.items():
+        head, _, rest = name.partition(".")
+        inner = change(getattr(config, head), {rest: value}) if rest else value
+        config = dataclasses.replace(config, **{head: inner})
+    return config
+
+
+def tiny_trainer(
+    folder: Path, changes: dict[str, Any] | None = None, *, teacher: Model | None = None, resume: bool = False
+) -> Trainer:
+    """A trainer on `digits()`, without progress bar; a student's network is the teacher's."""
+    config = tiny_config(changes)
+    if teacher is not None:
+        config = dataclasses.replace(config, teacher="teacher", network=teacher.config.network)
+    return Trainer(config, folder, teacher=teacher, dataset=digits(), resume=resume, progress=False)
+
+
+def untrained_teacher(seed: int = 0) -> Model:
+    """A class-conditional diffusion model of digits whose weights, its output layer included, are random."""
+    from trigflow.data import measure
+    from trigflow.networks import build
+
+    data = digits()
+    config = fit_network(tiny_config(), data)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = build(config.network)
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.add_(0.05 * torch.randn_like(parameter))
+    network.eval().requires_grad_(False)
+    return Model(network, config, "diffusion", data.shape, data.class_names, measure(data))
+
+
+def state_of(trainer: Trainer) -> dict[str, Tensor]:
+    """Everything that a run is at a moment: weights, their average, optimizer moments; copied."""
+    state = {
+        f"{name}.{key}": value for name, module in trainer.modules.items() for key, value in module.state_dict().items()
+    }
+    state |= {f"ema.{key}": value for key, value in trainer.ema.network.state_dict().items()}
+    for index, moments in trainer.optimizer.state_dict()["state"].items():
+        state |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in moments.items()}
+    return {name: value.detach().clone() for name, value in state.items()}
+
+
+def differing(a: dict[str, Tensor], b: dict[str, Tensor]) -> list[str]:
+    """Names of the entries that are not equal bit for bit."""
+    return [name for name in {**a, **b} if name not in a or name not in b or not torch.equal(a[name], b[name])]
