@@ -282,8 +282,8 @@ def _parse(given: list[str]) -> Command:
         name = _preset(given, _option(given, "--data", _option(given, "--data.source", "digits")))
         recipe = get_recipe(name).teacher
         defaults["train"] = Train(
-            MISSING, name, data=recipe.data, process=recipe.process, network=cast(UNetConfig, recipe.network), objective=recipe.objective,
-            optimizer=recipe.optimizer, ema=recipe.ema, loop=recipe.loop,
+            MISSING, name, data=recipe.data, process=recipe.process, network=cast(UNetConfig, recipe.network),
+            objective=recipe.objective, optimizer=recipe.optimizer, ema=recipe.ema, loop=recipe.loop,
         )  # fmt: skip
     elif given[:1] == ["distill"]:
         name = _preset(given, _trained_on(given))

@@ -199,7 +199,7 @@ def _check_same(out: Path, report: Report, seed: int, quick: bool) -> None:
 
 def _finished_or(folder: Path, make: Any) -> Model:
     """The model of a folder, when its training has finished already, or what `make` returns."""
-    return load(folder, "cpu") if (folder / "model.json").is_file() else make()
+    return load(folder) if (folder / "model.json").is_file() else make()
 
 
 def _timed(action: Any) -> tuple[Model, float]:

@@ -260,7 +260,8 @@ def load(folder: str | Path, device: str | torch.device | None = None) -> Model:
     with torch.random.fork_rng():  # fresh weights, about to be replaced, draw from the default generator
         network = build(config.network, config.process.sigma_data)
     load_weights(network, read_tensors(folder / "network.safetensors", "weights"), f"'{folder}'")
-    network.eval().requires_grad_(False).to(resolve_device(device))
+    memory_format = torch.channels_last if config.loop.channels_last else torch.contiguous_format
+    network.eval().requires_grad_(False).to(resolve_device(device)).to(memory_format=memory_format)  # type: ignore[call-overload]
     return Model(network, config, kind, (c, h, w), names, normalization, times)
 
 

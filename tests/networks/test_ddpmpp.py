@@ -137,10 +137,18 @@ def test_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [{"mult": ()}, {"mult": (1, 0)}, {"blocks": 0}, {"patch": 0}, {"width": 0}, {"width": -8}]
+    "settings",
+    [
+        {"mult": ()},
+        {"mult": (1, 0)},
+        {"blocks": 0},
+        {"patch": 0},
+        {"width": 0},
+        {"width": -8},
+        {"channels": 0},
+        {"attention": (2,)},
+    ],
 )
 def test_impossible_configurations_are_refused(settings: dict[str, Any]) -> None:
-    with pytest.raises(
-        UserError, match=r"U-Net with mult=.*; expected at least one level and numbers >= 1; correct .+"
-    ):
+    with pytest.raises(UserError, match=rf"{next(iter(settings))} is .*; expected .*; correct the network settings"):
         UNet(UNetConfig(**settings))

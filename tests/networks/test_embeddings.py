@@ -170,7 +170,7 @@ def test_guidance_starts_without_effect_and_can_learn() -> None:
 
 @pytest.mark.parametrize("width", [0, 1, 7, -4])
 def test_width_must_be_even(width: int) -> None:
-    with pytest.raises(UserError, match=rf"embedding width {width}; expected an even number >= 2; change .+"):
+    with pytest.raises(UserError, match=rf"conditioning.width is {width}; expected an even number >= 2; correct .+"):
         Conditioning(ConditioningConfig(width=width))
 
 

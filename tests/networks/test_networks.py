@@ -252,3 +252,19 @@ def test_unknown_configurations_are_refused(kind: str) -> None:
 
 def test_classes_are_what_the_names_say(kind: str) -> None:
     assert isinstance(network(kind), {"mlp": MLP, "unet": UNet}[kind])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"norm": "group"},
+        {"time_map": "Log"},
+        {"time_embedding": "sinus"},
+        {"num_classes": -1},
+        {"dropout": 1.5},
+        {"dropout": -0.1},
+    ],
+)
+def test_impossible_settings_are_refused(kind: str, settings: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=rf"{next(iter(settings))}.*; expected .*; .+"):
+        network(kind, **settings)

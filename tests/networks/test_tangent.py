@@ -108,12 +108,7 @@ def test_no_part_of_a_network_needs_the_slow_path(kind: str) -> None:
     assert not report.fallbacks, str(report)
 
 
-MIXED = pytest.mark.xfail(
-    raises=RuntimeError, strict=True, reason="layer norm of half inputs and float32 weights, on CPU"
-)
-
-
-@pytest.mark.parametrize("kind", [pytest.param("mlp", marks=MIXED), "unet"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_tangent_is_finite_and_near(kind: str, dtype: torch.dtype) -> None:
     net = awake(network(kind))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-from objectives.helpers import GAUSSIAN, PROCESS, VARIANCES, batch, generator, student
 from torch import Tensor, nn
 
+from objectives.helpers import GAUSSIAN, PROCESS, VARIANCES, batch, generator, student
 from oracles.gaussian import OracleNetwork
 from oracles.mixture import MixtureOracle
 from trigflow.objectives import AdaptiveWeight, diffusion_loss

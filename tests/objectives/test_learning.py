@@ -12,9 +12,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from objectives.helpers import PROCESS, generator
 from torch import Tensor
 
+from objectives.helpers import PROCESS, generator
 from oracles.mixture import MixtureOracle
 from trigflow.networks import MLP, ConditioningConfig, MLPConfig
 from trigflow.objectives import AdaptiveWeight, Loss, TangentConfig, consistency_loss, diffusion_loss

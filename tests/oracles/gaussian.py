@@ -102,7 +102,7 @@ class GaussianOracle:
 
 def cos_sin(t: Tensor | float, x: Tensor) -> tuple[Tensor, Tensor]:
     """`(cos t, sin t)` in the dtype of x, with axes added after the batch axis; independent of the library."""
-    t = t if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64)
+    t = torch.tensor(t, dtype=torch.float64) if isinstance(t, int | float) else t
     t = t.to(dtype=x.dtype, device=x.device)
     if t.ndim == 1:
         t = t.reshape(-1, *[1] * (x.ndim - 1))

@@ -23,7 +23,8 @@ def draw(seed: int, *shape: int, dtype: torch.dtype = torch.float64, low: float 
 def relative_error(value: Tensor, expected: Tensor) -> float:
     """`|value - expected| / |expected|`, absolute where the expected tensor is all zero."""
     assert value.shape == expected.shape
-    gap = torch.linalg.vector_norm((value - expected).detach())
+    value, expected = value.detach(), expected.detach()
+    gap = torch.linalg.vector_norm(value - expected)
     norm = torch.linalg.vector_norm(expected)
     return float(gap / norm if norm > 0 else gap)
 
@@ -63,9 +64,7 @@ def reference(fn: Callable[..., Any], primals: tuple[Any, ...], tangents: tuple[
         return fn(*full)
 
     with torch.no_grad():
-        return torch.func.jvp(
-            part, tuple(primals[i].detach() for i in moving), tuple(tangents[i] for i in moving)
-        )[1]
+        return torch.func.jvp(part, tuple(primals[i].detach() for i in moving), tuple(tangents[i] for i in moving))[1]
 
 
 def check(
@@ -84,7 +83,9 @@ def check(
     if expected is None:
         expected = reference(fn, primals, tangents)
 
-    inputs = [p.detach().clone().requires_grad_() if isinstance(p, Tensor) and p.is_floating_point() else p for p in primals]
+    inputs = [
+        p.detach().clone().requires_grad_() if isinstance(p, Tensor) and p.is_floating_point() else p for p in primals
+    ]
     leaves = [p for p in inputs if isinstance(p, Tensor) and p.requires_grad]
     plain = fn(*inputs)
     plain_gradients = gradients(plain, leaves)

@@ -8,14 +8,16 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from tangent.helpers import check, draw, reference, relative_error
 from torch import Tensor, nn
 
+from tangent.helpers import check, draw, reference, relative_error
 from trigflow.tangent import TangentError, coverage, jvp
 from trigflow.tangent.attention import attention
 
 
-def written_out(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False, scale: float = 0.0) -> Tensor:
+def written_out(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False, scale: float = 0.0
+) -> Tensor:
     """`softmax(scale q k^T + mask) v` in plain functions, heads of k and v repeated where q has more."""
     k, v = (t.repeat_interleave(q.shape[-3] // t.shape[-3], -3) if q.ndim > 2 else t for t in (k, v))
     s = q @ k.mT * (scale or 1 / math.sqrt(q.shape[-1]))
@@ -63,7 +65,12 @@ def test_a_mask_may_carry_a_tangent() -> None:
     expected = reference(written_out, (Q, K, V, mask), tangents_for(Q, K, V, mask))
     check(F.scaled_dot_product_attention, (Q, K, V, mask), expected=expected)
     only = (None, None, None, draw(34, 5, 7))
-    check(F.scaled_dot_product_attention, (Q, K, V, mask), (False,) * 3 + (True,), expected=reference(written_out, (Q, K, V, mask), only))
+    check(
+        F.scaled_dot_product_attention,
+        (Q, K, V, mask),
+        (False,) * 3 + (True,),
+        expected=reference(written_out, (Q, K, V, mask), only),
+    )
 
 
 def test_grouped_queries() -> None:

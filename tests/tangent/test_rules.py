@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from tangent.helpers import check, draw, reference, relative_error
 from torch import Tensor
 
-from trigflow.tangent import coverage, jvp
+from tangent.helpers import check, draw, reference, relative_error
+from trigflow.tangent import TangentError, coverage, jvp
 
 X = (3, 4, 5)
 IMAGE = (2, 4, 6, 6)
@@ -122,6 +122,54 @@ def no_fallback(fn: Callable[..., Any], *inputs: Any) -> None:
     report = coverage(fn, *inputs)
     assert report.complete, str(report)
     assert not report.fallbacks, str(report)
+
+
+KEYWORDS: dict[str, Callable[[Tensor], Any]] = {
+    "sum": lambda x: torch.sum(input=x, dim=0),
+    "softmax": lambda x: torch.softmax(input=x, dim=0),
+    "silu": lambda x: F.silu(input=x),
+    "cat": lambda x: torch.cat(tensors=[x, x], dim=1),
+    "reshape": lambda x: torch.reshape(input=x, shape=(-1,)),
+    "clamp": lambda x: torch.clamp(input=x, min=0.1),
+    "var": lambda x: torch.var(input=x, dim=0),
+    "vector_norm": lambda x: torch.linalg.vector_norm(x=x, dim=1),
+    "group_norm": lambda x: F.group_norm(input=x, num_groups=2),
+    "layer_norm": lambda x: F.layer_norm(input=x, normalized_shape=(5,)),
+    "conv1d": lambda x: F.conv1d(input=x, weight=torch.ones(2, 4, 3, dtype=x.dtype), padding=1),
+    "linear": lambda x: F.linear(input=x, weight=torch.ones(2, 5, dtype=x.dtype)),
+    "matmul": lambda x: torch.matmul(input=torch.ones(2, 4, dtype=x.dtype), other=x),
+    "add": lambda x: torch.add(input=torch.ones(5, dtype=x.dtype), other=x, alpha=2),
+    "where": lambda x: torch.where(condition=x > 0, input=x, other=2 * x),
+    "max": lambda x: torch.max(input=x, dim=1),
+}
+
+
+@pytest.mark.parametrize("name", KEYWORDS)
+def test_arguments_by_keyword(name: str) -> None:
+    check(KEYWORDS[name], (draw(1, 3, 4, 5),))
+
+
+@pytest.mark.parametrize("carry", [(True, True), (True, False), (False, True)])
+def test_mixed_types(carry: tuple[bool, bool]) -> None:
+    """Integers, booleans and other precisions among the operands; the tangent follows the output."""
+    a, b = draw(1, 4), draw(2, 4, dtype=torch.float32)
+    steps = torch.arange(1, 5)
+    for fn in (
+        lambda a, b: a * b + b * steps,
+        lambda a, b: (a > 0) * a - steps / (3 + b),
+        lambda a, b: torch.cat([a, b]),
+        lambda a, b: a**steps + b,
+        lambda a, b: a.float() @ b,
+        lambda a, b: torch.where(a > 0, a, b),
+    ):
+        x, y = a.clone(), b.clone()
+        tangents = tuple(
+            draw(31 + i, 4).to(v) if c else None for i, (v, c) in enumerate(zip((x, y), carry, strict=True))
+        )
+        out, tangent = jvp(fn, (x, y), tangents)
+        assert torch.equal(out, fn(x, y))
+        assert tangent.dtype == out.dtype
+        assert relative_error(tangent.double(), reference(fn, (x, y), tangents).double()) < 1e-6
 
 
 @pytest.mark.parametrize("name", ELEMENTWISE)
@@ -438,6 +486,14 @@ NORMS: dict[str, tuple[Callable[..., Any], tuple[tuple[int, ...], ...]]] = {
         ),
         ((6, 3, 2), (3,), (3,)),
     ),
+    "torch.batch_norm": (
+        lambda x, w, b: torch.batch_norm(x, w, b, None, None, True, 0.1, 1e-3, False),
+        ((6, 3, 2), (3,), (3,)),
+    ),
+    "torch.instance_norm": (
+        lambda x, w, b: torch.instance_norm(x, w, b, None, None, True, 0.1, 1e-3, False),
+        ((2, 3, 5), (3,), (3,)),
+    ),
     "instance_norm": (lambda x, w, b: F.instance_norm(x, weight=w, bias=b), ((2, 3, 4, 4), (3,), (3,))),
     "instance_norm eval": (
         lambda x: F.instance_norm(
@@ -483,3 +539,10 @@ def test_batch_norm_updates_its_buffers_once() -> None:
     assert torch.equal(plain.running_mean, engine.running_mean)
     assert torch.equal(plain.running_var, engine.running_var)
     assert int(engine.num_batches_tracked) == 1
+    mean, var = torch.zeros(3, dtype=x.dtype), torch.ones(3, dtype=x.dtype)
+    jvp(lambda x: torch.batch_norm(x, None, None, mean, var, True, 0.1, 1e-5, False), (x,), (x,))
+    assert torch.equal(plain.running_mean, mean)
+    assert torch.equal(plain.running_var, var)
+    # Without a rule a second run would update them again.
+    with pytest.raises(TangentError, match="writes into its arguments"):
+        jvp(lambda x: torch.native_batch_norm(x, None, None, mean, var, True, 0.1, 1e-5)[0], (x,), (x,))

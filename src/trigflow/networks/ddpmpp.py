@@ -16,7 +16,16 @@ from torch import Tensor, nn
 
 from trigflow.errors import UserError
 from trigflow.networks.embeddings import Conditioning, ConditioningConfig
-from trigflow.networks.layers import AdaptiveNorm, NormKind, SelfAttention, downsample, norm_groups, upsample, zero_bias
+from trigflow.networks.layers import (
+    AdaptiveNorm,
+    NormKind,
+    SelfAttention,
+    check_setting,
+    downsample,
+    norm_groups,
+    upsample,
+    zero_bias,
+)
 
 
 @dataclass(frozen=True)
@@ -99,11 +108,14 @@ class UNet(nn.Module):
 
     def __init__(self, config: UNetConfig, sigma_data: float = 0.5) -> None:
         super().__init__()
-        if not config.mult or config.blocks < 1 or config.patch < 1 or min(config.mult) < 1 or config.width < 1:
-            raise UserError(
-                f"U-Net with mult={config.mult}, blocks={config.blocks}, patch={config.patch}, width={config.width}; "
-                "expected at least one level and numbers >= 1; correct the network settings"
-            )
+        for name in ("channels", "width", "blocks", "patch"):
+            check_setting(getattr(config, name) >= 1, name, getattr(config, name), "at least 1")
+        check_setting(
+            bool(config.mult) and min(config.mult) >= 1, "mult", config.mult, "one number >= 1 for each level"
+        )
+        known = all(0 <= level < len(config.mult) for level in config.attention)
+        check_setting(known, "attention", config.attention, f"levels from 0 to {len(config.mult) - 1}")
+        check_setting(0 <= config.dropout < 1, "dropout", config.dropout, "a number in [0, 1)")
         self.config = config
         self.conditioning = Conditioning(config.conditioning, sigma_data)
         self.takes_guidance = config.conditioning.takes_guidance

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trigflow.errors import UserError
+from trigflow.networks.layers import check_setting
 
 
 class PositionalEmbedding(nn.Module):
@@ -94,8 +95,15 @@ class Conditioning(nn.Module):
 
     def __init__(self, config: ConditioningConfig, sigma_data: float = 0.5) -> None:
         super().__init__()
-        if config.width < 2 or config.width % 2:
-            raise UserError(f"embedding width {config.width}; expected an even number >= 2; change conditioning.width")
+        check_setting(
+            config.width >= 2 and config.width % 2 == 0, "conditioning.width", config.width, "an even number >= 2"
+        )
+        check_setting(config.num_classes >= 0, "num_classes", config.num_classes, "0 or more")
+        check_setting(config.time_map in ("identity", "log"), "time_map", config.time_map, "identity or log")
+        embeddings = ("positional", "fourier")
+        check_setting(
+            config.time_embedding in embeddings, "time_embedding", config.time_embedding, " or ".join(embeddings)
+        )
         self.config = config
         self.sigma_data = sigma_data
         width = config.width

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trigflow.errors import UserError
+
 NormKind = Literal["double", "adagn"]
+
+
+def check_setting(fine: bool, name: str, value: object, expected: str) -> None:
+    """Raise a UserError for a network setting that makes no sense."""
+    if not fine:
+        raise UserError(f"{name} is {value!r}; expected {expected}; correct the network settings")
 
 
 def pixel_norm(x: Tensor, dim: int = 1, eps: float = 1e-4) -> Tensor:
@@ -47,6 +55,7 @@ class AdaptiveNorm(nn.Module):
 
     def __init__(self, channels: int, emb_width: int, kind: NormKind = "double", groups: int | None = None) -> None:
         super().__init__()
+        check_setting(kind in get_args(NormKind), "norm", kind, "double or adagn")
         self.kind = kind
         self.groups = groups if groups is not None else norm_groups(channels)
         self.affine = nn.Linear(emb_width, 2 * channels)
@@ -70,7 +79,7 @@ class SelfAttention(nn.Module):
 
     def __init__(self, channels: int, head_width: int = 64, skip_scale: float = math.sqrt(0.5)) -> None:
         super().__init__()
-        self.heads = max(1, channels // head_width)
+        self.heads = next(n for n in range(max(1, channels // head_width), 0, -1) if channels % n == 0)
         self.skip_scale = skip_scale
         self.norm = nn.GroupNorm(norm_groups(channels), channels)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)

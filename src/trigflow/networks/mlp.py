@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from trigflow.errors import UserError
 from trigflow.networks.embeddings import Conditioning, ConditioningConfig
-from trigflow.networks.layers import AdaptiveNorm, NormKind
+from trigflow.networks.layers import AdaptiveNorm, NormKind, check_setting
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,9 @@ class MLP(nn.Module):
 
     def __init__(self, config: MLPConfig, sigma_data: float = 0.5) -> None:
         super().__init__()
+        for name in ("features", "width", "depth"):
+            check_setting(getattr(config, name) >= 1, name, getattr(config, name), "at least 1")
+        check_setting(0 <= config.dropout < 1, "dropout", config.dropout, "a number in [0, 1)")
         self.config = config
         self.conditioning = Conditioning(config.conditioning, sigma_data)
         self.takes_guidance = config.conditioning.takes_guidance

@@ -76,7 +76,7 @@ def consistency_tangent(
 
     `cos(t) sin(t) dF-/dt` is a single Jacobian-vector product of F- at `(x_t / sd, t)` with tangents
     `(cos(t) sin(t) dx_t/dt / sd, cos(t) sin(t))`: nothing is divided by cos or sin, so half precision survives near 0 and
-    pi/2. At `r = 1`, `g = -cos(t) df/dt`: zero when f is constant along the trajectory.
+    pi/2. At `r = 1`, `g = cos(t) df/dt`: zero when f is constant along the trajectory.
 
     Args:
         network: called once as `network(x_t / sd, t, label, guidance)`.
@@ -97,7 +97,8 @@ def consistency_tangent(
     def forward(x: Tensor, time: Tensor) -> Tensor:
         return network(x, time, label, guidance)
 
-    prediction, derivative = tangent_engine.jvp(forward, (x_t / sd, t), (cos_sin * dxdt / sd, cos_sin.reshape(t.shape)))
+    directions = ((cos_sin * dxdt / sd).to(x_t.dtype), cos_sin.reshape(t.shape).to(t.dtype))
+    prediction, derivative = tangent_engine.jvp(forward, (x_t / sd, t), directions)
     with torch.no_grad():
         fixed = prediction.detach().to(x_t.dtype)
         g = -(cos**2) * (sd * fixed - dxdt) - r * (cos_sin * x_t + sd * derivative)

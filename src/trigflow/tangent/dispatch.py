@@ -45,7 +45,11 @@ def _find(func: Any) -> Handler:
 
 def _composite(func: Any) -> bool:
     """Whether a custom operator is made of others that PyTorch differentiates one by one."""
-    names = [func.name()] if isinstance(func, torch._ops.OpOverload) else [getattr(func, o).name() for o in func.overloads()]
+    names = (
+        [func.name()]
+        if isinstance(func, torch._ops.OpOverload)
+        else [getattr(func, o).name() for o in func.overloads()]
+    )
     return all(torch._C._dispatch_has_kernel_for_dispatch_key(n, "CompositeImplicitAutograd") for n in names)
 
 
@@ -115,8 +119,11 @@ def fallback(func: Any, *args: Any, **kwargs: Any) -> Any:
     plain = strip(leaves)
     a, k = pytree.tree_unflatten(plain, tree)
     generators = [leaf for leaf in plain if isinstance(leaf, torch.Generator)]
+    versions = _versions(plain)
     with replayed_draws(plain[places[0]].device, generators) as draws:
         primal = func(*a, **k)
+        if _versions(plain) != versions:
+            raise unsupported(func, "it has no rule and writes into its arguments")
         outputs = [leaf for leaf in pytree.tree_leaves(primal) if isinstance(leaf, Tensor)]
         if not any(leaf.is_floating_point() or leaf.is_complex() for leaf in outputs):
             return primal
@@ -131,7 +138,7 @@ def fallback(func: Any, *args: Any, **kwargs: Any) -> Any:
 
         try:
             with no_grad(), ValueReads([leaves[i].primal for i in places]) as reads:
-                second, tangent = torch.func.jvp(
+                second, tangent, *_ = torch.func.jvp(
                     again,
                     tuple(leaves[i].primal.detach() for i in places),
                     tuple(leaves[i].tangent for i in places),
@@ -146,11 +153,16 @@ def fallback(func: Any, *args: Any, **kwargs: Any) -> Any:
     return pair(primal, tangent)
 
 
+def _versions(values: list[Any]) -> list[int]:
+    """How often each tensor has been written to."""
+    return [v._version for v in values if isinstance(v, Tensor) and not v.is_inference()]
+
+
 class ValueReads(TorchDispatchMode):
     """Notices when one of the given tensors is turned into a Python number, where its tangent ends."""
 
     def __init__(self, inputs: list[Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.places = {x.data_ptr() for x in inputs if x.numel() == 1}
         self.found = False
 

@@ -48,9 +48,9 @@ def function_name(func: Any) -> str:
         name = torch.overrides.resolve_name(func)
     except Exception:
         name = None
-    if name:
-        return name
-    return str(getattr(func, "__qualname__", None) or getattr(func, "__name__", None) or func)
+    if not name:
+        name = str(getattr(func, "__qualname__", None) or getattr(func, "__name__", None) or func)
+    return name.replace("_VariableFunctionsClass.", "torch.")
 
 
 def error(what: str, expected: str, remedy: str) -> TangentError:

@@ -117,17 +117,17 @@ def _fmod(y: Tensor, a: Any, da: Any, b: Any, db: Any) -> Tensor:
 
 
 def _atan2(y: Tensor, a: Any, da: Any, b: Any, db: Any) -> Tensor:
-    t = 0.0 if da is None else b * da
-    return (t if db is None else t - a * db) / (a * a + b * b)
+    t: Any = 0.0 if da is None else b * da
+    return (t if db is None else t - a * db) / (a * a + b * b)  # type: ignore[no-any-return]
 
 
 def _hypot(y: Tensor, a: Any, da: Any, b: Any, db: Any) -> Tensor:
-    t = 0.0 if da is None else a * da
-    return (t if db is None else t + b * db) / y
+    t: Any = 0.0 if da is None else a * da
+    return (t if db is None else t + b * db) / y  # type: ignore[no-any-return]
 
 
 def _logaddexp(y: Tensor, a: Any, da: Any, b: Any, db: Any) -> Tensor:
-    t = 0.0 if da is None else torch.exp(a - y) * da
+    t: Any = 0.0 if da is None else torch.exp(a - y) * da
     return t if db is None else t + torch.exp(b - y) * db
 
 
@@ -211,11 +211,12 @@ def lerp(func: Any, input: Any, end: Any, weight: Any) -> Any:
         return pair(primal, t)
 
 
-def where(func: Any, condition: Any, *values: Any) -> Any:
-    """`a` where the condition holds, else `b`."""
-    if not values:
+def where(func: Any, condition: Any, input: Any = None, other: Any = None, **kwargs: Any) -> Any:
+    """`a` where the condition holds, else `b`; with a condition alone, its places."""
+    input = kwargs.get("self", input)
+    if input is None:
         return func(strip(condition))
-    (a, b), (da, db) = _split(values)
+    (a, b), (da, db) = _split((input, other))
     primal = func(strip(condition), a, b)
     with no_grad():
         return pair(primal, torch.where(strip(condition), 0.0 if da is None else da, 0.0 if db is None else db))

@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from trigflow.tangent.dual import Dual, no_grad, pair, strip
+from trigflow.tangent.dual import Dual, Handler, no_grad, pair, strip
 from trigflow.tangent.table import register
 
 aten = torch.ops.aten
@@ -95,7 +96,10 @@ def layer_norm(
             dx = input.tangent
             if dx.dtype != x.dtype:
                 dx = dx.to(x.dtype)
-            t = aten.native_layer_norm_backward.default(dx, x, shape, mean, rstd, None, None, _FIRST)[0]
+            values = x
+            if mean.dtype != x.dtype:  # half inputs beside float32 weights, on the CPU
+                dx, values = dx.to(mean.dtype), x.to(mean.dtype)
+            t = aten.native_layer_norm_backward.default(dx, values, shape, mean, rstd, None, None, _FIRST)[0]
         xhat = torch.native_layer_norm(x, shape, None, None, eps)[0] if type(weight) is Dual else None
         return pair(y, _scale_and_shift(t, xhat, weight, bias, None))
 
@@ -182,16 +186,38 @@ def instance_norm(
         return pair(primal, _scale_and_shift(t, xhat, weight, bias, (-1, *[1] * (x.ndim - 2))))
 
 
-register(layer_norm, "nn.functional.layer_norm", "layer_norm")
-register(rms_norm, "nn.functional.rms_norm", "rms_norm")
-register(batch_norm, "nn.functional.batch_norm")
-register(instance_norm, "nn.functional.instance_norm")
+def torch_group_norm(func: Any, input: Any, num_groups: int, *args: Any, **kwargs: Any) -> Any:
+    """`torch.group_norm`, which ends in a switch for cuDNN."""
+    kwargs.pop("cudnn_enabled", None)
+    return group_norm(F.group_norm, input, num_groups, *args[:3], **kwargs)
 
 
-def torch_group_norm(func: Any, *args: Any, **kwargs: Any) -> Any:
-    """`torch.group_norm`, which takes one more switch at its end."""
-    return group_norm(torch.nn.functional.group_norm, *args[:5], **kwargs)
+def torch_order(rule: Handler, function: Any) -> Handler:
+    """`torch.batch_norm` and `torch.instance_norm`, which take weight and bias before the record of statistics."""
+
+    def handler(
+        func: Any,
+        input: Any,
+        weight: Any,
+        bias: Any,
+        running_mean: Any,
+        running_var: Any,
+        fresh: bool,
+        momentum: float,
+        eps: float,
+        cudnn_enabled: bool,
+    ) -> Any:
+        return rule(function, input, running_mean, running_var, weight, bias, fresh, momentum, eps)
+
+    return handler
 
 
 register(torch_group_norm, "group_norm")
+register(torch_order(batch_norm, F.batch_norm), "batch_norm")
+register(torch_order(instance_norm, F.instance_norm), "instance_norm")
+register(layer_norm, "layer_norm")
+register(rms_norm, "rms_norm")
+# A bare name also claims the function of torch.nn.functional, which has its own order of arguments.
 register(group_norm, "nn.functional.group_norm")
+register(batch_norm, "nn.functional.batch_norm")
+register(instance_norm, "nn.functional.instance_norm")

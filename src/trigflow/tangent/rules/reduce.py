@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -104,7 +105,8 @@ def spread(root: bool, with_mean: bool) -> Handler:
             for d in dims:
                 count *= x.shape[d]
             mean = x.mean(dims, keepdim=True)
-            t = (x - mean).mul_(dx).sum(dims, keepdim=keepdim).mul_(2 / max(count - correction, 0) if count else 0)
+            freedom = count - correction
+            t = (x - mean).mul_(dx).sum(dims, keepdim=keepdim).mul_(2 / freedom if freedom > 0 else math.inf)
             if root:
                 t = (t / (2 * value)).masked_fill_(value == 0, 0.0)
             return pair(primal, (t, dx.mean(dims, keepdim=keepdim)) if with_mean else t)
@@ -199,6 +201,8 @@ def embedding(func: Any, input: Any, weight: Any, *args: Any, **kwargs: Any) -> 
     """Rows of a table; the indices are integers, so only the table can carry a tangent."""
     if kwargs.get("max_norm") is not None:
         raise unsupported(func, "max_norm rewrites the table in place")
+    if type(weight) is not Dual:
+        return func(strip(input), weight, *args, **kwargs)
     primal = func(input, weight.primal, *args, **kwargs)
     with no_grad():
         return pair(primal, func(input, weight.tangent, *args, **kwargs))
