@@ -136,6 +136,18 @@ def test_one_step_is_the_consistency_function_of_the_noise(student: Model) -> No
     assert close(student.sample(6, steps=1, seed=4, guidance=1.5), expected)
 
 
+def test_further_steps_add_fresh_noise_of_their_own() -> None:
+    """With F = 0 a jump is `cos(t) x_t`, so the result is a known mixture of the three noises."""
+    model, times = label_model(), (1.5, 1.0, 0.5)
+    model = dataclasses.replace(model, normalization=Normalization(mean=(0.0,), scale=0.5))
+    first, second, third = (model.noise(9, k, 0, 70) for k in range(3))
+    x0 = math.cos(1.5) * first
+    x0 = math.cos(1.0) * (math.cos(1.0) * x0 + math.sin(1.0) * second)
+    x0 = math.cos(0.5) * (math.cos(0.5) * x0 + math.sin(0.5) * third)
+    images = model.sample(70, times=times, labels=0, seed=9, batch_size=33)
+    assert close(images, model.normalization.decode(x0))
+
+
 def test_default_steps(teacher: Model, student: Model) -> None:
     assert (teacher.default_steps(), student.default_steps()) == (18, 2)
     assert torch.equal(teacher.sample(3), teacher.sample(3, steps=18))

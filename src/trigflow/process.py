@@ -36,7 +36,7 @@ def trig(t: Tensor | float, like: Tensor) -> tuple[Tensor, Tensor]:
         like: tensor of shape `(b, ...)` that the result will multiply.
     """
     precision = torch.promote_types(like.dtype, torch.float32)
-    if not isinstance(t, Tensor):  # the functions of a number are exact, and need no copy to the device
+    if isinstance(t, int | float):  # the functions of a number are exact, and need no copy to the device
         return tuple(torch.full((), f(t), dtype=precision, device=like.device) for f in (math.cos, math.sin))  # type: ignore[return-value]
     t = t.to(like.device, torch.promote_types(t.dtype, precision))
     if t.ndim == 1:

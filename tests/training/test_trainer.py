@@ -21,6 +21,7 @@ from trigflow.networks import MLPConfig, build
 from trigflow.objectives import Loss
 from trigflow.training import trainer as trainer_module
 from trigflow.training.checkpoint import list_checkpoints
+from trigflow.training.ema import power_exponent
 from trigflow.training.log import read_metrics
 from trigflow.training.trainer import Trainer, distill, start_from, train
 
@@ -151,6 +152,30 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(
     assert read_metrics(tmp_path / "run")[-1]["skipped"] == 1
     resumed = tiny_trainer(tmp_path / "run", {"loop.iterations": 3, "loop.log_every": 1}, resume=True)
     assert resumed.skipped == 1
+
+
+def test_the_average_is_over_the_steps_that_were_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weight of the k-th of n made steps: `(k/n)^(gamma+1) - ((k-1)/n)^(gamma+1)`; a skipped step is none."""
+    patch_loss(monkeypatch, lambda call, loss: Loss(loss.value * (math.nan if call == 2 else 1.0), loss.figures))
+    trainer = tiny_trainer(tmp_path / "run", {"ema.sigma_rel": 0.2})
+    seen = []
+    for _ in range(6):
+        trainer.step()
+        seen.append(trainer.network.inp.weight.detach().double().clone())
+    del seen[2]
+    power = power_exponent(0.2) + 1
+    expected = sum(((k / 5) ** power - ((k - 1) / 5) ** power) * weight for k, weight in enumerate(seen, start=1))
+    torch.testing.assert_close(trainer.ema.network.inp.weight.double(), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_dropout_is_new_in_every_step_and_the_same_when_it_is_repeated(tmp_path: Path) -> None:
+    drawn = []
+    trainer = tiny_trainer(tmp_path / "run", {"network.dropout": 0.5})
+    for iteration in (0, 1, 0):
+        with trainer._dropout_stream(iteration):
+            drawn.append(nn.functional.dropout(torch.ones(64), 0.5))
+    assert torch.equal(drawn[0], drawn[2])
+    assert not torch.equal(drawn[0], drawn[1])
 
 
 def test_a_skipped_step_is_a_valid_line_of_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -350,7 +375,7 @@ def test_the_model_is_the_average_not_the_last_weights(tmp_path: Path) -> None:
     [
         ({"loop.iterations": 0}, "loop.iterations is 0"),
         ({"network": MLPConfig()}, "an MLP for images; expected the U-Net"),
-        ({"network": dataclasses.replace(NETWORK, width=0)}, "U-Net with mult=.*width=0"),
+        ({"network": dataclasses.replace(NETWORK, width=0)}, "width"),
         ({"loop.device": "cuda:99"}, "device 'cuda:99' cannot be used"),
         ({"loop.device": "abacus"}, "device 'abacus' cannot be used"),
         ({"objective.kind": "scd"}, "distillation without a teacher"),

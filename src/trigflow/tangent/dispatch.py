@@ -17,6 +17,9 @@ from trigflow.tangent.errors import TangentError, error, function_name
 from trigflow.tangent.table import NAMES
 
 _IN_PLACE = frozenset(f"__i{name}__" for name in "add sub mul truediv div floordiv mod pow matmul and or xor".split())
+_WRITERS = frozenset(
+    "native_batch_norm _native_batch_norm_legit cudnn_batch_norm miopen_batch_norm _batch_norm_with_update".split()
+)
 _CHECKS = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
 
 
@@ -33,6 +36,8 @@ def _find(func: Any) -> Handler:
         name = func._schema.name.split("::")[-1]
     if name == "__setitem__" or name in _IN_PLACE or (name.endswith("_") and not name.endswith("__")):
         return in_place
+    if name in _WRITERS:
+        return writer
     if isinstance(func, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
         known = str(func).startswith("aten") or "aten::" in str(getattr(func, "_qualified_op_name", ""))
         if known and name in NAMES:
@@ -107,6 +112,11 @@ def in_place(func: Any, *args: Any, **kwargs: Any) -> Any:
     )
 
 
+def writer(func: Any, *args: Any, **kwargs: Any) -> Any:
+    """A function that updates the buffers it is given, which a second run for the tangent would do again."""
+    raise unsupported(func, "it updates its buffers and has no rule, unlike torch.nn.functional.batch_norm")
+
+
 def fallback(func: Any, *args: Any, **kwargs: Any) -> Any:
     """Primal by `func` itself, tangent by `torch.func.jvp` of this one function.
 
@@ -119,11 +129,8 @@ def fallback(func: Any, *args: Any, **kwargs: Any) -> Any:
     plain = strip(leaves)
     a, k = pytree.tree_unflatten(plain, tree)
     generators = [leaf for leaf in plain if isinstance(leaf, torch.Generator)]
-    versions = _versions(plain)
     with replayed_draws(plain[places[0]].device, generators) as draws:
         primal = func(*a, **k)
-        if _versions(plain) != versions:
-            raise unsupported(func, "it has no rule and writes into its arguments")
         outputs = [leaf for leaf in pytree.tree_leaves(primal) if isinstance(leaf, Tensor)]
         if not any(leaf.is_floating_point() or leaf.is_complex() for leaf in outputs):
             return primal
@@ -151,11 +158,6 @@ def fallback(func: Any, *args: Any, **kwargs: Any) -> Any:
         if draws.used and not _same(primal, second):
             raise unsupported(func, "it has no rule and does not repeat its random draws")
     return pair(primal, tangent)
-
-
-def _versions(values: list[Any]) -> list[int]:
-    """How often each tensor has been written to."""
-    return [v._version for v in values if isinstance(v, Tensor) and not v.is_inference()]
 
 
 class ValueReads(TorchDispatchMode):
