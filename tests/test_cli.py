@@ -227,7 +227,20 @@ def test_own_images_to_a_student(packed: bool, photos: Photos, cli: Cli, tmp_pat
     assert model.config.data.source == str(data)
     assert model.config.objective.tangent.warmup == 5000  # of the preset for images
 
-    result = cli("sample", student, "--num", 5, "--labels", 1, "--guidance", 1.5, "--out", tmp_path / "pictures")
+    result = cli(
+        "sample",
+        student,
+        "--num",
+        5,
+        "--labels",
+        1,
+        "--guidance",
+        1.5,
+        "--device",
+        "cpu",
+        "--out",
+        tmp_path / "pictures",
+    )
     assert result.code == 0, result.err
     pictures = sorted((tmp_path / "pictures").iterdir())
     assert [path.name for path in pictures] == [f"{i:06d}.png" for i in range(5)]

@@ -35,7 +35,13 @@ def shorter(seeded: Any) -> Any:
 
     def changed(*args: Any) -> Any:
         recipe = seeded(*args)
-        changes = {"loop.iterations": 6, "loop.sample_every": 3, "loop.checkpoint_every": 4, "network.width": 8}
+        changes = {
+            "loop.iterations": 6,
+            "loop.sample_every": 3,
+            "loop.checkpoint_every": 4,
+            "network.width": 8,
+            "loop.device": "cpu",
+        }
         return type(recipe)(change(recipe.teacher, changes), change(recipe.student, changes))
 
     return changed

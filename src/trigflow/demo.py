@@ -106,12 +106,12 @@ def run_demo(out: str | Path, *, seed: int = 0, quick: bool = False, progress: b
     ensure_folder(out)
     dataset = load_data(recipe.teacher.data)
 
-    teacher, train_seconds = _timed(lambda: _finished_or(out / "teacher", lambda: train(
+    teacher, train_seconds = _timed(lambda: _finished_or(out / "teacher", recipe.teacher, lambda: train(
         recipe.teacher, out / "teacher", resume=resumed, progress=progress
     )))  # fmt: skip
     config = dataclasses.replace(recipe.student, teacher="teacher")
     student, distill_seconds = _timed(
-        lambda: _finished_or(out, lambda: distill(config, teacher, out, resume=resumed, progress=progress))
+        lambda: _finished_or(out, config, lambda: distill(config, teacher, out, resume=resumed, progress=progress))
     )
 
     evaluate_began = time.perf_counter()
@@ -197,9 +197,9 @@ def _check_same(out: Path, report: Report, seed: int, quick: bool) -> None:
         )
 
 
-def _finished_or(folder: Path, make: Any) -> Model:
+def _finished_or(folder: Path, config: RunConfig, make: Any) -> Model:
     """The model of a folder, when its training has finished already, or what `make` returns."""
-    return load(folder) if (folder / "model.json").is_file() else make()
+    return load(folder, config.loop.device) if (folder / "model.json").is_file() else make()
 
 
 def _timed(action: Any) -> tuple[Model, float]:
