@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+import io
+import itertools
 import operator
 import sys
 from dataclasses import dataclass, field
@@ -295,13 +298,28 @@ def _parse(given: list[str]) -> Command:
         Annotated[command, subcommand(name, default=defaults.get(name, MISSING_NONPROP))]
         for name, command in COMMANDS.items()
     ]
-    command: Command = tyro.cli(
-        functools.reduce(operator.or_, commands),
-        prog="trigflow",
-        description="Turn any diffusion or flow model into one that draws in one or two steps.",
-        args=given,
-    )
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed):
+            command: Command = tyro.cli(
+                functools.reduce(operator.or_, commands),
+                prog="trigflow",
+                description="Turn any diffusion or flow model into one that draws in one or two steps.",
+                args=given,
+            )
+    except SystemExit as stop:
+        if stop.code == 2:
+            raise UserError(_one_line(printed.getvalue(), given)) from None
+        raise
     return command
+
+
+def _one_line(box: str, given: list[str]) -> str:
+    """The error that tyro draws as a box of several lines, in one: its text up to the first rule."""
+    title, *lines = [line.strip("╭╮╰╯│─ ") for line in box.splitlines()]
+    text = f"{title.lower()}: {' '.join(itertools.takewhile(bool, lines))}"
+    command = f"trigflow {given[0]} --help" if given and given[0] in COMMANDS else "trigflow --help"
+    return f"{text.rstrip('.:')}; expected options as in '{command}'; correct the command line"
 
 
 def _preset(given: list[str], data: str) -> str:

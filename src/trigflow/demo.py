@@ -66,6 +66,11 @@ class Report:
     def headline(self) -> str:
         """One sentence."""
         f = self.figures
+        if f["resumed"]:
+            return (
+                f"Two steps draw {f['speedup_2']:.0f}x faster than the teacher at {f['nfe']['teacher_timed']} evaluations; "
+                "resumed after an interruption."
+            )
         return (
             f"Two steps draw {f['speedup_2']:.0f}x faster than the teacher at {f['nfe']['teacher_timed']} evaluations; "
             f"trained in {f['seconds']['train']:.0f} s, distilled in {f['seconds']['distill']:.0f} s, "

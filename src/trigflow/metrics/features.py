@@ -128,7 +128,8 @@ def feature_extractor(name: str) -> nn.Module:
     if name == "pixels":
         return PixelFeatures().eval()
     tensors, metadata = shipped_weights(name)
-    network = FeatureNet(**{key: int(metadata[key]) for key in ("size", "width", "stages", "dim", "classes")})
+    with torch.random.fork_rng(devices=[]):  # the weights drawn here are replaced at once
+        network = FeatureNet(**{key: int(metadata[key]) for key in ("size", "width", "stages", "dim", "classes")})
     network.load_state_dict({key: tensors[key].float() for key in network.state_dict()})
     return network.eval().requires_grad_(False)
 
