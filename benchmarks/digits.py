@@ -1,6 +1,6 @@
 """The demo at three seeds: is two-step quality within 15% of the teacher's, at 1/25 of its time?
 
-    python benchmarks/digits.py                 # three demos, about three minutes each on two cores
+    python benchmarks/digits.py                 # three demos, about five minutes each on two cores
     python benchmarks/digits.py --seeds 0 --json /tmp/one.json
 
 Writes benchmarks/results/digits.json: the report of every seed, their means, and each bar with what was measured. Runs are

@@ -47,22 +47,23 @@ def test_warmup_multiplies_every_schedule(schedule: Any) -> None:
 )
 def test_optimizers_by_name(name: Any, kind: type[torch.optim.Optimizer]) -> None:
     config = OptimizerConfig(name=name, lr=0.1, betas=(0.8, 0.95), eps=1e-11, weight_decay=0.3)
-    optimizer = build_optimizer(config, nn.Linear(2, 2).parameters())
+    optimizer = build_optimizer(config, [nn.Linear(2, 2)])
     assert type(optimizer) is kind
     group = optimizer.param_groups[0]
     assert (group["lr"], group["betas"], group["eps"], group["weight_decay"]) == (0.1, (0.8, 0.95), 1e-11, 0.3)
 
 
 def test_the_first_step_of_adam_is_the_learning_rate() -> None:
-    parameter = nn.Parameter(torch.tensor([1.0, -2.0]))
-    optimizer = build_optimizer(OptimizerConfig(name="adam", lr=0.125), [parameter])
+    module = nn.ParameterList([torch.tensor([1.0, -2.0])])
+    parameter = module[0]
+    optimizer = build_optimizer(OptimizerConfig(name="adam", lr=0.125), [module])
     (parameter * torch.tensor([3.0, -5.0])).sum().backward()
     optimizer.step()
     assert parameter.tolist() == pytest.approx([1.0 - 0.125, -2.0 + 0.125])
 
 
 def test_unknown_names() -> None:
-    with pytest.raises(UserError, match=r"unknown optimizer 'sgd'; expected one of adam, adamw, radam"):
+    with pytest.raises(UserError, match=r"unknown optimizer 'sgd'; expected one of adam, adamw, radam, muon"):
         build_optimizer(OptimizerConfig(name="sgd"), [])  # type: ignore[arg-type]
     with pytest.raises(UserError, match="unknown schedule 'linear'; expected constant, inverse_sqrt or cosine"):
         learning_rate(OptimizerConfig(schedule="linear"), 0, 1)  # type: ignore[arg-type]

@@ -30,6 +30,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "scd": {"objective.kind": "scd", "objective.guidance_max": 2.0, "loop.channels_last": True},
     "sct": {"objective.kind": "sct", "network.dropout": 0.2, "optimizer.name": "radam", "ema.kind": "halflife"},
     "channels last": {"loop.channels_last": True, "optimizer.name": "adamw", "optimizer.warmup": 4},
+    "muon": {"optimizer.name": "muon", "network.width": 32, "loop.channels_last": True, "optimizer.weight_decay": 0.1},
     "bf16": {"loop.precision": "bf16", "loop.accumulate": 2, "optimizer.clip": 0.1},
 }
 

@@ -59,16 +59,18 @@ class ObjectiveConfig:
 class OptimizerConfig:
     """Optimizer and learning-rate schedule."""
 
-    name: Literal["adam", "adamw", "radam"] = "adam"
-    """Adam, AdamW or RAdam."""
+    name: Literal["adam", "adamw", "radam", "muon"] = "adam"
+    """Adam, AdamW, RAdam, or Muon (for the matrices; Adam for the rest)."""
     lr: float = 1e-3
     """Reference learning rate."""
     betas: tuple[float, float] = (0.9, 0.99)
     """Moment decays."""
+    momentum: float = 0.95
+    """muon: decay of the momentum of the matrices."""
     eps: float = 1e-8
     """Added to the root of the second moment (the paper's EDM2 presets use 1e-11)."""
     weight_decay: float = 0.0
-    """Weight decay (decoupled in adamw)."""
+    """Weight decay (decoupled in adamw and muon)."""
     schedule: Literal["constant", "inverse_sqrt", "cosine"] = "constant"
     """constant; lr / sqrt(max(i / t_ref, 1)); or a cosine to zero over the run."""
     t_ref: int = 35_000
@@ -154,6 +156,7 @@ class RunConfig:
             (loop.keep >= 1, "loop.keep", loop.keep, "at least 1"),
             (0 < optimizer.lr < math.inf, "optimizer.lr", optimizer.lr, "a positive number"),
             (all(0 <= beta < 1 for beta in optimizer.betas), "optimizer.betas", optimizer.betas, "two numbers in [0, 1)"),
+            (0 <= optimizer.momentum < 1, "optimizer.momentum", optimizer.momentum, "in [0, 1)"),
             (0 <= optimizer.eps < math.inf, "optimizer.eps", optimizer.eps, "0 or more"),
             (0 <= optimizer.weight_decay < math.inf, "optimizer.weight_decay", optimizer.weight_decay, "0 or more"),
             (optimizer.warmup >= 0, "optimizer.warmup", optimizer.warmup, "0 or more"),

@@ -11,6 +11,7 @@ from torch import nn
 
 from trigflow.errors import UserError
 from trigflow.training.config import OptimizerConfig
+from trigflow.training.muon import Muon, hidden_matrices
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
@@ -19,15 +20,28 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
 }
 
 
-def build_optimizer(config: OptimizerConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimizer of a configuration; its learning rate is set before every step from `learning_rate`.
+def build_optimizer(config: OptimizerConfig, modules: Iterable[nn.Module]) -> torch.optim.Optimizer:
+    """The optimizer of all parameters of `modules`; its learning rate is set before every step from `learning_rate`.
 
     Raises:
         UserError: for an unknown name.
     """
+    modules = list(modules)
+    parameters = [p for module in modules for p in module.parameters()]
+    if config.name == "muon":
+        matrices = [p for module in modules for p in hidden_matrices(module)]
+        return Muon(
+            parameters,
+            matrices,
+            lr=config.lr,
+            betas=config.betas,
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+            momentum=config.momentum,
+        )
     if config.name not in OPTIMIZERS:
         raise UserError(
-            f"unknown optimizer '{config.name}'; expected one of {', '.join(OPTIMIZERS)}; set optimizer.name"
+            f"unknown optimizer '{config.name}'; expected one of {', '.join(OPTIMIZERS)}, muon; set optimizer.name"
         )
     settings: dict[str, Any] = {
         "lr": config.lr,

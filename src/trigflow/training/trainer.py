@@ -105,7 +105,7 @@ class Trainer:
         if self.weight is not None:
             self.modules["weight"] = self.weight
         self.parameters = [p for module in self.modules.values() for p in module.parameters()]
-        self.optimizer = build_optimizer(config.optimizer, self.parameters)
+        self.optimizer = build_optimizer(config.optimizer, self.modules.values())
         self.ema = EMA(config.ema, self.network)
         self.order = Order(len(self.dataset), loop.batch_size, derive_seed(loop.seed, "data"))
         self.iteration = 0
