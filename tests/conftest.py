@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from trigflow.model import load
 from trigflow.training.trainer import Trainer
 
 torch.set_num_threads(1)  # the tensors are tiny: more threads only wait for each other
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start background jobs, and their children, without it
 
 
 @dataclasses.dataclass
