@@ -122,7 +122,7 @@ def test_features_by_data_or_by_name(student: Model) -> None:
         ({"features": "mnist"}, r"images of shape \(1797, 1, 8, 8\)|expects \(b, 1, 28, 28\)"),
         ({"data": "nowhere"}, "no data named 'nowhere'"),
         ({"num": 0}, "0 samples"),
-        ({"num": 1}, "1 fake images; expected at least"),
+        ({"num": 1}, "1 samples to measure; expected at least 4; raise --num"),
         ({"steps": 0}, "expected at least 1"),
         ({"guidance": 9.0}, "guidance 9; expected a scale in"),
     ],

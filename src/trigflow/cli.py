@@ -170,9 +170,11 @@ class Sample:
     """No progress bar."""
 
     def run(self) -> None:
-        from trigflow.images import save_grid, save_images
+        from trigflow.images import check_ending, save_grid, save_images
         from trigflow.model import load
 
+        if self.out.suffix:
+            check_ending(self.out)
         images = load(self.run_folder, self.device).sample(
             self.num,
             steps=self.steps,

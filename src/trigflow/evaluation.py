@@ -88,6 +88,8 @@ def evaluate_model(
         )
     name = default_features(dataset.name) if features == "auto" else features
     reference = make_reference(dataset, name)
+    if num <= reference.k:
+        raise UserError(f"{num} samples to measure; expected at least {reference.k + 1}; raise --num")
     result = score(
         model, reference, num=num, steps=steps, guidance=guidance, solver=solver, seed=seed, progress=progress
     )

@@ -51,6 +51,12 @@ def to_picture(image: Tensor) -> Image.Image:
     return Image.fromarray(array[0] if array.shape[0] == 1 else array.transpose(1, 2, 0))
 
 
+def check_ending(path: Path) -> None:
+    """Raise a UserError unless `save_picture` can write a file with the ending of `path`."""
+    if path.suffix.lower() not in (".png", ".webp", ".jpg", ".jpeg"):
+        raise UserError(f"cannot write '{path}': unknown image ending; expected .png, .webp or .jpg; change --out")
+
+
 def save_picture(picture: Image.Image, path: str | Path) -> Path:
     """Write a picture atomically; the ending of `path` (.png, .webp, .jpg) decides the format.
 
@@ -58,8 +64,7 @@ def save_picture(picture: Image.Image, path: str | Path) -> Path:
         UserError: for an unknown ending or a folder that cannot be written.
     """
     path = Path(path)
-    if path.suffix.lower() not in (".png", ".webp", ".jpg", ".jpeg"):
-        raise UserError(f"cannot write '{path}': unknown image ending; expected .png, .webp or .jpg; change --out")
+    check_ending(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
