@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from trigflow.tangent import jvp
+from trigflow.tangent import coverage, jvp
 
 
 def draw(seed: int, *shape: int, dtype: torch.dtype = torch.float64, low: float | None = None) -> Tensor:
@@ -105,3 +105,27 @@ def check(
         assert not t.requires_grad
     for t, e in zip(floats(tangent), floats(expected), strict=True):
         assert relative_error(t, e) < tolerance
+
+
+def no_fallback(fn: Callable[..., Any], *inputs: Any) -> None:
+    """Every function that `fn` calls on a tangent has a rule of its own."""
+    report = coverage(fn, *inputs)
+    assert report.complete, str(report)
+    assert not report.fallbacks, str(report)
+
+
+def by_jacobian(fn: Callable[..., Any], primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> Any:
+    """Tangents from the full Jacobian, row by row backwards: for functions that torch.func.jvp cannot take."""
+    moving = [i for i, t in enumerate(tangents) if t is not None]
+
+    def part(*values: Tensor) -> Any:
+        full = list(primals)
+        for i, v in zip(moving, values, strict=True):
+            full[i] = v
+        return tuple(floats(fn(*full)))
+
+    rows = torch.autograd.functional.jacobian(part, tuple(primals[i].detach() for i in moving))
+    return [
+        sum(torch.tensordot(block, tangents[i], tangents[i].ndim) for i, block in zip(moving, blocks, strict=True))
+        for blocks in rows
+    ]

@@ -10,22 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tangent.attention.formula import written_out
 from tangent.helpers import check, draw, reference, relative_error
-from trigflow.tangent import TangentError, coverage, jvp
+from trigflow.tangent import TangentError, attention_implementation, coverage, jvp
 from trigflow.tangent.attention import attention
-
-
-def written_out(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False, scale: float = 0.0
-) -> Tensor:
-    """`softmax(scale q k^T + mask) v` in plain functions, heads of k and v repeated where q has more."""
-    k, v = (t.repeat_interleave(q.shape[-3] // t.shape[-3], -3) if q.ndim > 2 else t for t in (k, v))
-    s = q @ k.mT * (scale or 1 / math.sqrt(q.shape[-1]))
-    if causal:
-        s = s.masked_fill(~torch.ones(s.shape[-2:], dtype=torch.bool).tril(), -math.inf)
-    if mask is not None:
-        s = s.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else s + mask
-    return torch.softmax(s, -1) @ v
 
 
 def tangents_for(*values: Tensor | None) -> tuple[Any, ...]:
@@ -44,9 +32,10 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.parametrize("implementation", ["plain", "chunked"])
 @pytest.mark.parametrize("bits", range(1, 8))
 @pytest.mark.parametrize("name", CASES)
-def test_scaled_dot_product_attention(name: str, bits: int) -> None:
+def test_scaled_dot_product_attention(name: str, bits: int, implementation: str) -> None:
     case = CASES[name]
 
     def stock(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -57,7 +46,8 @@ def test_scaled_dot_product_attention(name: str, bits: int) -> None:
     carry = (bool(bits & 1), bool(bits & 2), bool(bits & 4))
     tangents = tuple(t if c else None for t, c in zip(tangents_for(Q, K, V), carry, strict=True))
     expected = reference(lambda q, k, v: written_out(q, k, v, **case), (Q, K, V), tangents)
-    check(stock, (Q, K, V), carry, expected=expected)
+    with attention_implementation(implementation):
+        check(stock, (Q, K, V), carry, expected=expected)
 
 
 def test_a_mask_may_carry_a_tangent() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -40,34 +41,25 @@ def assign(x: Any) -> Tensor:
     return y
 
 
-def assign_into(x: Any) -> Any:
-    x[0] = 1.0
-    return x
-
-
 def accumulate(x: Any) -> Tensor:
     y = PLAIN.clone()
     y += x
     return y
 
 
-def increment(x: Any) -> Any:
-    x += 1
-    return x
-
-
 REFUSED: dict[str, tuple[Callable[[Any], Any], str]] = {
-    "in-place method": (lambda x: x.mul_(2), "mul_"),
-    "in-place function": (torch.sin_, "sin_"),
-    "in-place operator": (increment, "__iadd__"),
     "in-place into plain": (accumulate, "add"),
     "assignment into plain": (assign, "__setitem__"),
-    "assignment into dual": (assign_into, "__setitem__"),
+    "relu of plain into dual": (
+        lambda x: torch.nn.functional.threshold(PLAIN, x[0], 0.0, inplace=True),
+        "plain number",
+    ),
+    "transpose in place": (lambda x: (x[None] * 1).t_(), "t_"),
+    "unsqueeze in place": (lambda x: (x * 1).unsqueeze_(0), "unsqueeze_"),
+    "resize in place": (lambda x: (x * 1).resize_(2), "resize_"),
+    "python function in place": (lambda x: (x * 1).apply_(lambda v: 2 * v), "apply_"),
+    "list in place": (lambda x: torch._foreach_add_([x * 1], 1.0), "_foreach_add_"),
     "copy into plain": (lambda x: torch.zeros(4).copy_(x), "copy_"),
-    "relu in place": (lambda x: F.relu(x, inplace=True), "relu"),
-    "silu in place": (nn.SiLU(inplace=True), "silu"),
-    "dropout in place": (nn.Dropout(0.5, inplace=True), "dropout"),
-    "aten in place": (lambda x: torch.ops.aten.silu_(x), "silu_"),
     "out": (lambda x: torch.sin(x, out=PLAIN.clone()), "sin"),
     "out among products": (lambda x: torch.matmul(x, x, out=torch.zeros((), dtype=X.dtype)), "matmul"),
     "data": (lambda x: x.data, "data"),
@@ -79,17 +71,23 @@ REFUSED: dict[str, tuple[Callable[[Any], Any], str]] = {
     "torch.tensor": (torch.tensor, "torch.tensor"),
     "torch.as_tensor": (lambda x: torch.as_tensor(x, dtype=torch.float32), "torch.as_tensor"),
     "custom function": (Doubled.apply, "Doubled"),
-    "no forward derivative": (lambda x: torch.cdist(x[None], x[None] + 1), "cdist"),
-    "number as alpha": (lambda x: torch.add(PLAIN, PLAIN, alpha=x[0]), "add"),
-    "number as slope": (lambda x: F.leaky_relu(PLAIN, x[0]), "leaky_relu"),
-    "number to fill with": (lambda x: torch.full((2,), x[0]), "full"),
-    "number to fill like": (lambda x: torch.full_like(PLAIN, x[0]), "full_like"),
+    "no forward derivative": (lambda x: torch._segment_reduce(x, "max", lengths=torch.tensor([4])), "segment_reduce"),
+    "number as alpha": (lambda x: torch.add(PLAIN, PLAIN, alpha=x[0]), "plain number"),
+    "number as slope": (lambda x: F.leaky_relu(PLAIN, x[0]), "plain number"),
+    "number to fill with": (lambda x: torch.full((2,), x[0]), "plain number"),
+    "number to fill like": (lambda x: torch.full_like(PLAIN, x[0]), "plain number"),
+    "new_tensor": (lambda x: PLAIN.new_tensor(x), "new_tensor"),
+    "legacy constructor": (lambda x: torch.Tensor(x), "kernel"),
+    "pickle": (lambda x: pickle.dumps(x), "pickling"),
     "other type of the same memory": (lambda x: x.view(torch.int64), "view"),
     "renormalized embedding": (lambda x: F.embedding(torch.tensor([0]), x[:, None], max_norm=1.0), "embedding"),
     "reentrant checkpoint": (lambda x: checkpoint(torch.sin, x, use_reentrant=True), "use_reentrant=False"),
     "None": (lambda x: None, "None"),
     "number": (lambda x: (x, 3), "int"),
-    "nested jvp": (lambda x: jvp(torch.sin, (x,), (DX,))[0], "already carries a tangent"),
+    "nested jvp": (lambda x: jvp(torch.sin, (x,), (DX,))[0], "inside jvp"),
+    "nested jvp of plain tensors": (lambda x: jvp(lambda y: x * y, (PLAIN,), (DX,))[0], "inside jvp"),
+    "gradient inside": (lambda x: torch.autograd.grad((x * x).sum(), x)[0], "grad"),
+    "backward inside": (lambda x: (x * PLAIN.clone().requires_grad_()).sum().backward(), "backward"),
 }
 
 
@@ -120,7 +118,7 @@ def test_a_custom_operator_has_no_silent_zero_tangent() -> None:
 def test_the_module_is_named() -> None:
     class Inner(nn.Module):
         def forward(self, x: Any) -> Any:
-            return x.add_(1)
+            return PLAIN.clone().add_(x)
 
     net = nn.Sequential(nn.Identity(), nn.ModuleDict({"bad": Inner()}))
     net[1].forward = lambda x: net[1]["bad"](x)  # type: ignore[index]
@@ -160,6 +158,36 @@ def test_tangents_must_match_their_primals(primals: Any, tangents: Any, word: st
     assert word in str(caught.value)
 
 
+def test_a_dual_kept_beyond_its_jvp_is_refused() -> None:
+    class Keeps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("mean", torch.zeros(4, dtype=torch.float64))
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                self.mean = 0.9 * self.mean + 0.1 * x
+            return x - self.mean
+
+    net = Keeps()
+    jvp(net, (X,), (DX,))
+    with pytest.raises(TangentError, match="kept and used after it"):
+        jvp(net, (X,), (DX,))
+    with pytest.raises(TangentError, match="kept and used after it"):
+        net(X)
+
+
+def test_inference_mode_is_refused() -> None:
+    with torch.inference_mode(), pytest.raises(TangentError, match="inference mode"):
+        jvp(torch.sin, (X,), (DX,))
+
+
+def test_the_tangent_must_stay_as_it_is() -> None:
+    dx = DX.clone()
+    with pytest.raises(TangentError, match="written in place by fn"):
+        jvp(lambda x: x + dx.mul_(2), (X,), (dx,))
+
+
 def test_inside_a_backward() -> None:
     x = X.clone().requires_grad_()
     y = x * 2
@@ -193,8 +221,36 @@ def test_copies_keep_their_tangent() -> None:
         assert torch.equal(jvp(fn, (X,), (DX,))[1], DX)
 
 
-def test_duals_do_not_pretend_to_be_tensors() -> None:
-    seen = []
-    jvp(lambda x: seen.append(x) or x, (X,), (DX,))
-    assert isinstance(seen[0], Dual)
-    assert not isinstance(seen[0], Tensor)
+def test_duals_are_instances_of_tensor_without_memory_of_their_own() -> None:
+    def fn(x: Any) -> Any:
+        assert isinstance(x, Dual)
+        assert isinstance(x, Tensor)
+        assert torch.is_tensor(x)
+        assert not isinstance(x, nn.Parameter)
+        assert torch.as_tensor(x) is x
+        assert torch.Tensor.numel(x) == 4
+        return x
+
+    assert torch.equal(jvp(fn, (X,), (DX,))[1], DX)
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [
+        lambda x: torch.tensor([x[0], x[1]]),
+        lambda x: nn.Parameter(x) * x,
+        lambda x: setattr(PLAIN.clone().requires_grad_(), "grad", x),
+        lambda x: setattr(x, "data", PLAIN),
+        lambda x: setattr(x, "grad", PLAIN),
+        lambda x: PLAIN[x],
+        lambda x: torch.nested.nested_tensor([x]),
+        lambda x: torch.utils.dlpack.to_dlpack(x),
+        lambda x: torch.func.vmap(torch.sin)(x),
+        lambda x: torch.func.grad(torch.sum)(x),
+        lambda x: memoryview(x),
+        lambda x: torch.ops.aten.sin.default.redispatch(torch._C.DispatchKeySet(torch._C.DispatchKey.CPU), x),
+    ],
+)
+def test_what_looks_past_the_torch_functions_fails_and_does_not_end_the_process(fn: Callable[[Any], Any]) -> None:
+    with pytest.raises((ValueError, TypeError, RuntimeError, AttributeError, BufferError, IndexError)):
+        jvp(fn, (X,), (DX,))

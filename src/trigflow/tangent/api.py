@@ -9,12 +9,22 @@ import torch
 from torch import Tensor
 
 from trigflow.tangent import rules as rules
-from trigflow.tangent.dual import Dual
+from trigflow.tangent.dual import RUN, Dual, check_version
 from trigflow.tangent.errors import TangentError
-from trigflow.tangent.guard import watched_functions
+from trigflow.tangent.finite import central_difference
+from trigflow.tangent.surroundings import prepared, uncompiled
+
+METHODS = ("exact", "finite-difference")
 
 
-def jvp(fn: Callable[..., Any], primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
+def jvp(
+    fn: Callable[..., Any],
+    primals: tuple[Any, ...],
+    tangents: tuple[Any, ...],
+    *,
+    method: str = "exact",
+    step: float | None = None,
+) -> tuple[Any, Any]:
     """Output of `fn` at `x` and its derivative along `dx`: `(f(x), Df(x) dx)`.
 
     `fn` runs once. The output is the one that `fn(*primals)` would give, on the autograd graph in the same way, bit for
@@ -26,23 +36,54 @@ def jvp(fn: Callable[..., Any], primals: tuple[Any, ...], tangents: tuple[Any, .
             the inputs are `Dual` values, which answer to torch functions, tensor methods and operators.
         primals: arguments of `fn`; anything where the tangent is None.
         tangents: for each primal a tensor of its shape, dtype and device, or None if it is constant.
+        method: "exact" for forward-mode differentiation; "finite-difference" for the central difference
+            `(f(x + h dx) - f(x - h dx)) / 2h` of two more runs of `fn` on the same random draws, which goes through
+            any function, with about two thirds of the digits (see `trigflow.tangent.finite`).
+        step: relative step of the finite difference; None for `eps^(1/3)` of the coarsest dtype involved.
 
     Returns:
         `(out, tangent)`, the tangent nested like the output, in its dtypes, zero where an output depends on no primal.
 
     Raises:
         TangentError: if a tangent does not match its primal, if `fn` does something through which a tangent would be
-            lost (writes in place, reads values, calls a function without a derivative), or inside a backward.
+            lost (reads values, writes into constants, calls a function without a derivative), inside a backward or
+            another jvp, or for an unknown method.
     """
+    if method not in METHODS:
+        raise TangentError(f"method {method!r}; expected one of {', '.join(map(repr, METHODS))}; choose one of them")
+    if step is not None and method == "exact":
+        raise TangentError(
+            f"step {step} with the exact method; expected none; leave it away or choose method='finite-difference'"
+        )
     if torch._C._current_graph_task_id() != -1:
         raise TangentError(
             "jvp called during a backward pass; expected a call in the forward, because recomputed forwards carry no "
             "tangents; move it out of hooks and checkpointed regions"
         )
+    if RUN.get() is not None:
+        raise TangentError(
+            "jvp called inside jvp; expected a call outside, because the tangents of the two would mix; use "
+            "torch.func.jvp for second derivatives"
+        )
+    if method == "finite-difference":
+        inputs(primals, tangents)
+        out, tangent = central_difference(fn, tuple(primals), tuple(tangents), step)
+        split(out)
+        return out, tangent
+    with prepared():
+        return uncompiled(_exact)(fn, primals, tangents)
+
+
+def _exact(fn: Callable[..., Any], primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
     duals = inputs(primals, tangents)
-    with watched_functions():
-        out = fn(*duals)
-    return split(out)
+    given = [d.tangent for d in duals if type(d) is Dual]
+    versions = [t._version for t in given]
+    result = split(fn(*duals))
+    if versions != [t._version for t in given]:
+        raise TangentError(
+            "a tangent given to jvp was written in place by fn; expected tangents that stay as they are; pass a .clone()"
+        )
+    return result
 
 
 def inputs(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -82,7 +123,11 @@ def _dual(primal: Any, tangent: Any, index: int) -> Dual:
             "convert it with .to(primal) and .expand_as(primal)"
         )
     tangent = tangent.detach()
-    if tangent.stride() != primal.stride() and primal.layout == torch.strided:
+    if primal.layout != torch.strided:
+        return Dual(primal, tangent)
+    if tangent.untyped_storage()._cdata == primal.untyped_storage()._cdata:
+        tangent = tangent.clone()
+    if tangent.stride() != primal.stride():
         # Kernels are fastest, and memory formats kept, when both have the same order in memory.
         tangent = torch.empty_like(primal, requires_grad=False).copy_(tangent)
     return Dual(primal, tangent)
@@ -95,6 +140,7 @@ def split(value: Any) -> tuple[Any, Any]:
         TangentError: if something in it is not a tensor.
     """
     if type(value) is Dual:
+        check_version(value)
         tangent = value.tangent
         if tangent.stride() != value.primal.stride():
             with torch.no_grad():

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from trigflow.tangent import api, dispatch, dual
 from trigflow.tangent.errors import TangentError, function_name
-from trigflow.tangent.guard import watched_functions
 from trigflow.tangent.rules.plain import plain
+from trigflow.tangent.surroundings import prepared, uncompiled
 
 
 @dataclass
@@ -84,8 +84,8 @@ def coverage(fn: Callable[..., Any], *inputs: Any) -> Coverage:
 
     token = dual.OBSERVER.set(observe)
     try:
-        with torch.no_grad(), watched_functions():
-            api.split(fn(*api.inputs(inputs, tangents)))
+        with torch.no_grad(), prepared():
+            api.split(uncompiled(fn)(*api.inputs(inputs, tangents)))
     except TangentError as reason:
         report.unsupported["(outside torch functions)"] += 1
         report.messages["(outside torch functions)"] = str(reason)

@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from trigflow.tangent.dual import HANDLERS, Dual, Handler, no_grad, pair, strip
+from trigflow.tangent.dual import HANDLERS, Dual, Handler, no_grad, pair, strip, value_read
 from trigflow.tangent.errors import TangentError, error, function_name
 from trigflow.tangent.table import NAMES
 
-_IN_PLACE = frozenset(f"__i{name}__" for name in "add sub mul truediv div floordiv mod pow matmul and or xor".split())
 _WRITERS = frozenset(
     "native_batch_norm _native_batch_norm_legit cudnn_batch_norm miopen_batch_norm _batch_norm_with_update".split()
 )
@@ -31,13 +31,15 @@ def resolve(func: Any) -> Handler:
 
 
 def _find(func: Any) -> Handler:
-    name = getattr(func, "__name__", "")
-    if isinstance(func, torch._ops.OpOverload):
-        name = func._schema.name.split("::")[-1]
-    if name == "__setitem__" or name in _IN_PLACE or (name.endswith("_") and not name.endswith("__")):
+    from trigflow.tangent.inplace import in_place, name_of, writes
+
+    name = name_of(func)
+    if writes(func):
         return in_place
     if name in _WRITERS:
         return writer
+    if name == "backward" or func is torch.autograd.grad:
+        return gradient
     if isinstance(func, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
         known = str(func).startswith("aten") or "aten::" in str(getattr(func, "_qualified_op_name", ""))
         if known and name in NAMES:
@@ -102,19 +104,14 @@ def unsupported(func: Any, why: str) -> TangentError:
     )
 
 
-def in_place(func: Any, *args: Any, **kwargs: Any) -> Any:
-    """Writing into a tensor that others may share would leave their tangents behind."""
-    name = function_name(func)
-    raise error(
-        f"{name} writes a tangent in place, where it would be lost",
-        "expected a function that returns its result",
-        "use the form without the underscore, x = x + y for x += y, torch.where or torch.cat for x[i] = y",
-    )
-
-
 def writer(func: Any, *args: Any, **kwargs: Any) -> Any:
     """A function that updates the buffers it is given, which a second run for the tangent would do again."""
     raise unsupported(func, "it updates its buffers and has no rule, unlike torch.nn.functional.batch_norm")
+
+
+def gradient(func: Any, *args: Any, **kwargs: Any) -> Any:
+    """A gradient taken inside the function, whose derivative would be a second one."""
+    raise unsupported(func, "a gradient taken inside fn would need second derivatives")
 
 
 def fallback(func: Any, *args: Any, **kwargs: Any) -> Any:
@@ -131,39 +128,97 @@ def fallback(func: Any, *args: Any, **kwargs: Any) -> Any:
     generators = [leaf for leaf in plain if isinstance(leaf, torch.Generator)]
     with replayed_draws(plain[places[0]].device, generators) as draws:
         primal = func(*a, **k)
-        outputs = [leaf for leaf in pytree.tree_leaves(primal) if isinstance(leaf, Tensor)]
-        if not any(leaf.is_floating_point() or leaf.is_complex() for leaf in outputs):
-            return primal
+        outputs, nest = pytree.tree_flatten(primal)
+        moving = [i for i, leaf in enumerate(outputs) if _continuous(leaf)]
+        if not moving:
+            if all(isinstance(leaf, _HARMLESS) for leaf in outputs):
+                return primal
+            raise value_read(function_name(func))
         draws.rewind()
 
-        def again(*inputs: Tensor) -> Any:
+        def again(*inputs: Tensor) -> list[Tensor]:
             values = list(plain)
             for i, value in zip(places, inputs, strict=True):
                 values[i] = value
             a, k = pytree.tree_unflatten(values, tree)
-            return func(*a, **k)
+            found = pytree.tree_leaves(func(*a, **k))
+            return [found[i] for i in moving]
 
+        primals = tuple(leaves[i].primal.detach() for i in places)
+        tangents = tuple(leaves[i].tangent for i in places)
         try:
-            with no_grad(), ValueReads([leaves[i].primal for i in places]) as reads:
-                second, tangent, *_ = torch.func.jvp(
-                    again,
-                    tuple(leaves[i].primal.detach() for i in places),
-                    tuple(leaves[i].tangent for i in places),
-                )
+            with no_grad():
+                # Strict: an output that PyTorch does not differentiate has no tangent, which is not a tangent of zero.
+                second, found, *_ = torch.func.jvp(again, primals, tangents, strict=True)
+                reads = _reads_values(again, primals, tangents)
+                lost = _one_is_lost((func, *places, *map(_kind, plain)), again, primals, tangents)
         except Exception as reason:
             first = str(reason).strip().split("\n")[0][:200]
+            if "strict=True" in first:
+                first = "an output does not depend on the inputs, or has no derivative"
             raise unsupported(func, f"it has no rule, and PyTorch says '{first}'") from reason
-        if reads.found:
+        if reads:
             raise unsupported(func, "it reads an argument as a plain number")
-        if draws.used and not _same(primal, second):
+        if lost:
+            raise unsupported(func, "PyTorch gives one of its moving arguments no derivative")
+        if draws.used and not _same([outputs[i] for i in moving], second):
             raise unsupported(func, "it has no rule and does not repeat its random draws")
-    return pair(primal, tangent)
+    for i, tangent in zip(moving, found, strict=True):
+        outputs[i] = pair(outputs[i], tangent)
+    return pytree.tree_unflatten(outputs, nest)
+
+
+_HARMLESS: tuple[Any, ...] = (Tensor, bool, int, str, type(None), type(NotImplemented), torch.dtype, torch.device)
+_HARMLESS += (torch.layout, torch.memory_format)
+
+
+def _continuous(value: Any) -> bool:
+    return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex()) and value.numel() > 0
+
+
+def _reads_values(again: Any, primals: tuple[Tensor, ...], tangents: tuple[Tensor, ...]) -> bool:
+    """Whether a one-element argument is turned into a Python number, in a run of its own.
+
+    Only such an argument can be, and what is computed below a dispatch mode is not always right: PyTorch 2.13 takes the
+    pseudo-inverse of complex matrices wrong there.
+    """
+    if all(x.numel() != 1 for x in primals):
+        return False
+    with ValueReads(primals) as reads:
+        torch.func.jvp(again, primals, tangents)
+    return reads.found
+
+
+_CHECKED: set[Any] = set()
+
+
+def _one_is_lost(call: Any, again: Any, primals: tuple[Tensor, ...], tangents: tuple[Tensor, ...]) -> bool:
+    """Whether one of several moving arguments leaves no trace in any output, as the target of some losses does.
+
+    Each is tried alone, once for each way `call` of calling the function.
+    """
+    if len(primals) == 1 or call in _CHECKED:
+        return False
+    for i, (x, dx) in enumerate(zip(primals, tangents, strict=True)):
+        with forward_ad.dual_level():
+            outputs = again(*primals[:i], forward_ad.make_dual(x, dx), *primals[i + 1 :])
+            if all(forward_ad.unpack_dual(y).tangent is None for y in outputs):
+                return True
+    _CHECKED.add(call)
+    return False
+
+
+def _kind(value: Any) -> Any:
+    """What may decide whether a function is differentiable: the type of a tensor or number, a mode by its value."""
+    if isinstance(value, Tensor):
+        return value.dtype, value.ndim
+    return value if isinstance(value, (bool, int, str)) else type(value)
 
 
 class ValueReads(TorchDispatchMode):
     """Notices when one of the given tensors is turned into a Python number, where its tangent ends."""
 
-    def __init__(self, inputs: list[Tensor]) -> None:
+    def __init__(self, inputs: tuple[Tensor, ...]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.places = {x.data_ptr() for x in inputs if x.numel() == 1}
         self.found = False
@@ -173,6 +228,9 @@ class ValueReads(TorchDispatchMode):
     ) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default and args[0].data_ptr() in self.places:
             self.found = True
+        if func is torch.ops.aten._efficientzerotensor.default:
+            # Such a tensor has no memory; some kernels that meet one below a dispatch mode end the process.
+            func = torch.ops.aten.zeros.default
         return func(*args, **(kwargs or {}))
 
 

@@ -5,6 +5,7 @@ Source: forward-mode differentiation with dual numbers; `Dual(x, dx)` stands for
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from operator import attrgetter
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _python_dispatch as python_dispatch
 
 from trigflow.tangent.errors import TangentError, error, function_name
 
@@ -23,11 +25,27 @@ HANDLERS: dict[Any, Handler] = {}
 OBSERVER: ContextVar[Callable[..., Any] | None] = ContextVar("observer", default=None)
 """Stands in for `run` while a coverage report is made."""
 
+
+class Run:
+    """One run of a function on duals. A dual of another run has a tangent along another direction.
+
+    Attributes:
+        journal: writes into views, see inplace.py.
+    """
+
+    __slots__ = ("journal",)
+
+    def __init__(self) -> None:
+        self.journal: list[Any] = []
+
+
+RUN: ContextVar[Run | None] = ContextVar("run", default=None)
+
 # Facts about a tensor that do not depend on its values, read from the primal.
 VALUE_FREE = frozenset(
     "shape dtype device ndim layout requires_grad is_leaf grad_fn grad output_nr itemsize nbytes names is_cuda is_cpu "
     "is_xpu is_mps is_meta is_sparse is_sparse_csr is_quantized is_nested is_mkldnn is_mtia is_hpu is_ipu is_vulkan "
-    "is_maia is_xla is_ort _version _base _backward_hooks retains_grad name".split()
+    "is_maia is_xla is_ort _version _base _backward_hooks _grad _grad_fn retains_grad name".split()
 )
 
 # Attributes that are linear functions of the tensor, as the method or function that computes them.
@@ -42,21 +60,48 @@ LINEAR_ATTRIBUTES: dict[str, Any] = {
 
 _backward_in_progress = torch._C._current_graph_task_id
 
+# What a dual shows to code that looks past every torch function: one element without memory, of a rare dtype.
+_SHELL = torch.empty((), dtype=torch.uint64, device="meta")
+_make_shell: Callable[..., Any] = Tensor._make_subclass
 
-class Dual:
+
+class Dual(Tensor):
     """A tensor `primal` on the autograd graph together with its `tangent`, of the same shape and dtype, off the graph.
 
-    Not a `torch.Tensor`: `isinstance(x, torch.Tensor)` is false. Everything else that a network does to a tensor works:
-    torch functions arrive in `__torch_function__`, methods and attributes in `__getattr__`, operators below.
+    An instance of `torch.Tensor`, so that code which asks for one lets it through, though without elements of its own:
+    torch functions arrive in `__torch_function__`, methods, attributes and operators in the members below, and both go
+    to the primal and the tangent. Whatever reaches the empty shell behind them, as `torch.tensor(x)` does, raises.
+
+    Attributes:
+        primal: the value.
+        tangent: its derivative; shared with other duals, hence never written.
+        version: how often the memory of the primal had been written when this tangent was computed.
+        run: the run of a function of which this value is a part.
     """
 
-    __slots__ = ("primal", "tangent")
+    __slots__ = ("primal", "run", "tangent", "version")
     __array_priority__ = 1000
-    __hash__ = object.__hash__
+    __hash__ = object.__hash__  # type: ignore[assignment]
 
-    def __init__(self, primal: Tensor, tangent: Tensor) -> None:
+    primal: Tensor
+    tangent: Tensor
+    version: int
+    run: Run | None
+
+    def __new__(cls, primal: Tensor, tangent: Tensor) -> Dual:
+        self: Dual = _make_shell(cls, _SHELL)
         self.primal = primal
         self.tangent = tangent
+        self.run = RUN.get()
+        try:
+            self.version = primal._version
+        except RuntimeError as reason:
+            raise error(
+                "a tensor that carries a tangent was made in inference mode, where PyTorch counts no writes to it",
+                "expected torch.no_grad()",
+                "replace torch.inference_mode() by it",
+            ) from reason
+        return self
 
     @classmethod
     def __torch_function__(
@@ -64,27 +109,32 @@ class Dual:
     ) -> Any:
         return call(func, args, kwargs)
 
-    def __getattr__(self, name: str) -> Any:
-        if name in LINEAR_ATTRIBUTES:
-            return LINEAR_ATTRIBUTES[name](self)
-        function = getattr(Tensor, name, None)
-        if function is None or name.startswith("__"):
-            raise AttributeError(f"'Dual' object has no attribute '{name}'")
-        if not callable(function):
-            raise error(
-                f"attribute '{name}' of a tensor that carries a tangent would lose the tangent",
-                "expected torch functions and methods",
-                "write it with differentiable functions, or call .detach() first if a zero tangent is meant",
-            )
-        method = _method(function)
-        setattr(Dual, name, method)
-        return method.__get__(self)
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default:
+            raise value_read("use as a plain number (torch.full(n, x), alpha=x)")
+        raise value_read(
+            f"a new tensor (torch.tensor, torch.as_tensor, new_tensor) or a kernel called directly ({func})"
+        )
 
-    def __repr__(self) -> str:
+    def __repr__(self) -> str:  # type: ignore[override]
         return f"Dual(primal={self.primal!r}, tangent={self.tangent!r})"
 
     def __format__(self, spec: str) -> str:
         return self.primal.detach().__format__(spec)
+
+    def __copy__(self) -> Dual:
+        check_version(self)
+        return Dual(self.primal, self.tangent)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Dual:
+        check_version(self)
+        return Dual(copy.deepcopy(self.primal, memo), copy.deepcopy(self.tangent, memo))
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise value_read("pickling")
 
     def __len__(self) -> int:
         return len(self.primal)
@@ -128,9 +178,7 @@ class Dual:
     def __dlpack__(self, *args: Any, **kwargs: Any) -> Any:
         raise value_read("DLPack export")
 
-    def __dlpack_device__(self) -> Any:
-        # Called by torch.tensor, torch.as_tensor and x.new_tensor, which do not ask __torch_function__.
-        raise value_read("making a new tensor (torch.tensor, torch.as_tensor, new_tensor)")
+    __dlpack_device__ = __dlpack__
 
 
 def value_read(how: str) -> TangentError:
@@ -166,6 +214,15 @@ def call(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any
 
 def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any:
     """Run `func` by its rule. Cold cases (no rule yet, out=, in place) leave the straight line."""
+    now = RUN.get()
+    for a in args:
+        if type(a) is Dual:
+            if a.version != a.primal._version or a.run is not now:
+                check_version(a)
+        elif type(a) is tuple or type(a) is list:
+            for b in a:
+                if type(b) is Dual:
+                    check_version(b)
     handler = HANDLERS.get(func)
     if handler is None:
         from trigflow.tangent.dispatch import resolve
@@ -173,6 +230,9 @@ def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any:
         handler = resolve(func)
     if not kwargs:
         return handler(func, *args)
+    for a in kwargs.values():
+        if type(a) is Dual:
+            check_version(a)
     if "out" in kwargs:
         if kwargs["out"] is not None:
             raise error(
@@ -182,12 +242,24 @@ def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any:
             )
         kwargs = {name: value for name, value in kwargs.items() if name != "out"}
     if kwargs.get("inplace"):
-        raise error(
-            f"{function_name(func)} with inplace=True would lose a tangent",
-            "expected inplace=False",
-            "set module.inplace = False, which changes no value",
-        )
+        from trigflow.tangent.inplace import inplace_setting
+
+        return inplace_setting(func, args, kwargs)
     return handler(func, *args, **kwargs)
+
+
+def check_version(x: Dual) -> None:
+    """Make sure that the tangent of `x` is that of what the memory of its primal holds now, or raise."""
+    if x.run is not RUN.get():
+        raise error(
+            "a tensor that carries the tangent of one jvp was kept and used after it or in another",
+            "expected tensors of the same run",
+            "return it from fn, or keep x.detach() instead",
+        )
+    if x.version != x.primal._version:
+        from trigflow.tangent.inplace import refresh
+
+        refresh(x)
 
 
 def strip(value: Any) -> Any:
@@ -214,17 +286,36 @@ def has_dual(value: Any) -> bool:
     return False
 
 
-class no_grad:
-    """`torch.no_grad()` at a sixth of its price; every tangent is computed inside one."""
+dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
 
-    __slots__ = ("before",)
+
+class no_grad:
+    """`torch.no_grad()` at a sixth of its price; every tangent is computed inside one.
+
+    Selective activation checkpointing keeps results of functions in the order of their calls, to hand them out in that
+    order when backward runs the primal's functions again. What is called for a tangent must not be among them.
+    """
+
+    __slots__ = ("before", "hidden")
 
     def __enter__(self) -> None:
         self.before = torch.is_grad_enabled()
         torch._C._set_grad_enabled(False)
+        self.hidden: Any = None
+        if dispatch_modes() and _selective():
+            self.hidden = python_dispatch._disable_current_modes()
+            self.hidden.__enter__()
 
     def __exit__(self, *args: object) -> None:
+        if self.hidden is not None:
+            self.hidden.__exit__(*args)
         torch._C._set_grad_enabled(self.before)
+
+
+def _selective() -> bool:
+    """Whether results are being kept for selective activation checkpointing."""
+    caching = torch.utils.checkpoint._CachingTorchDispatchMode
+    return any(isinstance(mode, caching) for mode in python_dispatch._get_current_dispatch_mode_stack())
 
 
 def pair(primal: Any, tangent: Any) -> Any:
@@ -262,11 +353,51 @@ def _operator(function: Any) -> Any:
     return operator
 
 
-for _name in VALUE_FREE:
-    setattr(Dual, _name, property(attrgetter(f"primal.{_name}")))
-for _name in (
-    "add radd sub rsub mul rmul truediv rtruediv floordiv rfloordiv mod rmod pow rpow matmul rmatmul neg pos abs "
-    "getitem setitem eq ne lt le gt ge invert and or xor iadd isub imul itruediv ifloordiv imod ipow imatmul"
-).split():
-    if hasattr(Tensor, f"__{_name}__"):
-        setattr(Dual, f"__{_name}__", _operator(getattr(Tensor, f"__{_name}__")))
+def _reflected(function: Any) -> Any:
+    """`number * x`. For `tensor * x` Python asks the subclass on the right first, which leaves it to the tensor."""
+
+    def operator(self: Dual, other: Any) -> Any:
+        return NotImplemented if isinstance(other, Tensor) else call(function, (self, other), None)
+
+    return operator
+
+
+def _refused_attribute(name: str) -> property:
+    def read(self: Dual) -> Any:
+        raise error(
+            f"attribute '{name}' of a tensor that carries a tangent would lose the tangent",
+            "expected torch functions and methods",
+            "write it with differentiable functions, or call .detach() first if a zero tangent is meant",
+        )
+
+    return property(read)
+
+
+_OPERATORS = frozenset(
+    f"__{name}__"
+    for name in (
+        "add radd sub rsub mul rmul truediv rtruediv floordiv rfloordiv mod rmod pow rpow matmul rmatmul neg pos abs "
+        "getitem setitem eq ne lt le gt ge invert and or xor iadd isub imul itruediv ifloordiv imod ipow imatmul"
+    ).split()
+)
+
+
+def _member(name: str) -> Any:
+    """What answers to the attribute `name` of a tensor, or None to keep that of torch.Tensor."""
+    if name in VALUE_FREE:
+        return property(attrgetter(f"primal.{name}"))
+    if name in LINEAR_ATTRIBUTES:
+        return property(LINEAR_ATTRIBUTES[name])
+    of_tensor = getattr(Tensor, name)
+    if name in _OPERATORS:
+        return _reflected(of_tensor) if name.startswith("__r") else _operator(of_tensor)
+    if name.startswith("__") or name in ("_make_subclass", "_make_wrapper_subclass", "_dtensor__new__"):
+        return None
+    if callable(of_tensor):
+        return _method(of_tensor)
+    return None if name.startswith("_") else _refused_attribute(name)
+
+
+for _name in dir(Tensor):
+    if _name not in vars(Dual) and (_found := _member(_name)) is not None:
+        setattr(Dual, _name, _found)

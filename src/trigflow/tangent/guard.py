@@ -1,29 +1,44 @@
-"""Custom `torch.autograd.Function`s would swallow a tangent without a word; while `jvp` runs they refuse one."""
+"""Custom `torch.autograd.Function`s would swallow a tangent without a word; while `jvp` runs they refuse one.
+
+But for one of PyTorch's own, the identity behind the full backward hooks of modules.
+"""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch.autograd import function as autograd_function
+from torch.nn.modules._functions import BackwardHookFunction
 
-from trigflow.tangent.dual import has_dual
+from trigflow.tangent.dual import HANDLERS, Dual, call, has_dual, pair, strip
 from trigflow.tangent.errors import TangentError, error
 
 # Function.apply ends in super().apply, looked up at each call, which this base class does not define itself. A check
 # put there is met also by names bound long before, as in `custom = Custom.apply` at the top of a module.
-_BASE: Any = autograd_function._SingleLevelFunction
-_lock = threading.Lock()
-_depth = 0
+BASE: Any = autograd_function._SingleLevelFunction
 
 
-def _checked_apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+def checked_apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+    """`autograd.Function.apply` for all arguments but duals."""
     if has_dual(args) or has_dual(kwargs):
+        if cls is BackwardHookFunction:
+            return call(hooked, args, None)
         raise refusal(cls)
-    return super(_BASE, cls).apply(*args, **kwargs)
+    return super(BASE, cls).apply(*args, **kwargs)
+
+
+def hooked(*tensors: Any) -> Any:
+    """The identity by which the full backward hooks of a module get their place on the graph."""
+    return BackwardHookFunction.apply(*tensors)  # type: ignore[no-untyped-call]
+
+
+def _hooked_duals(func: Any, *tensors: Any) -> Any:
+    primals = func(*strip(tensors))
+    return tuple(pair(p, x.tangent) if type(x) is Dual else p for p, x in zip(primals, tensors, strict=True))
+
+
+HANDLERS[hooked] = _hooked_duals
 
 
 def refusal(cls: Any) -> TangentError:
@@ -37,20 +52,3 @@ def refusal(cls: Any) -> TangentError:
         "expected torch functions",
         remedy,
     )
-
-
-@contextmanager
-def watched_functions() -> Iterator[None]:
-    """While open, `autograd.Function.apply` raises for a dual argument; for all others it is unchanged."""
-    global _depth
-    with _lock:
-        _depth += 1
-        if _depth == 1:
-            _BASE.apply = classmethod(_checked_apply)
-    try:
-        yield
-    finally:
-        with _lock:
-            _depth -= 1
-            if _depth == 0:
-                del _BASE.apply

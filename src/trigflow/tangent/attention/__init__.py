@@ -1,5 +1,12 @@
-"""Tangents of softmax attention, one implementation a file behind one signature."""
+"""Tangents of softmax attention: one function, three implementations, one a file.
 
-from trigflow.tangent.attention.plain import attention
+| file | memory | serves |
+| --- | --- | --- |
+| `plain.py` | the matrix of weights | everything; the fastest for short sequences |
+| `chunked.py` | linear in the sequence length | everything but dropout, on any device |
+| `triton.py` | the result | a kernel for CUDA devices |
+"""
 
-__all__ = ["attention"]
+from trigflow.tangent.attention.select import attention, attention_implementation
+
+__all__ = ["attention", "attention_implementation"]

@@ -23,25 +23,14 @@ def attention(
     grouped: bool = False,
     dropped: Tensor | None = None,
 ) -> Tensor:
-    r"""Derivative of `o = P v`, `P = softmax(S)`, `S = scale q k^T + mask`, along `(dq, dk, dv, dmask)`::
+    r"""Derivative of attention from the weights `P` and the change of the scores, both `(..., h, l, s)` in memory::
 
-        dS = scale (dq k^T + q dk^T) + dmask
-        do = (P * dS) v + P dv - rowsum(P * dS) o
+        do = (P * (dS - rowsum(P * dS))) v + P dv
 
-    Half-precision inputs are computed in float32, as the fused kernels of PyTorch do inside, and returned in their own
-    dtype. Rows in which every key is masked give zero.
+    Half-precision inputs are computed in float32 and returned in their own dtype.
 
     Args:
-        q: queries `(..., h, l, e)`.
-        k: keys `(..., h or g, s, e)`.
-        v: values `(..., h or g, s, c)`.
-        dq: tangent of the queries, None for zero; `dk` and `dv` likewise.
-        mask: boolean (True: take part) or added to the scores, broadcast to `(..., h, l, s)`.
-        dmask: tangent of an added mask.
-        causal: let query i see keys 0..i only.
-        scale: factor of the scores; `1 / sqrt(e)` by default.
-        grouped: fewer heads in k and v than in q; each serves `h / g` neighbouring query heads.
-        dropped: the weights after dropout, where there was dropout: `P` times the scaled mask.
+        q: queries `(..., h, l, e)`; the others as for `trigflow.tangent.attention.attention`.
 
     Returns:
         `do`, `(..., h, l, c)`.

@@ -3,6 +3,34 @@
 Importing this package fills the table of handlers.
 """
 
-from trigflow.tangent.rules import arithmetic, attention, elementwise, linear, norm, plain, random, reduce, shape
+from trigflow.tangent.rules import (
+    arithmetic,
+    attention,
+    distance,
+    elementwise,
+    linear,
+    norm,
+    order,
+    plain,
+    random,
+    recurrent,
+    reduce,
+    sampling,
+    shape,
+)
 
-__all__ = ["arithmetic", "attention", "elementwise", "linear", "norm", "plain", "random", "reduce", "shape"]
+__all__ = [
+    "arithmetic",
+    "attention",
+    "distance",
+    "elementwise",
+    "linear",
+    "norm",
+    "order",
+    "plain",
+    "random",
+    "recurrent",
+    "reduce",
+    "sampling",
+    "shape",
+]

@@ -97,7 +97,8 @@ def _pow(y: Tensor, a: Any, da: Any, b: Any, db: Any) -> Tensor | None:
             t = torch.pow(a, b - 1).mul_(b).mul_(da)
     if db is not None:
         base = torch.as_tensor(a, dtype=y.dtype, device=y.device)
-        slope = torch.where((base == 0) & (b >= 0), 0.0, y * torch.log(base))
+        power = torch.as_tensor(b).real
+        slope = torch.where((base == 0) & (power >= 0), 0.0, y * torch.log(base))
         t = slope * db if t is None else torch.addcmul(t, slope, db)
     return t
 
@@ -148,6 +149,20 @@ def _complex(y: Tensor, a: Any, da: Any, b: Any, db: Any) -> Tensor:
     return torch.complex(da, torch.zeros_like(b) if db is None else db)
 
 
+def _heaviside(y: Tensor, a: Any, da: Any, b: Any, db: Any) -> Tensor | None:
+    return None if db is None else torch.where(a == 0, db, 0.0)
+
+
+def _polar(y: Tensor, a: Any, da: Any, b: Any, db: Any) -> Tensor:
+    t = None if da is None else torch.polar(torch.ones_like(a), b) * da
+    turned = None if db is None else y * torch.complex(torch.zeros_like(db), db)
+    return turned if t is None else t if turned is None else t + turned  # type: ignore[return-value]
+
+
+def _copysign(y: Tensor, a: Any, da: Any, b: Any, db: Any) -> Tensor | None:
+    return None if da is None else torch.where(y == a, da, -da).masked_fill_(a == 0, 0.0)
+
+
 register(binary(_add), "add", "Tensor.__add__", "Tensor.__radd__")
 register(binary(_sub), "sub", "subtract", "Tensor.__sub__")
 register(binary(swapped(_sub)), "rsub", "Tensor.__rsub__")
@@ -165,6 +180,9 @@ register(binary(_logaddexp), "logaddexp")
 register(binary(_extreme(1)), "maximum")
 register(binary(_extreme(-1)), "minimum")
 register(binary(_complex), "complex")
+register(binary(_polar), "polar")
+register(binary(_heaviside), "heaviside")
+register(binary(_copysign), "copysign")
 
 
 def _split(values: tuple[Any, ...]) -> tuple[list[Any], list[Any]]:
@@ -181,7 +199,8 @@ def addcmul(func: Any, input: Any, a: Any, b: Any, *, value: Any = 1) -> Any:
         if da is not None:
             t = torch.addcmul(t, da, b, value=value)
         if db is not None:
-            t = torch.addcmul(t, a, db, value=value)
+            fresh = da is not None and t.shape == primal.shape and t.dtype == primal.dtype
+            t = t.addcmul_(a, db, value=value) if fresh else torch.addcmul(t, a, db, value=value)
         return pair(primal, t)
 
 
@@ -209,6 +228,16 @@ def lerp(func: Any, input: Any, end: Any, weight: Any) -> Any:
         if dw is not None:
             t = (e - x) * dw if t is None else torch.addcmul(t, e - x, dw)
         return pair(primal, t)
+
+
+def prelu(func: Any, input: Any, weight: Any) -> Any:
+    """`x` or `w x` where x is negative, with one slope w for all or one for each channel, on axis 1."""
+    (x, w), (dx, dw) = _split((input, weight))
+    primal = func(x, w)
+    shape = (-1, *[1] * (x.ndim - 2)) if x.ndim > 1 else (-1,) if x.ndim else ()
+    with no_grad():
+        t = 0.0 if dx is None else torch.where(x > 0, dx, w.reshape(shape) * dx)
+        return pair(primal, t if dw is None else t + torch.where(x > 0, 0.0, x * dw.reshape(shape)))
 
 
 def where(func: Any, condition: Any, input: Any = None, other: Any = None, **kwargs: Any) -> Any:
@@ -266,6 +295,7 @@ def clamp_max(func: Any, input: Any, max: Any) -> Any:
 register(addcmul, "addcmul")
 register(addcdiv, "addcdiv")
 register(lerp, "lerp")
+register(prelu, "prelu")
 register(where, "where")
 register(where_method, "Tensor.where")
 register(masked_fill, "masked_fill")

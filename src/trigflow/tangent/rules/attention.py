@@ -50,6 +50,7 @@ def scaled_dot_product_attention(
             scale=scale,
             grouped=enable_gqa,
             dropped=dropped,
+            out=primal,
         )
         return pair(primal, tangent)
 

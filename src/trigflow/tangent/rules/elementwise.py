@@ -36,16 +36,18 @@ def unary(derivative: Derivative) -> Handler:
     """Handler of `y = f(x, settings)` from `derivative(x, y, dx, settings) -> dy`.
 
     Where f computes in another precision than that of x (autocast), the derivative does as well. Complex numbers,
-    for which most of the formulas below do not hold, are left to the fallback.
+    for which some of the formulas below do not hold, are left to the fallback unless it is in `HOLOMORPHIC`.
     """
 
     def handler(func: Any, input: Any, *args: Any, **kwargs: Any) -> Any:
-        if type(input) is not Dual or input.primal.is_complex() or has_dual(args) or has_dual(kwargs):
+        if type(input) is not Dual or (args and has_dual(args)) or (kwargs and has_dual(kwargs)):
+            return fallback(func, input, *args, **kwargs)
+        if input.primal.is_complex() and derivative not in HOLOMORPHIC:
             return fallback(func, input, *args, **kwargs)
         x, dx = input.primal, input.tangent
         y = func(x, *args, **kwargs)
         with no_grad():
-            if y.dtype != x.dtype:
+            if y.dtype != x.dtype and not x.is_complex():
                 x, dx = x.to(y.dtype), dx.to(y.dtype)
             return pair(y, derivative(x, y, dx, *args, **kwargs))
 
@@ -67,6 +69,20 @@ def _selu(x: Tensor, y: Tensor, dx: Tensor, inplace: bool = False) -> Tensor:
 
 def _relu(x: Tensor, y: Tensor, dx: Tensor, inplace: bool = False) -> Tensor:
     return _threshold(dx, y, 0)
+
+
+def _silu_tangent(x: Tensor, y: Tensor, dx: Tensor, inplace: bool = False) -> Tensor:
+    if x.is_complex():  # the kernel of PyTorch conjugates
+        s = torch.sigmoid(x)
+        return dx * s * (1 + x * (1 - s))
+    return _silu(dx, x)
+
+
+def _glu(x: Tensor, y: Tensor, dx: Tensor, dim: int = -1) -> Tensor:
+    """Of `y = a s(b)`: `da s + y (1 - s) db`, with halves a and b of x."""
+    s = torch.sigmoid(x.chunk(2, dim)[1])
+    da, db = dx.chunk(2, dim)
+    return torch.addcmul(da * s, (1 - s).mul_(y), db)
 
 
 def _nan_to_num(x: Tensor, y: Tensor, dx: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -105,7 +121,7 @@ TABLE: dict[str, Derivative] = {
     "rsqrt": lambda x, y, dx: (dx * y).mul_(y).mul_(y).mul_(-0.5),
     "square": lambda x, y, dx: (dx * x).mul_(2),
     "reciprocal": lambda x, y, dx: (dx * y).mul_(y).neg_(),
-    "abs": lambda x, y, dx: torch.sgn(x).mul_(dx),
+    "abs": lambda x, y, dx: (x.sgn().conj() * dx).real if x.is_complex() else torch.sgn(x).mul_(dx),
     # error functions
     "erf": lambda x, y, dx: (-x * x).exp_().mul_(dx).mul_(2 / math.sqrt(math.pi)),
     "erfc": lambda x, y, dx: (-x * x).exp_().mul_(dx).mul_(-2 / math.sqrt(math.pi)),
@@ -114,7 +130,7 @@ TABLE: dict[str, Derivative] = {
     # activations
     "sigmoid": lambda x, y, dx: _sigmoid(dx, y),
     "tanh": lambda x, y, dx: _tanh(dx, y),
-    "silu": lambda x, y, dx, inplace=False: _silu(dx, x),
+    "silu": _silu_tangent,
     "gelu": lambda x, y, dx, approximate="none": _gelu(dx, x, approximate=approximate),
     "relu": _relu,
     "relu6": lambda x, y, dx, inplace=False: _hardtanh(dx, x, 0.0, 6.0),
@@ -135,9 +151,12 @@ TABLE: dict[str, Derivative] = {
     "threshold": lambda x, y, dx, threshold, value, inplace=False: _threshold(dx, x, threshold),
     "logit": lambda x, y, dx, eps=None: aten.logit_backward.default(dx, x, eps),
     "nan_to_num": _nan_to_num,
-    "glu": lambda x, y, dx, dim=-1: aten.glu_jvp.default(y, x, dx, dim),
+    "glu": _glu,
     "frac": lambda x, y, dx: dx,
 }
+
+HOLOMORPHIC = {TABLE[name] for name in "exp log sin cos sinh cosh sqrt square reciprocal abs silu".split()}
+"""Derivatives that hold for complex numbers as they stand; `abs` is not holomorphic, but its line knows them."""
 
 ALIASES = {
     "absolute": "abs",

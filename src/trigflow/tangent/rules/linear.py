@@ -12,6 +12,7 @@ from torch import Tensor
 
 from trigflow.tangent.dispatch import fallback
 from trigflow.tangent.dual import Dual, Handler, has_dual, no_grad, pair, strip
+from trigflow.tangent.rules.shape import laid_out
 from trigflow.tangent.table import register
 
 
@@ -23,13 +24,21 @@ def product(func: Any, *args: Any, **kwargs: Any) -> Any:
             return fallback(func, *args, **kwargs)
     primals = strip(args)
     primal = func(*primals, **kwargs)
-    tangent = None
     with no_grad():
-        for i, a in enumerate(args):
-            if type(a) is Dual:
+        return pair(primal, _terms(func, args, primals, **kwargs))
+
+
+def _terms(func: Any, args: tuple[Any, ...], primals: tuple[Any, ...], **kwargs: Any) -> Tensor | None:
+    """`f(da, b, ...) + f(a, db, ...) + ...`, None where nothing carries a tangent."""
+    tangent = None
+    for i, a in enumerate(args):
+        if type(a) is Dual:
+            try:
                 term = func(*primals[:i], a.tangent, *primals[i + 1 :], **kwargs)
-                tangent = term if tangent is None else add_to(tangent, term)
-    return pair(primal, tangent)
+            except RuntimeError:  # a kernel that wants certain strides, which the primal has
+                term = func(*primals[:i], laid_out(a), *primals[i + 1 :], **kwargs)
+            tangent = term if tangent is None else add_to(tangent, term)
+    return tangent
 
 
 def add_to(total: Tensor, term: Tensor) -> Tensor:
@@ -102,6 +111,18 @@ def added_product(func: Any, input: Any, a: Any, b: Any, *, beta: Any = 1, alpha
     return pair(primal, tangent)
 
 
+def bilinear(func: Any, input1: Any, input2: Any, weight: Any, bias: Any = None) -> Any:
+    """`x1^T W x2 + b` for each output."""
+    factors = (input1, input2, weight)
+    primals = strip(factors)
+    primal = func(*primals, strip(bias))
+    with no_grad():
+        tangent = _terms(func, factors, primals)
+        if type(bias) is Dual:
+            tangent = bias.tangent if tangent is None else tangent.add_(bias.tangent)
+        return pair(primal, tangent)
+
+
 def multi_product(func: Any, tensors: Any, **kwargs: Any) -> Any:
     """`torch.linalg.multi_dot` and others that take their factors as a list."""
     return product(lambda *factors: func(list(factors), **kwargs), *tensors)
@@ -116,3 +137,4 @@ for _d in (1, 2, 3):
 register(einsum, "einsum")
 register(added_product, *"addmm baddbmm addmv addr addbmm".split())
 register(multi_product, "linalg.multi_dot")
+register(bilinear, "bilinear")

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from trigflow.tangent.dispatch import unsupported
 from trigflow.tangent.dual import Dual, Handler, no_grad, pair, strip
 from trigflow.tangent.table import register
 
@@ -123,6 +124,12 @@ def rms_norm(func: Any, input: Any, normalized_shape: Any, weight: Any = None, e
         return pair(primal, _scale_and_shift(t, xhat, weight, None, None))
 
 
+def _fixed(func: Any, *record: Any) -> None:
+    """Statistics on record are buffers, written in place."""
+    if any(type(r) is Dual for r in record):
+        raise unsupported(func, "its record of mean and variance, which it writes in place, carries one")
+
+
 def batch_norm(
     func: Any,
     input: Any,
@@ -135,6 +142,7 @@ def batch_norm(
     eps: float = 1e-5,
 ) -> Any:
     """Mean and variance over batch and positions, or those on record. `func` updates the record, once."""
+    _fixed(func, running_mean, running_var)
     x, w, b = strip(input), strip(weight), strip(bias)
     mean, var = running_mean, running_var
     if not training and mean is not None:
@@ -144,7 +152,9 @@ def batch_norm(
     with no_grad():
         x, t, xhat = x.to(primal.dtype), None, None
         dx = input.tangent.to(primal.dtype) if type(input) is Dual else None
-        if training or mean is None:
+        if x.numel() == 0:
+            t = None if dx is None else dx.clone()
+        elif training or mean is None:
             xhat, mean, rstd = torch.native_batch_norm(x, None, None, None, None, True, 0.0, eps)
             if dx is not None:
                 t = aten.native_batch_norm_backward.default(dx, x, None, None, None, mean, rstd, True, eps, _FIRST)[0]
@@ -172,6 +182,7 @@ def instance_norm(
             lambda x, m, v, w, b, training, momentum, eps: func(x, m, v, w, b, False, momentum, eps),
             *(input, running_mean, running_var, weight, bias, False, momentum, eps),
         )
+    _fixed(func, running_mean, running_var)
     x = strip(input)
     primal = func(x, running_mean, running_var, strip(weight), strip(bias), True, momentum, eps)
     with no_grad():
@@ -184,6 +195,21 @@ def instance_norm(
             dx = input.tangent.to(primal.dtype).contiguous()
             t = aten.native_group_norm_backward.default(dx, x, mean, rstd, None, *sizes, _FIRST)[0]
         return pair(primal, _scale_and_shift(t, xhat, weight, bias, (-1, *[1] * (x.ndim - 2))))
+
+
+def weight_norm(func: Any, v: Any, g: Any, dim: int = 0) -> Any:
+    """`w = g v / |v|`, the norm over all axes but `dim`, or over all if it is -1; `dw = (g dvhat + dg v) / |v|`."""
+    (x, gain), dims = strip((v, g)), tuple(i for i in range(v.ndim) if i != dim)
+    primal = func(x, gain, dim)
+    with no_grad():
+        r, t = torch.linalg.vector_norm(x, dim=dims, keepdim=True).reciprocal_(), None
+        if type(v) is Dual:
+            along = (x * v.tangent).sum(dims, keepdim=True).mul_(r).mul_(r)
+            t = torch.addcmul(v.tangent, x, along, value=-1).mul_(gain * r)
+        if type(g) is Dual:
+            term = x * (g.tangent * r)
+            t = term if t is None else t.add_(term)
+        return pair(primal, t)
 
 
 def torch_group_norm(func: Any, input: Any, num_groups: int, *args: Any, **kwargs: Any) -> Any:
@@ -217,6 +243,7 @@ register(torch_order(batch_norm, F.batch_norm), "batch_norm")
 register(torch_order(instance_norm, F.instance_norm), "instance_norm")
 register(layer_norm, "layer_norm")
 register(rms_norm, "rms_norm")
+register(weight_norm, "_weight_norm")
 # A bare name also claims the function of torch.nn.functional, which has its own order of arguments.
 register(group_norm, "nn.functional.group_norm")
 register(batch_norm, "nn.functional.batch_norm")

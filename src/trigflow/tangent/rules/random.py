@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from trigflow.tangent.dispatch import replayed_draws
-from trigflow.tangent.dual import Dual, Handler, no_grad, pair
+from trigflow.tangent.dual import Dual, Handler, dispatch_modes, no_grad, pair
 from trigflow.tangent.table import register
 
 
@@ -21,6 +21,9 @@ def dropout(func: Any, input: Any, p: float = 0.5, training: bool = True, inplac
         return _by_itself(func, input, p, training)
     if not 0 < p < 1:
         return func(x, p, training)
+    if dispatch_modes():
+        # Something watches the kernels that run, as selective activation checkpointing does: run those of PyTorch.
+        return redrawn(affine=False)(func, input, p, training)
     if x.device.type == "cpu":
         with no_grad():
             mask = torch.empty_like(x).bernoulli_(1 - p).div_(1 - p)
