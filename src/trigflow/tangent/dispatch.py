@@ -17,9 +17,8 @@ from trigflow.tangent.dual import HANDLERS, Dual, Handler, no_grad, pair, strip,
 from trigflow.tangent.errors import TangentError, error, function_name
 from trigflow.tangent.table import NAMES
 
-_WRITERS = frozenset(
-    "native_batch_norm _native_batch_norm_legit cudnn_batch_norm miopen_batch_norm _batch_norm_with_update".split()
-)
+_WRITERS = {"native_batch_norm", "_native_batch_norm_legit", "cudnn_batch_norm", "miopen_batch_norm"}
+_WRITERS |= {"_batch_norm_with_update", "batch_norm_update_stats"}
 _CHECKS = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
 
 

@@ -92,4 +92,6 @@ def test_batch_norm_updates_its_buffers_once() -> None:
     for function in (torch.native_batch_norm, torch.ops.aten._native_batch_norm_legit):
         with pytest.raises(TangentError, match="updates its buffers"):
             jvp(lambda x: function(x, None, None, mean, var, True, 0.1, 1e-5)[0], (x,), (x,))  # noqa: B023
+    with pytest.raises(TangentError, match="updates its buffers"):
+        jvp(lambda x: torch.batch_norm_update_stats(x, mean, var, 0.1)[0], (x,), (x,))
     assert torch.equal(plain.running_mean, mean)
