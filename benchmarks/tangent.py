@@ -17,8 +17,11 @@ in an order that moves on by one; ratios are of medians over rounds:
     step_ratio            engine / plain; 4/3 if backward takes twice a forward and the tangent one forward
     speedup_vs_separate   separate / engine
     speedup_vs_graph      graph / engine
-    memory_ratio          added peak memory, engine / plain: resident memory on the CPU with the allocator as it comes
+    memory_ratio          added peak memory, engine / plain: resident memory on the CPU
     live_memory_ratio     the same without the holes of the heap (tangent_parts/memory.py says how); on CUDA both are tensors
+
+On the CPU all of this runs as in `trigflow.training.Trainer`, with freed memory kept (`trigflow.heap`); `--heap default` leaves
+the allocator as it comes.
 
 Also measured: what the engine adds to a forward where tensors have no size, over the plain step of the named case (an upper
 bound on dispatch, see `dispatch_seconds`); how the memory of the chunked attention tangent grows with the sequence; and on
@@ -31,6 +34,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -51,13 +55,15 @@ from tangent_parts.steps import (
 
 from trigflow.demo import machine
 from trigflow.files import ensure_folder, write_json
+from trigflow.heap import freed_memory_kept
 
 LENGTHS = (1024, 2048, 4096, 8192)
 KERNEL_LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16_384)
 
 
-def step_memory(name: str, quick: bool, variant: str, math_attention: bool, threads: int, live: bool) -> int:
+def step_memory(name: str, quick: bool, variant: str, math_attention: bool, threads: int, heap: str) -> int:
     """Added peak bytes of a step on the CPU; for a fresh process."""
+    live = heap == "live"
     if live:
         map_large_blocks()
     torch.set_num_threads(threads)
@@ -67,10 +73,11 @@ def step_memory(name: str, quick: bool, variant: str, math_attention: bool, thre
     step.math_attention = warm.math_attention = math_attention
     warm(variant)
     step.net.zero_grad(set_to_none=True)
-    return added_peak(partial(step, variant), times=1 if live else 2)
+    with freed_memory_kept() if heap == "kept" else nullcontext():
+        return added_peak(partial(step, variant), times=1 if live else 2)
 
 
-def measure_memory(step: Step, case: Case, variants: list[str], quick: bool) -> dict[str, dict[str, int]]:
+def measure_memory(step: Step, case: Case, variants: list[str], quick: bool, heap: str) -> dict[str, dict[str, int]]:
     """Added peak bytes by variant: `resident` and `live`. With `quick`, of the two that make the ratio."""
     variants = [v for v in variants if not quick or v in ("plain", "engine")]
     if step.cuda:
@@ -81,22 +88,23 @@ def measure_memory(step: Step, case: Case, variants: list[str], quick: bool) -> 
     settings = step.math_attention, torch.get_num_threads()
     return {
         v: {
-            kind: in_fresh_process(step_memory, case.name, quick, v, *settings, kind == "live")
-            for kind in ("resident", "live")
+            kind: in_fresh_process(step_memory, case.name, quick, v, *settings, setting)
+            for kind, setting in (("resident", heap), ("live", "live"))
         }
         for v in variants
     }
 
 
-def measure_case(case: Case, device: str, repeats: int, quick: bool) -> dict[str, Any]:
+def measure_case(case: Case, device: str, repeats: int, quick: bool, heap: str) -> dict[str, Any]:
     """Everything about one network on one device. A variant that raises is left out; `messages` says why."""
     one = Step(case, device, (1, *case.shape[1:]))
     tangents, messages = try_variants(one)
     step = Step(case, device)
     step.math_attention = one.math_attention
     variants = leave_out_what_does_not_fit(step, messages)
-    memory = measure_memory(step, case, variants, quick)
-    rounds = time_steps(step, variants, repeats)
+    memory = measure_memory(step, case, variants, quick, heap)
+    with freed_memory_kept() if heap == "kept" else nullcontext():
+        rounds = time_steps(step, variants, repeats)
     seconds = {v: median(values) for v, values in rounds.items()}
     return {
         "case": case.name,
@@ -148,14 +156,14 @@ def find_bars(result: dict[str, Any]) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def run(cases: list[Case], repeats: int, quick: bool) -> dict[str, Any]:
+def run(cases: list[Case], repeats: int, quick: bool, heap: str) -> dict[str, Any]:
     """Measure everything, printing as it comes."""
     threads, cuda = torch.get_num_threads(), torch.cuda.is_available()
     jobs = [(case, "cpu") for case in cases if not case.cuda] + [(case, "cuda") for case in cases if cuda]
     print(HEADER, flush=True)
     measured = []
     for case, device in jobs:
-        measured.append(measure_case(case, device, repeats, quick))
+        measured.append(measure_case(case, device, repeats, quick, heap))
         print(line(measured[-1]), flush=True)
     dispatch = next((dispatch_seconds(case, 5 if quick else 30) for case in cases if case.name == NAMED), None)
     plain = next((c["seconds"]["plain"] for c in measured if c["case"] == NAMED and c["device"] == "cpu"), None)
@@ -164,6 +172,7 @@ def run(cases: list[Case], repeats: int, quick: bool) -> dict[str, Any]:
     result = {
         "machine": {**machine(), "threads": threads},
         "quick": quick,
+        "heap": heap,
         "cases": measured,
         "dispatch": {"seconds": dispatch, "share": dispatch / plain if dispatch and plain else None},
         "attention_memory": memory_by_length(lengths, threads) if can_measure() else {},
@@ -197,6 +206,7 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=None, metavar="NAME", help=", ".join(CASES))
     parser.add_argument("--repeats", type=int, help="rounds of each case (7; 2 with --quick)")
     parser.add_argument("--threads", type=int, help="threads of the CPU (PyTorch's default)")
+    parser.add_argument("--heap", choices=["kept", "default"], default="kept", help="freed memory kept, or as it comes")
     parser.add_argument("--quick", action="store_true", help="minimal sizes, whose ratios mean nothing")
     parser.add_argument("--json", type=Path, help="result file (benchmarks/results/tangent.json; none with --quick)")
     args = parser.parse_args()
@@ -212,7 +222,7 @@ def main() -> None:
     if out is not None:
         ensure_folder(out.parent)
 
-    result = run(cases, args.repeats or (2 if args.quick else 7), args.quick)
+    result = run(cases, args.repeats or (2 if args.quick else 7), args.quick, args.heap)
     if result["attention_cuda"]:
         print(f"\nattention alone on {result['machine']['device']}, bfloat16\n{kernel_table(result['attention_cuda'])}")
     print("\nminimal sizes: no bar is meant for them" if args.quick else "")

@@ -6,8 +6,8 @@ count of tensors would miss both, and it is what a user runs out of. Two things 
 
 * The allocator remembers who came before: each figure comes from a fresh process, warmed up with a batch of one, which loads
   code and starts threads and leaves next to nothing on the heap; what is left is handed back before the figure is taken.
-* How much of the heap are holes depends on glibc more than on the function. Hence two figures. `resident` is taken with the
-  allocator as it comes, over two steps in a row, because its thresholds adapt after the first. `live` is taken with every
+* How much of the heap are holes depends on glibc more than on the function. Hence two figures. `resident` is taken over two
+  steps in a row, because the allocator adapts to the first. `live` is taken with every
   block of 64 KiB or more mapped by itself and unmapped when freed: what is really in use, without the holes.
 """
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,11 @@ def check_setting(fine: bool, name: str, value: object, expected: str) -> None:
     """Raise a UserError for a network setting that makes no sense."""
     if not fine:
         raise UserError(f"{name} is {value!r}; expected {expected}; correct the network settings")
+
+
+def full_precision(x: Tensor) -> AbstractContextManager[Any]:
+    """A block in which autocast changes no dtypes, on the device of x (the meta device has no autocast to turn off)."""
+    return nullcontext() if x.device.type == "meta" else torch.autocast(x.device.type, enabled=False)
 
 
 def pixel_norm(x: Tensor, dim: int = 1, eps: float = 1e-4) -> Tensor:
@@ -37,6 +43,14 @@ def zero_bias(layer: nn.Conv2d | nn.Linear) -> None:
     """Start a layer's bias at zero."""
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
+
+
+class ConditioningLinear(nn.Linear):
+    """A linear layer between the conditioning inputs and scales, shifts or gates: in float32 or higher, also under autocast."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with full_precision(x):
+            return super().forward(x)
 
 
 class AdaptiveNorm(nn.Module):
@@ -63,7 +77,7 @@ class AdaptiveNorm(nn.Module):
             nn.init.ones_(self.affine.bias[:channels])
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        with torch.autocast(device_type=x.device.type, enabled=False):
+        with full_precision(x):
             scale, shift = self.affine(emb).chunk(2, dim=1)
             if self.kind == "double":
                 scale, shift = pixel_norm(scale), pixel_norm(shift)
@@ -89,9 +103,11 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         b, c, h, w = x.shape
-        q, k, v = self.qkv(self.norm(x)).reshape(b, 3, self.heads, c // self.heads, h * w).transpose(3, 4).unbind(1)
+        # Features last: the fused kernels take no other order, and channels-last images have it already.
+        qkv = self.qkv(self.norm(x)).permute(0, 2, 3, 1).contiguous().view(b, h * w, 3, self.heads, c // self.heads)
+        q, k, v = qkv.transpose(1, 3).unbind(2)
         y = F.scaled_dot_product_attention(q, k, v)
-        y = self.proj(y.transpose(2, 3).reshape(b, c, h, w))
+        y = self.proj(y.transpose(1, 2).reshape(b, h, w, c).permute(0, 3, 1, 2))
         return (x + y) * self.skip_scale
 
 
@@ -103,4 +119,25 @@ def downsample(x: Tensor) -> Tensor:
 def upsample(x: Tensor, size: tuple[int, int]) -> Tensor:
     """Every element becomes a 2x2 cell, cropped to `size` (which `downsample` came from)."""
     y = F.interpolate(x, scale_factor=2.0, mode="nearest")
+    return y if tuple(y.shape[-2:]) == tuple(size) else y[..., : size[0], : size[1]]
+
+
+def to_patches(x: Tensor, patch: int) -> Tensor:
+    """Space to depth: each `patch` x `patch` cell of pixels becomes one position, `(b, c patch^2, ceil(h/p), ceil(w/p))`.
+
+    A side that is no multiple of `patch` is padded at its end by repeating the edge.
+    """
+    if patch == 1:
+        return x
+    bottom, right = -x.shape[-2] % patch, -x.shape[-1] % patch
+    if bottom or right:
+        x = F.pad(x, (0, right, 0, bottom), mode="replicate")
+    return F.pixel_unshuffle(x, patch)
+
+
+def from_patches(y: Tensor, patch: int, size: tuple[int, int]) -> Tensor:
+    """Inverse of `to_patches` for images of this `size`: what was padded is cut off."""
+    if patch == 1:
+        return y
+    y = F.pixel_shuffle(y, patch)
     return y if tuple(y.shape[-2:]) == tuple(size) else y[..., : size[0], : size[1]]

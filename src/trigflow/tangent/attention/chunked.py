@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from trigflow.tangent.attention.layout import Arguments, arguments, four_axes
+from trigflow.tangent.attention.plain import whole
 
 BLOCKS = {"cpu": 1 << 18}
 """Numbers in a block of scores by kind of device: few enough for the cache of a processor, many for an accelerator."""
@@ -37,7 +40,8 @@ def attention(
         sum exp(S - m),   sum exp(S - m) v,   sum exp(S - m) dS,   sum exp(S - m) (dS v + dv)
 
     and multiplies them by `exp(m - m')` whenever a block raises the largest score to `m'` (online softmax; Milakov and
-    Gimelshein, 2018). Beside its result, each block of rows needs memory for a few blocks of scores.
+    Gimelshein, 2018). Beside its result, each block of rows needs memory for a few blocks of scores. Entries of the batch
+    whose scores all fit into one block are computed as `plain` does.
 
     Args:
         q: queries `(..., h, l, e)`; the others as for `trigflow.tangent.attention.attention`.
@@ -54,8 +58,12 @@ def attention(
         tangent = torch.zeros((*a.q.shape[:3], a.v.shape[3]), dtype=q.dtype, device=q.device)
         if tangent.numel() and not (dq is None and dk is None and dv is None and dmask is None):
             batch, rows, columns = block_shape(a, block or BLOCKS.get(q.device.type, BLOCK))
+            one_block = rows == a.q.shape[2] and columns == a.k.shape[2]
             for first in range(0, a.q.shape[0], batch):
                 part = slice(first, first + batch)
+                if one_block:
+                    tangent[part] = _entries(a, known, part, causal)
+                    continue
                 for start in range(0, a.q.shape[2], rows):
                     tangent[part, :, start : start + rows] = _rows(a, known, part, start, rows, columns, causal)
         return tangent.view(a.shape)
@@ -67,6 +75,14 @@ def block_shape(a: Arguments, size: int) -> tuple[int, int, int]:
     columns = max(1, min(a.k.shape[2], 512, max(16, size // 16)))
     rows = min(rows, max(16, size // (heads * columns)))
     return min(batch, max(1, size // (heads * rows * columns))), rows, columns
+
+
+def _entries(a: Arguments, known: Tensor | None, part: slice, causal: bool) -> Tensor:
+    """The tangent of some entries of the batch, where all of their scores make one block."""
+    names = ("q", "k", "v", "dq", "dk", "dv", "mask", "dmask")
+    tensors = {name: getattr(a, name) for name in names}
+    chosen: dict[str, Any] = {name: None if t is None else t[part] for name, t in tensors.items()}
+    return whole(replace(a, **chosen), causal, out=None if known is None else known[part])
 
 
 def _rows(a: Arguments, known: Tensor | None, part: slice, start: int, rows: int, columns: int, causal: bool) -> Tensor:

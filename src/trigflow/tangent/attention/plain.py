@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from trigflow.tangent.attention.layout import Arguments, arguments
+
 
 def attention(
     q: Tensor,
@@ -22,6 +24,7 @@ def attention(
     scale: float | None = None,
     grouped: bool = False,
     dropped: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     r"""Derivative of attention from the weights `P` and the change of the scores, both `(..., h, l, s)` in memory::
 
@@ -31,51 +34,68 @@ def attention(
 
     Args:
         q: queries `(..., h, l, e)`; the others as for `trigflow.tangent.attention.attention`.
+        out: output of the attention if it is known; where it has full precision, one pass over the scores is saved.
 
     Returns:
         `do`, `(..., h, l, c)`.
     """
-    dtype = q.dtype
-    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    with torch.autocast(q.device.type, enabled=False):
-        work = torch.promote_types(dtype, torch.float32)
-        q, k, v = q.to(work), k.to(work), v.to(work)
-        dq, dk, dv = (None if t is None else t.to(work) for t in (dq, dk, dv))
-        if grouped and k.shape[-3] != q.shape[-3]:
-            repeats = q.shape[-3] // k.shape[-3]
-            k, v = k.repeat_interleave(repeats, -3), v.repeat_interleave(repeats, -3)
-            dk, dv = (None if t is None else t.repeat_interleave(repeats, -3) for t in (dk, dv))
-        weights = _weights(q * scale, k, mask, causal)
-        if dropped is None:
-            dropped = weights
+    a = arguments(q, k, v, dq, dk, dv, mask, dmask, scale, grouped)
+    return whole(a, causal, dropped, out).view(a.shape)
+
+
+def whole(a: Arguments, causal: bool, dropped: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+    """The tangent `(b, h, l, c)` of `attention`, all of its scores in memory."""
+    with torch.autocast(a.q.device.type, enabled=False):
+        keys, values, queries = (_matrices(a, t) for t in (a.k, a.v, a.q))
+        dkeys, dvalues, dqueries = (None if t is None else _matrices(a, t) for t in (a.dk, a.dv, a.dq))
+        full = (*a.q.shape[:3], keys.shape[1])
+        shape = torch.Size((*queries.shape[:2], values.shape[2]))
+        weights = _weights(_product(None, queries, keys.mT, a.scale).view(full), a.mask, causal).flatten(0, 1)
+        mixing = weights if dropped is None else dropped.to(a.work).reshape(weights.shape)
         change = None
-        if dq is not None:
-            change = (dq * scale) @ k.mT
-        if dk is not None:
-            term = (q * scale) @ dk.mT
-            change = term if change is None else change.add_(term)
-        if dmask is not None:
-            term = dmask.to(work)
-            change = term.expand(weights.shape) if change is None else change.add_(term)
-        out = None
-        if change is not None:
+        if dqueries is not None:
+            change = _product(None, dqueries, keys.mT, a.scale)
+        if dkeys is not None:
+            change = _product(change, queries, dkeys.mT, a.scale)
+        if a.dmask is not None:
+            term = a.dmask.to(a.work)
+            change = term.reshape(weights.shape) if change is None else change.view(full).add_(term).flatten(0, 1)
+        tangent = None if dvalues is None else torch.bmm(mixing, dvalues)
+        # A known output may be NaN in rows whose keys are all masked: it serves where no key is.
+        seen = dropped is None and a.mask is None and not causal and keys.shape[1] > 0
+        if change is not None and seen and out is not None and out.dtype == a.work and out.numel() == shape.numel():
+            change = change * weights
+            inner = change.sum(-1, keepdim=True)
+            tangent = _product(tangent, change, values).addcmul_(inner, out.reshape(shape), value=-1)
+        elif change is not None:
             # P * (dS - rowsum(P * dS)), then dropout as in the forward.
             inner = (weights * change).sum(-1, keepdim=True)
-            out = ((change - inner).mul_(dropped)) @ v
-        if dv is not None:
-            term = dropped @ dv
-            out = term if out is None else out.add_(term)
-        if out is None:
-            out = torch.zeros((*q.shape[:-1], v.shape[-1]), dtype=work, device=q.device)
-        return out.to(dtype)
+            tangent = _product(tangent, (change - inner).mul_(mixing), values)
+        if tangent is None:
+            tangent = values.new_zeros(shape)
+        return tangent.to(a.q.dtype).view(*a.q.shape[:3], values.shape[2])
 
 
-def _weights(q: Tensor, k: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
-    """Softmax of the scores of scaled queries; zero in rows where every key is masked."""
-    scores = q @ k.mT
+def _matrices(a: Arguments, x: Tensor) -> Tensor:
+    """`(b, g, n, m)` as one batch of matrices `(b h, n, m)` in the dtype of the arithmetic."""
+    x = x.to(a.work)
+    if x.shape[1] != a.q.shape[1]:
+        x = x.repeat_interleave(a.q.shape[1] // x.shape[1], 1)
+    return x.flatten(0, 1)
+
+
+def _product(total: Tensor | None, x: Tensor, y: Tensor, scale: float = 1.0) -> Tensor:
+    """`total + scale x y` for batches of matrices, added in place."""
+    if total is None:
+        return torch.baddbmm(x.new_empty(()), x, y, beta=0, alpha=scale)
+    return total.baddbmm_(x, y, alpha=scale)
+
+
+def _weights(scores: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+    """Softmax of the scores `(b, h, l, s)`, which are overwritten; zero in rows where every key is masked."""
     if causal:
         rows, columns = scores.shape[-2:]
-        seen = torch.ones(rows, columns, dtype=torch.bool, device=q.device).tril()
+        seen = torch.ones(rows, columns, dtype=torch.bool, device=scores.device).tril()
         scores = scores.masked_fill_(~seen, -math.inf)
     if mask is None:
         return torch.softmax(scores, -1)

@@ -110,7 +110,7 @@ def attention(
             raise _cannot(name, *reason)
     settings: dict[str, Any] = {"causal": causal, "scale": scale, "grouped": grouped}
     if name == "plain":
-        return plain.attention(q, k, v, dq, dk, dv, mask=mask, dmask=dmask, dropped=dropped, **settings)
+        return plain.attention(q, k, v, dq, dk, dv, mask=mask, dmask=dmask, dropped=dropped, out=out, **settings)
     if name == "chunked":
         return chunked.attention(q, k, v, dq, dk, dv, mask=mask, dmask=dmask, out=out, **settings)
     keep = None if mask is None else _over_keys(mask)
