@@ -173,6 +173,43 @@ CASES = {
         {"encoder_attention_mask": KEPT},
         tolerance=1e-6,  # linear attention in float32
     ),
+    "WanTransformer3DModel": Case(  # writes its rotary embedding into an empty tensor
+        "WanTransformer3DModel",
+        {
+            "num_attention_heads": 2,
+            "attention_head_dim": 12,
+            "in_channels": 4,
+            "out_channels": 4,
+            "text_dim": 12,
+            "freq_dim": 16,
+            "ffn_dim": 32,
+            "num_layers": 2,
+            "rope_max_seq_len": 16,
+        },
+        ("hidden_states", (B, 4, 2, 8, 8)),
+        {"encoder_hidden_states": (B, 5, 12)},
+        tolerance=1e-6,  # norms and modulation in float32
+    ),
+    "Lumina2Transformer2DModel": Case(  # gathers its tokens by writing them into fresh tensors
+        "Lumina2Transformer2DModel",
+        {
+            "sample_size": 8,
+            "in_channels": 4,
+            "hidden_size": 24,
+            "num_layers": 2,
+            "num_refiner_layers": 1,
+            "num_attention_heads": 2,
+            "num_kv_heads": 1,
+            "multiple_of": 8,
+            "axes_dim_rope": (4, 4, 4),
+            "axes_lens": (16, 16, 16),
+            "cap_feat_dim": 12,
+        },
+        ("hidden_states", (B, 4, 8, 8)),
+        {"encoder_hidden_states": (B, 5, 12)},
+        {"encoder_attention_mask": KEPT},
+        tolerance=1e-6,
+    ),
 }
 
 

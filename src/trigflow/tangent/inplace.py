@@ -169,7 +169,7 @@ def in_place(func: Any, *args: Any, **kwargs: Any) -> Any:
         raise error(
             f"{function_name(func)} writes a tangent into a tensor that carries none, where it would be lost",
             "expected a function that returns its result",
-            "use torch.cat, torch.stack or torch.where, or write into x.clone() of a tensor that carries a tangent",
+            "make it with torch.empty_like(x) or x.new_zeros(...) of one that does, or use torch.cat or torch.where",
         )
     if name == "__setitem__":
         _write(func, x, args, kwargs, lambda: _assigned(x, *args[1:]))
