@@ -430,5 +430,5 @@ def test_the_network_fits_the_data(changes: dict[str, Any], classes: int, guided
 
 
 def test_an_mlp_draws_no_images() -> None:
-    with pytest.raises(UserError, match="an MLP for images; expected the U-Net"):
+    with pytest.raises(UserError, match="an MLP for images; expected a network for images"):
         fit_network(tiny_config({"network": MLPConfig()}), all_digits())

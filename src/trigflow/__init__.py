@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from trigflow.images import save_images as save_images
     from trigflow.model import Model as Model
     from trigflow.model import load as load
+    from trigflow.outside import model_of as model_of
     from trigflow.recipes import get_recipe as get_recipe
     from trigflow.training.config import RunConfig as RunConfig
     from trigflow.training.trainer import distill as distill
@@ -37,6 +38,7 @@ _HOME = {
     "evaluate_model": "trigflow.evaluation",
     "get_recipe": "trigflow.recipes",
     "load": "trigflow.model",
+    "model_of": "trigflow.outside",
     "open_dataset": "trigflow.data",
     "save_grid": "trigflow.images",
     "save_images": "trigflow.images",

@@ -21,7 +21,8 @@ from trigflow.model import Model, load
 from trigflow.recipes import Recipe, get_recipe
 from trigflow.samplers import search_times
 from trigflow.training.config import RunConfig, from_dict, to_dict
-from trigflow.training.trainer import compare_configs, distill, load_data, train
+from trigflow.training.setup import compare_configs, load_data
+from trigflow.training.trainer import distill, train
 from trigflow.version import __version__
 
 TEACHER_STEPS = (18, 32)
@@ -188,7 +189,7 @@ def _seeded(recipe: Recipe, seed: int, quick: bool) -> Recipe:
         network = config.network
         if quick:
             loop = dataclasses.replace(loop, iterations=30, batch_size=16, sample_every=15, checkpoint_every=15)
-            network = dataclasses.replace(network, width=16)
+            network = dataclasses.replace(network, width=16)  # type: ignore[arg-type]  # a U-Net
         return dataclasses.replace(config, loop=loop, network=network)
 
     return Recipe(change(recipe.teacher), change(recipe.student))

@@ -8,24 +8,45 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from trigflow.data import ImageDataset
 from trigflow.errors import UserError
 from trigflow.files import read_json
 from trigflow.metrics import Reference, default_features, feature_extractor
 from trigflow.model import Model, load
-from trigflow.samplers import nfe
+from trigflow.samplers import get_solver, nfe, sigma_grid
+from trigflow.samplers.guidance import inside_interval, time_interval
 from trigflow.training.checkpoint import list_checkpoints
 from trigflow.training.config import from_dict, to_dict
 from trigflow.training.log import read_metrics
-from trigflow.training.trainer import load_data
+from trigflow.training.setup import load_data
 
 
-def evaluations(model: Model, steps: int | None, solver: str = "heun", guidance: float = 1.0) -> int:
-    """Network evaluations per sample (NFE); classifier-free guidance on a diffusion model counts twice."""
+def evaluations(
+    model: Model,
+    steps: int | None,
+    solver: str = "heun",
+    guidance: float = 1.0,
+    guidance_interval: tuple[float, float] | None = None,
+) -> int:
+    """Network evaluations per sample (NFE). On a diffusion model those with guidance count twice: all, or the ones inside
+    the interval of noise levels; a negative model counts like the model itself."""
     steps = model.default_steps() if steps is None else steps
     if model.kind == "consistency":
         return steps
-    return nfe(solver, steps) * (1 if guidance == 1 or model.takes_guidance else 2)
+    if guidance == 1 or guidance_interval is None:
+        return nfe(solver, steps) * (1 if guidance == 1 else 2)
+    process, times = model.config.process, []
+
+    def record(x_t: Tensor, t: Tensor) -> Tensor:
+        times.append(t)
+        return x_t
+
+    get_solver(solver)(record, torch.zeros(1), sigma_grid(process, steps))
+    inside = inside_interval(torch.cat(times), time_interval(process, guidance_interval))
+    return len(times) + int(inside.sum())
 
 
 def score(model: Model, reference: Reference, *, num: int, **sampling: Any) -> dict[str, Any]:
@@ -41,7 +62,9 @@ def score(model: Model, reference: Reference, *, num: int, **sampling: Any) -> d
     images = model.sample(num, **sampling)
     seconds = time.perf_counter() - began
     scores = reference.score(images)
-    counted = {name: sampling[name] for name in ("steps", "solver", "guidance") if name in sampling}
+    counted = {
+        name: sampling[name] for name in ("steps", "solver", "guidance", "guidance_interval") if name in sampling
+    }
     return {
         "fd": scores.fd,
         "fd_real": scores.fd_real,
@@ -65,6 +88,8 @@ def evaluate_model(
     num: int = 2000,
     steps: int | None = None,
     guidance: float = 1.0,
+    guidance_interval: tuple[float, float] | None = None,
+    negative: Model | None = None,
     solver: str = "heun",
     seed: int = 0,
     features: str = "auto",
@@ -79,6 +104,11 @@ def evaluate_model(
     Raises:
         UserError: for data of another shape than the model draws, or arguments out of range.
     """
+    if model.vae is not None:
+        raise UserError(
+            "measuring a model of latents is not supported; expected a model of images; draw single files with trigflow "
+            "sample and measure those"
+        )
     config = model.config.data if data is None else dataclasses.replace(model.config.data, source=data)
     dataset = load_data(config, progress)
     if dataset.shape != model.shape:
@@ -91,8 +121,9 @@ def evaluate_model(
     if num <= reference.k:
         raise UserError(f"{num} samples to measure; expected at least {reference.k + 1}; raise --num")
     result = score(
-        model, reference, num=num, steps=steps, guidance=guidance, solver=solver, seed=seed, progress=progress
-    )
+        model, reference, num=num, steps=steps, guidance=guidance, guidance_interval=guidance_interval, negative=negative,
+        solver=solver, seed=seed, progress=progress,
+    )  # fmt: skip
     return {**result, "data": dataset.name, "features": name}
 
 
@@ -121,10 +152,13 @@ def describe_run(folder: str | Path, *, as_json: bool = False) -> str:
         model = load(folder, "cpu")
         facts["kind"] = model.kind
         facts["parameters"] = sum(p.numel() for p in model.network.parameters())
-        facts["image shape (c, h, w)"] = list(model.shape)
+        facts["image shape (c, h, w)" if model.vae is None else "latent shape (c, h, w)"] = list(model.shape)
+        if model.vae is not None:
+            facts["autoencoder"] = model.vae.source.name
         facts["classes"] = model.num_classes
+        taught = model.kind == "diffusion" and model.num_classes and model.config.objective.label_dropout > 0
         facts["guidance"] = f"1 to {model.config.objective.guidance_max}" if model.takes_guidance else (
-            "classifier-free" if model.kind == "diffusion" and model.num_classes else "none"
+            "classifier-free" if taught else "none"
         )  # fmt: skip
         facts["searched times"] = {steps: list(times) for steps, times in model.times.items()}
     if metrics:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -16,6 +17,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from trigflow.errors import UserError
+
+LEFTOVER = re.compile(r"\.(?P<stem>.+)-[a-z0-9_]{8}(?P<end>\.\w+|-before)?")
+"""Temporary names of `replacing` (stem and ending of a file) and of `write_folder` (name of a folder)."""
 
 
 def ensure_folder(path: Path) -> Path:
@@ -128,3 +132,29 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def clear_leftovers(folder: Path, mine: Callable[[str], bool]) -> None:
+    """Remove what writers that were killed left in `folder`; nobody may be writing there.
+
+    Where `write_folder` was killed between setting a folder aside and putting the new one in its place, the one set aside
+    is put back.
+
+    Args:
+        folder: may be missing.
+        mine: whether a file or folder of this final name is the caller's to clear up.
+    """
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        match = LEFTOVER.fullmatch(path.name)
+        if match is None:
+            continue
+        stem, end = match["stem"], match["end"] or ""
+        set_aside = end == "-before"
+        if not mine(stem if set_aside else stem + end):
+            continue
+        if set_aside and not (folder / stem).exists():
+            path.rename(folder / stem)
+        elif path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()

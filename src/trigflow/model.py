@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,10 +21,20 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from trigflow import samplers
-from trigflow.data import ImageDataset, Normalization, check_labels, derive_seed
+from trigflow.data import (
+    ImageDataset,
+    LatentNormalization,
+    Normalization,
+    check_labels,
+    derive_seed,
+    normalization_from_state,
+)
 from trigflow.errors import UserError
 from trigflow.files import read_json, read_tensors, write_json, write_tensors
-from trigflow.networks import UNetConfig, build
+from trigflow.latents import VAE
+from trigflow.negative import check_guidance
+from trigflow.networks import MLPConfig, build
+from trigflow.networks.custom import check_trainable, describe
 from trigflow.training.checkpoint import load_weights
 from trigflow.training.config import RunConfig, from_dict, to_dict
 
@@ -45,8 +55,9 @@ class Model:
         kind: `diffusion` (drawn by solving the PF-ODE) or `consistency` (drawn in one or a few evaluations).
         shape: `(c, h, w)` of one image.
         class_names: names of the classes, empty for an unconditional model.
-        normalization: bytes to x0 and back.
+        normalization: bytes to x0 and back, or latents to x0 and back.
         times: sampling times of a consistency model by number of steps, where a search has found better than the default.
+        vae: the autoencoder that decodes latents, read when it is first needed; None for a model of images.
     """
 
     network: nn.Module
@@ -54,8 +65,13 @@ class Model:
     kind: Kind
     shape: tuple[int, int, int]
     class_names: tuple[str, ...]
-    normalization: Normalization
+    normalization: Normalization | LatentNormalization
     times: dict[int, tuple[float, ...]] = field(default_factory=dict)
+    vae: VAE | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.vae is None and isinstance(self.normalization, LatentNormalization):
+            self.vae = VAE(self.normalization.vae)
 
     @property
     def num_classes(self) -> int:
@@ -72,14 +88,22 @@ class Model:
         """Where the weights are."""
         return next(self.network.parameters()).device
 
-    def velocity(self, label: Tensor | None = None, guidance: float | Tensor = 1.0) -> samplers.VelocityFunction:
+    def velocity(
+        self,
+        label: Tensor | None = None,
+        guidance: float | Tensor = 1.0,
+        *,
+        interval: tuple[float, float] | None = None,
+        negative: Model | None = None,
+    ) -> samplers.VelocityFunction:
         """The velocity function `v(x_t, t)` for these labels `(b,)` and this guidance scale, one number or `(b,)`.
 
-        A consistency model that was distilled with guidance takes the scale as an input; a diffusion model uses
-        classifier-free guidance, at two evaluations a call unless the scale is 1.
+        A consistency model that was distilled with guidance takes the scale as an input. A diffusion model is guided by a
+        second evaluation, away from itself without the class or away from `negative`, unless the scale is 1; with an
+        `interval`, only at noise levels sigma inside it. See `trigflow.samplers.guided_velocity`.
 
         Raises:
-            UserError: for guidance on a model that has none.
+            UserError: for guidance on a model that has none, or a negative that does not fit.
         """
         process, scales = self.config.process, torch.as_tensor(guidance)
         shown = f"{scales.item():g}" if scales.numel() == 1 else f"from {scales.min():g} to {scales.max():g}"
@@ -92,15 +116,32 @@ class Model:
                     f"guidance {shown}; expected a scale in [1, {highest}], the range this model was distilled for; "
                     "change --guidance"
                 )
+            if interval is not None or negative is not None:
+                raise UserError(
+                    "a guidance interval or negative for a student that takes the scale as an input; expected the scale "
+                    "alone, the rest was settled when it was distilled; drop --guidance-interval and --negative"
+                )
             return samplers.network_velocity(self.network, process, label, guidance)
         if bool((scales == 1).all()):
             return samplers.network_velocity(self.network, process, label)
-        if self.kind == "consistency" or label is None:
+        if self.kind == "consistency" or (label is None and negative is None):
             raise UserError(
                 f"guidance {shown} for a model without guidance; expected 1, or a class-conditional diffusion model, or a "
                 "student distilled with objective.guidance_max above 1; drop --guidance"
             )
-        return samplers.guided_velocity(self.network, process, label, guidance)
+        check_guidance(self, negative)
+        away_from = None if negative is None else negative.network
+        return samplers.guided_velocity(self.network, process, label, guidance, negative=away_from, interval=interval)
+
+    def use_vae(self, name: str) -> None:
+        """Decode latents with the autoencoder of this name, an id of the Hugging Face hub or a folder.
+
+        Raises:
+            UserError: for a model of images.
+        """
+        if not isinstance(self.normalization, LatentNormalization):
+            raise UserError("an autoencoder for a model of images; expected a model of latents; drop --vae")
+        self.vae = VAE(replace(self.normalization.vae, name=name))
 
     def default_steps(self) -> int:
         """2 for a consistency model; 18 for a diffusion model (35 evaluations of Heun)."""
@@ -114,11 +155,14 @@ class Model:
         steps: int | None = None,
         labels: int | Sequence[int] | Tensor | None = None,
         guidance: float = 1.0,
+        guidance_interval: tuple[float, float] | None = None,
+        negative: Model | None = None,
         seed: int = 0,
         solver: str = "heun",
         times: Sequence[float] | None = None,
         batch_size: int = 256,
         progress: bool = False,
+        decode: bool = True,
     ) -> Tensor:
         """Draw images.
 
@@ -131,31 +175,46 @@ class Model:
             labels: one class, or one per sample, repeated as needed; by default the classes in turn. None for an
                 unconditional model.
             guidance: guidance scale; 1 for none.
+            guidance_interval: noise levels sigma, low and high, between which a diffusion model is guided; None for all.
+            negative: diffusion model to guide away from (autoguidance); None for classifier-free guidance.
             seed: of all noise.
             solver: for a diffusion model: heun, dpm2s, dpm++2m or ddim.
             times: sampling times of a consistency model, instead of `steps`.
             batch_size: samples per call of the network.
             progress: draw a progress bar on stderr.
+            decode: False leaves latents as they are drawn, before the autoencoder.
 
         Returns:
-            uint8 `(num, c, h, w)`, on the CPU.
+            uint8 `(num, c, h, w)`, on the CPU; of a model of latents, what the autoencoder makes of them, or with
+            `decode=False` the latents, float32 `(num, 4, h, w)`, in the autoencoder's own scale.
 
         Raises:
+            MissingExtraError: for a model of latents, to decode them without diffusers.
             UserError: for numbers out of range, labels the model does not know, guidance it does not have.
         """
         if num < 1 or batch_size < 1:
             raise UserError(f"{num} samples in batches of {batch_size}; expected at least 1; raise --num")
+        if not decode and self.vae is None:
+            raise UserError("decode=False for a model of images; expected a model of latents; leave it out")
         draw = self._sampler(steps, solver, times)
         chosen = self._labels(labels, num)
-        self.velocity(chosen, guidance)  # what is wrong with the guidance is said before a bar is drawn
+        if guidance == 1 and (guidance_interval is not None or negative is not None):
+            raise UserError(
+                "a guidance interval or negative with guidance 1, which is none; expected another scale; pass --guidance"
+            )
+        guided = functools.partial(self.velocity, guidance=guidance, interval=guidance_interval, negative=negative)
+        guided(chosen)  # what is wrong with the guidance is said before a bar is drawn
+        if self.vae is not None and decode:
+            self.vae.load(self.device)  # what is wrong with it is said now, too
         images = []
         bar = tqdm(total=num, desc="sampling", unit="img", disable=not progress)
         for start in range(0, num, batch_size):
             stop = min(start + batch_size, num)
             label = None if chosen is None else chosen[start:stop].to(self.device)
             noise = functools.partial(self.noise, seed, start=start, stop=stop)
-            x0 = draw(self.velocity(label, guidance), noise)
-            images.append(self.normalization.decode(x0).cpu())
+            x0 = draw(guided(label), noise)
+            drawn = self.normalization.decode(x0)
+            images.append((self.vae.decode(drawn) if self.vae is not None and decode else drawn).cpu())
             bar.update(stop - start)
         bar.close()
         return torch.cat(images)
@@ -226,12 +285,13 @@ class Model:
         }
 
 
-def load(folder: str | Path, device: str | torch.device | None = None) -> Model:
+def load(folder: str | Path, device: str | torch.device | None = None, *, network: nn.Module | None = None) -> Model:
     """The model of a run folder, with its averaged weights.
 
     Args:
         folder: a folder written by `trigflow train`, `distill`, `demo`, or `Model.save`.
         device: where to put it; CUDA where there is one, otherwise the CPU.
+        network: the module that the run trained, where it was one of your own; the weights are read into it.
 
     Raises:
         UserError: when the folder or a file is missing, damaged, or the weights belong to another network.
@@ -244,24 +304,35 @@ def load(folder: str | Path, device: str | torch.device | None = None) -> Model:
             f"'{folder}' holds no model.json; expected a folder written by trigflow train, distill or demo; "
             "check the path, or let the run finish"
         )
-    config = from_dict(read_json(folder / "config.json", "configuration"))
-    raw = read_json(folder / "model.json", "model description")
+    model = unloaded(folder / "config.json", folder / "model.json", network)
+    load_weights(model.network, read_tensors(folder / "network.safetensors", "weights"), f"'{folder}'")
+    model.network.to(resolve_device(device))
+    return model
+
+
+def unloaded(config_file: Path, description: Path, network: nn.Module | None = None) -> Model:
+    """The model of these two files, on the CPU, with fresh weights (or around `network`) in place of trained ones.
+
+    Raises:
+        UserError: when a file is missing or damaged.
+    """
+    config = from_dict(read_json(config_file, "configuration"))
+    raw = read_json(description, "model description")
     try:
         kind = KINDS[raw["kind"]]
         c, h, w = (int(size) for size in raw["shape"])
-        normalization = Normalization.from_state(raw["normalization"])
+        normalization = normalization_from_state(raw["normalization"])
         names = tuple(str(name) for name in raw["class_names"])
         times = {int(steps): tuple(float(t) for t in ts) for steps, ts in raw["times"].items()}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
-            f"'{folder / 'model.json'}' cannot be used ({type(error).__name__}: {error}); expected a file written by trigflow; "
+            f"'{description}' cannot be used ({type(error).__name__}: {error}); expected a file written by trigflow; "
             "restore it from the run"
         ) from None
     with torch.random.fork_rng():  # fresh weights, about to be replaced, draw from the default generator
-        network = build(config.network, config.process.sigma_data)
-    load_weights(network, read_tensors(folder / "network.safetensors", "weights"), f"'{folder}'")
+        network = build(config.network, config.process.sigma_data) if network is None else network
     memory_format = torch.channels_last if config.loop.channels_last else torch.contiguous_format
-    network.eval().requires_grad_(False).to(resolve_device(device)).to(memory_format=memory_format)  # type: ignore[call-overload]
+    network.eval().requires_grad_(False).to(memory_format=memory_format)  # type: ignore[call-overload]
     return Model(network, config, kind, (c, h, w), names, normalization, times)
 
 
@@ -283,18 +354,28 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
     return found
 
 
-def fit_network(config: RunConfig, dataset: ImageDataset) -> RunConfig:
-    """The configuration with the network's channels and classes taken from the data.
+def fit_network(config: RunConfig, dataset: ImageDataset, network: nn.Module | None = None) -> RunConfig:
+    """The configuration with the network's channels, classes and (where it has one) resolution taken from the data.
+
+    With a `network` of the user's own, the one in the configuration is replaced by what is known of that module.
 
     Raises:
-        UserError: when a U-Net is not what the configuration asks for: images need one.
+        UserError: for an MLP: images need a network for images.
     """
-    if not isinstance(config.network, UNetConfig):
-        raise UserError("an MLP for images; expected the U-Net; set the network to unet")
+    takes_guidance = config.objective.distills and config.objective.guidance_max > 1
+    num_classes = dataset.num_classes if dataset.num_classes > 1 else 0
+    if network is not None:
+        known = dataclasses.replace(describe(network, num_classes, takes_guidance), channels=dataset.channels)
+        check_trainable(network)
+        return dataclasses.replace(config, network=known)
+    if isinstance(config.network, MLPConfig):
+        raise UserError(
+            "an MLP for images; expected a network for images; set the network to unet, ddpmpp, edm2 or dit"
+        )
     conditioning = dataclasses.replace(
-        config.network.conditioning,
-        num_classes=dataset.num_classes if dataset.num_classes > 1 else 0,
-        takes_guidance=config.objective.kind == "scd" and config.objective.guidance_max > 1,
+        config.network.conditioning, num_classes=num_classes, takes_guidance=takes_guidance
     )
-    network = dataclasses.replace(config.network, channels=dataset.channels, conditioning=conditioning)
-    return dataclasses.replace(config, network=network)
+    changes: dict[str, Any] = {"channels": dataset.channels, "conditioning": conditioning}
+    if hasattr(config.network, "resolution"):
+        changes["resolution"] = max(dataset.height, dataset.width)
+    return dataclasses.replace(config, network=dataclasses.replace(config.network, **changes))

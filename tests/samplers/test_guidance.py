@@ -1,11 +1,16 @@
+import math
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import Tensor, nn
 
+from oracles.gaussian import GaussianOracle
 from oracles.mixture import MixtureOracle
 from trigflow.errors import UserError
 from trigflow.process import TrigFlow
-from trigflow.samplers import guided_velocity, network_velocity
+from trigflow.samplers import SOLVERS, guided_velocity, network_velocity, sigma_grid
+from trigflow.samplers.guidance import inside_interval, time_interval
 
 PROCESS = TrigFlow(sigma_data=0.5)
 ORACLE = MixtureOracle(
@@ -164,3 +169,197 @@ def test_labels_and_scales_must_match_the_batch(shape: tuple[int, ...]) -> None:
         guided_velocity(Recorder(), PROCESS, LABEL, 2 * torch.ones(shape))(x, TIMES)
     with pytest.raises(UserError, match=r"guidance scales of shape .* for a batch of 4"):
         network_velocity(Recorder(takes_guidance=True), PROCESS, LABEL, torch.ones(shape))(x, TIMES)
+
+
+# Autoguidance --------------------------------------------------------------------------------------------------------
+
+BLURRED = MixtureOracle(ORACLE.means, ORACLE.variances + 0.15, ORACLE.weights)
+"""The same modes, wider: what a smaller or less trained model has learned."""
+
+
+class Blurred(Recorder):
+    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None, guidance: Tensor | None = None) -> Tensor:
+        self.calls.append((x, t, label, guidance))
+        return BLURRED.F_velocity(x, t, label)
+
+
+def gaussian_velocity(x: Tensor, t: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+    """Velocity for data `N(mean, variance I)`, written out: `v = cos E[z] - sin E[x0]`; mean like x, variance `(b,)`."""
+    cos, sin, var = torch.cos(t)[:, None], torch.sin(t)[:, None], variance[:, None]
+    offset = (x - cos * mean) / (cos**2 * var + sin**2 * 0.25)
+    return cos * (sin * 0.25 * offset) - sin * (mean + cos * var * offset)
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.5, 1.4, 3.0])
+def test_autoguidance_extrapolates_from_the_negative_at_the_same_label(scale: float) -> None:
+    x, network, negative = states(), Recorder(), Blurred()
+    v = guided_velocity(network, PROCESS, LABEL, scale, negative=negative)(x, TIMES)
+    mean, variance = ORACLE.means[LABEL], ORACLE.variances[LABEL]
+    good = gaussian_velocity(x, TIMES, mean, variance)
+    bad = gaussian_velocity(x, TIMES, mean, variance + 0.15)
+    torch.testing.assert_close(v, bad + scale * (good - bad))
+    for one in (network, negative):
+        assert [call[0].shape[0] for call in one.calls] == [4]
+        assert torch.equal(one.calls[0][2], LABEL)  # type: ignore[arg-type]
+
+
+def test_autoguidance_of_a_network_without_classes() -> None:
+    x, network, negative = states(), Recorder(null_label=None), Blurred(null_label=None)
+    v = guided_velocity(network, PROCESS, None, 2.0, negative=negative)(x, TIMES)
+    bad = BLURRED.velocity(x, TIMES)
+    torch.testing.assert_close(v, bad + 2.0 * (ORACLE.velocity(x, TIMES) - bad))
+    assert network.calls[0][2] is None
+    assert negative.calls[0][2] is None
+
+
+def test_an_unconditional_negative_is_not_told_the_label() -> None:
+    x, network, negative = states(), Recorder(), Blurred(null_label=None)
+    v = guided_velocity(network, PROCESS, LABEL, 2.0, negative=negative)(x, TIMES)
+    bad = BLURRED.velocity(x, TIMES)
+    torch.testing.assert_close(v, bad + 2.0 * (ORACLE.velocity(x, TIMES, LABEL) - bad))
+    assert negative.calls[0][2] is None
+
+
+def test_a_plain_function_is_a_negative_too() -> None:
+    def negative(x: Tensor, t: Tensor, label: Tensor | None = None, guidance: Tensor | None = None) -> Tensor:
+        return BLURRED.F_velocity(x, t, label)
+
+    x = states()
+    v = guided_velocity(Recorder(), PROCESS, LABEL, 2.0, negative=negative)(x, TIMES)
+    torch.testing.assert_close(v, guided_velocity(Recorder(), PROCESS, LABEL, 2.0, negative=Blurred())(x, TIMES))
+
+
+@pytest.mark.parametrize("scale", [1, torch.ones(4)])
+def test_scale_one_skips_the_negative(scale: float | Tensor) -> None:
+    x, network, negative = states(), Recorder(), Blurred()
+    v = guided_velocity(network, PROCESS, LABEL, scale, negative=negative)(x, TIMES)
+    torch.testing.assert_close(v, ORACLE.velocity(x, TIMES, LABEL))
+    assert negative.calls == []
+
+
+# Guidance in an interval of noise levels -----------------------------------------------------------------------------
+
+INTERVAL = (0.3, 1.2)
+"""Noise levels between the first and the last two of TIMES: sigma = 0.10, 0.42, 0.98, 7.05."""
+
+
+@pytest.mark.parametrize("auto", [False, True])
+def test_guidance_acts_inside_the_interval_alone(auto: bool) -> None:
+    x, network, negative = states(), Recorder(), Blurred()
+    scales = torch.tensor([3.0, 2.0, 1.5, 4.0])
+    v = guided_velocity(
+        network, PROCESS, LABEL, scales, negative=negative if auto else None, interval=INTERVAL
+    )(x, TIMES)  # fmt: skip
+    cond = ORACLE.velocity(x, TIMES, LABEL)
+    away = BLURRED.velocity(x, TIMES, LABEL) if auto else ORACLE.velocity(x, TIMES)
+    expected = torch.where(
+        torch.tensor([False, True, True, False])[:, None], away + scales[:, None] * (cond - away), cond
+    )
+    torch.testing.assert_close(v, expected)
+
+
+def test_only_samples_inside_are_evaluated_twice() -> None:
+    x, network = states(), Recorder()
+    guided_velocity(network, PROCESS, LABEL, 2.0, interval=INTERVAL)(x, TIMES)
+    (given, t, label, _) = network.calls[0]
+    assert len(network.calls) == 1
+    assert label is not None
+    assert label.tolist() == [3, 3, *LABEL.tolist()]
+    assert torch.equal(t, torch.cat([TIMES[1:3], TIMES]))
+    assert torch.equal(given, torch.cat([x[1:3], x]) / 0.5)
+
+    network, negative = Recorder(), Blurred()
+    guided_velocity(network, PROCESS, LABEL, 2.0, negative=negative, interval=INTERVAL)(x, TIMES)
+    assert network.calls[0][0].shape[0] == 4
+    assert torch.equal(negative.calls[0][1], TIMES[1:3])
+    assert torch.equal(negative.calls[0][2], LABEL[1:3])  # type: ignore[arg-type]
+
+
+def test_no_sample_inside_makes_no_second_evaluation() -> None:
+    x, network, negative = states(), Recorder(), Blurred()
+    outside = torch.full((4,), 1.5)
+    for other in (None, negative):
+        v = guided_velocity(network, PROCESS, LABEL, 2.0, negative=other, interval=INTERVAL)(x, outside)
+        torch.testing.assert_close(v, ORACLE.velocity(x, outside, LABEL))
+    assert [call[0].shape[0] for call in network.calls] == [4, 4]
+    assert negative.calls == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("sd", [0.5, 0.37])
+def test_both_ends_of_the_interval_are_inside(sd: float, dtype: torch.dtype) -> None:
+    """An end at a time of the sampling grid is inside whatever the rounding, its neighbours beyond are outside."""
+    process = TrigFlow(sigma_data=sd)
+    grid = sigma_grid(process, 40)[:-1]
+    sigmas = sd * torch.tan(grid)
+    for high in range(0, 38, 3):
+        bounds = time_interval(process, (sigmas[high + 2].item(), sigmas[high].item()))
+        inside = inside_interval(grid.to(dtype), bounds).nonzero()[:, 0].tolist()
+        assert inside == [high, high + 1, high + 2]
+
+
+def test_an_interval_may_be_open_upwards_and_reach_zero() -> None:
+    ends = torch.tensor([0.0, 0.7, math.pi / 2])
+    assert inside_interval(ends, time_interval(PROCESS, (0.0, math.inf))).tolist() == [True, True, True]
+    assert inside_interval(ends, time_interval(PROCESS, (0.1, math.inf))).tolist() == [False, True, True]
+
+
+def test_the_interval_is_stated_in_sigma() -> None:
+    low, high = time_interval(TrigFlow(sigma_data=0.25), (0.25, 0.25 * math.sqrt(3)))
+    assert (low, high) == pytest.approx((math.pi / 4, math.pi / 3))
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_cost_of_sampling_with_an_interval(name: str) -> None:
+    """Evaluations are counted in samples through both branches: one, and one more where the time is inside."""
+    network, times = Recorder(), []
+
+    def record(x: Tensor, t: Tensor) -> Tensor:
+        times.append(t)
+        return plain(x, t)
+
+    plain = guided_velocity(network, PROCESS, LABEL, 2.0, interval=INTERVAL)
+    SOLVERS[name](record, PROCESS.sample_noise(states()), sigma_grid(PROCESS, 12))
+    sigmas = 0.5 * torch.tan(torch.stack(times)[:, 0].double())
+    inside = int(((sigmas >= INTERVAL[0]) & (sigmas <= INTERVAL[1])).sum())
+    assert 0 < inside < len(times)
+    assert sum(call[0].shape[0] for call in network.calls) == 4 * (len(times) + inside)
+    assert len(network.calls) == len(times)
+
+
+def test_guided_trajectories_in_closed_form() -> None:
+    """For centred Gaussians the ODE is `dlog x/dt = (s V'/V + (1 - s) W'/W) / 2` inside the interval, `V'/(2V)` outside."""
+    narrow, wide, s = 0.04, 0.2, 2.5
+    good, bad = GaussianOracle(torch.tensor([narrow])), GaussianOracle(torch.tensor([wide]))
+    low, high = time_interval(PROCESS, INTERVAL)
+    velocity = guided_velocity(good.teacher(), PROCESS, None, s, negative=bad.teacher(), interval=INTERVAL)
+    x = torch.tensor([[1.0], [-0.3]], dtype=torch.float64)
+    ends = [1.5, high, low, 0.0]
+    grid = torch.cat(
+        [torch.linspace(a, b, 400, dtype=torch.float64)[:-1] for a, b in pairwise(ends)] + [torch.zeros(1)]
+    )
+    drawn = SOLVERS["heun"](velocity, x, grid)
+
+    def log_ratio(variance: float, t: float, u: float) -> float:
+        at = [math.cos(a) ** 2 * variance + math.sin(a) ** 2 * 0.25 for a in (t, u)]
+        return math.log(at[1] / at[0]) / 2
+
+    outside = log_ratio(narrow, ends[0], high) + log_ratio(narrow, low, 0.0)
+    inside = s * log_ratio(narrow, high, low) + (1 - s) * log_ratio(wide, high, low)
+    torch.testing.assert_close(drawn, x * math.exp(outside + inside), rtol=2e-3, atol=0)
+    unguided = x * math.exp(outside + log_ratio(narrow, high, low))
+    assert ((drawn - unguided) / unguided).abs().min() > 0.05
+
+
+def test_mistakes_in_guidance_say_what_to_do() -> None:
+    with pytest.raises(UserError, match=r"both null_label and negative; expected one, .*; drop one of them"):
+        guided_velocity(Recorder(), PROCESS, LABEL, 2.0, null_label=3, negative=Blurred())
+    with pytest.raises(UserError, match=r"guidance without a label; expected a class, or a negative"):
+        guided_velocity(Recorder(), PROCESS, None, 2.0)
+    with pytest.raises(UserError, match=r"takes the scale as an input; expected one without"):
+        guided_velocity(Recorder(), PROCESS, LABEL, 2.0, negative=Blurred(takes_guidance=True))
+    for interval in ((1.0, 1.0), (2.0, 1.0), (-0.1, 1.0), (math.nan, 1.0), (0.0, math.nan)):
+        with pytest.raises(
+            UserError, match=r"guidance interval .*; expected two noise levels sigma with 0 <= low < high"
+        ):
+            guided_velocity(Recorder(), PROCESS, LABEL, 2.0, interval=interval)

@@ -50,10 +50,10 @@ class Setup:
         return {name: value.detach().clone() for name, value in state.items()}
 
     def save(self, folder: Path, iteration: int = 3, keep: int = 2) -> Path:
-        return save_checkpoint(folder, iteration, self.modules, self.optimizer, {"skipped": 1}, keep)
+        return save_checkpoint(folder, iteration, self.modules, {"optimizer": self.optimizer}, {"skipped": 1}, keep)
 
     def load(self, path: Path) -> dict[str, Any]:
-        return load_checkpoint(path, self.modules, self.optimizer)
+        return load_checkpoint(path, self.modules, {"optimizer": self.optimizer})
 
 
 @pytest.mark.parametrize("channels_last", [False, True])

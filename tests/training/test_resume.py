@@ -15,10 +15,12 @@ from torch import Tensor
 from training.tiny import change, differing, digits, state_of, tiny_config, tiny_trainer, untrained_teacher
 from trigflow.errors import UserError
 from trigflow.model import Model
-from trigflow.training import trainer as trainer_module
+from trigflow.training import losses
 from trigflow.training.checkpoint import list_checkpoints
+from trigflow.training.config import to_dict
+from trigflow.training.interrupt import uninterrupted
 from trigflow.training.log import read_metrics
-from trigflow.training.trainer import Trainer, uninterrupted
+from trigflow.training.trainer import Trainer
 
 KINDS: dict[str, dict[str, Any]] = {
     "teacher": {
@@ -55,7 +57,7 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, call: int) -> None:
     """Raise KeyboardInterrupt in the middle of a step, when the objective is called for the `call`-th time (from 1)."""
     calls = 0
     for name in ("diffusion_loss", "consistency_loss"):
-        original: Callable[..., Any] = getattr(trainer_module, name)
+        original: Callable[..., Any] = getattr(losses, name)
 
         def counted(*args: Any, original: Callable[..., Any] = original, **kwargs: Any) -> Any:
             nonlocal calls
@@ -64,7 +66,7 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, call: int) -> None:
                 raise KeyboardInterrupt
             return original(*args, **kwargs)
 
-        monkeypatch.setattr(trainer_module, name, counted)
+        monkeypatch.setattr(losses, name, counted)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -209,7 +211,7 @@ def test_a_changed_setting_is_named(name: str, value: Any, tmp_path: Path) -> No
     begun = tiny_trainer(trainer_folder)
     begun.step()
     begun.save_checkpoint()
-    (trainer_folder / "config.json").write_text(json.dumps(trainer_module.to_dict(begun.config)))
+    (trainer_folder / "config.json").write_text(json.dumps(to_dict(begun.config)))
     with pytest.raises(UserError) as caught:
         tiny_trainer(trainer_folder, {name: value}, resume=True)
     assert f"the run to resume has {name} = " in str(caught.value)

@@ -19,11 +19,12 @@ from trigflow.errors import UserError
 from trigflow.model import Model, load
 from trigflow.networks import MLPConfig, build
 from trigflow.objectives import Loss
-from trigflow.training import trainer as trainer_module
+from trigflow.training import losses
 from trigflow.training.checkpoint import list_checkpoints
 from trigflow.training.ema import power_exponent
 from trigflow.training.log import read_metrics
-from trigflow.training.trainer import Trainer, distill, start_from, train
+from trigflow.training.setup import start_from
+from trigflow.training.trainer import Trainer, distill, train
 
 Changes = dict[str, Any]
 
@@ -39,14 +40,14 @@ def finite(state: dict[str, Tensor]) -> bool:
 
 def patch_loss(monkeypatch: pytest.MonkeyPatch, change: Callable[[int, Loss], Loss]) -> None:
     """Let `change(call, loss)` replace what the diffusion objective returns; calls count from 0."""
-    original, calls = trainer_module.diffusion_loss, 0
+    original, calls = losses.diffusion_loss, 0
 
     def changed(*args: Any, **kwargs: Any) -> Loss:
         nonlocal calls
         calls += 1
         return change(calls - 1, original(*args, **kwargs))
 
-    monkeypatch.setattr(trainer_module, "diffusion_loss", changed)
+    monkeypatch.setattr(losses, "diffusion_loss", changed)
 
 
 # Seeds and random numbers --------------------------------------------------------------------------------------------
@@ -374,7 +375,7 @@ def test_the_model_is_the_average_not_the_last_weights(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"loop.iterations": 0}, "loop.iterations is 0"),
-        ({"network": MLPConfig()}, "an MLP for images; expected the U-Net"),
+        ({"network": MLPConfig()}, "an MLP for images; expected a network for images"),
         ({"network": dataclasses.replace(NETWORK, width=0)}, "width"),
         ({"loop.device": "cuda:99"}, "device 'cuda:99' cannot be used"),
         ({"loop.device": "abacus"}, "device 'abacus' cannot be used"),

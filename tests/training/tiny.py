@@ -54,13 +54,18 @@ def change(config: Any, changes: dict[str, Any]) -> Any:
 
 
 def tiny_trainer(
-    folder: Path, changes: dict[str, Any] | None = None, *, teacher: Model | None = None, resume: bool = False
+    folder: Path,
+    changes: dict[str, Any] | None = None,
+    *,
+    teacher: Model | None = None,
+    start: Model | None = None,
+    resume: bool = False,
 ) -> Trainer:
     """A trainer on `digits()`, without progress bar; a student's network is the teacher's."""
     config = tiny_config(changes)
     if teacher is not None:
         config = dataclasses.replace(config, teacher="teacher", network=teacher.config.network)
-    return Trainer(config, folder, teacher=teacher, dataset=digits(), resume=resume, progress=False)
+    return Trainer(config, folder, teacher=teacher, start=start, dataset=digits(), resume=resume, progress=False)
 
 
 def untrained_teacher(seed: int = 0) -> Model:
@@ -86,8 +91,9 @@ def state_of(trainer: Trainer) -> dict[str, Tensor]:
         f"{name}.{key}": value for name, module in trainer.modules.items() for key, value in module.state_dict().items()
     }
     state |= {f"ema.{key}": value for key, value in trainer.ema.network.state_dict().items()}
-    for index, moments in trainer.optimizer.state_dict()["state"].items():
-        state |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in moments.items()}
+    for name, optimizer in trainer.optimizers.items():
+        for index, moments in optimizer.state_dict()["state"].items():
+            state |= {f"{name}.{index}.{key}": torch.as_tensor(value) for key, value in moments.items()}
     return {name: value.detach().clone() for name, value in state.items()}
 
 

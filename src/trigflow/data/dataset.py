@@ -56,23 +56,26 @@ class ImageDataset:
     skipped: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.images.dtype != torch.uint8 or self.images.ndim != 4:
-            raise UserError(
-                f"images of type {self.images.dtype} and shape {tuple(self.images.shape)}; "
-                "expected uint8 of shape (n, c, h, w); convert them to 0..255 first"
-            )
+        self._check_images()
         if self.labels is None:
             if self.class_names:
                 raise UserError(
                     f"{len(self.class_names)} class names without labels; expected both or neither; pass labels"
                 )
             return
-        if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:
+        if self.labels.dtype != torch.int64 or self.labels.shape != (len(self),):
             raise UserError(
                 f"labels of type {self.labels.dtype} and shape {tuple(self.labels.shape)}; "
-                f"expected int64 of shape ({len(self.images)},); pass one label an image"
+                f"expected int64 of shape ({len(self)},); pass one label an image"
             )
         check_labels(self.labels, self.num_classes)
+
+    def _check_images(self) -> None:
+        if self.images.dtype != torch.uint8 or self.images.ndim != 4:
+            raise UserError(
+                f"images of type {self.images.dtype} and shape {tuple(self.images.shape)}; "
+                "expected uint8 of shape (n, c, h, w); convert them to 0..255 first"
+            )
 
     def __len__(self) -> int:
         return len(self.images)
@@ -102,12 +105,15 @@ class ImageDataset:
         """Number of classes; 0 without labels."""
         return len(self.class_names)
 
-    def batch(self, indices: Tensor, *, flip: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    def batch(
+        self, indices: Tensor, *, flip: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """Copies of the chosen images, uint8 `(b, c, h, w)`, and their labels, int64 `(b,)` or None.
 
         Args:
             indices: which images, int64, shape `(b,)`; one may come up several times.
             flip: bool, shape `(b,)`; images where it is true are mirrored left to right.
+            generator: for data with randomness of its own, which images have not (see `trigflow.data.latents`).
 
         Raises:
             UserError: if `flip` is not a bool mask of shape `(b,)`.
@@ -125,8 +131,8 @@ class ImageDataset:
 
     def subset(self, indices: Tensor) -> ImageDataset:
         """The chosen images as a data set of their own, with the same classes; `indices` is int64, shape `(m,)`."""
-        images, labels = self.batch(indices)
-        return replace(self, images=images, labels=labels)
+        labels = None if self.labels is None else self.labels[indices.to(self.labels.device)]
+        return replace(self, images=self.images[indices.to(self.images.device)], labels=labels)
 
     def split(self, fraction: float, seed: int) -> tuple[ImageDataset, ImageDataset]:
         """Two disjoint parts, the first of `round(fraction * n)` images, that together hold every image once.

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import posixpath
 import stat
+import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -16,6 +17,9 @@ from trigflow.errors import UserError
 
 MEMBER_LIMIT_BYTES = 1 << 29
 """Largest file read out of a zip; a small zip can claim to unpack to any size."""
+
+LOCAL_HEADER = struct.Struct("<4s22xHH")
+"""What stands before the bytes of a file in a zip: signature, lengths of the name and of the extra field that follow."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,29 @@ def open_files(path: str) -> Iterator[Files]:
     with _open_zip(path) as archive:
         members = {_member_name(info): info for info in archive.infolist() if not info.is_dir()}
         yield Files(path, _visible(members), lambda name: _read_member(archive, members[name]))
+
+
+def stored_spans(path: str, names: Sequence[str]) -> list[tuple[int, int]] | None:
+    """Where the bytes of these files lie in the zip at `path`, as (offset, length) of each.
+
+    None if it is no zip, or one of them is compressed, encrypted, or not whole.
+    """
+    if os.path.isdir(path):
+        return None
+    spans = []
+    with _open_zip(path) as archive, open(path, "rb") as file:
+        members = {_member_name(info): info for info in archive.infolist()}
+        for name in names:
+            info = members[name]
+            file.seek(info.header_offset)
+            header = file.read(LOCAL_HEADER.size)
+            if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1 or len(header) < LOCAL_HEADER.size:
+                return None
+            signature, name_length, extra_length = LOCAL_HEADER.unpack(header)
+            if signature != b"PK\3\4":
+                return None
+            spans.append((info.header_offset + LOCAL_HEADER.size + name_length + extra_length, info.file_size))
+    return spans
 
 
 def _list_folder(path: str) -> tuple[str, ...]:

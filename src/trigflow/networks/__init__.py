@@ -11,13 +11,24 @@ from typing import Any
 from torch import nn
 
 from trigflow.errors import UserError
-from trigflow.networks.ddpmpp import UNet, UNetConfig
+from trigflow.networks.custom import Custom, CustomConfig
+from trigflow.networks.ddpmpp import DDPMPP, DDPMPPConfig
+from trigflow.networks.dit import DiT, DiTConfig, dit_config
+from trigflow.networks.edm2 import EDM2, EDM2Config
 from trigflow.networks.embeddings import Conditioning, ConditioningConfig, FourierEmbedding, PositionalEmbedding
 from trigflow.networks.mlp import MLP, MLPConfig
+from trigflow.networks.unet import UNet, UNetConfig
 
-NetworkConfig = UNetConfig | MLPConfig
+NetworkConfig = UNetConfig | MLPConfig | DDPMPPConfig | EDM2Config | DiTConfig | CustomConfig
 
-NETWORKS: dict[str, tuple[type[Any], type[nn.Module]]] = {"unet": (UNetConfig, UNet), "mlp": (MLPConfig, MLP)}
+NETWORKS: dict[str, tuple[type[Any], type[nn.Module]]] = {
+    "unet": (UNetConfig, UNet),
+    "mlp": (MLPConfig, MLP),
+    "ddpmpp": (DDPMPPConfig, DDPMPP),
+    "edm2": (EDM2Config, EDM2),
+    "dit": (DiTConfig, DiT),
+    "custom": (CustomConfig, Custom),
+}
 """From the name in a run's configuration to the configuration class and the module class."""
 
 
@@ -41,10 +52,17 @@ def name_of(config: NetworkConfig) -> str:
 
 
 __all__ = [
+    "DDPMPP",
+    "EDM2",
     "MLP",
     "NETWORKS",
     "Conditioning",
     "ConditioningConfig",
+    "CustomConfig",
+    "DDPMPPConfig",
+    "DiT",
+    "DiTConfig",
+    "EDM2Config",
     "FourierEmbedding",
     "MLPConfig",
     "NetworkConfig",
@@ -52,5 +70,6 @@ __all__ = [
     "UNet",
     "UNetConfig",
     "build",
+    "dit_config",
     "name_of",
 ]

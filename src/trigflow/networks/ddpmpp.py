@@ -1,61 +1,240 @@
-"""A DDPM++-style U-Net for images of any channel count and size.
+"""The DDPM++ U-Net that EDM published for CIFAR-10, with the paper's changes as switches.
 
-After Song et al. 2021 (DDPM++) as used by Karras et al. 2022, with the changes of Lu and Song 2025, section 4.1, each a
-switch: identity time, positional embedding, adaptive double normalization. `patch > 1` moves the whole U-Net to a coarser
-grid (space to depth), which is what makes small images cheap on a CPU.
+After Song et al. 2021 (DDPM++) in the form of Karras et al. 2022 (EDM). Parameters carry the published names
+(`model.enc.32x32_conv.weight`, ...), so the published weights load as they are. In the published form (`norm="add"`,
+`time_map="log"`) the network is EDM's raw `F_edm(c_in x, c_noise)`, of the opposite sign to a TrigFlow network.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trigflow.errors import UserError
-from trigflow.networks.embeddings import Conditioning, ConditioningConfig
+from trigflow.networks.embeddings import (
+    ConditioningConfig,
+    FourierEmbedding,
+    GuidanceEmbedding,
+    PositionalEmbedding,
+    c_noise,
+    check_conditioning,
+    check_conditions,
+)
 from trigflow.networks.layers import (
-    AdaptiveNorm,
-    NormKind,
-    SelfAttention,
+    ConditioningLinear,
     check_setting,
     downsample,
+    full_precision,
     norm_groups,
+    pixel_norm,
     upsample,
     zero_bias,
 )
 
+DDPMPPNorm = Literal["add", "adagn", "double"]
+Resample = Literal["down", "up"]
+
 
 @dataclass(frozen=True)
-class UNetConfig:
-    """Configuration of `UNet`."""
+class DDPMPPConfig:
+    """Configuration of `DDPMPP`. The defaults are the paper's CIFAR-10 network."""
 
-    channels: int = 1
+    channels: int = 3
     """Image channels."""
-    width: int = 64
-    """Feature channels at the first level."""
-    mult: tuple[int, ...] = (1, 2)
+    resolution: int = 32
+    """Side of the images, from which levels and parameters take their names."""
+    width: int = 128
+    """Feature channels before the multipliers."""
+    mult: tuple[int, ...] = (2, 2, 2)
     """Channel multiplier of each level; each level after the first halves the resolution."""
-    blocks: int = 2
+    blocks: int = 4
     """Residual blocks per level (the decoder has one more)."""
-    attention: tuple[int, ...] = ()
-    """Levels (0 is the finest) whose blocks are followed by self-attention."""
-    patch: int = 1
-    """Side of the pixel block that becomes one position."""
-    norm: NormKind = "double"
-    """Adaptive double normalization, or AdaGN."""
+    attention: tuple[int, ...] = (16,)
+    """Resolutions with self-attention: in every block of the encoder, in the last of the decoder; others are ignored."""
+    norm: DDPMPPNorm = "double"
+    """The embedding added to the features (as published), AdaGN, or adaptive double normalization."""
+    augment: int = 0
+    """Width of the augmentation label (9 as published), given as zeros when there is no augmentation."""
     dropout: float = 0.0
     """Dropout inside the blocks, in [0, 1)."""
-    conditioning: ConditioningConfig = field(default_factory=ConditioningConfig)
+    conditioning: ConditioningConfig = field(default_factory=lambda: ConditioningConfig(width=128))
+    """Time, label and guidance inputs; `width` is the number of raw time features (as published: that of the network)."""
 
 
-class UNetBlock(nn.Module):
-    """`h = conv1(drop(silu(adanorm(conv0(resample(silu(norm(x)))), emb))))`; returns `(skip(x) + h) / sqrt(2)`.
+class DDPMPP(nn.Module):
+    """`F(x, t, label, guidance)` for images.
 
-    Shapes: x `(b, c_in, h, w)`, emb `(b, e)`; result `(b, c_out, h', w')`, where `size` (if given) is `(h', w')` of an
-    upsampling block and `down` halves the resolution.
+    Made for images of side `resolution`, which names the levels; other sizes work, odd ones between levels rounded up. The
+    output layer starts at zero: zero velocity before training.
+
+    Shapes: x `(b, channels, h, w)` of unit variance, t `(b,)`, label int64 `(b,)` in [0, num_classes] (num_classes itself is
+    the null label, like None), guidance `(b,)`, augment `(b, config.augment)`; result like x.
+
+    Raises:
+        UserError: for images of another channel count, labels, scales or augmentation that the network does not take, or a
+            configuration that makes no sense.
+    """
+
+    def __init__(self, config: DDPMPPConfig, sigma_data: float = 0.5) -> None:
+        super().__init__()
+        check_conditioning(config.conditioning)
+        for name in ("channels", "width", "blocks"):
+            check_setting(getattr(config, name) >= 1, name, getattr(config, name), "at least 1")
+        check_setting(
+            bool(config.mult) and min(config.mult) >= 1, "mult", config.mult, "one number >= 1 for each level"
+        )
+        smallest = 2 ** (len(config.mult) - 1)
+        expected = f"at least {smallest}, to be halved {len(config.mult) - 1} times"
+        check_setting(config.resolution >= smallest, "resolution", config.resolution, expected)
+        check_setting(config.norm in get_args(DDPMPPNorm), "norm", config.norm, "add, adagn or double")
+        check_setting(config.augment >= 0, "augment", config.augment, "0 or more")
+        check_setting(0 <= config.dropout < 1, "dropout", config.dropout, "a number in [0, 1)")
+        features = config.conditioning.width
+        check_setting(features >= 4, "conditioning.width", features, "an even number >= 4")
+        self.config = config
+        self.sigma_data = sigma_data
+        self.takes_guidance = config.conditioning.takes_guidance
+        self.null_label = config.conditioning.num_classes or None
+        self.model = DDPMPPBody(config)
+        self.guidance = GuidanceEmbedding(features) if self.takes_guidance else None
+
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        label: Tensor | None = None,
+        guidance: Tensor | None = None,
+        augment: Tensor | None = None,
+    ) -> Tensor:
+        if x.ndim != 4 or x.shape[1] != self.config.channels:
+            raise UserError(
+                f"images of shape {tuple(x.shape)}; expected (b, {self.config.channels}, h, w); use images with "
+                f"{self.config.channels} channels or set network.channels"
+            )
+        check_conditions(self.config.conditioning, label, guidance)
+        if augment is not None and augment.shape != (x.shape[0], self.config.augment):
+            raise UserError(
+                f"augmentation labels of shape {tuple(augment.shape)}; expected ({x.shape[0]}, {self.config.augment}); "
+                "drop them or set network.augment"
+            )
+        with full_precision(x):
+            noise = c_noise(t, self.config.conditioning.time_map, self.sigma_data)
+            strength = None if self.guidance is None or guidance is None else self.guidance(guidance)
+            emb = self.model.embed(noise, label, augment, strength)
+        return self.model(x, emb)
+
+
+class DDPMPPBody(nn.Module):
+    """The U-Net of `DDPMPP`, whose parts carry the published names."""
+
+    def __init__(self, config: DDPMPPConfig) -> None:
+        super().__init__()
+        conditioning = config.conditioning
+        features, emb_width, classes = conditioning.width, 4 * config.width, conditioning.num_classes
+
+        # Embedding: time, class and augmentation features, summed, then two linear layers.
+        self.map_noise: nn.Module
+        if conditioning.time_embedding == "positional":
+            self.map_noise = PositionalEmbedding(features, endpoint=True)
+        else:
+            self.map_noise = FourierEmbedding(features, conditioning.fourier_scale)
+        self.map_label = ConditioningLinear(classes, features) if classes else None
+        self.map_augment = ConditioningLinear(config.augment, features, bias=False) if config.augment else None
+        self.map_layer0 = ConditioningLinear(features, emb_width)
+        self.map_layer1 = ConditioningLinear(emb_width, emb_width)
+
+        def block(c_in: int, c_out: int, resample: Resample | None = None, attention: bool = False) -> DDPMPPBlock:
+            return DDPMPPBlock(c_in, c_out, emb_width, config.norm, config.dropout, resample, attention)
+
+        levels = [(config.resolution >> i, config.width * m) for i, m in enumerate(config.mult)]
+        names = [f"{side}x{side}" for side, _ in levels]
+
+        # Encoder: the input convolution, then per level an optional halving and `blocks` blocks. Every output is kept.
+        self.enc = nn.ModuleDict({f"{names[0]}_conv": nn.Conv2d(config.channels, config.width, 3, padding=1)})
+        kept, c = [config.width], config.width
+        for i, (side, c_out) in enumerate(levels):
+            if i > 0:
+                self.enc[f"{names[i]}_down"] = block(c, c, "down")
+                kept.append(c)
+            for k in range(config.blocks):
+                self.enc[f"{names[i]}_block{k}"] = block(c, c_out, attention=side in config.attention)
+                c = c_out
+                kept.append(c)
+
+        # Decoder: two blocks at the coarsest level, then per level `blocks + 1` that take a kept output, and a doubling.
+        self.dec = nn.ModuleDict()
+        for i, (side, c_out) in reversed([*enumerate(levels)]):
+            if i == len(levels) - 1:
+                self.dec[f"{names[i]}_in0"] = block(c, c, attention=True)
+                self.dec[f"{names[i]}_in1"] = block(c, c)
+            else:
+                self.dec[f"{names[i]}_up"] = block(c, c, "up")
+            for k in range(config.blocks + 1):
+                attention = k == config.blocks and side in config.attention
+                self.dec[f"{names[i]}_block{k}"] = block(c + kept.pop(), c_out, attention=attention)
+                c = c_out
+        self.aux = f"{names[0]}_aux"
+        self.dec[f"{self.aux}_norm"] = group_norm(c)
+        self.dec[f"{self.aux}_conv"] = nn.Conv2d(c, config.channels, 3, padding=1)
+
+        self.apply(xavier)
+        for module in self.modules():
+            if isinstance(module, DDPMPPBlock):
+                module.start_small()
+        nn.init.zeros_(self.dec[f"{self.aux}_conv"].weight)  # type: ignore[arg-type]
+
+    def embed(self, noise: Tensor, label: Tensor | None, augment: Tensor | None, guidance: Tensor | None) -> Tensor:
+        """The conditioning vector `(b, 4 width)`; guidance is an embedding `(b, features)`."""
+        cosines, sines = self.map_noise(noise).chunk(2, dim=1)
+        emb = torch.cat([sines, cosines], dim=1)
+        if self.map_label is not None:
+            classes = self.map_label.in_features
+            one_hot = torch.zeros(len(noise), classes, dtype=emb.dtype, device=emb.device)
+            if label is not None:  # the null label is equal to no class
+                one_hot = (label[:, None] == torch.arange(classes, device=emb.device)).to(emb.dtype)
+            emb = emb + self.map_label(one_hot * math.sqrt(classes))
+        if self.map_augment is not None and augment is not None:
+            emb = emb + self.map_augment(augment)
+        if guidance is not None:
+            emb = emb + guidance
+        return F.silu(self.map_layer1(F.silu(self.map_layer0(emb))))
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        kept: list[Tensor] = []
+        h = x
+        for layer in self.enc.values():
+            h = layer(h, emb) if isinstance(layer, DDPMPPBlock) else layer(h)
+            kept.append(h)
+        for name, layer in self.dec.items():
+            if "_block" in name:
+                h = layer(torch.cat([h, kept.pop()], dim=1), emb)
+            elif "_up" in name:
+                h = layer(h, emb, (kept[-1].shape[-2], kept[-1].shape[-1]))
+            elif "_in" in name:
+                h = layer(h, emb)
+        h = F.silu(self.dec[f"{self.aux}_norm"](h))
+        return self.dec[f"{self.aux}_conv"](h)
+
+
+class DDPMPPBlock(nn.Module):
+    """A residual block, and self-attention after it where asked for; h_0 = conv0(resample(silu(norm0(x))))::
+
+        add      h = norm1(h_0 + a(emb))
+        adagn    h = norm1(h_0) * (1 + s(emb)) + b(emb)
+        double   h = norm1(h_0) * pnorm(s(emb)) + pnorm(b(emb))
+
+        x <- (skip(resample(x)) + conv1(drop(silu(h)))) / sqrt(2)
+        x <- (x + attention(norm2(x))) / sqrt(2)
+
+    `affine` computes a, or s and b, in float32 or higher. Attention has one head and runs in float32 or higher too.
+
+    Shapes: x `(b, c_in, h, w)`, emb `(b, e)`; result `(b, c_out, h', w')`, with half the sides for resample = "down", and
+    `(h', w') = size` for resample = "up".
     """
 
     def __init__(
@@ -63,137 +242,91 @@ class UNetBlock(nn.Module):
         c_in: int,
         c_out: int,
         emb_width: int,
-        norm: NormKind,
+        norm: DDPMPPNorm,
         dropout: float,
-        *,
-        down: bool = False,
+        resample: Resample | None = None,
         attention: bool = False,
     ) -> None:
         super().__init__()
-        self.down = down
-        self.norm0 = nn.GroupNorm(norm_groups(c_in), c_in)
-        self.conv0 = nn.Conv2d(c_in, c_out, 3, padding=1)
-        self.norm1 = AdaptiveNorm(c_out, emb_width, norm)
+        self.c_out, self.norm, self.attention = c_out, norm, attention
+        self.norm0 = group_norm(c_in)
+        self.conv0 = ResampleConv(c_in, c_out, 3, resample)
+        self.affine = ConditioningLinear(emb_width, c_out if norm == "add" else 2 * c_out)
+        self.norm1 = group_norm(c_out)
         self.dropout = nn.Dropout(dropout)
         self.conv1 = nn.Conv2d(c_out, c_out, 3, padding=1)
-        nn.init.normal_(self.conv1.weight, std=1e-5)
-        zero_bias(self.conv1)
-        self.skip = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else None
-        self.attention = SelfAttention(c_out) if attention else None
+        self.skip = ResampleConv(c_in, c_out, 1, resample) if resample or c_in != c_out else None
+        if attention:
+            self.norm2 = group_norm(c_out)
+            self.qkv = nn.Conv2d(c_out, 3 * c_out, 1)
+            self.proj = nn.Conv2d(c_out, c_out, 1)
+
+    def start_small(self) -> None:
+        """Weights, after `xavier`, with which the block begins close to its skip connection."""
+        with torch.no_grad():
+            self.conv1.weight.mul_(1e-5)
+            if self.attention:
+                self.qkv.weight.mul_(math.sqrt(0.2))
+                self.proj.weight.mul_(1e-5)
+            if self.norm == "double":  # near a plain normalization: scale 1, shift of small random direction
+                self.affine.bias[: self.c_out] = 1.0
 
     def forward(self, x: Tensor, emb: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        h = F.silu(self.norm0(x))
-        if self.down:
-            x, h = downsample(x), downsample(h)
-        elif size is not None:
-            x, h = upsample(x, size), upsample(h, size)
-        h = self.norm1(self.conv0(h), emb)
-        h = self.conv1(self.dropout(F.silu(h)))
-        x = (h + (x if self.skip is None else self.skip(x))) * math.sqrt(0.5)
-        return x if self.attention is None else self.attention(x)
+        h = self.conv0(F.silu(self.norm0(x)), size)
+        h = F.silu(self.modulate(h, self.affine(emb)))
+        h = self.conv1(self.dropout(h))
+        x = (h + (x if self.skip is None else self.skip(x, size))) * math.sqrt(0.5)
+        return (x + self.attend(x)) * math.sqrt(0.5) if self.attention else x
+
+    def modulate(self, h: Tensor, affine: Tensor) -> Tensor:
+        """`norm1` and the conditioning; affine `(b, c_out)` or, scale and shift, `(b, 2 c_out)`."""
+        if self.norm == "add":
+            return self.norm1(h + affine[:, :, None, None].to(h.dtype))
+        scale, shift = affine.chunk(2, dim=1)
+        if self.norm == "double":
+            scale, shift = pixel_norm(scale), pixel_norm(shift)
+        else:
+            scale = scale + 1
+        y = self.norm1(h)
+        return torch.addcmul(shift[:, :, None, None].to(y.dtype), y, scale[:, :, None, None].to(y.dtype))
+
+    def attend(self, x: Tensor) -> Tensor:
+        """Self-attention over positions; queries, keys and values alternate in the channels of `qkv`."""
+        b, c, h, w = x.shape
+        qkv = self.qkv(self.norm2(x)).reshape(b, 1, c, 3, h * w)
+        with full_precision(x):
+            q, k, v = qkv.to(torch.promote_types(qkv.dtype, torch.float32)).transpose(2, 4).unbind(3)
+            y = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(y.transpose(2, 3).reshape(b, c, h, w).to(x.dtype))
 
 
-class UNet(nn.Module):
-    """`F(x, t, label, guidance)` for images.
+class ResampleConv(nn.Conv2d):
+    """A convolution, after halving the sides of its input (down) or doubling them to `size` (up).
 
-    An image whose side is no multiple of `patch` is padded by repeating its edge and the result cropped; odd sizes between
-    levels are rounded up, so that every size works. The output layer starts at zero: zero velocity before training.
-
-    Shapes: x `(b, channels, h, w)` of unit variance, t `(b,)`, label int64 `(b,)` in [0, num_classes] (num_classes itself is
-    the null label), guidance `(b,)`; result like x.
-
-    Raises:
-        UserError: for images of another channel count, or a configuration without levels.
+    `resample_filter`, part of the published weights, is the mean over 2x2 cells that both are made of.
     """
 
-    def __init__(self, config: UNetConfig, sigma_data: float = 0.5) -> None:
-        super().__init__()
-        for name in ("channels", "width", "blocks", "patch"):
-            check_setting(getattr(config, name) >= 1, name, getattr(config, name), "at least 1")
-        check_setting(
-            bool(config.mult) and min(config.mult) >= 1, "mult", config.mult, "one number >= 1 for each level"
-        )
-        known = all(0 <= level < len(config.mult) for level in config.attention)
-        check_setting(known, "attention", config.attention, f"levels from 0 to {len(config.mult) - 1}")
-        check_setting(0 <= config.dropout < 1, "dropout", config.dropout, "a number in [0, 1)")
-        self.config = config
-        self.conditioning = Conditioning(config.conditioning, sigma_data)
-        self.takes_guidance = config.conditioning.takes_guidance
-        self.null_label = config.conditioning.num_classes or None
-        emb_width = self.conditioning.out_width
-        levels = range(len(config.mult))
-        widths = [config.width * m for m in config.mult]
-        c_data = config.channels * config.patch**2
+    def __init__(self, c_in: int, c_out: int, kernel: int, resample: Resample | None) -> None:
+        super().__init__(c_in, c_out, kernel, padding=kernel // 2)
+        self.resample = resample
+        if resample:
+            self.register_buffer("resample_filter", torch.full((1, 1, 2, 2), 0.25))
 
-        def block(c_in: int, c_out: int, level: int, *, down: bool = False, attention: bool | None = None) -> UNetBlock:
-            attend = level in config.attention if attention is None else attention
-            return UNetBlock(c_in, c_out, emb_width, config.norm, config.dropout, down=down, attention=attend)
+    def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        if self.resample == "down":
+            x = downsample(x)
+        elif self.resample == "up" and size is not None:
+            x = upsample(x, size)
+        return super().forward(x)
 
-        # Encoder: the input convolution, then per level an optional halving and `blocks` blocks. Every output is kept.
-        self.inp = nn.Conv2d(c_data, widths[0], 3, padding=1)
-        self.encoder = nn.ModuleList()
-        kept, c = [widths[0]], widths[0]
-        for level in levels:
-            if level > 0:
-                self.encoder.append(block(c, c, level, down=True, attention=False))
-                kept.append(c)
-            for _ in range(config.blocks):
-                self.encoder.append(block(c, widths[level], level))
-                c = widths[level]
-                kept.append(c)
 
-        # Middle: two blocks at the coarsest level.
-        self.middle = nn.ModuleList([block(c, c, levels[-1]), block(c, c, levels[-1], attention=False)])
+def group_norm(channels: int) -> nn.GroupNorm:
+    """Group normalization with groups of at least 4 channels, at most 32 of them."""
+    return nn.GroupNorm(norm_groups(channels), channels, eps=1e-6)
 
-        # Decoder: per level `blocks + 1` blocks, each taking one kept output, then a doubling.
-        self.decoder = nn.ModuleList()
-        self.ups = nn.ModuleList()
-        for level in reversed(levels):
-            stage = nn.ModuleList()
-            for _ in range(config.blocks + 1):
-                stage.append(block(c + kept.pop(), widths[level], level))
-                c = widths[level]
-            self.decoder.append(stage)
-            if level > 0:
-                self.ups.append(block(c, c, level - 1, attention=False))
 
-        self.out_norm = nn.GroupNorm(norm_groups(c), c)
-        self.out = nn.Conv2d(c, c_data, 3, padding=1)
-        nn.init.zeros_(self.out.weight)
-        zero_bias(self.out)
-
-    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None, guidance: Tensor | None = None) -> Tensor:
-        if x.ndim != 4 or x.shape[1] != self.config.channels:
-            raise UserError(
-                f"images of shape {tuple(x.shape)}; expected (b, {self.config.channels}, h, w); use images with "
-                f"{self.config.channels} channels or set network.channels"
-            )
-        with torch.autocast(device_type=x.device.type, enabled=False):
-            emb = self.conditioning(t, label, guidance)
-        size, patch = x.shape[-2:], self.config.patch
-        h = x
-        if patch > 1:
-            pad = (-size[1] % patch, -size[0] % patch)
-            if any(pad):
-                h = F.pad(h, (0, pad[0], 0, pad[1]), mode="replicate")
-            h = F.pixel_unshuffle(h, patch)
-
-        h = self.inp(h)
-        kept = [h]
-        for block in self.encoder:
-            h = block(h, emb)
-            kept.append(h)
-        for block in self.middle:
-            h = block(h, emb)
-        for i, stage in enumerate(self.decoder):
-            for block in stage:  # type: ignore[attr-defined]
-                h = block(torch.cat([h, kept.pop()], dim=1), emb)
-            if i < len(self.ups):
-                h = self.ups[i](h, emb, size=tuple(kept[-1].shape[-2:]))
-        h = self.out(F.silu(self.out_norm(h)))
-
-        if patch > 1:
-            h = F.pixel_shuffle(h, patch)
-            if any(pad):
-                h = h[..., : size[0], : size[1]]
-        return h
+def xavier(module: nn.Module) -> None:
+    """Uniform weights of variance `2 / (fan_in + fan_out)` and no bias, for linear layers and convolutions."""
+    if isinstance(module, nn.Linear | nn.Conv2d):
+        nn.init.xavier_uniform_(module.weight)
+        zero_bias(module)

@@ -17,22 +17,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trigflow.errors import UserError
-from trigflow.networks.layers import check_setting
+from trigflow.networks.layers import ConditioningLinear, check_setting
 
 
 class PositionalEmbedding(nn.Module):
     """`[cos(w_i x), sin(w_i x)]` with `w_i = max_period^(-i/n)`, i = 0 ... n-1 and n = width / 2.
 
-    Frequencies run from 1 down to `1 / max_period`, so the derivative in x is at most one everywhere.
+    Frequencies run from 1 down to `1 / max_period`, so the derivative in x is at most one everywhere. With `endpoint` the
+    last frequency is `1 / max_period` itself, `w_i = max_period^(-i/(n-1))`, as in DDPM++.
     Shapes: `(b,)` to `(b, width)`. Source: Vaswani et al. 2017; Song et al. 2021 (DDPM++).
     """
 
     frequencies: Tensor
 
-    def __init__(self, width: int, max_period: float = 10_000.0) -> None:
+    def __init__(self, width: int, max_period: float = 10_000.0, endpoint: bool = False) -> None:
         super().__init__()
         half = width // 2
-        exponent = torch.arange(half, dtype=torch.float64) / half
+        exponent = torch.arange(half, dtype=torch.float64) / (half - 1 if endpoint else half)
         self.register_buffer("frequencies", (max_period**-exponent).float(), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -60,6 +61,27 @@ class FourierEmbedding(nn.Module):
         return math.sqrt(2) * torch.cos(2 * math.pi * (x[:, None] * self.frequencies + self.phases))
 
 
+class GuidanceEmbedding(ConditioningLinear):
+    """`W p(s - 1) + b` for guidance scales s, with positional features p. W and b start at zero: no effect.
+
+    Shapes: `(b,)` to `(b, out_width)`, by default of the width of the features.
+    """
+
+    def __init__(self, width: int, out_width: int | None = None) -> None:
+        super().__init__(width, width if out_width is None else out_width)
+        self.features = PositionalEmbedding(width, max_period=100.0)
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, guidance: Tensor) -> Tensor:
+        return super().forward(self.features(guidance - 1.0))
+
+
+def c_noise(t: Tensor, time_map: Literal["identity", "log"], sigma_data: float) -> Tensor:
+    """What the network is told of the time t: t itself, or EDM's `log(sd tan t) / 4`. Shapes: `(b,)` to `(b,)`."""
+    return torch.log(sigma_data * torch.tan(t)) / 4 if time_map == "log" else t
+
+
 @dataclass(frozen=True)
 class ConditioningConfig:
     """What the network is told beside its noisy input, and in which form."""
@@ -76,6 +98,29 @@ class ConditioningConfig:
     """Classes of a class-conditional network; 0 for an unconditional one. One more index is the null label."""
     takes_guidance: bool = False
     """Whether the guidance scale is an input (a guided student)."""
+
+
+def check_conditioning(config: ConditioningConfig) -> None:
+    """Raise a UserError for settings of the conditioning path that make no sense."""
+    check_setting(
+        config.width >= 2 and config.width % 2 == 0, "conditioning.width", config.width, "an even number >= 2"
+    )
+    check_setting(config.num_classes >= 0, "num_classes", config.num_classes, "0 or more")
+    check_setting(config.time_map in ("identity", "log"), "time_map", config.time_map, "identity or log")
+    embeddings = ("positional", "fourier")
+    check_setting(config.time_embedding in embeddings, "time_embedding", config.time_embedding, " or ".join(embeddings))
+
+
+def check_conditions(config: ConditioningConfig, label: Tensor | None, guidance: Tensor | None) -> None:
+    """Raise a UserError for inputs that the network does not take, or a guidance scale that it misses."""
+    if label is not None and not config.num_classes:
+        raise UserError("labels were given to an unconditional network; expected none; drop the labels")
+    if guidance is None and config.takes_guidance:
+        raise UserError(
+            "this network takes the guidance scale as an input; expected guidance of shape (b,); pass guidance"
+        )
+    if guidance is not None and not config.takes_guidance:
+        raise UserError("a guidance scale was given to a network that takes none; expected None; drop guidance")
 
 
 class Conditioning(nn.Module):
@@ -95,15 +140,7 @@ class Conditioning(nn.Module):
 
     def __init__(self, config: ConditioningConfig, sigma_data: float = 0.5) -> None:
         super().__init__()
-        check_setting(
-            config.width >= 2 and config.width % 2 == 0, "conditioning.width", config.width, "an even number >= 2"
-        )
-        check_setting(config.num_classes >= 0, "num_classes", config.num_classes, "0 or more")
-        check_setting(config.time_map in ("identity", "log"), "time_map", config.time_map, "identity or log")
-        embeddings = ("positional", "fourier")
-        check_setting(
-            config.time_embedding in embeddings, "time_embedding", config.time_embedding, " or ".join(embeddings)
-        )
+        check_conditioning(config)
         self.config = config
         self.sigma_data = sigma_data
         width = config.width
@@ -115,31 +152,17 @@ class Conditioning(nn.Module):
             self.time = PositionalEmbedding(width)
         self.label = nn.Embedding(config.num_classes + 1, width) if config.num_classes else None
         if config.takes_guidance:
-            self.guidance_features = PositionalEmbedding(width, max_period=100.0)
-            self.guidance = nn.Linear(width, width)
-            nn.init.zeros_(self.guidance.weight)
-            nn.init.zeros_(self.guidance.bias)
+            self.guidance = GuidanceEmbedding(width)
         self.linear1 = nn.Linear(width, self.out_width)
         self.linear2 = nn.Linear(self.out_width, self.out_width)
 
     def forward(self, t: Tensor, label: Tensor | None = None, guidance: Tensor | None = None) -> Tensor:
-        if self.config.time_map == "log":
-            c_noise = torch.log(self.sigma_data * torch.tan(t)) / 4
-        else:
-            c_noise = t
-        emb = self.time(c_noise)
+        check_conditions(self.config, label, guidance)
+        emb = self.time(c_noise(t, self.config.time_map, self.sigma_data))
         if self.label is not None:
             if label is None:
                 label = torch.full(t.shape, self.config.num_classes, dtype=torch.int64, device=t.device)
             emb = emb + self.label(label)
-        elif label is not None:
-            raise UserError("labels were given to an unconditional network; expected none; drop the labels")
-        if self.config.takes_guidance:
-            if guidance is None:
-                raise UserError(
-                    "this network takes the guidance scale as an input; expected guidance of shape (b,); pass guidance"
-                )
-            emb = emb + self.guidance(self.guidance_features(guidance - 1.0))
-        elif guidance is not None:
-            raise UserError("a guidance scale was given to a network that takes none; expected None; drop guidance")
+        if guidance is not None:
+            emb = emb + self.guidance(guidance)
         return F.silu(self.linear2(F.silu(self.linear1(emb))))

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trigflow.errors import UserError
 from trigflow.networks.embeddings import Conditioning, ConditioningConfig
-from trigflow.networks.layers import AdaptiveNorm, NormKind, check_setting
+from trigflow.networks.layers import AdaptiveNorm, NormKind, check_setting, full_precision
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ class MLP(nn.Module):
             raise UserError(
                 f"vectors of shape {tuple(x.shape)}; expected (b, {self.config.features}); reshape the data or set features"
             )
-        with torch.autocast(device_type=x.device.type, enabled=False):
+        with full_precision(x):
             emb = self.conditioning(t, label, guidance)
         h = self.inp(x)
         for block in self.blocks:

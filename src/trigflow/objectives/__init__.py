@@ -3,6 +3,7 @@
 from trigflow.objectives.common import AdaptiveWeight, Loss, Network, VelocityFunction
 from trigflow.objectives.consistency import TangentConfig, consistency_loss, consistency_tangent, shape_tangent
 from trigflow.objectives.diffusion import diffusion_loss
+from trigflow.objectives.distribution import generate, vsd_direction, vsd_loss
 
 __all__ = [
     "AdaptiveWeight",
@@ -13,5 +14,8 @@ __all__ = [
     "consistency_loss",
     "consistency_tangent",
     "diffusion_loss",
+    "generate",
     "shape_tangent",
+    "vsd_direction",
+    "vsd_loss",
 ]

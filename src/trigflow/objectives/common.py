@@ -10,13 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trigflow.process import TrigFlow
+from trigflow.process import HALF_PI, TrigFlow
 
 Network = Callable[..., Any]
 """`network(x_t / sd, t, label, guidance) -> F`, tensors of the batch; see trigflow.networks."""
 
 VelocityFunction = Callable[[Tensor, Tensor], Tensor]
 """`velocity(x_t, t) -> dx_t/dt`, t of shape `(b,)`."""
+
+
+NEAREST = 1e-6
+"""Distance that `AdaptiveWeight` keeps from the ends of the quarter circle."""
 
 
 @dataclass
@@ -39,6 +43,9 @@ class AdaptiveWeight(nn.Module):
     Minimizing `exp(w) e(t) - w` gives `w = -log e(t)`: every time then contributes equally to the gradient. Not part of
     the network: neither EMA nor sampling needs it. (EDM2 writes logvar = -w.)
 
+    Times closer than 1e-6 to 0 or pi/2 count as that close, so `|log tan(t)|` stays below 13.9 and w finite: the float32
+    number nearest to pi/2 lies beyond it, where the tangent is negative.
+
     Shapes: `(b,)` to `(b,)`. Source: Lu and Song 2025, section 4.2; Karras et al. 2024, section 2.3.
     """
 
@@ -56,6 +63,7 @@ class AdaptiveWeight(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, t: Tensor) -> Tensor:
+        t = t.clamp(NEAREST, HALF_PI - NEAREST)
         c_noise = torch.log(self.process.sigma_from_time(t)) / 4
         angle = 2 * math.pi * (c_noise[:, None] * self.frequencies + self.phases)
         with torch.autocast(device_type=t.device.type, enabled=False):

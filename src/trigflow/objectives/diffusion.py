@@ -18,6 +18,7 @@ def diffusion_loss(
     t: Tensor,
     *,
     label: Tensor | None = None,
+    guidance: Tensor | None = None,
     weight: Callable[[Tensor], Tensor] | None = None,
 ) -> Loss:
     """Velocity prediction with adaptive weighting::
@@ -25,12 +26,13 @@ def diffusion_loss(
         L = E[ exp(w(t)) / D || sd F(x_t / sd, t) - v ||^2 - w(t) ],    v = cos(t) z - sin(t) x0
 
     Args:
-        network: called as `network(x_t / sd, t, label, None)`.
+        network: called as `network(x_t / sd, t, label, guidance)`.
         process: the TrigFlow process.
         x0: data, `(b, ...)`, standard deviation sd.
         noise: `z ~ N(0, sd^2 I)`, like x0.
         t: times `(b,)` in (0, pi/2).
         label: int64 `(b,)`, label dropout already applied, or None.
+        guidance: guidance scale `(b,)` of a network that takes it (the fake score of a guided student), or None.
         weight: `w(t)`, `(b,)` to `(b,)`; None for no weighting.
 
     Returns:
@@ -40,6 +42,6 @@ def diffusion_loss(
     """
     x_t = process.interpolate(x0, noise, t)
     target = process.velocity(x0, noise, t)
-    prediction = network(x_t / process.sigma_data, t, label, None)
+    prediction = network(x_t / process.sigma_data, t, label, guidance)
     error = per_sample_mean_square(process.sigma_data * prediction - target)
     return Loss(weighted_mean(error, t, weight), as_figures(t=t, loss=error))

@@ -6,6 +6,7 @@ wants to know beside these (label, guidance scale) is bound here, once, so that 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Protocol
 
@@ -71,55 +72,115 @@ def network_velocity(
 def guided_velocity(
     network: Network,
     process: TrigFlow,
-    label: int | Tensor,
+    label: int | Tensor | None,
     scale: float | Tensor,
+    *,
     null_label: int | None = None,
+    negative: Network | None = None,
+    interval: tuple[float, float] | None = None,
 ) -> VelocityFunction:
-    """Classifier-free guidance: `v = sd F_s`, `F_s = F_uncond + s (F_cond - F_uncond)`.
+    """Guidance by extrapolation away from a negative: `v = sd F_s`, `F_s = F_neg + s (F - F_neg)`.
 
-    Both branches run in one call on a batch of 2b (unconditional half first), which counts as two evaluations. When every
-    scale is exactly 1 the unconditional branch has no influence and is left out.
+    ============================  =====================================  ====================================
+    guidance                      F_neg                                  source
+    ============================  =====================================  ====================================
+    classifier-free (default)     `network` at the null label            Ho and Salimans 2022, with s = 1 + w
+    autoguidance (`negative`)     `negative` at the same label           Karras et al. 2024, arXiv 2406.02507
+    ============================  =====================================  ====================================
+
+    The negative of autoguidance is a worse version of the network: smaller, or trained for less time. It may be
+    unconditional, and then is not told the label; and it can guide a network without classes.
+
+    With an `interval` of noise levels, guidance acts where `lo <= sd tan(t) <= hi`, both ends included, and elsewhere
+    `F_s = F` (Kynkaanniemi et al. 2024, arXiv 2404.07724). Only samples inside need the second evaluation, and a call with
+    none inside makes no second evaluation at all. The same happens when every scale is exactly 1.
+
+    Classifier-free guidance evaluates both branches in one call, the negative ones first: a batch of 2b where all samples
+    are inside the interval. Either way one guided sample counts as two evaluations.
 
     Args:
-        network: a class-conditional `Network`, without guidance input.
+        network: a `Network` without guidance input; class-conditional for classifier-free guidance.
         process: gives `sd`.
-        label: one class for all samples, or int64 `(b,)`.
-        scale: s, one number or `(b,)`; 1 is the conditional model, 0 the unconditional one.
-        null_label: index that means "no class"; the network's own `null_label` unless given.
+        label: one class for all samples, or int64 `(b,)`; None for an unconditional network, with `negative`.
+        scale: s, one number or `(b,)`; 1 is the network itself, 0 the negative.
+        null_label: index that means "no class"; the network's own `null_label` unless given. Not with `negative`.
+        negative: network of autoguidance, on the same data and of the same `sd`; None for classifier-free guidance.
+        interval: `(lo, hi)`, EDM noise levels with `0 <= lo < hi`; `hi` may be infinite. None guides everywhere. It is
+            stated in sigma, like `sigma_min`, `sigma_max` and the published intervals, so that it does not depend on sd.
 
     Raises:
-        UserError: if there is no null label, the network takes the scale as an input, or, when called, labels or scales do
-            not match the batch.
-
-    Source: Ho and Salimans 2022 (arXiv 2207.12598), with s = 1 + w of its equation 6.
+        UserError: if there is nothing to guide away from, a network takes the scale as an input, the interval is none, or,
+            when called, labels or scales do not match the batch.
     """
-    if null_label is None:
-        null_label = getattr(network, "null_label", None)
-    if null_label is None:
+    if negative is None:
+        null_label = getattr(network, "null_label", None) if null_label is None else null_label
+        if null_label is None:
+            raise UserError(
+                "guidance for a network without a null label; expected a class-conditional network trained with label "
+                "dropout, or a negative network; pass null_label or negative, or use network_velocity"
+            )
+        if label is None:
+            raise UserError("guidance without a label; expected a class, or a negative network; pass label or negative")
+    elif null_label is not None:
         raise UserError(
-            "guidance for a network without a null label; expected a class-conditional network trained with label dropout; "
-            "pass null_label or use network_velocity"
+            "both null_label and negative; expected one, each says what to guide away from; drop one of them"
         )
-    if getattr(network, "takes_guidance", False):
+    if any(getattr(net, "takes_guidance", False) for net in (network, negative)):
         raise UserError(
-            "classifier-free guidance for a network that takes the scale as an input; expected one without; "
+            "guidance by two evaluations for a network that takes the scale as an input; expected one without; "
             "use network_velocity with guidance"
         )
+    bounds = None if interval is None else time_interval(process, interval)
     if bool(torch.all(torch.as_tensor(scale) == 1)):
         return network_velocity(network, process, label)
     sd = process.sigma_data
 
     def velocity(x_t: Tensor, t: Tensor) -> Tensor:
-        cond = per_sample(label, x_t, torch.int64, "labels")
-        labels = torch.cat([torch.full_like(cond, null_label), cond])
+        b = x_t.shape[0]
+        classes = None if label is None else per_sample(label, x_t, torch.int64, "labels")
+        s = per_sample(scale, x_t, x_t.dtype, "guidance scales").reshape(-1, *[1] * (x_t.ndim - 1))
+        inside = None if bounds is None else inside_interval(t, bounds)
+        if inside is not None and not bool(inside.any()):
+            return sd * network(x_t / sd, t, classes, None).to(x_t.dtype)
+        chosen = None if inside is None or bool(inside.all()) else inside.nonzero()[:, 0]
+
+        def pick(value: Tensor) -> Tensor:
+            return value if chosen is None else value[chosen]
+
         x = x_t / sd
-        f_uncond, f_cond = network(torch.cat([x, x]), torch.cat([t, t]), labels, None).to(x_t.dtype).chunk(2)
-        s: float | Tensor = scale
-        if isinstance(scale, Tensor):
-            s = per_sample(scale, x_t, x_t.dtype, "guidance scales").reshape(-1, *[1] * (x_t.ndim - 1))
-        return sd * (f_uncond + s * (f_cond - f_uncond))
+        if negative is not None:
+            f = network(x, t, classes, None).to(x_t.dtype)
+            told = classes is not None and getattr(negative, "null_label", 0) is not None
+            f_neg = negative(pick(x), pick(t), pick(classes) if told else None, None).to(x_t.dtype)  # type: ignore[arg-type]
+        else:
+            labels = torch.cat([torch.full_like(pick(classes), null_label), classes])  # type: ignore[arg-type, list-item]
+            both = network(torch.cat([pick(x), x]), torch.cat([pick(t), t]), labels, None).to(x_t.dtype)
+            f_neg, f = both.split([len(both) - b, b])
+        guided = f_neg + pick(s) * (pick(f) - f_neg)
+        return sd * (guided if chosen is None else f.index_copy(0, chosen, guided))
 
     return velocity
+
+
+def time_interval(process: TrigFlow, interval: tuple[float, float]) -> tuple[float, float]:
+    """The times `(atan(lo / sd), atan(hi / sd))` of an interval of EDM noise levels.
+
+    Raises:
+        UserError: unless `0 <= lo < hi`.
+    """
+    low, high = interval
+    if not 0 <= low < high:
+        raise UserError(
+            f"guidance interval ({low:g}, {high:g}); expected two noise levels sigma with 0 <= low < high; "
+            "correct the guidance interval"
+        )
+    return math.atan(low / process.sigma_data), math.atan(high / process.sigma_data)
+
+
+def inside_interval(t: Tensor, bounds: tuple[float, float]) -> Tensor:
+    """Which of the times `(b,)` lie in `[low, high]`; the ends are rounded as t is, so that a time at an end is inside."""
+    low, high = torch.tensor(bounds, dtype=torch.float64).to(t.dtype)
+    return (t >= low.item()) & (t <= high.item())
 
 
 def per_sample(value: float | Tensor, x: Tensor, dtype: torch.dtype, what: str) -> Tensor:

@@ -15,28 +15,34 @@ import torch
 from torch import Tensor, nn
 
 from trigflow.errors import UserError
-from trigflow.files import read_json, read_tensors, write_folder, write_json, write_tensors
+from trigflow.files import clear_leftovers, read_json, read_tensors, write_folder, write_json, write_tensors
 
 FORMAT = 1
 COUNTERS = ("iteration", "skipped")
 """Whole numbers that every `state.json` has."""
+
+RUN_FILES = frozenset({"config.json", "metrics.jsonl", "model.json", "network.safetensors"})
+"""What a run writes into its folder beside checkpoints."""
 
 
 def save_checkpoint(
     folder: Path,
     iteration: int,
     modules: dict[str, nn.Module],
-    optimizer: torch.optim.Optimizer,
+    optimizers: dict[str, torch.optim.Optimizer],
     extra: dict[str, Any],
     keep: int = 2,
 ) -> Path:
-    """Write the checkpoint of `iteration` below the run folder and drop all but the newest `keep`."""
+    """Write the checkpoint of `iteration` below the run folder and drop all but the newest `keep`.
+
+    Modules and optimizers are kept under the names they are given by, `<name>.<entry>` and `<name>.<parameter>.<entry>`.
+    """
     tensors: dict[str, Tensor] = {}
     for name, module in modules.items():
         tensors.update({f"{name}.{key}": value for key, value in module.state_dict().items()})
-    for index, state in optimizer.state_dict()["state"].items():
-        for key, value in state.items():
-            tensors[f"optimizer.{index}.{key}"] = torch.as_tensor(value)
+    for name, optimizer in optimizers.items():
+        for index, state in optimizer.state_dict()["state"].items():
+            tensors.update({f"{name}.{index}.{key}": torch.as_tensor(value) for key, value in state.items()})
 
     def fill(target: Path) -> None:
         write_tensors(target / "state.safetensors", tensors)
@@ -57,8 +63,18 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in found if (path / "state.json").is_file())
 
 
-def load_checkpoint(path: Path, modules: dict[str, nn.Module], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Restore modules and optimizer in place; returns the content of `state.json`.
+def clear_unfinished(folder: Path) -> None:
+    """Remove the unfinished checkpoints, snapshots, pictures and files that a killed run left in its folder."""
+    clear_leftovers(folder / "checkpoints", str.isdigit)
+    clear_leftovers(folder / "ema", lambda name: name.endswith((".safetensors", ".json")))
+    clear_leftovers(folder / "samples", lambda name: name.endswith(".png"))
+    clear_leftovers(folder, RUN_FILES.__contains__)
+
+
+def load_checkpoint(
+    path: Path, modules: dict[str, nn.Module], optimizers: dict[str, torch.optim.Optimizer]
+) -> dict[str, Any]:
+    """Restore modules and optimizers in place; returns the content of `state.json`.
 
     Raises:
         UserError: when a file is damaged, or belongs to another network or optimizer.
@@ -76,8 +92,14 @@ def load_checkpoint(path: Path, modules: dict[str, nn.Module], optimizer: torch.
     tensors = read_tensors(path / "state.safetensors", "checkpoint")
     for name, module in modules.items():
         load_weights(module, _below(tensors, name), f"checkpoint '{path}' ({name})")
+    for name, optimizer in optimizers.items():
+        _load_moments(optimizer, _below(tensors, name), path)
+    return state
+
+
+def _load_moments(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], path: Path) -> None:
     moments: dict[int, dict[str, Tensor]] = {}
-    for key, value in _below(tensors, "optimizer").items():
+    for key, value in tensors.items():
         index, entry = key.split(".", 1)
         moments.setdefault(int(index), {})[entry] = value
     current = optimizer.state_dict()
@@ -92,7 +114,6 @@ def load_checkpoint(path: Path, modules: dict[str, nn.Module], optimizer: torch.
         for name, value in entries.items():
             if value.shape == parameter.shape:  # fused optimizers expect the parameter's memory order
                 entries[name] = torch.empty_like(parameter, requires_grad=False).copy_(value)
-    return state
 
 
 def load_weights(module: nn.Module, tensors: dict[str, Tensor], what: str) -> None:

@@ -12,7 +12,7 @@ import dacite
 import tyro
 
 from trigflow.errors import UserError
-from trigflow.networks import NETWORKS, MLPConfig, UNetConfig, name_of
+from trigflow.networks import NETWORKS, NetworkConfig, UNetConfig, name_of
 from trigflow.objectives import TangentConfig
 from trigflow.process import Proposal, TrigFlow
 
@@ -33,16 +33,18 @@ class DataConfig:
     """Leave out images that cannot be decoded instead of stopping."""
     flip: bool = False
     """Mirror half of the images horizontally while training."""
-    normalize: Literal["measured", "symmetric"] = "measured"
-    """measured: subtract the mean and scale to sigma_data. symmetric: [-1, 1], as the paper's pixel presets."""
+    normalize: Literal["measured", "symmetric", "edm2"] = "measured"
+    """measured: subtract the mean and scale to sigma_data. symmetric: [-1, 1], as the paper's pixel presets. edm2: EDM2's
+    mean and deviation a channel, for latents of SD-VAE."""
 
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
     """What is minimized."""
 
-    kind: Literal["diffusion", "sct", "scd"] = "diffusion"
-    """diffusion (a teacher), sct (consistency training from data), scd (consistency distillation from a teacher)."""
+    kind: Literal["diffusion", "sct", "scd", "vsd", "scd-vsd"] = "diffusion"
+    """diffusion (a teacher), sct (consistency training from data), scd (consistency distillation from a teacher), vsd
+    (variational score distillation), scd-vsd (both losses added)."""
     proposal: Proposal = field(default_factory=Proposal)
     """Distribution of training times."""
     adaptive_weight: bool = True
@@ -50,9 +52,29 @@ class ObjectiveConfig:
     label_dropout: float = 0.1
     """Share of labels replaced by the null label, for classifier-free guidance; class-conditional diffusion only."""
     guidance_max: float = 1.0
-    """scd: guidance scales are drawn uniformly from [1, guidance_max]; above 1 the student takes the scale as input."""
+    """Of a distillation: scales are drawn uniformly from [1, guidance_max]; above 1 the student takes the scale as input."""
+    guidance_interval: tuple[float, float] | None = None
+    """The teacher is guided only at noise levels sigma in [low, high]; None for everywhere."""
     tangent: TangentConfig = field(default_factory=TangentConfig)
     """Shape of the consistency tangent."""
+    lambda_vsd: float = 1.0
+    """vsd: factor of its loss."""
+    vsd_proposal: Proposal = field(default_factory=lambda: Proposal(0.4, 2.0))
+    """vsd: distribution of the times at which generated samples are noised again."""
+    fake_lr: float | None = None
+    """vsd: reference learning rate of the fake score network; None for that of the student."""
+    fake_updates: int = 1
+    """vsd: updates of the fake score network for each of the student."""
+
+    @property
+    def distills(self) -> bool:
+        """Whether there is a teacher whose velocity is followed."""
+        return self.kind in ("scd", "vsd", "scd-vsd")
+
+    @property
+    def uses_vsd(self) -> bool:
+        """Whether a fake score network learns beside the student."""
+        return self.kind in ("vsd", "scd-vsd")
 
 
 @dataclass(frozen=True)
@@ -93,6 +115,12 @@ class EMAConfig:
     """halflife: half-life in millions of images."""
     rampup: float = 0.05
     """halflife: the half-life is at most this share of the images seen so far."""
+    snapshot_every: int = 0
+    """Iterations between snapshots of power-function averages, for `trigflow ema`; 0 for none."""
+    sigma_rels: tuple[float, ...] = (0.05, 0.1)
+    """Lengths of the averages in the snapshots, two or more."""
+    snapshot_dtype: Literal["fp32", "fp16"] = "fp32"
+    """fp16 halves the files, and limits what is reconstructed from them to about 3 digits."""
 
 
 @dataclass(frozen=True)
@@ -129,13 +157,17 @@ class RunConfig:
 
     data: DataConfig = field(default_factory=DataConfig)
     process: TrigFlow = field(default_factory=TrigFlow)
-    network: UNetConfig | MLPConfig = field(default_factory=UNetConfig)
+    network: NetworkConfig = field(default_factory=UNetConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     ema: EMAConfig = field(default_factory=EMAConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
     teacher: str | None = None
-    """Run folder of the teacher (scd; also the initial weights of an sct student, when given)."""
+    """Run folder of the teacher (of a distillation; also the initial weights of an sct student, when given)."""
+    start: str | None = None
+    """Run folder of the model whose weights the student starts from; None for the teacher's."""
+    negative: str | None = None
+    """Run folder of the model that the teacher is guided away from (autoguidance); None for classifier-free guidance."""
 
     def validate(self) -> None:
         """Check what the types cannot.
@@ -144,7 +176,7 @@ class RunConfig:
             UserError: naming the first setting that makes no sense.
         """
         loop, objective, optimizer, ema = self.loop, self.objective, self.optimizer, self.ema
-        tangent = objective.tangent
+        tangent, interval, fake_lr = objective.tangent, objective.guidance_interval, objective.fake_lr
         checks = [
             (loop.iterations >= 1, "loop.iterations", loop.iterations, "at least 1"),
             (loop.batch_size >= 1, "loop.batch_size", loop.batch_size, "at least 1"),
@@ -164,19 +196,41 @@ class RunConfig:
             (optimizer.clip is None or optimizer.clip > 0, "optimizer.clip", optimizer.clip, "a positive number"),
             (0 <= objective.label_dropout < 1, "objective.label_dropout", objective.label_dropout, "in [0, 1)"),
             (1 <= objective.guidance_max < math.inf, "objective.guidance_max", objective.guidance_max, "at least 1"),
+            (_is_interval(interval), "objective.guidance_interval", interval, "two finite numbers with 0 <= low < high"),
             (0 <= tangent.c < math.inf, "objective.tangent.c", tangent.c, "0 or more"),
             (tangent.limit > 0, "objective.tangent.limit", tangent.limit, "a positive number"),
             (tangent.warmup >= 0, "objective.tangent.warmup", tangent.warmup, "0 or more"),
+            (0 < objective.lambda_vsd < math.inf, "objective.lambda_vsd", objective.lambda_vsd, "a positive number"),
+            (fake_lr is None or 0 < fake_lr < math.inf, "objective.fake_lr", fake_lr, "a positive number, or None"),
+            (objective.fake_updates >= 1, "objective.fake_updates", objective.fake_updates, "at least 1"),
             (0 < ema.sigma_rel < 0.28, "ema.sigma_rel", ema.sigma_rel, "in (0, 0.28)"),
             (ema.halflife_mimg > 0, "ema.halflife_mimg", ema.halflife_mimg, "a positive number"),
             (ema.rampup >= 0, "ema.rampup", ema.rampup, "0 or more"),
+            (ema.snapshot_every >= 0, "ema.snapshot_every", ema.snapshot_every, "0 or more"),
+            (_are_lengths(ema.sigma_rels), "ema.sigma_rels", ema.sigma_rels, "two or more different numbers in (0, 0.28)"),
             (0 <= self.network.dropout < 1, "network.dropout", self.network.dropout, "in [0, 1)"),
         ]  # fmt: skip
         for fine, name, value, expected in checks:
             if not fine:
                 raise UserError(f"{name} is {value}; expected {expected}; correct the setting")
-        if objective.kind == "scd" and self.teacher is None:
+        if objective.distills and self.teacher is None:
             raise UserError("distillation without a teacher; expected a teacher run folder; pass --teacher RUN")
+        if objective.guidance_max == 1 and (interval is not None or self.negative is not None):
+            what = "objective.guidance_interval" if interval is not None else "a negative model"
+            raise UserError(
+                f"{what} while objective.guidance_max is 1, which is no guidance; expected a maximum above 1; "
+                "raise objective.guidance_max or drop the other"
+            )
+
+
+def _is_interval(interval: tuple[float, float] | None) -> bool:
+    return interval is None or 0 <= interval[0] < interval[1] < math.inf
+
+
+def _are_lengths(sigma_rels: tuple[float, ...]) -> bool:
+    return len({f"{sigma_rel:g}" for sigma_rel in sigma_rels}) == len(sigma_rels) >= 2 and all(
+        0 < sigma_rel < 0.28 for sigma_rel in sigma_rels
+    )
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:

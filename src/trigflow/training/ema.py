@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from trigflow.errors import UserError
 from trigflow.training.config import EMAConfig
+from trigflow.training.snapshots import snapshot_path, write_snapshot
 
 
 @functools.lru_cache
@@ -31,6 +33,11 @@ def power_exponent(sigma_rel: float) -> float:
     return float(roots.real.max())
 
 
+def power_decay(sigma_rel: float, iteration: int) -> float:
+    """`beta = (1 - 1 / iteration)^(gamma + 1)`, so that step k of n weighs exactly `(k/n)^(gamma+1) - ((k-1)/n)^(gamma+1)`."""
+    return float((1 - 1 / iteration) ** (power_exponent(sigma_rel) + 1))
+
+
 def ema_decay(config: EMAConfig, iteration: int, batch_size: int) -> float:
     """Weight that the old average keeps in the update after step `iteration` (from 1)::
 
@@ -39,7 +46,7 @@ def ema_decay(config: EMAConfig, iteration: int, batch_size: int) -> float:
     none       beta = 0
     """
     if config.kind == "power":
-        return float((1 - 1 / iteration) ** (power_exponent(config.sigma_rel) + 1))
+        return power_decay(config.sigma_rel, iteration)
     if config.kind == "halflife":
         halflife = min(config.halflife_mimg * 1e6, config.rampup * iteration * batch_size) if config.rampup else (
             config.halflife_mimg * 1e6
@@ -53,18 +60,59 @@ def ema_decay(config: EMAConfig, iteration: int, batch_size: int) -> float:
 class EMA:
     """A running average `ema <- beta ema + (1 - beta) weights` of a network; buffers are copied.
 
-    `network` is the averaged copy, in eval mode and without gradients.
+    Where the configuration asks for snapshots, power-function averages of the lengths `sigma_rels` run along, from which
+    `trigflow.training.posthoc` makes the average of any other length.
+
+    Attributes:
+        network: the averaged copy, in eval mode and without gradients.
+        tracked: the averages for snapshots by their length; one of them is `network` where the lengths agree.
     """
 
     def __init__(self, config: EMAConfig, network: nn.Module) -> None:
         self.config = config
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
+        self.tracked: dict[float, nn.Module] = {}
+        for sigma_rel in config.sigma_rels if config.snapshot_every else ():
+            own = config.kind == "power" and config.sigma_rel == sigma_rel
+            self.tracked[sigma_rel] = self.network if own else copy.deepcopy(self.network)
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """Every average by a name of its own, for checkpoints: `ema`, and `ema 0.05` and so on where they are not the same."""
+        others = {f"ema {length:g}": net for length, net in self.tracked.items() if net is not self.network}
+        return {"ema": self.network, **others}
 
     @torch.no_grad()
     def update(self, source: nn.Module, iteration: int, batch_size: int) -> None:
         """Take in the weights after step `iteration` (from 1)."""
-        beta = ema_decay(self.config, iteration, batch_size)
-        averaged: list[Tensor] = list(self.network.parameters())
-        torch._foreach_lerp_(averaged, [p.detach() for p in source.parameters()], 1 - beta)
-        for mine, theirs in zip(self.network.buffers(), source.buffers(), strict=True):
-            mine.copy_(theirs)
+        _blend(self.network, source, ema_decay(self.config, iteration, batch_size))
+        for sigma_rel, network in self.tracked.items():
+            if network is not self.network:
+                _blend(network, source, power_decay(sigma_rel, iteration))
+
+    def save_snapshots(self, run: Path, iteration: int, updates: int, last: int) -> bool:
+        """Write the tracked averages into `run/ema`, when a snapshot is due at this iteration and not yet there.
+
+        Args:
+            run: the run folder.
+            iteration: iterations so far; due are the multiples of `snapshot_every`, and the last.
+            updates: updates of the averages so far: iterations less the skipped ones.
+            last: iterations of the whole run.
+
+        Returns:
+            Whether a snapshot is due.
+        """
+        every = self.config.snapshot_every
+        due = every > 0 and updates > 0 and (iteration % every == 0 or iteration == last)
+        for sigma_rel, network in self.tracked.items() if due else ():
+            if not snapshot_path(run, iteration, sigma_rel).is_file():
+                write_snapshot(run, iteration, updates, sigma_rel, network, self.config.snapshot_dtype)
+        return due
+
+
+def _blend(average: nn.Module, source: nn.Module, beta: float) -> None:
+    """`average <- beta average + (1 - beta) source`, and copied buffers."""
+    mine: list[Tensor] = list(average.parameters())
+    torch._foreach_lerp_(mine, [p.detach() for p in source.parameters()], 1 - beta)
+    for buffer, theirs in zip(average.buffers(), source.buffers(), strict=True):
+        buffer.copy_(theirs)

@@ -85,7 +85,8 @@ class FigureWindow:
         self.parts: list[dict[str, Tensor]] = []
 
     def add(self, figures: dict[str, Tensor]) -> None:
-        """Take in figures of shape `(b,)`, `t` among them."""
+        """Take in figures of shape `(b,)`, `t` among them. Those of another loss bring a time and a prefix of their own:
+        `vsd_loss` was measured at `vsd_t`."""
         self.parts.append({name: value.cpu() for name, value in figures.items()})
 
     def flush(self) -> dict[str, Any]:
@@ -94,10 +95,12 @@ class FigureWindow:
             return {}
         joined = {name: torch.cat([part[name] for part in self.parts]).double() for name in self.parts[0]}
         self.parts = []
-        bins = (joined.pop("t") / (math.pi / 2) * TIME_BINS).long().clamp(0, TIME_BINS - 1)
-        count = torch.bincount(bins, minlength=TIME_BINS)
+        times = {name[:-1]: joined.pop(name) for name in list(joined) if name == "t" or name.endswith("_t")}
+        all_bins = {p: (t / (math.pi / 2) * TIME_BINS).long().clamp(0, TIME_BINS - 1) for p, t in times.items()}
         result: dict[str, Any] = {}
         for name, value in joined.items():
+            bins = all_bins[max(filter(name.startswith, all_bins), key=len)]  # of the longest prefix
+            count = torch.bincount(bins, minlength=TIME_BINS)
             total = torch.bincount(bins, weights=value, minlength=TIME_BINS)
             result[name] = value.mean().item()
             result[f"{name}_by_time"] = [

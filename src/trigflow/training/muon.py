@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim.adam import adam
 
 from trigflow.networks.embeddings import Conditioning
-from trigflow.networks.layers import AdaptiveNorm
+from trigflow.networks.layers import AdaptiveNorm, ConditioningLinear
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients (a, b, c) of the odd polynomial `a s + b s^3 + c s^5`, which moves singular values in (0, 1] towards 1 fast."""
@@ -53,10 +53,12 @@ def hidden_matrices(module: nn.Module) -> list[Tensor]:
     """
     found: list[Tensor] = []
     for child in module.children():
+        if isinstance(child, Conditioning | AdaptiveNorm | ConditioningLinear):
+            continue
         if isinstance(child, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
             if min(child.weight.shape[0], child.weight[0].numel()) >= THIN:
                 found.append(child.weight)
-        elif not isinstance(child, Conditioning | AdaptiveNorm):
+        else:
             found += hidden_matrices(child)
     return found
 

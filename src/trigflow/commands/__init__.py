@@ -1,0 +1,53 @@
+"""One dataclass a command: its fields are the options, its docstring the help, `run` does the work.
+
+What a command needs beyond parsing is imported when it runs, so that `trigflow --help` answers at once.
+"""
+
+from __future__ import annotations
+
+from trigflow.commands.convert import Convert
+from trigflow.commands.demo import Demo
+from trigflow.commands.distill import Distill
+from trigflow.commands.ema import Ema
+from trigflow.commands.encode import Encode
+from trigflow.commands.evaluate import Evaluate
+from trigflow.commands.import_ import Import
+from trigflow.commands.info import Info
+from trigflow.commands.plan import Plan
+from trigflow.commands.recipes import Recipes
+from trigflow.commands.sample import Sample
+from trigflow.commands.train import Train
+
+Command = Demo | Train | Distill | Sample | Evaluate | Encode | Ema | Import | Convert | Info | Recipes | Plan
+COMMANDS: dict[str, type[Command]] = {
+    "demo": Demo,
+    "train": Train,
+    "distill": Distill,
+    "sample": Sample,
+    "evaluate": Evaluate,
+    "encode": Encode,
+    "ema": Ema,
+    "import": Import,
+    "convert": Convert,
+    "info": Info,
+    "recipes": Recipes,
+    "plan": Plan,
+}
+"""From the name on the command line to its command."""
+
+__all__ = [
+    "COMMANDS",
+    "Command",
+    "Convert",
+    "Demo",
+    "Distill",
+    "Ema",
+    "Encode",
+    "Evaluate",
+    "Import",
+    "Info",
+    "Plan",
+    "Recipes",
+    "Sample",
+    "Train",
+]

@@ -1,0 +1,51 @@
+"""`trigflow train`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import AvoidSubcommands
+
+from trigflow.errors import UserError
+from trigflow.networks import NetworkConfig, UNetConfig
+from trigflow.process import TrigFlow
+from trigflow.training.config import DataConfig, EMAConfig, LoopConfig, ObjectiveConfig, OptimizerConfig, RunConfig
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a diffusion teacher (or, with an sct preset, a student from scratch) on digits, mnist or your own images.
+
+    Example: trigflow train --data photos/ --resize 32 --out runs/teacher
+    """
+
+    out: Path
+    """Run folder to create (or, with --resume, to go on with)."""
+    preset: str = "auto"
+    """Starting point of all settings, see trigflow recipes; auto chooses by the data. Every other option overrides it."""
+    resume: bool = False
+    """Go on from the newest checkpoint in the run folder."""
+    quiet: bool = False
+    """No progress bars."""
+    data: DataConfig = field(default_factory=DataConfig)
+    process: TrigFlow = field(default_factory=TrigFlow)
+    network: Annotated[NetworkConfig, AvoidSubcommands] = field(default_factory=UNetConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    ema: EMAConfig = field(default_factory=EMAConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
+
+    def run(self) -> None:
+        from trigflow.recipes import require_data
+        from trigflow.training.trainer import train
+
+        if self.objective.distills:
+            raise UserError(
+                "train without a teacher cannot distill; expected diffusion or sct; use: trigflow distill RUN"
+            )
+        require_data(self.data.source)
+        config = RunConfig(self.data, self.process, self.network, self.objective, self.optimizer, self.ema, self.loop)
+        train(config, self.out, resume=self.resume, progress=not self.quiet)
+        print(f"Trained. Draw with: trigflow sample {self.out}; distill with: trigflow distill {self.out} --out RUN")

@@ -1,0 +1,268 @@
+"""Latents out of files: a folder or zip of `.npy`, one an image, as `trigflow encode` and EDM2 write them.
+
+Every file is read and checked before training starts, as images are. What passes the memory limit is left in its zip, if that
+is uncompressed, and read as training asks for it; then only the headers are checked first.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from trigflow.data.decode import CorruptImageError
+from trigflow.data.files import Files, stored_spans
+from trigflow.data.folder import ENDINGS
+from trigflow.data.labels import LABEL_FILE, find_labels
+from trigflow.data.latents import CHANNELS, LatentDataset, LatentRows, VAESource
+from trigflow.errors import UserError
+
+ENDING = ".npy"
+PREFIX_BYTES = 1024
+"""Enough for the header of any latent."""
+
+
+def holds_latents(files: Files) -> bool:
+    """Whether this folder or zip holds latents rather than images.
+
+    Raises:
+        UserError: if it holds both.
+    """
+    latent = next((name for name in files.names if name.lower().endswith(ENDING)), None)
+    image = next((name for name in files.names if name.lower().endswith(ENDINGS)), None)
+    if latent is not None and image is not None:
+        raise UserError(
+            f"{files.where!r} holds latents ({latent!r}) and images ({image!r}); expected one of the two; move the others away"
+        )
+    return latent is not None
+
+
+def read_latents(files: Files, *, skip_corrupt: bool, progress: bool, memory_limit_gib: float) -> LatentDataset:
+    """The latents of a folder or zip; the arguments are those of `trigflow.data.open_dataset`.
+
+    `dataset.json` may say under "latents" which autoencoder they are of and what the classes are called; without it they
+    are taken to be EDM2's, of `stabilityai/sd-vae-ft-mse` with pixels in [0, 1].
+
+    Raises:
+        UserError: as for images; also for arrays that are not 4 or 8 channels of floats, that are not all of one shape, that
+            hold infinities or negative deviations.
+    """
+    names = [name for name in files.names if name.lower().endswith(ENDING)]
+    labels, class_names = find_labels(files, names)
+    vae, given_names = _description(files, len(class_names))
+    shape = _first_shape(files, names)
+    gib = len(names) * int(np.prod(shape)) * 4 / 2**30
+    rows, kept, corrupt = None, list(range(len(names))), list[str]()
+    if gib <= memory_limit_gib:
+        images, kept, corrupt = _read_all(files, names, shape, progress)
+        _check_corrupt(files.where, corrupt, len(names), skip_corrupt)
+    else:
+        images, rows = torch.empty(0, *shape), _leave_in_zip(files, names, shape, progress)
+        if rows is None:
+            raise UserError(
+                f"{len(names)} latents of shape {shape} take {gib:.3g} GiB; expected at most {memory_limit_gib:.3g} GiB in "
+                "memory, or an uncompressed zip of whole files, which is read in pieces; pack them into one (zip -0)"
+            )
+    return LatentDataset(
+        name=os.path.basename(os.path.abspath(files.where)),
+        images=images,
+        labels=None if labels is None else torch.tensor([labels[index] for index in kept]),
+        class_names=given_names or class_names,
+        skipped=tuple(corrupt),
+        vae=vae,
+        rows=rows,
+    )
+
+
+# One file ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Header:
+    """What the header of a `.npy` file says."""
+
+    dtype: np.dtype[np.generic]
+    shape: tuple[int, ...]
+    fortran: bool
+    length: int
+    """Bytes of the header itself."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the whole file."""
+        count = 1
+        for side in self.shape:
+            count *= side
+        return self.length + count * self.dtype.itemsize
+
+
+def parse_header(data: bytes, name: str) -> Header:
+    """The header at the beginning of a `.npy` file. Nothing in it is executed, and no pickled object is ever read.
+
+    Raises:
+        CorruptImageError: if it is none, or one of objects.
+    """
+    file = io.BytesIO(data)
+    try:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = read(file)
+    except Exception as error:  # damaged headers end in all kinds of exceptions
+        raise CorruptImageError(name) from error
+    if dtype.hasobject or any(side < 0 for side in shape):
+        raise CorruptImageError(name)
+    return Header(dtype, shape, fortran, file.tell())
+
+
+def parse(data: bytes, name: str) -> Tensor:
+    """The latent in a `.npy` file, float32, shape `(4 or 8, h, w)`.
+
+    Raises:
+        CorruptImageError: if it is no whole array.
+        UserError: if it is an array of another shape or type, or its numbers are none that an autoencoder gives.
+    """
+    header = parse_header(data, name)
+    if header.size != len(data):
+        raise CorruptImageError(name)
+    _check_shape(header, name)
+    flat = np.frombuffer(data, header.dtype, offset=header.length)
+    array = flat.reshape(header.shape[::-1]).transpose() if header.fortran else flat.reshape(header.shape)
+    latent = torch.from_numpy(array.astype(np.float32, order="C"))
+    if not bool(latent.isfinite().all()):
+        raise UserError(f"latent {name!r} holds values that are not finite; expected numbers; encode the image again")
+    if bool((latent[CHANNELS:] < 0).any()):
+        raise UserError(
+            f"latent {name!r} holds negative standard deviations; expected 4 channels of means and 4 of deviations; "
+            "encode the image again"
+        )
+    return latent
+
+
+def _check_shape(header: Header, name: str) -> None:
+    shape = header.shape
+    if header.dtype.kind != "f" or len(shape) != 3 or shape[0] not in (CHANNELS, 2 * CHANNELS) or 0 in shape:
+        raise UserError(
+            f"{name!r} is an array of type {header.dtype} and shape {shape}; expected floats of shape ({CHANNELS}, h, w), or "
+            f"({2 * CHANNELS}, h, w) with deviations; encode the images with: trigflow encode"
+        )
+
+
+# All files -----------------------------------------------------------------------------------------------------------
+
+
+def _first_shape(files: Files, names: Sequence[str]) -> tuple[int, ...]:
+    """Shape of the first latent that is whole."""
+    for name in names:
+        try:
+            return tuple(parse(files.read(name), name).shape)
+        except CorruptImageError:
+            continue
+    raise _all_corrupt(files.where, len(names), names)
+
+
+def _read_all(
+    files: Files, names: Sequence[str], shape: tuple[int, ...], progress: bool
+) -> tuple[Tensor, list[int], list[str]]:
+    """The latents, the indices of those that are whole, and the names of the others."""
+    latents = torch.empty(len(names), *shape)
+    kept: list[int] = []
+    corrupt: list[str] = []
+    for index, name in enumerate(tqdm(names, desc="reading latents", unit="image", disable=not progress)):
+        try:
+            latent = parse(files.read(name), name)
+        except CorruptImageError:
+            corrupt.append(name)
+            continue
+        _check_same(names[kept[0]] if kept else name, shape, name, tuple(latent.shape))
+        latents[len(kept)] = latent
+        kept.append(index)
+    return latents[: len(kept)], kept, corrupt
+
+
+def _leave_in_zip(files: Files, names: Sequence[str], shape: tuple[int, ...], progress: bool) -> LatentRows | None:
+    """Where each latent lies in an uncompressed zip; None if it is none, or its files are not whole and alike."""
+    spans = stored_spans(files.where, names)
+    if spans is None:
+        return None
+    with open(files.where, "rb") as file:
+        first, beginning = None, b""
+        for name, (offset, size) in zip(
+            names, tqdm(spans, desc="checking latents", unit="image", disable=not progress), strict=True
+        ):
+            file.seek(offset)
+            data = file.read(min(size, PREFIX_BYTES))
+            if first is None or not data.startswith(beginning):
+                try:
+                    header = parse_header(data, name)
+                except CorruptImageError:
+                    return None
+                _check_shape(header, name)
+                _check_same(names[0], shape, name, header.shape)
+                if first is not None or header.fortran:
+                    return None
+                first, beginning = header, data[: header.length]
+            if size != first.size:
+                return None
+    if first is None:
+        return None
+    return LatentRows(files.where, torch.tensor(spans)[:, 0] + first.length, shape, first.dtype.str)
+
+
+def _check_same(first: str, expected: tuple[int, ...], name: str, shape: tuple[int, ...]) -> None:
+    if shape != expected:
+        raise UserError(
+            f"latents differ in shape: {first!r} is {expected} and {name!r} is {shape}; expected one shape; "
+            "encode the images with one --resize N"
+        )
+
+
+def _all_corrupt(where: str, total: int, corrupt: Sequence[str]) -> UserError:
+    return UserError(
+        f"all {total} latents in {where!r} are corrupt or truncated: {_listed(corrupt)}; expected whole .npy files; "
+        "encode the images again"
+    )
+
+
+def _check_corrupt(where: str, corrupt: Sequence[str], total: int, skip_corrupt: bool) -> None:
+    if len(corrupt) == total:
+        raise _all_corrupt(where, total, corrupt)
+    if corrupt and not skip_corrupt:
+        raise UserError(
+            f"{len(corrupt)} of {total} latents in {where!r} corrupt or truncated: {_listed(corrupt)}; expected whole .npy "
+            "files; encode the images again, or leave these out with --skip-corrupt"
+        )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(repr(name) for name in names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def _description(files: Files, num_classes: int) -> tuple[VAESource, tuple[str, ...]]:
+    """The autoencoder and the class names (empty: no names) that `dataset.json` names under "latents"."""
+    if LABEL_FILE not in files.names:
+        return VAESource(), ()
+    try:
+        content = json.loads(files.read(LABEL_FILE)).get("latents")
+    except (ValueError, RecursionError, AttributeError, CorruptImageError):
+        content = None  # a damaged file has been refused by find_labels
+    if content is None:
+        return VAESource(), ()
+    names = content.get("class_names", []) if isinstance(content, dict) else None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(
+            f'{LABEL_FILE} in {files.where!r} has "latents" that are none; expected "vae" and a list "class_names"; '
+            "take the file as trigflow encode wrote it"
+        )
+    if len(names) < num_classes:
+        raise UserError(
+            f"{LABEL_FILE} in {files.where!r} names {len(names)} classes and has labels up to {num_classes - 1}; expected one "
+            "name a class; take the file as trigflow encode wrote it"
+        )
+    return VAESource.from_state(content.get("vae")), tuple(names) if num_classes else ()

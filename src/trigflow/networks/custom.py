@@ -1,0 +1,78 @@
+"""A network of the user's own: any module `F(x_t / sd, t, label, guidance)`, trained and loaded from Python."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NoReturn
+
+from torch import nn
+
+from trigflow.errors import UserError
+from trigflow.networks.embeddings import ConditioningConfig
+
+
+@dataclass(frozen=True)
+class CustomConfig:
+    """What is known of a module that was passed as `network=`. It says what goes in and out, not how to build it."""
+
+    channels: int = 3
+    """Image or latent channels."""
+    dropout: float = 0.0
+    """Largest probability among its dropout layers, in [0, 1)."""
+    conditioning: ConditioningConfig = field(default_factory=ConditioningConfig)
+    """`num_classes` and `takes_guidance`; the rest is up to the module."""
+
+
+class Custom(nn.Module):
+    """Stands for a module of the user's own where there is none to be had: building it is an error that says so."""
+
+    def __init__(self, config: CustomConfig, sigma_data: float = 0.5) -> None:
+        raise UserError(
+            "the network is a module of your own; expected the module itself; use Python and pass it: "
+            "Trainer(..., network=module), load(folder, network=module)"
+        )
+
+    def forward(self) -> NoReturn:
+        raise NotImplementedError
+
+
+def describe(network: nn.Module, num_classes: int, takes_guidance: bool) -> CustomConfig:
+    """The configuration of a module of the user's own, for data of `num_classes` classes; channels are left to the data.
+
+    The module may have the attributes of a network, `null_label` and `takes_guidance`; where they are missing, it is
+    unconditional and takes no guidance scale, and they are set so.
+
+    Raises:
+        UserError: if it is no module, or takes a guidance scale that the run does not draw (or the other way round).
+    """
+    if not isinstance(network, nn.Module):
+        raise UserError(f"a {type(network).__name__} as the network; expected a torch.nn.Module; pass a module")
+    for name, default in (("null_label", None), ("takes_guidance", False)):
+        if not hasattr(network, name):
+            setattr(network, name, default)
+    if network.takes_guidance != takes_guidance:
+        raise UserError(
+            f"the network has takes_guidance = {network.takes_guidance} and the run needs {takes_guidance}; expected the same; "
+            "set objective.guidance_max to 1, or above 1 for a network that takes the scale"
+        )
+    dropout = max((m.p for m in network.modules() if isinstance(m, nn.Dropout)), default=0.0)
+    classes = 0 if network.null_label is None else num_classes
+    return CustomConfig(
+        dropout=dropout, conditioning=ConditioningConfig(num_classes=classes, takes_guidance=takes_guidance)
+    )
+
+
+def check_trainable(network: nn.Module) -> None:
+    """Raise a UserError if no weight of the module can be trained, as in a copy of a teacher's network, which is frozen."""
+    if not any(p.requires_grad for p in network.parameters()):
+        raise UserError(
+            "every weight of the network is frozen; expected some to train; call network.requires_grad_(True)"
+        )
+
+
+def check_apart(student: nn.Module, teacher: nn.Module) -> None:
+    """Raise a UserError if the student's module holds weights of the teacher's: training one would move the other."""
+    if {id(p) for p in student.parameters()} & {id(p) for p in teacher.parameters()}:
+        raise UserError(
+            "the student's network and the teacher's share their weights; expected two modules; pass copy.deepcopy(network)"
+        )

@@ -1,0 +1,282 @@
+"""A teacher with log time or Fourier features made into one with identity time and positional features.
+
+The weights are kept, the time path is exchanged and fitted (`trigflow.training.timepath`), and the whole network is trained
+a little further with the diffusion loss. How far its velocity moved is measured on images held back from that training::
+
+    change(t) = || F_new - F_old || / || F_old ||      over held images, with the same noise at every time
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from trigflow.data import ImageDataset, derive_seed
+from trigflow.errors import UserError
+from trigflow.files import ensure_folder, write_json
+from trigflow.model import Model, load
+from trigflow.networks import NetworkConfig, build
+from trigflow.training.config import EMAConfig, RunConfig
+from trigflow.training.setup import load_data
+from trigflow.training.timepath import ModulationChoice, TimeFit, fit_time_path, stable_config, transplant
+from trigflow.training.trainer import Trainer
+
+SIGMAS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 40.0)
+"""Noise levels of the table."""
+HELD = 256
+"""Most images held back; never more than a tenth of the data."""
+
+
+@dataclass(frozen=True)
+class ConvertSettings:
+    """How a teacher is converted."""
+
+    iterations: int = 2000
+    """Optimizer steps of the fine-tuning; 0 for none."""
+    lr: float = 1e-4
+    """Learning rate of the fine-tuning: this after a short warmup, then a cosine to zero."""
+    batch_size: int = 128
+    """Samples per optimizer step of the fine-tuning."""
+    fit_iterations: int = 1000
+    """Steps of the regression of the time path, which needs no data; 0 for the closed form alone."""
+    modulation: ModulationChoice = "keep"
+    """keep: as the teacher has it (gain, add). double: adaptive double normalization, as in the paper."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """fp32, or bf16 for autocast in the fine-tuning."""
+    seed: int = 0
+    """Seed of everything random."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A network beside the old one on held images, one number for each of `SIGMAS`."""
+
+    change: tuple[float, ...]
+    """Root mean square difference of the velocities, relative to the old one."""
+    loss: tuple[float, ...]
+    """Mean squared error of `sd F`, in units of sd^2."""
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What a conversion did."""
+
+    model: Model
+    fit: TimeFit
+    fresh: tuple[str, ...]
+    """Weights that nothing of the old network fits."""
+    held: int
+    """Images held back."""
+    old_loss: tuple[float, ...]
+    """Diffusion loss of the old network by noise level."""
+    stages: dict[str, Measurement]
+    """Swapped (before any fit), fitted, and fine-tuned."""
+
+    def table(self) -> str:
+        """Change of the velocity by time, as text."""
+        names = list(self.stages)
+        lines = [
+            "change of the velocity, relative to the teacher's",
+            "  sigma       t" + "".join(f"{n:>12}" for n in names),
+        ]
+        process = self.model.config.process
+        for i, sigma in enumerate(SIGMAS):
+            t = float(process.time_from_sigma(torch.tensor(sigma)))
+            row = "".join(f"{self.stages[name].change[i]:>12.4f}" for name in names)
+            lines.append(f"{sigma:>7g} {t:>7.4f}{row}")
+        means = "".join(f"{_mean(self.stages[name].loss):>12.4f}" for name in names)
+        lines.append(f"mean loss       {means}   (the teacher's: {_mean(self.old_loss):.4f})")
+        return "\n".join(lines)
+
+    def report(self) -> dict[str, object]:
+        """The same for JSON."""
+        return {
+            "sigma": list(SIGMAS),
+            "t": [float(self.model.config.process.time_from_sigma(torch.tensor(sigma))) for sigma in SIGMAS],
+            "held_images": self.held,
+            "fresh_weights": list(self.fresh),
+            "time_path": dataclasses.asdict(self.fit),
+            "old_loss": list(self.old_loss),
+            "stages": {name: dataclasses.asdict(stage) for name, stage in self.stages.items()},
+        }
+
+
+def convert(
+    run: str | Path,
+    out: str | Path,
+    settings: ConvertSettings | None = None,
+    *,
+    data: str | None = None,
+    dataset: ImageDataset | None = None,
+    device: str = "auto",
+    resume: bool = False,
+    progress: bool = True,
+) -> Conversion:
+    """Convert the teacher in the folder `run` and write the run folder `out`, with `convert.json` beside the model.
+
+    Args:
+        run: folder of a diffusion model whose network has log time or Fourier features.
+        out: folder to create.
+        settings: see `ConvertSettings`.
+        data: other data than the run's own: digits, mnist, a folder or a zip.
+        dataset: the data, when already open.
+        device: cpu, cuda, or auto.
+        resume: go on with the fine-tuning from the newest checkpoint in `out`; what comes before it is done again.
+        progress: draw a progress bar on stderr.
+
+    Raises:
+        UserError: if the run is a student or has the stable form already, its data are missing or of another shape or other
+            classes, a setting makes no sense, or `out` holds a run or cannot be written.
+    """
+    settings = settings or ConvertSettings()
+    _check_settings(settings)
+    old = load(run, device)
+    if old.kind != "diffusion":
+        raise UserError(f"'{run}' holds a student; expected a diffusion model; convert its teacher and distill that")
+    network_config = stable_config(old.config.network, settings.modulation)
+    if not resume and (Path(out) / "config.json").exists():
+        raise UserError(
+            f"'{out}' already holds a run; expected a new folder; choose another --out, or --resume to go on with it"
+        )
+    config = old.config if data is None else dataclasses.replace(
+        old.config, data=dataclasses.replace(old.config.data, source=data)
+    )  # fmt: skip
+    dataset = _open(config, old, dataset, progress)
+    ensure_folder(Path(out))
+    fraction = min(HELD, max(1, len(dataset) // 10)) / len(dataset)
+    held, rest = dataset.split(fraction, settings.seed)
+
+    with torch.random.fork_rng():
+        torch.manual_seed(derive_seed(settings.seed, "weights"))
+        network = build(network_config, config.process.sigma_data)
+    fresh = transplant(network, old.network)
+    network.to(old.device).eval().requires_grad_(False)
+    probe = Probe(old, held, settings.seed)
+    stages = {"swapped": probe.measure(network)}
+    process, proposal = config.process, config.objective.proposal
+    fit = fit_time_path(
+        network, old.network, process, proposal, iterations=settings.fit_iterations,
+        seed=derive_seed(settings.seed, "time path"),
+    )  # fmt: skip
+    stages["fitted"] = probe.measure(network)
+
+    converted = _tuned_config(config, network_config, settings, str(run), device)
+    start = dataclasses.replace(old, network=network, config=converted)
+    if settings.iterations:
+        model = Trainer(converted, out, teacher=start, dataset=rest, resume=resume, progress=progress).run()
+        model = dataclasses.replace(model, class_names=old.class_names or model.class_names)
+        stages["tuned"] = probe.measure(model.network)
+    else:
+        model = start
+    model.save(out)
+    result = Conversion(model, fit, tuple(fresh), len(held), probe.old_loss, stages)
+    write_json(Path(out) / "convert.json", {"from": str(run), **dataclasses.asdict(settings), **result.report()})
+    return result
+
+
+class Probe:
+    """Held images with fixed noise, on which networks are compared with the old one."""
+
+    def __init__(self, old: Model, held: ImageDataset, seed: int, batch_size: int = 64) -> None:
+        generator = torch.Generator().manual_seed(derive_seed(seed, "held"))
+        images, label = held.batch(torch.arange(len(held)), generator=generator)
+        self.old, self.batch_size = old, batch_size
+        self.x0 = old.normalization.encode(images.to(old.device))
+        self.noise = old.config.process.sample_noise(self.x0, generator)
+        self.label = None if label is None or old.network.null_label is None else label.to(old.device)
+        self.old_outputs, self.old_loss = self._run(old.network)
+
+    def measure(self, network: nn.Module) -> Measurement:
+        """Change and loss of a network by noise level."""
+        outputs, loss = self._run(network)
+        change = [
+            float((new - old).square().mean().sqrt() / old.square().mean().sqrt().clamp_min(1e-12))
+            for new, old in zip(outputs, self.old_outputs, strict=True)
+        ]
+        return Measurement(tuple(change), loss)
+
+    @torch.no_grad()
+    def _run(self, network: nn.Module) -> tuple[list[Tensor], tuple[float, ...]]:
+        process = self.old.config.process
+        sd = process.sigma_data
+        outputs, losses = [], []
+        for sigma in SIGMAS:
+            time = process.time_from_sigma(torch.tensor(sigma, device=self.x0.device))
+            parts = []
+            for part in torch.arange(len(self.x0), device=self.x0.device).split(self.batch_size):
+                x_t = process.interpolate(self.x0[part], self.noise[part], time)
+                label = None if self.label is None else self.label[part]
+                parts.append(network(x_t / sd, time.expand(len(part)), label).float())
+            outputs.append(torch.cat(parts))
+            target = process.velocity(self.x0, self.noise, time) / sd
+            losses.append(float((outputs[-1] - target).square().mean()))
+        return outputs, tuple(losses)
+
+
+def _open(config: RunConfig, old: Model, dataset: ImageDataset | None, progress: bool) -> ImageDataset:
+    """The data of the fine-tuning: images and classes like those of the model."""
+    if dataset is None:
+        try:
+            dataset = load_data(config.data, progress)
+        except UserError as error:
+            problem = str(error).split(";")[0]
+            raise UserError(
+                f"the data for the fine-tuning cannot be read ({problem}); expected images like the teacher's; pass --data"
+            ) from None
+    if old.num_classes == 0 and dataset.labels is not None:
+        dataset = dataclasses.replace(dataset, labels=None, class_names=())
+    for what, mine, theirs in (
+        ("images of shape", dataset.shape, old.shape),
+        ("classes", dataset.num_classes, old.num_classes),
+    ):
+        if mine != theirs:
+            raise UserError(
+                f"the data '{dataset.name}' have {what} {mine} and the teacher {theirs}; expected the teacher's kind of data; "
+                "pass --data"
+            )
+    if len(dataset) < 2:
+        raise UserError(
+            f"{len(dataset)} images in '{dataset.name}'; expected two or more, one to hold back; pass --data"
+        )
+    return dataset
+
+
+def _tuned_config(
+    config: RunConfig, network: NetworkConfig, settings: ConvertSettings, run: str, device: str
+) -> RunConfig:
+    """The configuration of the fine-tuning."""
+    iterations = max(1, settings.iterations)
+    return dataclasses.replace(
+        config,
+        network=network,
+        teacher=run,
+        start=None,
+        negative=None,
+        objective=dataclasses.replace(config.objective, kind="diffusion"),
+        optimizer=dataclasses.replace(
+            config.optimizer, lr=settings.lr, schedule="cosine", warmup=min(100, iterations // 10)
+        ),
+        ema=EMAConfig(kind="power", sigma_rel=0.1),
+        loop=dataclasses.replace(
+            config.loop, iterations=iterations, batch_size=settings.batch_size, precision=settings.precision,
+            device=device, seed=settings.seed, sample_every=0, log_every=min(50, iterations),
+        ),
+    )  # fmt: skip
+
+
+def _check_settings(settings: ConvertSettings) -> None:
+    for name, least in (("iterations", 0), ("fit_iterations", 0), ("batch_size", 1)):
+        value = getattr(settings, name)
+        if value < least:
+            raise UserError(f"{name} is {value}; expected {least} or more; correct the setting")
+    if not 0 < settings.lr < float("inf"):
+        raise UserError(f"lr is {settings.lr}; expected a positive number; correct the setting")
+
+
+def _mean(values: tuple[float, ...]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,151 @@
+"""Which losses an objective minimizes, and their gradients."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trigflow.model import Model
+from trigflow.objectives import Loss, VelocityFunction, consistency_loss, diffusion_loss, generate, vsd_loss
+from trigflow.samplers import network_velocity
+from trigflow.training.batch import Batch
+from trigflow.training.config import RunConfig
+from trigflow.training.learner import Learner
+
+
+@dataclass(frozen=True)
+class Losses:
+    """The losses of a run, by the kind of its objective.
+
+    Attributes:
+        config: objective, process and precision.
+        student: the network that is trained.
+        teacher: of a distillation.
+        fake: the fake score network, of vsd and scd-vsd.
+        negative: what the teacher is guided away from; None for classifier-free guidance.
+    """
+
+    config: RunConfig
+    student: Learner
+    teacher: Model | None = None
+    fake: Learner | None = None
+    negative: Model | None = None
+
+    def backward(self, batch: Batch, iteration: int, parts: int) -> tuple[dict[str, float], dict[str, Tensor]]:
+        """Add the gradients of this part, one of `parts`, of a batch to those of all learners.
+
+        Returns:
+            The minimized values of student and fake score, as `weighted_loss` and `fake_weighted_loss`, and figures per
+            sample. Losses are differentiated one after the other, so that only one graph is in memory.
+        """
+        objective = self.config.objective
+        values, figures = {"weighted_loss": 0.0}, {}
+        if objective.kind != "vsd":
+            loss = self.diffusion(batch) if objective.kind == "diffusion" else self.consistency(batch, iteration)
+            (loss.value / parts).backward()
+            values["weighted_loss"] = loss.value.item() / parts
+            figures = loss.figures
+        if self.fake is not None:
+            sample = self.generate(batch)
+            vsd = self.vsd(sample, batch)
+            (objective.lambda_vsd * vsd.value / parts).backward()
+            values["weighted_loss"] += objective.lambda_vsd * vsd.value.item() / parts
+            values["fake_weighted_loss"], fake_figures = self.backward_fake(batch, parts, sample.detach())
+            vsd_figures = {f"vsd_{name}": value for name, value in vsd.figures.items()}
+            figures = {**(figures or vsd.figures), **vsd_figures, **fake_figures}
+        return values, figures
+
+    def backward_fake(self, batch: Batch, parts: int, sample: Tensor) -> tuple[float, dict[str, Tensor]]:
+        """Add the gradients of the fake score on samples of the generator; returns its value and figures."""
+        loss = self.fake_score(sample, batch)
+        (loss.value / parts).backward()
+        return loss.value.item() / parts, {f"fake_{name}": value for name, value in loss.figures.items()}
+
+    # One loss each, in the precision of the run ----------------------------------------------------------------------
+
+    def diffusion(self, batch: Batch) -> Loss:
+        """Velocity prediction."""
+        with self._precision():
+            return diffusion_loss(
+                self.student.network,
+                self.config.process,
+                batch["x0"],
+                batch["noise"],
+                batch["t"],
+                label=batch.get("label"),
+                weight=self.student.weights.get("weight"),
+            )
+
+    def consistency(self, batch: Batch, iteration: int) -> Loss:
+        """Continuous-time consistency, along the teacher's velocity (scd) or the data's (sct)."""
+        tangent = self.config.objective.tangent
+        with self._precision():
+            return consistency_loss(
+                self.student.network,
+                self.config.process,
+                batch["x0"],
+                batch["noise"],
+                batch["t"],
+                teacher=self._teacher(batch) if self.config.objective.distills else None,
+                label=batch.get("label"),
+                guidance=batch.get("guidance"),
+                tangent=tangent,
+                r=tangent.warmup_factor(iteration),
+                weight=self.student.weights.get("weight"),
+            )
+
+    def generate(self, batch: Batch) -> Tensor:
+        """The student's one-step samples."""
+        with self._precision():
+            return generate(
+                self.student.network,
+                self.config.process,
+                batch["z"],
+                label=batch.get("label"),
+                guidance=batch.get("guidance"),
+            )
+
+    def vsd(self, sample: Tensor, batch: Batch) -> Loss:
+        """Variational score distillation of these samples."""
+        assert self.fake is not None
+        process, fake = self.config.process, self.fake.network.eval()
+        with self._precision():
+            return vsd_loss(
+                sample,
+                process,
+                batch["vsd_noise"],
+                batch["vsd_t"],
+                teacher=self._teacher(batch),
+                fake=network_velocity(fake, process, batch.get("label"), batch.get("guidance")),
+                weight=self.student.weights.get("vsd_weight"),
+            )
+
+    def fake_score(self, sample: Tensor, batch: Batch) -> Loss:
+        """Velocity prediction of the fake score network on these samples."""
+        assert self.fake is not None
+        with self._precision():
+            return diffusion_loss(
+                self.fake.network.train(),
+                self.config.process,
+                sample,
+                batch["fake_noise"],
+                batch["fake_t"],
+                label=batch.get("label"),
+                guidance=batch.get("guidance"),
+                weight=self.fake.weights.get("fake_weight"),
+            )
+
+    def _teacher(self, batch: Batch) -> VelocityFunction:
+        assert self.teacher is not None
+        label, scale = batch.get("label"), batch.get("guidance", 1.0)
+        interval = self.config.objective.guidance_interval
+        return self.teacher.velocity(label, scale, interval=interval, negative=self.negative)
+
+    def _precision(self) -> contextlib.AbstractContextManager[Any]:
+        """Autocast to bfloat16 where the run asks for it."""
+        device = next(self.student.network.parameters()).device
+        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.config.loop.precision == "bf16")

@@ -1,0 +1,34 @@
+"""The benchmark of sampling runs from its command line, on a tiny network where there is no GPU."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parent.parent / "benchmarks" / "sampling.py"
+
+
+def test_student_and_teacher_are_timed(tmp_path: Path) -> None:
+    out = tmp_path / "new" / "sampling.json"
+    command = [sys.executable, str(SCRIPT), "--quick", "--repeats", "2", "--variants", "eager", "--json", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(out.read_text())
+    assert [found["batch"] for found in result["batches"]] == [1, 2]
+    for found in result["batches"]:
+        entry = found["variants"]["eager"]
+        assert len(entry["student"]["rounds"]) == 2
+        assert entry["student"]["per_sample"] == pytest.approx(entry["student"]["seconds"] / found["batch"])
+        assert entry["teacher_over_student"] > 5  # 126 evaluations against 2
+
+
+def test_unknown_networks_are_refused(tmp_path: Path) -> None:
+    command = [sys.executable, str(SCRIPT), "--quick", "--network", "img99-s", "--json", str(tmp_path / "x.json")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 2
+    assert "unknown EDM2 network 'img99-s'" in done.stderr
+    assert not list(tmp_path.iterdir())

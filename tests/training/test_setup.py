@@ -1,0 +1,143 @@
+"""What happens before the first step: weights to start from, and what a killed run left behind."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from training.tiny import differing, state_of, tiny_trainer
+from trigflow.errors import UserError
+from trigflow.files import clear_leftovers, write_json
+from trigflow.training.checkpoint import list_checkpoints
+from trigflow.training.setup import start_from
+
+# Weights to start from ----------------------------------------------------------------------------------------------
+
+
+def net(**parts: nn.Module) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(len(parts))
+        for module in parts.values():
+            for p in module.parameters():
+                nn.init.normal_(p)
+    return nn.ModuleDict(parts)
+
+
+@pytest.mark.parametrize("name", ["guidance", "emb_guidance", "map_guidance_scale"])
+def test_a_guidance_input_keeps_its_start(name: str) -> None:
+    """Wherever it is in the network, and whatever is written around the word."""
+    source = net(unet=net(emb=nn.Linear(3, 3)))
+    student = net(unet=net(emb=nn.Linear(3, 3), **{name: nn.Linear(2, 2)}))
+    kept = student["unet"][name].weight.detach().clone()
+    start_from(student, source)
+    assert torch.equal(student["unet"]["emb"].weight, source["unet"]["emb"].weight)
+    assert torch.equal(student["unet"][name].weight, kept)
+
+
+def test_a_guidance_input_that_both_have_is_copied() -> None:
+    source, student = net(guidance=nn.Linear(2, 2)), net(guidance=nn.Linear(2, 2), other_guidance=nn.Linear(1, 1))
+    start_from(student, source)
+    assert torch.equal(student["guidance"].weight, source["guidance"].weight)
+
+
+@pytest.mark.parametrize(
+    ("student", "source", "first"),
+    [
+        (net(a=nn.Linear(2, 2), b=nn.Linear(2, 2)), net(a=nn.Linear(2, 2)), "b.weight"),
+        (net(a=nn.Linear(2, 2)), net(a=nn.Linear(2, 2), guidance=nn.Linear(2, 2)), "guidance.weight"),
+        (net(guidance=nn.Linear(3, 2)), net(guidance=nn.Linear(2, 2)), "guidance.weight"),
+    ],
+)
+def test_other_differences_are_named(student: nn.Module, source: nn.Module, first: str) -> None:
+    with pytest.raises(UserError, match=rf"differs from that of the start \(first difference '{first}'\)"):
+        start_from(student, source, "start")
+
+
+# What a killed run left ----------------------------------------------------------------------------------------------
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from trigflow import files
+
+def die(path):
+    (path / "state.json").write_text("half of it")
+    os._exit(9)
+
+path, when = Path(sys.argv[1]), sys.argv[2]
+if when == "setting aside":
+    rename, calls = Path.rename, []
+
+    def renaming(self, target):
+        calls.append(target)
+        return rename(self, target) if len(calls) == 1 else os._exit(9)
+
+    Path.rename = renaming
+    files.write_folder(path, lambda folder: (folder / "state.json").write_text("new"))
+else:
+    files.write_folder(path, die)
+"""
+
+
+@pytest.mark.parametrize("when", ["writing", "setting aside"])
+def test_a_killed_write_is_cleared_up_and_nothing_is_lost(when: str, tmp_path: Path) -> None:
+    path = tmp_path / "00000003"
+    path.mkdir()
+    (path / "state.json").write_text("whole")
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(path), when], check=False)
+    assert killed.returncode == 9
+    left = sorted(p.name for p in tmp_path.iterdir())
+    assert len(left) == 2
+    assert path.exists() == (when == "writing")
+    clear_leftovers(tmp_path, str.isdigit)
+    assert [p.name for p in tmp_path.iterdir()] == ["00000003"]
+    assert (path / "state.json").read_text() == "whole"
+
+
+def test_what_belongs_to_others_is_left_alone(tmp_path: Path) -> None:
+    others = [
+        ".git",
+        ".notes-abcdefgh.txt",
+        ".00000003",
+        "00000004",
+        ".config-short.json",
+        "config.json",
+        ".x-ABCDEFGH",
+    ]
+    mine = [".config-a1b2c3_4.json", ".config-zzzzzzzz.json"]
+    for name in others + mine:
+        (tmp_path / name).write_text("text")
+    clear_leftovers(tmp_path, {"config.json"}.__contains__)
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(others)
+    clear_leftovers(tmp_path / "missing", str.isdigit)
+
+
+def test_a_run_that_goes_on_clears_up_and_one_that_may_not_does_not(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    begun = tiny_trainer(folder, {"loop.iterations": 2})
+    begun.run()
+    before = state_of(begun)
+    (folder / "ema").mkdir()
+    unfinished = [
+        folder / "checkpoints" / ".00000002-abcdefgh",
+        folder / "checkpoints" / ".00000002-abcdefgi-before",
+        folder / ".network-abcdefgh.safetensors",
+        folder / "ema" / ".00000002-0.05-abcdefgh.safetensors",
+    ]
+    for path in unfinished[:2]:
+        path.mkdir()
+        write_json(path / "state.json", {})
+    for path in unfinished[2:]:
+        path.write_bytes(b"half")
+    with pytest.raises(UserError, match="already holds a run"):
+        tiny_trainer(folder, {"loop.iterations": 2})
+    assert all(path.exists() for path in unfinished)
+    resumed = tiny_trainer(folder, {"loop.iterations": 2}, resume=True)
+    assert not any(path.exists() for path in unfinished)
+    assert [path.name for path in list_checkpoints(folder)] == ["00000002"]
+    assert differing(state_of(resumed), before) == []
