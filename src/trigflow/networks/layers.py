@@ -103,8 +103,9 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         b, c, h, w = x.shape
-        # Features last: the fused kernels take no other order, and channels-last images have it already.
-        qkv = self.qkv(self.norm(x)).permute(0, 2, 3, 1).contiguous().view(b, h * w, 3, self.heads, c // self.heads)
+        # Tokens with their features last, as channels-last images have them: the fused kernels take no other order.
+        tokens = self.norm(x).permute(0, 2, 3, 1).reshape(b, h * w, c)
+        qkv = F.linear(tokens, self.qkv.weight.flatten(1), self.qkv.bias).view(b, h * w, 3, self.heads, c // self.heads)
         q, k, v = qkv.transpose(1, 3).unbind(2)
         y = F.scaled_dot_product_attention(q, k, v)
         y = self.proj(y.transpose(1, 2).reshape(b, h, w, c).permute(0, 3, 1, 2))

@@ -12,7 +12,7 @@ from torch import Tensor
 from trigflow.tangent.attention.layout import Arguments, arguments, four_axes
 from trigflow.tangent.attention.plain import whole
 
-BLOCKS = {"cpu": 1 << 18}
+BLOCKS = {"cpu": 1 << 19}
 """Numbers in a block of scores by kind of device: few enough for the cache of a processor, many for an accelerator."""
 BLOCK = 1 << 23
 
@@ -59,10 +59,12 @@ def attention(
         if tangent.numel() and not (dq is None and dk is None and dv is None and dmask is None):
             batch, rows, columns = block_shape(a, block or BLOCKS.get(q.device.type, BLOCK))
             one_block = rows == a.q.shape[2] and columns == a.k.shape[2]
+            scores = (batch * a.q.shape[1], rows, columns)
+            scratch = [torch.empty(scores if one_block else (0,), dtype=a.work, device=q.device) for _ in range(2)]
             for first in range(0, a.q.shape[0], batch):
                 part = slice(first, first + batch)
                 if one_block:
-                    tangent[part] = _entries(a, known, part, causal)
+                    _entries(a, known, part, causal, tangent[part], scratch)
                     continue
                 for start in range(0, a.q.shape[2], rows):
                     tangent[part, :, start : start + rows] = _rows(a, known, part, start, rows, columns, causal)
@@ -77,12 +79,16 @@ def block_shape(a: Arguments, size: int) -> tuple[int, int, int]:
     return min(batch, max(1, size // (heads * rows * columns))), rows, columns
 
 
-def _entries(a: Arguments, known: Tensor | None, part: slice, causal: bool) -> Tensor:
-    """The tangent of some entries of the batch, where all of their scores make one block."""
+def _entries(
+    a: Arguments, known: Tensor | None, part: slice, causal: bool, into: Tensor, scratch: list[Tensor]
+) -> None:
+    """The tangent of some entries of the batch, where all of their scores make one block, which `scratch` has room for."""
     names = ("q", "k", "v", "dq", "dk", "dv", "mask", "dmask")
     tensors = {name: getattr(a, name) for name in names}
     chosen: dict[str, Any] = {name: None if t is None else t[part] for name, t in tensors.items()}
-    return whole(replace(a, **chosen), causal, out=None if known is None else known[part])
+    entries = replace(a, **chosen)
+    first, second = (s[: entries.q.shape[0] * entries.q.shape[1]] for s in scratch)
+    whole(entries, causal, out=None if known is None else known[part], into=into, scratch=(first, second))
 
 
 def _rows(a: Arguments, known: Tensor | None, part: slice, start: int, rows: int, columns: int, causal: bool) -> Tensor:
