@@ -1,6 +1,6 @@
 """What does the tangent cost? A consistency-training step with `trigflow.tangent.jvp` against three others.
 
-    python benchmarks/tangent.py                                  # about seven minutes on two cores
+    python benchmarks/tangent.py                                  # about twelve minutes on two cores
     python benchmarks/tangent.py --cases unet-1m --repeats 15     # the case with the bars alone
     python benchmarks/tangent.py --quick --json /tmp/quick.json   # seconds: does everything run?
 
@@ -11,8 +11,9 @@ A step goes from inputs to gradients, without an optimizer, on a U-Net and a dif
     graph      torch.func.jvp with the graph, the tangent detached, backward
     engine     trigflow.tangent.jvp, backward
 
-on the CPU, and on CUDA where there is one (larger networks too, under bfloat16 autocast). Every round runs each variant once,
-in an order that moves on by one; ratios are of medians over rounds:
+on the CPU, and on CUDA where there is one (larger networks too, under bfloat16 autocast). The engine is timed against each of
+the others in turns, in three fresh processes a pair, because a step leaves a heap behind on which the next one runs, and no
+training mixes them. Ratios are of medians over the rounds of a pair:
 
     step_ratio            engine / plain; 4/3 if backward takes twice a forward and the tangent one forward
     speedup_vs_separate   separate / engine
@@ -95,6 +96,36 @@ def measure_memory(step: Step, case: Case, variants: list[str], quick: bool, hea
     }
 
 
+PROCESSES = 3
+"""Fresh processes over which the rounds of a pair are spread on the CPU."""
+
+
+def time_in_process(
+    name: str, quick: bool, variants: list[str], repeats: int, math_attention: bool, threads: int, heap: str
+) -> dict[str, list[float]]:
+    """Seconds of every round; for a fresh process."""
+    torch.set_num_threads(threads)
+    step = Step((TINY if quick else CASES)[name], "cpu")
+    step.math_attention = math_attention
+    with freed_memory_kept() if heap == "kept" else nullcontext():
+        return time_steps(step, variants, repeats)
+
+
+def time_pair(step: Step, case: Case, variant: str, repeats: int, quick: bool, heap: str) -> dict[str, list[float]]:
+    """Seconds of each round of a variant and of the engine, in turns."""
+    pair = [variant, "engine"]
+    if step.cuda:
+        return time_steps(step, pair, repeats)
+    settings = step.math_attention, torch.get_num_threads(), heap
+    rounds: dict[str, list[float]] = {name: [] for name in pair}
+    for i in range(PROCESSES):
+        share = len(range(i, repeats, PROCESSES))
+        if share:
+            for name, values in in_fresh_process(time_in_process, case.name, quick, pair, share, *settings).items():
+                rounds[name] += values
+    return rounds
+
+
 def measure_case(case: Case, device: str, repeats: int, quick: bool, heap: str) -> dict[str, Any]:
     """Everything about one network on one device. A variant that raises is left out; `messages` says why."""
     one = Step(case, device, (1, *case.shape[1:]))
@@ -103,9 +134,11 @@ def measure_case(case: Case, device: str, repeats: int, quick: bool, heap: str) 
     step.math_attention = one.math_attention
     variants = leave_out_what_does_not_fit(step, messages)
     memory = measure_memory(step, case, variants, quick, heap)
-    with freed_memory_kept() if heap == "kept" else nullcontext():
-        rounds = time_steps(step, variants, repeats)
-    seconds = {v: median(values) for v, values in rounds.items()}
+    pairs = {
+        v: time_pair(step, case, v, repeats, quick, heap) for v in variants if v != "engine" and "engine" in variants
+    }
+    medians = {v: {name: median(values) for name, values in rounds.items()} for v, rounds in pairs.items()}
+    seconds = {v: medians[v][v] for v in pairs} | {"engine": medians["plain"]["engine"]} if "plain" in pairs else {}
     return {
         "case": case.name,
         "what": case.what,
@@ -113,13 +146,13 @@ def measure_case(case: Case, device: str, repeats: int, quick: bool, heap: str) 
         "precision": "bfloat16 autocast" if step.half else "float32",
         "parameters": sum(p.numel() for p in step.net.parameters()),
         "repeats": repeats,
-        "step_ratio": ratio(seconds, "engine", "plain"),
+        "step_ratio": ratio(medians.get("plain", {}), "engine", "plain"),
         "memory_ratio": ratio({v: m["resident"] for v, m in memory.items()}, "engine", "plain"),
         "live_memory_ratio": ratio({v: m["live"] for v, m in memory.items()}, "engine", "plain"),
-        "speedup_vs_separate": ratio(seconds, "separate", "engine"),
-        "speedup_vs_graph": ratio(seconds, "graph", "engine"),
+        "speedup_vs_separate": ratio(medians.get("separate", {}), "separate", "engine"),
+        "speedup_vs_graph": ratio(medians.get("graph", {}), "graph", "engine"),
         "seconds": seconds,
-        "rounds": rounds,
+        "pairs": pairs,
         "memory": memory,
         "tangent_error": {
             v: relative_error(tangents["engine"], t)
@@ -204,7 +237,7 @@ def line(case: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=None, metavar="NAME", help=", ".join(CASES))
-    parser.add_argument("--repeats", type=int, help="rounds of each case (7; 2 with --quick)")
+    parser.add_argument("--repeats", type=int, help="rounds of each pair (9; 2 with --quick)")
     parser.add_argument("--threads", type=int, help="threads of the CPU (PyTorch's default)")
     parser.add_argument("--heap", choices=["kept", "default"], default="kept", help="freed memory kept, or as it comes")
     parser.add_argument("--quick", action="store_true", help="minimal sizes, whose ratios mean nothing")
@@ -222,7 +255,7 @@ def main() -> None:
     if out is not None:
         ensure_folder(out.parent)
 
-    result = run(cases, args.repeats or (2 if args.quick else 7), args.quick, args.heap)
+    result = run(cases, args.repeats or (2 if args.quick else 9), args.quick, args.heap)
     if result["attention_cuda"]:
         print(f"\nattention alone on {result['machine']['device']}, bfloat16\n{kernel_table(result['attention_cuda'])}")
     print("\nminimal sizes: no bar is meant for them" if args.quick else "")
