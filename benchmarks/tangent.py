@@ -1,6 +1,6 @@
 """What does the tangent cost? A consistency-training step with `trigflow.tangent.jvp` against three others.
 
-    python benchmarks/tangent.py                                  # about twelve minutes on two cores
+    python benchmarks/tangent.py                                  # a quarter of an hour on two cores
     python benchmarks/tangent.py --cases unet-1m --repeats 15     # the case with the bars alone
     python benchmarks/tangent.py --quick --json /tmp/quick.json   # seconds: does everything run?
 

@@ -281,33 +281,6 @@ def test_velocity_is_zero_before_training_and_can_be_trained(norm: str) -> None:
         assert p.grad.abs().max() > 0, name
 
 
-def test_samples_do_not_see_each_other() -> None:
-    net = awake(network(num_classes=3))
-    x, t = inputs()
-    label = torch.tensor([0, 3, 1])
-    out = net(x, t, label)
-    for i in range(3):
-        alone = net(x[i : i + 1], t[i : i + 1], label[i : i + 1])
-        torch.testing.assert_close(alone[0], out[i], rtol=1e-4, atol=1e-5)
-
-
-def test_dropout_works_in_training_only() -> None:
-    net, without = awake(network(dropout=0.4)), awake(network())
-    x, t = inputs()
-    assert torch.equal(net.eval()(x, t), without(x, t))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        assert (net.train()(x, t) - net(x, t)).abs().max() > 1e-3
-
-
-def test_channels_last_is_the_same_network() -> None:
-    net = awake(network())
-    x, t = inputs()
-    out = net(x, t)
-    last = net.to(memory_format=torch.channels_last)(x.contiguous(memory_format=torch.channels_last), t)
-    torch.testing.assert_close(last, out, rtol=1e-4, atol=1e-5)
-
-
 # Tangents ----------------------------------------------------------------------------------------------------------------
 
 

@@ -297,25 +297,6 @@ def test_guidance_starts_without_effect() -> None:
     assert (student.takes_guidance, teacher.takes_guidance) == (True, False)
 
 
-def test_samples_do_not_see_each_other() -> None:
-    net = awake(network(num_classes=3))
-    x, t = inputs()
-    label = torch.tensor([0, 3, 1])
-    out = net(x, t, label)
-    for i in range(3):
-        alone = net(x[i : i + 1], t[i : i + 1], label[i : i + 1])
-        torch.testing.assert_close(alone[0], out[i], rtol=1e-4, atol=1e-5)
-
-
-def test_dropout_works_in_training_only() -> None:
-    net, without = awake(network(dropout=0.4)), awake(network())
-    x, t = inputs()
-    assert torch.equal(net.eval()(x, t), without(x, t))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        assert (net.train()(x, t) - net(x, t)).abs().max() > 1e-3
-
-
 # Tangents ----------------------------------------------------------------------------------------------------------------
 
 

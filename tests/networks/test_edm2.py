@@ -455,15 +455,6 @@ def test_guidance_starts_without_effect_and_keeps_the_magnitude() -> None:
         teacher(x, t, label, torch.ones(4))
 
 
-def test_samples_do_not_see_each_other() -> None:
-    net = network()
-    x, t, label = inputs()
-    out = net(x, t, label)
-    for i in range(4):
-        alone = net(x[i : i + 1], t[i : i + 1], label[i : i + 1])[0]
-        torch.testing.assert_close(alone, out[i], rtol=1e-4, atol=1e-5)
-
-
 # Sizes and dropout ---------------------------------------------------------------------------------------------------
 
 

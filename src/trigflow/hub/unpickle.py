@@ -24,7 +24,7 @@ from typing import Any, BinaryIO, NoReturn
 from trigflow.errors import UserError
 
 MAX_INSTRUCTIONS = 2_000_000
-"""Upper bound on the instructions in one file; the snapshot of a 1.5B network has about 100 thousand."""
+"""Upper bound on the instructions in one file; the snapshot of a 1.5B network has about 43 thousand."""
 MAX_TEXT = 64 << 20
 """Upper bound on the bytes of text in one file; a snapshot carries the source code of its classes, about 100 KB."""
 MAX_NAME = 500
