@@ -6,13 +6,18 @@ STAMP  := $(VENV)/.installed
 OUT    ?= runs/demo
 SEED   ?= 0
 
-.PHONY: demo test lint format clean
+.PHONY: demo test lab-smoke lint format clean
 
 demo: $(STAMP)
 	$(BIN)/trigflow demo --out $(OUT) --seed $(SEED)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
+
+# One tiny cell of every study.
+lab-smoke: $(STAMP)
+	rm -rf runs/lab-smoke
+	$(BIN)/trigflow study all --smoke --out runs/lab-smoke
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

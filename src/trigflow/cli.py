@@ -23,7 +23,8 @@ from trigflow.training.config import from_dict
 
 
 def main(args: list[str] | None = None) -> None:
-    """Entry point: exit code 0, 2 for input that cannot be used (one line on stderr), 130 when interrupted."""
+    """Entry point: exit code 0; 1 for what the doctor found, or a study with failed cells; 2 for input that cannot be used
+    (one line on stderr); 130 when interrupted."""
     given = list(sys.argv[1:] if args is None else args)
     try:
         _parse(given).run()

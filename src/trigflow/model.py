@@ -34,7 +34,7 @@ from trigflow.files import read_json, read_tensors, write_json, write_tensors
 from trigflow.latents import VAE
 from trigflow.negative import check_guidance
 from trigflow.networks import MLPConfig, build
-from trigflow.networks.custom import check_trainable, describe
+from trigflow.networks.custom import check_end, check_trainable, describe
 from trigflow.training.checkpoint import load_weights
 from trigflow.training.config import RunConfig, from_dict, to_dict
 
@@ -50,7 +50,7 @@ class Model:
     """A network and what belongs to it.
 
     Attributes:
-        network: `F(x_t / sd, t, label, guidance)`, in eval mode.
+        network: `F(x_t / sd, t, label, guidance)`, or with a fifth argument `end`; in eval mode.
         config: configuration of the run that made it.
         kind: `diffusion` (drawn by solving the PF-ODE) or `consistency` (drawn in one or a few evaluations).
         shape: `(c, h, w)` of one image.
@@ -144,8 +144,12 @@ class Model:
         self.vae = VAE(replace(self.normalization.vae, name=name))
 
     def default_steps(self) -> int:
-        """2 for a consistency model; 18 for a diffusion model (35 evaluations of Heun)."""
-        return 2 if self.kind == "consistency" else 18
+        """2 for a consistency model, or the number of its segments where it has several; 18 for a diffusion model (35
+        evaluations of Heun)."""
+        if self.kind == "diffusion":
+            return 18
+        segments = self.config.objective.segments
+        return segments if segments > 1 else 2
 
     @torch.no_grad()
     def sample(
@@ -171,7 +175,8 @@ class Model:
 
         Args:
             num: how many.
-            steps: evaluations of a consistency model, or solver steps of a diffusion model; see `default_steps`.
+            steps: evaluations of a consistency model, for a multistep one the number of its segments and no other; or solver
+                steps of a diffusion model; see `default_steps`.
             labels: one class, or one per sample, repeated as needed; by default the classes in turn. None for an
                 unconditional model.
             guidance: guidance scale; 1 for none.
@@ -241,9 +246,22 @@ class Model:
                 raise UserError("sampling times for a diffusion model; expected a consistency model; use steps instead")
             grid = samplers.sigma_grid(process, steps)
             return lambda velocity, noise: solve(velocity, noise(0), grid)
+        segments = self.config.objective.segments
+        if segments > 1:
+            if steps != segments or times is not None:
+                given = f"{steps} steps" if times is None else "sampling times"
+                raise UserError(
+                    f"{given} for a multistep model of {segments} segments; expected {segments} steps, one for each; drop "
+                    f"{'--steps' if times is None else 'times'}"
+                )
+            return lambda velocity, noise: samplers.multistep_sample(velocity, process, noise(0), segments)
+        averages = self.config.objective.averages
         if times is None:
-            times = self.times.get(steps) or samplers.consistency_times(process, steps)
+            default = samplers.meanflow_times if averages else samplers.consistency_times
+            times = self.times.get(steps) or default(process, steps)
         schedule = tuple(times)
+        if averages:
+            return lambda velocity, noise: samplers.meanflow_sample(velocity, process, noise(0), schedule)
 
         def draw(velocity: samplers.VelocityFunction, noise: Callable[[int], Tensor]) -> Tensor:
             fresh = [noise(k) for k in range(1, len(schedule))]
@@ -355,17 +373,20 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
 
 
 def fit_network(config: RunConfig, dataset: ImageDataset, network: nn.Module | None = None) -> RunConfig:
-    """The configuration with the network's channels, classes and (where it has one) resolution taken from the data.
+    """The configuration with the network's channels, classes and (where it has one) resolution taken from the data, and its
+    inputs for guidance and the end of a jump from the objective.
 
     With a `network` of the user's own, the one in the configuration is replaced by what is known of that module.
 
     Raises:
         UserError: for an MLP: images need a network for images.
     """
-    takes_guidance = config.objective.distills and config.objective.guidance_max > 1
+    objective = config.objective
+    takes_guidance = objective.distills and objective.guidance_max > 1
     num_classes = dataset.num_classes if dataset.num_classes > 1 else 0
     if network is not None:
         known = dataclasses.replace(describe(network, num_classes, takes_guidance), channels=dataset.channels)
+        check_end(known, objective.jumps, objective.averages)
         check_trainable(network)
         return dataclasses.replace(config, network=known)
     if isinstance(config.network, MLPConfig):
@@ -373,7 +394,7 @@ def fit_network(config: RunConfig, dataset: ImageDataset, network: nn.Module | N
             "an MLP for images; expected a network for images; set the network to unet, ddpmpp, edm2 or dit"
         )
     conditioning = dataclasses.replace(
-        config.network.conditioning, num_classes=num_classes, takes_guidance=takes_guidance
+        config.network.conditioning, num_classes=num_classes, takes_guidance=takes_guidance, takes_end=objective.jumps
     )
     changes: dict[str, Any] = {"channels": dataset.channels, "conditioning": conditioning}
     if hasattr(config.network, "resolution"):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from torch import nn
 
 from trigflow.data import LatentNormalization, Normalization
 from trigflow.errors import UserError
 from trigflow.model import Kind, Model
-from trigflow.networks import ConditioningConfig, CustomConfig
+from trigflow.networks import CustomConfig
 from trigflow.networks.custom import describe
 from trigflow.process import TrigFlow
 from trigflow.training.config import DataConfig, RunConfig
@@ -52,7 +53,7 @@ def model_of(
             f"a network with null_label = {network.null_label}, {classes} classes and {len(class_names)} names; expected "
             "classes for exactly the networks with a null label, each with a name or none; correct the arguments"
         )
-    conditioning = ConditioningConfig(num_classes=classes, takes_guidance=known.conditioning.takes_guidance)
+    conditioning = replace(known.conditioning, num_classes=classes)
     config = RunConfig(
         data=DataConfig(source=data),
         process=process,

@@ -204,7 +204,7 @@ def test_formulas(norm: str, time_map: str) -> None:
     label, augment = torch.tensor([1, 3, 0]), draw(2, 3, 4, dtype=torch.float64)
     with torch.no_grad():
         torch.testing.assert_close(
-            net(x, t, label, None, augment), reference(net, x, t, label, augment), rtol=1e-9, atol=1e-9
+            net(x, t, label, augment=augment), reference(net, x, t, label, augment), rtol=1e-9, atol=1e-9
         )
         torch.testing.assert_close(net(x, t), reference(net, x, t, None, None), rtol=1e-9, atol=1e-9)
 
@@ -330,7 +330,7 @@ def test_no_part_needs_the_slow_path(norm: str) -> None:
 def test_embedding_and_modulation_stay_float32_under_autocast(norm: str) -> None:
     net = awake(network(norm=norm, num_classes=2, takes_guidance=True, augment=3))
     x, t = inputs()
-    args = (x, t, torch.tensor([0, 1, 2]), torch.tensor([1.0, 1.5, 2.0]), torch.ones(3, 3))
+    args = (x, t, torch.tensor([0, 1, 2]), torch.tensor([1.0, 1.5, 2.0]), None, torch.ones(3, 3))
     exact = net(*args)
     seen: dict[str, torch.dtype] = {}
 
@@ -476,4 +476,4 @@ def test_impossible_inputs_are_refused() -> None:
     with pytest.raises(
         UserError, match=r"^augmentation labels of shape \(3, 4\); expected \(3, 3\); drop them or set "
     ):
-        full(x, t, None, torch.ones(3), torch.ones(3, 4))
+        full(x, t, None, torch.ones(3), augment=torch.ones(3, 4))

@@ -8,6 +8,7 @@ from __future__ import annotations
 from trigflow.commands.convert import Convert
 from trigflow.commands.demo import Demo
 from trigflow.commands.distill import Distill
+from trigflow.commands.doctor import Doctor
 from trigflow.commands.ema import Ema
 from trigflow.commands.encode import Encode
 from trigflow.commands.evaluate import Evaluate
@@ -16,9 +17,25 @@ from trigflow.commands.info import Info
 from trigflow.commands.plan import Plan
 from trigflow.commands.recipes import Recipes
 from trigflow.commands.sample import Sample
+from trigflow.commands.study import Study
 from trigflow.commands.train import Train
 
-Command = Demo | Train | Distill | Sample | Evaluate | Encode | Ema | Import | Convert | Info | Recipes | Plan
+Command = (
+    Demo
+    | Train
+    | Distill
+    | Sample
+    | Evaluate
+    | Encode
+    | Ema
+    | Import
+    | Convert
+    | Info
+    | Doctor
+    | Recipes
+    | Plan
+    | Study
+)
 COMMANDS: dict[str, type[Command]] = {
     "demo": Demo,
     "train": Train,
@@ -30,8 +47,10 @@ COMMANDS: dict[str, type[Command]] = {
     "import": Import,
     "convert": Convert,
     "info": Info,
+    "doctor": Doctor,
     "recipes": Recipes,
     "plan": Plan,
+    "study": Study,
 }
 """From the name on the command line to its command."""
 
@@ -41,6 +60,7 @@ __all__ = [
     "Convert",
     "Demo",
     "Distill",
+    "Doctor",
     "Ema",
     "Encode",
     "Evaluate",
@@ -49,5 +69,6 @@ __all__ = [
     "Plan",
     "Recipes",
     "Sample",
+    "Study",
     "Train",
 ]

@@ -17,8 +17,9 @@ from trigflow.training.config import EMAConfig, LoopConfig, ObjectiveConfig, Opt
 class Distill:
     """Turn a teacher into a student that draws in one or two steps (sCD), starting from the teacher's weights.
 
-    Data and network are the teacher's. `--objective.kind` chooses the loss: scd, vsd, scd-vsd (their sum), or sct, which
-    learns from the data alone and only starts from the teacher. `--from` starts from a student instead.
+    Data and network are the teacher's. `--objective.kind` chooses the loss: scd, vsd, scd-vsd (their sum), cd or
+    meanflow-distill; or sct, ct or meanflow, which learn from the data alone and only start from the teacher. `--from` starts
+    from a student instead.
 
     Example: trigflow distill runs/teacher --out runs/student
     """
@@ -56,7 +57,7 @@ class Distill:
 
         if self.objective.kind == "diffusion":
             raise UserError(
-                "distill with the diffusion objective; expected scd, sct, vsd or scd-vsd; use: trigflow train"
+                "distill with the diffusion objective; expected that of a student, such as scd; use: trigflow train"
             )
         teacher = load(self.teacher, self.loop.device)
         start = None if self.start is None else load(self.start, self.loop.device)
@@ -74,5 +75,7 @@ class Distill:
             settings: dict[str, Any] = {n: value for n, value in dropped.items() if hasattr(config.network, n)}
             config = dataclasses.replace(config, network=dataclasses.replace(config.network, **settings))
         require_data(config.data.source)
-        distill(config, teacher, self.out, start=start, negative=negative, resume=self.resume, progress=not self.quiet)
-        print(f"Distilled. Draw with: trigflow sample {self.out} --steps 2")
+        student = distill(
+            config, teacher, self.out, start=start, negative=negative, resume=self.resume, progress=not self.quiet
+        )
+        print(f"Distilled. Draw with: trigflow sample {self.out} --steps {student.default_steps()}")

@@ -21,7 +21,8 @@ class Sample:
     out: Path = Path("samples.png")
     """A file (.png, .webp, .jpg) for a grid; anything else is a folder that gets one PNG per image."""
     steps: int | None = None
-    """Evaluations of a student (default 2), or solver steps of a teacher (default 18, that is 35 evaluations)."""
+    """Evaluations of a student (default 2; of one with segments their number, and no other), or solver steps of a teacher
+    (default 18, that is 35 evaluations)."""
     guidance: float = 1.0
     """Guidance scale; 1 for none."""
     guidance_interval: tuple[float, float] | None = None

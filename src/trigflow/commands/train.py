@@ -43,7 +43,7 @@ class Train:
 
         if self.objective.distills:
             raise UserError(
-                "train without a teacher cannot distill; expected diffusion or sct; use: trigflow distill RUN"
+                "train without a teacher cannot distill; expected diffusion, sct, ct or meanflow; use: trigflow distill RUN"
             )
         require_data(self.data.source)
         config = RunConfig(self.data, self.process, self.network, self.objective, self.optimizer, self.ema, self.loop)

@@ -1,7 +1,8 @@
-"""Networks `F(x_t / sd, t, label, guidance)`, built from plain configurations.
+"""Networks `F(x_t / sd, t, label, guidance, end)`, built from plain configurations.
 
-Every network takes x of unit variance, times `(b,)`, labels int64 `(b,)` or None, guidance scales `(b,)` or None, returns a
-tensor like x, and has two attributes: `null_label` (the index that means "no class", or None) and `takes_guidance`.
+Every network takes x of unit variance, times `(b,)`, labels int64 `(b,)` or None, guidance scales `(b,)` or None, ends of
+jumps `(b,)` or None, returns a tensor like x, and has three attributes: `null_label` (the index that means "no class", or
+None), `takes_guidance` and `takes_end`. An input that a network does not take is not passed to it.
 """
 
 from __future__ import annotations

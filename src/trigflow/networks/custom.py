@@ -1,4 +1,5 @@
-"""A network of the user's own: any module `F(x_t / sd, t, label, guidance)`, trained and loaded from Python."""
+"""A network of the user's own: any module `F(x_t / sd, t, label, guidance)`, trained and loaded from Python; with the
+attribute `takes_end`, `F(x_t / sd, t, label, guidance, end)`."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ class CustomConfig:
     dropout: float = 0.0
     """Largest probability among its dropout layers, in [0, 1)."""
     conditioning: ConditioningConfig = field(default_factory=ConditioningConfig)
-    """`num_classes` and `takes_guidance`; the rest is up to the module."""
+    """`num_classes`, `takes_guidance` and `takes_end`; the rest is up to the module."""
 
 
 class Custom(nn.Module):
@@ -39,15 +40,15 @@ class Custom(nn.Module):
 def describe(network: nn.Module, num_classes: int, takes_guidance: bool) -> CustomConfig:
     """The configuration of a module of the user's own, for data of `num_classes` classes; channels are left to the data.
 
-    The module may have the attributes of a network, `null_label` and `takes_guidance`; where they are missing, it is
-    unconditional and takes no guidance scale, and they are set so.
+    The module may have the attributes of a network, `null_label`, `takes_guidance` and `takes_end`; where they are missing, it
+    is unconditional and takes neither a guidance scale nor the end of a jump, and they are set so.
 
     Raises:
         UserError: if it is no module, or takes a guidance scale that the run does not draw (or the other way round).
     """
     if not isinstance(network, nn.Module):
         raise UserError(f"a {type(network).__name__} as the network; expected a torch.nn.Module; pass a module")
-    for name, default in (("null_label", None), ("takes_guidance", False)):
+    for name, default in (("null_label", None), ("takes_guidance", False), ("takes_end", False)):
         if not hasattr(network, name):
             setattr(network, name, default)
     if network.takes_guidance != takes_guidance:
@@ -57,9 +58,34 @@ def describe(network: nn.Module, num_classes: int, takes_guidance: bool) -> Cust
         )
     dropout = max((m.p for m in network.modules() if isinstance(m, nn.Dropout)), default=0.0)
     classes = 0 if network.null_label is None else num_classes
-    return CustomConfig(
-        dropout=dropout, conditioning=ConditioningConfig(num_classes=classes, takes_guidance=takes_guidance)
+    conditioning = ConditioningConfig(
+        num_classes=classes, takes_guidance=takes_guidance, takes_end=bool(network.takes_end)
     )
+    return CustomConfig(dropout=dropout, conditioning=conditioning)
+
+
+def check_end(config: CustomConfig, given: bool, needed: bool) -> None:
+    """Check that the run draws the ends of jumps for a module that takes them.
+
+    Args:
+        config: what is known of the module.
+        given: whether there are ends in the run.
+        needed: whether nothing can be learned without them. The segments of a multistep student follow from the time.
+
+    Raises:
+        UserError: if the module takes ends and there are none, or the other way round where they are needed.
+    """
+    takes = config.conditioning.takes_end
+    if takes and not given:
+        raise UserError(
+            "the network has takes_end = True and the run has no jumps with ends; expected a network without, a multistep "
+            "objective or meanflow; set objective.segments above 1 or takes_end to False"
+        )
+    if needed and not takes:
+        raise UserError(
+            "the network has takes_end = False and the run learns average velocities, which depend on the end of a jump; "
+            "expected a network F(x, t, label, guidance, end); add the input and set takes_end = True"
+        )
 
 
 def check_trainable(network: nn.Module) -> None:

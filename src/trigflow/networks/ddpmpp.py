@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from trigflow.errors import UserError
 from trigflow.networks.embeddings import (
     ConditioningConfig,
+    EndTimeEmbedding,
     FourierEmbedding,
     GuidanceEmbedding,
     PositionalEmbedding,
@@ -63,21 +64,21 @@ class DDPMPPConfig:
     dropout: float = 0.0
     """Dropout inside the blocks, in [0, 1)."""
     conditioning: ConditioningConfig = field(default_factory=lambda: ConditioningConfig(width=128))
-    """Time, label and guidance inputs; `width` is the number of raw time features (as published: that of the network)."""
+    """Time, label, guidance and end inputs; `width` is the number of raw time features (as published: that of the network)."""
 
 
 class DDPMPP(nn.Module):
-    """`F(x, t, label, guidance)` for images.
+    """`F(x, t, label, guidance, end)` for images.
 
     Made for images of side `resolution`, which names the levels; other sizes work, odd ones between levels rounded up. The
     output layer starts at zero: zero velocity before training.
 
     Shapes: x `(b, channels, h, w)` of unit variance, t `(b,)`, label int64 `(b,)` in [0, num_classes] (num_classes itself is
-    the null label, like None), guidance `(b,)`, augment `(b, config.augment)`; result like x.
+    the null label, like None), guidance and end `(b,)`, augment `(b, config.augment)`; result like x.
 
     Raises:
-        UserError: for images of another channel count, labels, scales or augmentation that the network does not take, or a
-            configuration that makes no sense.
+        UserError: for images of another channel count, labels, scales, ends or augmentation that the network does not take, or
+            a configuration that makes no sense.
     """
 
     def __init__(self, config: DDPMPPConfig, sigma_data: float = 0.5) -> None:
@@ -99,9 +100,11 @@ class DDPMPP(nn.Module):
         self.config = config
         self.sigma_data = sigma_data
         self.takes_guidance = config.conditioning.takes_guidance
+        self.takes_end = config.conditioning.takes_end
         self.null_label = config.conditioning.num_classes or None
         self.model = DDPMPPBody(config)
         self.guidance = GuidanceEmbedding(features) if self.takes_guidance else None
+        self.end_time = EndTimeEmbedding(features) if self.takes_end else None
 
     def forward(
         self,
@@ -109,6 +112,7 @@ class DDPMPP(nn.Module):
         t: Tensor,
         label: Tensor | None = None,
         guidance: Tensor | None = None,
+        end: Tensor | None = None,
         augment: Tensor | None = None,
     ) -> Tensor:
         if x.ndim != 4 or x.shape[1] != self.config.channels:
@@ -116,7 +120,7 @@ class DDPMPP(nn.Module):
                 f"images of shape {tuple(x.shape)}; expected (b, {self.config.channels}, h, w); use images with "
                 f"{self.config.channels} channels or set network.channels"
             )
-        check_conditions(self.config.conditioning, label, guidance)
+        check_conditions(self.config.conditioning, label, guidance, end)
         if augment is not None and augment.shape != (x.shape[0], self.config.augment):
             raise UserError(
                 f"augmentation labels of shape {tuple(augment.shape)}; expected ({x.shape[0]}, {self.config.augment}); "
@@ -124,8 +128,11 @@ class DDPMPP(nn.Module):
             )
         with full_precision(x):
             noise = c_noise(t, self.config.conditioning.time_map, self.sigma_data)
-            strength = None if self.guidance is None or guidance is None else self.guidance(guidance)
-            emb = self.model.embed(noise, label, augment, strength)
+            told = None if self.guidance is None or guidance is None else self.guidance(guidance)
+            if self.end_time is not None and end is not None:
+                jump = self.end_time(t, end)
+                told = jump if told is None else told + jump
+            emb = self.model.embed(noise, label, augment, told)
         return self.model(x, emb)
 
 
@@ -188,8 +195,8 @@ class DDPMPPBody(nn.Module):
                 module.start_small()
         nn.init.zeros_(self.dec[f"{self.aux}_conv"].weight)  # type: ignore[arg-type]
 
-    def embed(self, noise: Tensor, label: Tensor | None, augment: Tensor | None, guidance: Tensor | None) -> Tensor:
-        """The conditioning vector `(b, 4 width)`; guidance is an embedding `(b, features)`."""
+    def embed(self, noise: Tensor, label: Tensor | None, augment: Tensor | None, told: Tensor | None) -> Tensor:
+        """The conditioning vector `(b, 4 width)`; `told` is the embedding `(b, features)` of guidance and end."""
         cosines, sines = self.map_noise(noise).chunk(2, dim=1)
         emb = torch.cat([sines, cosines], dim=1)
         if self.map_label is not None:
@@ -200,8 +207,8 @@ class DDPMPPBody(nn.Module):
             emb = emb + self.map_label(one_hot * math.sqrt(classes))
         if self.map_augment is not None and augment is not None:
             emb = emb + self.map_augment(augment)
-        if guidance is not None:
-            emb = emb + guidance
+        if told is not None:
+            emb = emb + told
         return F.silu(self.map_layer1(F.silu(self.map_layer0(emb))))
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:

@@ -80,7 +80,7 @@ def dit_config(size: str, patch: int = 2, channels: int = 4, num_classes: int = 
 
 
 class DiT(nn.Module):
-    """`F(x, t, label, guidance)` for images or latents::
+    """`F(x, t, label, guidance, end)` for images or latents::
 
         h = W patches(x)  (+ sine positions)
         h = h + gate1(emb) * attention(norm1(h, emb))
@@ -106,6 +106,7 @@ class DiT(nn.Module):
         self.config = config
         self.conditioning = Conditioning(config.conditioning, sigma_data)
         self.takes_guidance = config.conditioning.takes_guidance
+        self.takes_end = config.conditioning.takes_end
         self.null_label = config.conditioning.num_classes or None
         emb_width, c_token = self.conditioning.out_width, config.channels * config.patch**2
         self.inp = nn.Linear(c_token, config.width)
@@ -116,7 +117,14 @@ class DiT(nn.Module):
         zero_bias(self.inp)
         zero_bias(self.out)
 
-    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None, guidance: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        label: Tensor | None = None,
+        guidance: Tensor | None = None,
+        end: Tensor | None = None,
+    ) -> Tensor:
         config = self.config
         if x.ndim != 4 or x.shape[1] != config.channels:
             raise UserError(
@@ -124,7 +132,7 @@ class DiT(nn.Module):
                 f"{config.channels} channels or set network.channels"
             )
         with full_precision(x):
-            emb = self.conditioning(t, label, guidance)
+            emb = self.conditioning(t, label, guidance, end)
 
         # Tokens, row by row.
         cells = to_patches(x, config.patch)

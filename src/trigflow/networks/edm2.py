@@ -76,7 +76,7 @@ class EDM2Config:
     log_variance_width: int = 128
     """Fourier features of the learned log variance."""
     conditioning: ConditioningConfig = field(default_factory=lambda: ConditioningConfig(width=192))
-    """Time, label and guidance inputs; `width` is the number of raw time features (as published: that of the network)."""
+    """Time, label, guidance and end inputs; `width` is the number of raw time features (as published: that of the network)."""
 
 
 SIZES = {"xs": 128, "s": 192, "m": 256, "l": 320, "xl": 384, "xxl": 448}
@@ -193,7 +193,7 @@ class EDM2Block(nn.Module):
 
 
 class EDM2UNet(nn.Module):
-    """The network below `unet.`: time, label and guidance into one embedding, an encoder and a decoder of `EDM2Block`s."""
+    """The network below `unet.`: time, label, guidance and end into one embedding, an encoder and a decoder of `EDM2Block`s."""
 
     def __init__(self, config: EDM2Config, sigma_data: float) -> None:
         super().__init__()
@@ -214,6 +214,10 @@ class EDM2UNet(nn.Module):
             self.emb_guidance_features = MPPositional(conditioning.width, max_period=100.0)
             self.emb_guidance = MPConv(conditioning.width, emb_width)
             self.emb_guidance_gain = nn.Parameter(torch.zeros([]))  # no effect at first
+        if conditioning.takes_end:
+            self.emb_end_time_features = MPPositional(conditioning.width, max_period=100.0)
+            self.emb_end_time = MPConv(conditioning.width, emb_width)
+            self.emb_end_time_gain = nn.Parameter(torch.zeros([]))  # no effect at first
 
         def block(c_in: int, c_out: int, level: int, side: Side, **kind: Any) -> EDM2Block:
             size = config.resolution >> level
@@ -251,9 +255,11 @@ class EDM2UNet(nn.Module):
                 c = width
         self.out_conv = MPConv(c, config.channels, 3)
 
-    def forward(self, x: Tensor, t: Tensor, label: Tensor | None, guidance: Tensor | None) -> Tensor:
+    def forward(
+        self, x: Tensor, t: Tensor, label: Tensor | None, guidance: Tensor | None, end: Tensor | None = None
+    ) -> Tensor:
         with full_precision(x):
-            emb = self.embed(t, label, guidance)
+            emb = self.embed(t, label, guidance, end)
         x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)  # the constant channel takes the place of biases
         kept = []
         for name, stage in self.enc.items():
@@ -265,10 +271,10 @@ class EDM2UNet(nn.Module):
             x = stage(x, emb)
         return self.out_conv(x, gain=self.out_gain)
 
-    def embed(self, t: Tensor, label: Tensor | None, guidance: Tensor | None) -> Tensor:
-        """The embedding `(b, e)` of time, label and guidance scale, in float32 or higher."""
+    def embed(self, t: Tensor, label: Tensor | None, guidance: Tensor | None, end: Tensor | None = None) -> Tensor:
+        """The embedding `(b, e)` of time, label, guidance scale and end of the jump, in float32 or higher."""
         config = self.config
-        check_conditions(config, label, guidance)
+        check_conditions(config, label, guidance, end)
         precision = torch.promote_types(self.out_gain.dtype, torch.float32)
         clock = c_noise(t, config.time_map, self.sigma_data)
         features = self.emb_fourier(clock) if config.time_embedding == "fourier" else self.emb_positional(clock)
@@ -283,20 +289,24 @@ class EDM2UNet(nn.Module):
             features = self.emb_guidance_features(guidance - 1.0).to(precision)
             gain = self.emb_guidance_gain
             emb = (emb + gain * self.emb_guidance(features)) / torch.sqrt(1 + gain**2)
+        if end is not None:
+            features = self.emb_end_time_features(8 * (t - end)).to(precision)
+            gain = self.emb_end_time_gain
+            emb = (emb + gain * self.emb_end_time(features)) / torch.sqrt(1 + gain**2)
         return mp_silu(emb)
 
 
 class EDM2(nn.Module):
-    """`F(x, t, label, guidance)` for images or latents; see the module docstring for its two forms.
+    """`F(x, t, label, guidance, end)` for images or latents; see the module docstring for its two forms.
 
     The output gain starts at zero: zero velocity before training. `normalize_weights` belongs before every training step.
 
     Shapes: x `(b, channels, h, w)` of unit variance, h and w multiples of `2^(levels - 1)`; t `(b,)`; label int64 `(b,)` in
-    [0, num_classes] (num_classes itself is the null label, as is None), guidance `(b,)`; result like x.
+    [0, num_classes] (num_classes itself is the null label, as is None), guidance and end `(b,)`; result like x.
 
     Raises:
-        UserError: for images of another channel count or of sides that the levels do not divide, a label or guidance scale
-            that is missing or superfluous, or a configuration that makes no sense.
+        UserError: for images of another channel count or of sides that the levels do not divide, a label, guidance scale
+            or end that is missing or superfluous, or a configuration that makes no sense.
     """
 
     def __init__(self, config: EDM2Config, sigma_data: float = 0.5) -> None:
@@ -305,12 +315,20 @@ class EDM2(nn.Module):
         self.config = config
         self.sigma_data = sigma_data
         self.takes_guidance = config.conditioning.takes_guidance
+        self.takes_end = config.conditioning.takes_end
         self.null_label = config.conditioning.num_classes or None
         self.unet = EDM2UNet(config, sigma_data)
         self.logvar_fourier = MPFourier(config.log_variance_width)
         self.logvar_linear = MPConv(config.log_variance_width, 1)
 
-    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None, guidance: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        label: Tensor | None = None,
+        guidance: Tensor | None = None,
+        end: Tensor | None = None,
+    ) -> Tensor:
         if x.ndim != 4 or x.shape[1] != self.config.channels:
             raise UserError(
                 f"images of shape {tuple(x.shape)}; expected (b, {self.config.channels}, h, w); use images with "
@@ -322,7 +340,7 @@ class EDM2(nn.Module):
                 f"images of {x.shape[2]} x {x.shape[3]} for a network of {len(self.config.mult)} levels; expected sides that "
                 f"are multiples of {step}; resize the images"
             )
-        return self.unet(x, t, label, guidance)
+        return self.unet(x, t, label, guidance, end)
 
     def log_variance(self, t: Tensor) -> Tensor:
         """The learned log variance of the diffusion error at time t, `-w(t)`; shapes `(b,)` to `(b,)`.

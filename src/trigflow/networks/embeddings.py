@@ -82,6 +82,22 @@ def c_noise(t: Tensor, time_map: Literal["identity", "log"], sigma_data: float) 
     return torch.log(sigma_data * torch.tan(t)) / 4 if time_map == "log" else t
 
 
+class EndTimeEmbedding(ConditioningLinear):
+    """`W p(t - s)` for jumps from t to their end s, with positional features p of `8 (t - s)`. W starts at zero: no effect.
+
+    Features of the length of the jump, not of its end, so that a network of average velocities is told when it is zero.
+    Shapes: t and end `(b,)` to `(b, out_width)`, by default of the width of the features.
+    """
+
+    def __init__(self, width: int, out_width: int | None = None) -> None:
+        super().__init__(width, width if out_width is None else out_width, bias=False)
+        self.features = PositionalEmbedding(width, max_period=100.0)
+        nn.init.zeros_(self.weight)
+
+    def forward(self, t: Tensor, end: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(self.features(8 * (t - end)))
+
+
 @dataclass(frozen=True)
 class ConditioningConfig:
     """What the network is told beside its noisy input, and in which form."""
@@ -98,6 +114,8 @@ class ConditioningConfig:
     """Classes of a class-conditional network; 0 for an unconditional one. One more index is the null label."""
     takes_guidance: bool = False
     """Whether the guidance scale is an input (a guided student)."""
+    takes_end: bool = False
+    """Whether the end s of a jump from t to s is an input (multistep students, average velocities)."""
 
 
 def check_conditioning(config: ConditioningConfig) -> None:
@@ -111,7 +129,9 @@ def check_conditioning(config: ConditioningConfig) -> None:
     check_setting(config.time_embedding in embeddings, "time_embedding", config.time_embedding, " or ".join(embeddings))
 
 
-def check_conditions(config: ConditioningConfig, label: Tensor | None, guidance: Tensor | None) -> None:
+def check_conditions(
+    config: ConditioningConfig, label: Tensor | None, guidance: Tensor | None, end: Tensor | None = None
+) -> None:
     """Raise a UserError for inputs that the network does not take, or a guidance scale that it misses."""
     if label is not None and not config.num_classes:
         raise UserError("labels were given to an unconditional network; expected none; drop the labels")
@@ -121,21 +141,27 @@ def check_conditions(config: ConditioningConfig, label: Tensor | None, guidance:
         )
     if guidance is not None and not config.takes_guidance:
         raise UserError("a guidance scale was given to a network that takes none; expected None; drop guidance")
+    if end is None and config.takes_end:
+        raise UserError("this network takes the end of the jump as an input; expected end of shape (b,); pass end")
+    if end is not None and not config.takes_end:
+        raise UserError("the end of a jump was given to a network that takes none; expected None; drop end")
 
 
 class Conditioning(nn.Module):
-    """Time, label and guidance scale in, one vector out: `emb = silu(W2 silu(W1 (time + label + guidance)))`.
+    """Time, label and guidance scale in, one vector out: `emb = silu(W2 silu(W1 (time + label + guidance + end)))`.
 
-    The guidance branch starts at zero, so a student initialized from its teacher begins as that teacher for every scale.
+    The branches of guidance and end start at zero, so a student initialized from its teacher begins as that teacher for every
+    scale and end.
 
     Args:
         config: see `ConditioningConfig`.
         sigma_data: needed by the log time map.
 
-    Shapes: t `(b,)`, label int64 `(b,)` with values in [0, num_classes], guidance `(b,)`; result `(b, out_width)`.
+    Shapes: t `(b,)`, label int64 `(b,)` with values in [0, num_classes], guidance and end `(b,)`; result
+    `(b, out_width)`.
 
     Raises:
-        UserError: when a guidance scale or label is missing, or one is given to a network that takes none.
+        UserError: when a guidance scale, end or label is missing, or one is given to a network that takes none.
     """
 
     def __init__(self, config: ConditioningConfig, sigma_data: float = 0.5) -> None:
@@ -153,11 +179,15 @@ class Conditioning(nn.Module):
         self.label = nn.Embedding(config.num_classes + 1, width) if config.num_classes else None
         if config.takes_guidance:
             self.guidance = GuidanceEmbedding(width)
+        if config.takes_end:
+            self.end_time = EndTimeEmbedding(width)
         self.linear1 = nn.Linear(width, self.out_width)
         self.linear2 = nn.Linear(self.out_width, self.out_width)
 
-    def forward(self, t: Tensor, label: Tensor | None = None, guidance: Tensor | None = None) -> Tensor:
-        check_conditions(self.config, label, guidance)
+    def forward(
+        self, t: Tensor, label: Tensor | None = None, guidance: Tensor | None = None, end: Tensor | None = None
+    ) -> Tensor:
+        check_conditions(self.config, label, guidance, end)
         emb = self.time(c_noise(t, self.config.time_map, self.sigma_data))
         if self.label is not None:
             if label is None:
@@ -165,4 +195,6 @@ class Conditioning(nn.Module):
             emb = emb + self.label(label)
         if guidance is not None:
             emb = emb + self.guidance(guidance)
+        if end is not None:
+            emb = emb + self.end_time(t, end)
         return F.silu(self.linear2(F.silu(self.linear1(emb))))

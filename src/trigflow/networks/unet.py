@@ -97,7 +97,7 @@ class UNetBlock(nn.Module):
 
 
 class UNet(nn.Module):
-    """`F(x, t, label, guidance)` for images.
+    """`F(x, t, label, guidance, end)` for images.
 
     An image whose side is no multiple of `patch` is padded by repeating its edge and the result cropped; odd sizes between
     levels are rounded up, so that every size works. The output layer starts at zero: zero velocity before training.
@@ -122,6 +122,7 @@ class UNet(nn.Module):
         self.config = config
         self.conditioning = Conditioning(config.conditioning, sigma_data)
         self.takes_guidance = config.conditioning.takes_guidance
+        self.takes_end = config.conditioning.takes_end
         self.null_label = config.conditioning.num_classes or None
         emb_width = self.conditioning.out_width
         levels = range(len(config.mult))
@@ -165,14 +166,21 @@ class UNet(nn.Module):
         nn.init.zeros_(self.out.weight)
         zero_bias(self.out)
 
-    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None, guidance: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        label: Tensor | None = None,
+        guidance: Tensor | None = None,
+        end: Tensor | None = None,
+    ) -> Tensor:
         if x.ndim != 4 or x.shape[1] != self.config.channels:
             raise UserError(
                 f"images of shape {tuple(x.shape)}; expected (b, {self.config.channels}, h, w); use images with "
                 f"{self.config.channels} channels or set network.channels"
             )
         with full_precision(x):
-            emb = self.conditioning(t, label, guidance)
+            emb = self.conditioning(t, label, guidance, end)
         h = self.inp(to_patches(x, self.config.patch))
         kept = [h]
         for block in self.encoder:

@@ -3,18 +3,29 @@
 from trigflow.objectives.common import AdaptiveWeight, Loss, Network, VelocityFunction
 from trigflow.objectives.consistency import TangentConfig, consistency_loss, consistency_tangent, shape_tangent
 from trigflow.objectives.diffusion import diffusion_loss
+from trigflow.objectives.discrete import DiscreteConfig, discrete_loss, discrete_tangent
 from trigflow.objectives.distribution import generate, vsd_direction, vsd_loss
+from trigflow.objectives.meanflow import MeanFlowConfig, average_velocity, meanflow_error, meanflow_loss
+from trigflow.objectives.multistep import multistep_loss
 
 __all__ = [
     "AdaptiveWeight",
+    "DiscreteConfig",
     "Loss",
+    "MeanFlowConfig",
     "Network",
     "TangentConfig",
     "VelocityFunction",
+    "average_velocity",
     "consistency_loss",
     "consistency_tangent",
     "diffusion_loss",
+    "discrete_loss",
+    "discrete_tangent",
     "generate",
+    "meanflow_error",
+    "meanflow_loss",
+    "multistep_loss",
     "shape_tangent",
     "vsd_direction",
     "vsd_loss",

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from trigflow.process import HALF_PI, TrigFlow
 
 Network = Callable[..., Any]
-"""`network(x_t / sd, t, label, guidance) -> F`, tensors of the batch; see trigflow.networks."""
+"""`network(x_t / sd, t, label, guidance) -> F`, tensors of the batch; with a fifth argument `end` where it has the attribute
+`takes_end`; see trigflow.networks."""
 
 VelocityFunction = Callable[[Tensor, Tensor], Tensor]
 """`velocity(x_t, t) -> dx_t/dt`, t of shape `(b,)`."""

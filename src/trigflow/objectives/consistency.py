@@ -38,6 +38,8 @@ class TangentConfig:
     """Bound of the clipping."""
     warmup: int = 10_000
     """Iterations H over which the second term is brought in, r = min(1, iteration / H); 0 for none."""
+    derivative: Literal["exact", "finite-difference"] = "exact"
+    """dF-/dt by forward-mode differentiation in the same pass; or, for comparison, by a central difference of two more."""
 
     def warmup_factor(self, iteration: int) -> float:
         """`r = min(1, iteration / H)`."""
@@ -68,7 +70,9 @@ def consistency_tangent(
     *,
     label: Tensor | None = None,
     guidance: Tensor | None = None,
+    end: Tensor | None = None,
     r: float = 1.0,
+    derivative: str = "exact",
 ) -> tuple[Tensor, Tensor]:
     """`F` on the autograd graph and the tangent `g`, in one pass of the tangent engine::
 
@@ -78,12 +82,25 @@ def consistency_tangent(
     `(cos(t) sin(t) dx_t/dt / sd, cos(t) sin(t))`: nothing is divided by cos or sin, so half precision survives near 0 and
     pi/2. At `r = 1`, `g = cos(t) df/dt`: zero when f is constant along the trajectory.
 
+    A multistep model jumps to the `end` s of its segment of the trajectory, not to its beginning, and s is the same for all t
+    of the segment. The product rule gives::
+
+        f(x_t, t -> s) = cos(t - s) x_t - sin(t - s) sd F
+        df/dt = -sin(t - s) x_t + cos(t - s) dx_t/dt - cos(t - s) sd F - sin(t - s) sd dF/dt
+        g     = cos(t - s) df/dt
+              = -cos^2(t - s) (sd F - dx_t/dt) - cos(t - s) sin(t - s) (x_t + sd dF/dt)
+
+    which is the tangent above with `t - s` for t in its cosines and sines, and nowhere else.
+
     Args:
-        network: called once as `network(x_t / sd, t, label, guidance)`.
+        network: called once as `network(x_t / sd, t, label, guidance)`, with `end` as a fifth argument where it has the
+            attribute `takes_end`.
         x_t: point of the trajectory, `(b, ...)`.
         dxdt: its velocity, like x_t.
         t: times `(b,)`.
+        end: s of each sample, `(b,)`, at most t; None for 0.
         r: tangent warmup factor in [0, 1].
+        derivative: method of `trigflow.tangent.jvp`, exact or finite-difference.
 
     Returns:
         `(F, g)`, both like x_t; g is detached.
@@ -91,17 +108,18 @@ def consistency_tangent(
     Source: Lu and Song 2025, section 4.2 and algorithm 1.
     """
     sd = process.sigma_data
-    cos, sin = trig(t, x_t)
+    cos, sin = trig(t if end is None else t - end, x_t)
     cos_sin = cos * sin
+    ends = (torch.zeros_like(t) if end is None else end,) if getattr(network, "takes_end", False) else ()
 
     def forward(x: Tensor, time: Tensor) -> Tensor:
-        return network(x, time, label, guidance)
+        return network(x, time, label, guidance, *ends)
 
     directions = ((cos_sin * dxdt / sd).to(x_t.dtype), cos_sin.reshape(t.shape).to(t.dtype))
-    prediction, derivative = tangent_engine.jvp(forward, (x_t / sd, t), directions)
+    prediction, change = tangent_engine.jvp(forward, (x_t / sd, t), directions, method=derivative)
     with torch.no_grad():
         fixed = prediction.detach().to(x_t.dtype)
-        g = -(cos**2) * (sd * fixed - dxdt) - r * (cos_sin * x_t + sd * derivative)
+        g = -(cos**2) * (sd * fixed - dxdt) - r * (cos_sin * x_t + sd * change)
     return prediction, g
 
 
@@ -115,6 +133,7 @@ def consistency_loss(
     teacher: VelocityFunction | None = None,
     label: Tensor | None = None,
     guidance: Tensor | None = None,
+    end: Tensor | None = None,
     tangent: TangentConfig | None = None,
     r: float = 1.0,
     weight: Callable[[Tensor], Tensor] | None = None,
@@ -134,6 +153,7 @@ def consistency_loss(
         teacher: velocity function of the teacher, guidance included; evaluated without gradients. None for sCT.
         label: int64 `(b,)` or None.
         guidance: guidance scale `(b,)`, an input of the student, or None.
+        end: where each sample jumps to, `(b,)`, at most t; None for 0. See `multistep_loss`.
         tangent: how g is shaped; normalized with c = 0.1 by default.
         r: tangent warmup factor in [0, 1].
         weight: `w(t)`, `(b,)` to `(b,)`; None for no weighting.
@@ -146,9 +166,12 @@ def consistency_loss(
     with torch.no_grad():
         x_t = process.interpolate(x0, noise, t)
         dxdt = process.velocity(x0, noise, t) if teacher is None else teacher(x_t, t).to(x_t.dtype)
-    prediction, g = consistency_tangent(network, process, x_t, dxdt, t, label=label, guidance=guidance, r=r)
+    tangent = tangent or TangentConfig()
+    prediction, g = consistency_tangent(
+        network, process, x_t, dxdt, t, label=label, guidance=guidance, end=end, r=r, derivative=tangent.derivative
+    )
     with torch.no_grad():
-        target = prediction.detach() + shape_tangent(g, tangent or TangentConfig())
+        target = prediction.detach() + shape_tangent(g, tangent)
     error = per_sample_mean_square(prediction - target)
     figures = as_figures(t=t, loss=error, tangent_norm=per_sample_mean_square(g).sqrt())
     return Loss(weighted_mean(error, t, weight), figures)

@@ -157,7 +157,8 @@ class Step:
         """Floating-point operations of one evaluation of the student on one sample."""
         with self.mode, torch.no_grad(), Trace() as trace:
             batch = self.batch(1)
-            self.learner.network(batch["x0"], batch["t"], batch.get("label"), batch.get("guidance"))
+            ends = (torch.zeros_like(batch["t"]),) if self.learner.network.takes_end else ()
+            self.learner.network(batch["x0"], batch["t"], batch.get("label"), batch.get("guidance"), *ends)
         return trace.flops
 
     def counted(self) -> Counted:
@@ -187,6 +188,8 @@ class Step:
         if self.config.objective.uses_vsd:
             images += ["z", "vsd_noise", "fake_noise"]
             times += ["vsd_t", "fake_t"]
+        if self.config.objective.averages:
+            times.append("end")
         network = self.learner.network
         if network.takes_guidance:
             times.append("guidance")
@@ -199,10 +202,8 @@ class Step:
     def backward(self, batch: Batch) -> None:
         """All losses with their gradients, one after the other as in training."""
         losses, objective = self.losses, self.config.objective
-        if objective.kind == "diffusion":
-            losses.diffusion(batch).value.backward()
-        elif objective.kind != "vsd":
-            losses.consistency(batch, self.config.loop.iterations).value.backward()
+        if objective.kind != "vsd":
+            losses.first(batch, self.config.loop.iterations).value.backward()
         if objective.uses_vsd:
             sample = losses.generate(batch)
             losses.vsd(sample, batch).value.backward()
@@ -241,8 +242,8 @@ class Guide(Model):
 
 
 def _teacher(config: RunConfig, shape: tuple[int, int, int]) -> Guide:
-    """The network of the student without its guidance input."""
-    conditioning = dataclasses.replace(config.network.conditioning, takes_guidance=False)
+    """The network of the student without its inputs for guidance and the end of a jump."""
+    conditioning = dataclasses.replace(config.network.conditioning, takes_guidance=False, takes_end=False)
     network = build(dataclasses.replace(config.network, conditioning=conditioning), config.process.sigma_data)
     network.eval().requires_grad_(False)
     return Guide(network, config, "diffusion", shape, (), Normalization.symmetric(shape[0]))

@@ -6,7 +6,9 @@ A sampler is a function of (velocity, x, times); `network_velocity` and `guided_
 
 from trigflow.samplers.consistency import consistency_sample, consistency_times
 from trigflow.samplers.grid import sigma_grid
-from trigflow.samplers.guidance import Network, VelocityFunction, guided_velocity, network_velocity
+from trigflow.samplers.guidance import JumpFunction, Network, VelocityFunction, guided_velocity, network_velocity
+from trigflow.samplers.meanflow import meanflow_sample, meanflow_times
+from trigflow.samplers.multistep import multistep_sample
 from trigflow.samplers.ode import (
     SOLVERS,
     Solver,
@@ -22,6 +24,7 @@ from trigflow.samplers.schedule import ScheduleSearch, Trial, search_times
 
 __all__ = [
     "SOLVERS",
+    "JumpFunction",
     "Network",
     "ScheduleSearch",
     "Solver",
@@ -35,6 +38,9 @@ __all__ = [
     "get_solver",
     "guided_velocity",
     "heun",
+    "meanflow_sample",
+    "meanflow_times",
+    "multistep_sample",
     "network_velocity",
     "nfe",
     "search_times",

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -19,13 +18,12 @@ from trigflow.process import TrigFlow
 VelocityFunction = Callable[[Tensor, Tensor], Tensor]
 """`velocity(x_t, t) -> dx_t/dt`; shapes `(b, ...)` and `(b,)` to `(b, ...)`."""
 
+JumpFunction = Callable[..., Tensor]
+"""`velocity(x_t, t, end) -> v`, also told the end of the jump, `(b,)`; a `VelocityFunction` where that is left out."""
 
-class Network(Protocol):
-    """`F(x_t / sd, t, label, guidance)`: unit variance in and out, label int64 `(b,)`, guidance `(b,)`, both optional."""
-
-    def __call__(
-        self, x: Tensor, t: Tensor, label: Tensor | None = None, guidance: Tensor | None = None, /
-    ) -> Tensor: ...
+Network = Callable[..., Tensor]
+"""`F(x_t / sd, t, label, guidance)`: unit variance in and out, label int64 `(b,)`, guidance `(b,)`, both optional. With the
+attribute `takes_end`, `F(x_t / sd, t, label, guidance, end)`, end `(b,)`."""
 
 
 def network_velocity(
@@ -33,11 +31,14 @@ def network_velocity(
     process: TrigFlow,
     label: int | Tensor | None = None,
     guidance: float | Tensor | None = None,
-) -> VelocityFunction:
+) -> JumpFunction:
     """`v = sd F(x_t / sd, t, label, guidance)`, one evaluation per call.
 
     For a consistency student, and for a teacher without guidance. A student distilled from a guided teacher takes the scale
     as an input (attribute `takes_guidance`), so guidance costs it nothing.
+
+    The function takes the end `(b,)` of a jump as an optional third argument, and passes it on to a network with the
+    attribute `takes_end`; other networks are not told. Where none is given, it is t itself: a jump of no length.
 
     Args:
         network: see `Network`.
@@ -59,12 +60,14 @@ def network_velocity(
         raise UserError(
             "no guidance scale for a network that takes one; expected a number or shape (b,); pass guidance (1.0 for none)"
         )
+    takes_end = bool(getattr(network, "takes_end", False))
     sd = process.sigma_data
 
-    def velocity(x_t: Tensor, t: Tensor) -> Tensor:
+    def velocity(x_t: Tensor, t: Tensor, end: Tensor | None = None) -> Tensor:
         scales = None if guidance is None else per_sample(guidance, x_t, x_t.dtype, "guidance scales")
         classes = None if label is None else per_sample(label, x_t, torch.int64, "labels")
-        return sd * network(x_t / sd, t, classes, scales).to(x_t.dtype)
+        ends = (t if end is None else end,) if takes_end else ()
+        return sd * network(x_t / sd, t, classes, scales, *ends).to(x_t.dtype)
 
     return velocity
 

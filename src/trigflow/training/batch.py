@@ -12,8 +12,9 @@ from trigflow.data import ImageDataset, LatentNormalization, Normalization
 from trigflow.training.config import RunConfig
 
 Batch = dict[str, Tensor]
-"""`x0` and `noise` `(b, c, h, w)`; `t` and, where there are any, `label` and `guidance` `(b,)`. For VSD also the noise `z` that
-is generated from, and noise and times for noising again: `vsd_noise`, `vsd_t` and `fake_noise`, `fake_t`."""
+"""`x0` and `noise` `(b, c, h, w)`; `t` and, where there are any, `label` and `guidance` `(b,)`. For MeanFlow also the `end`
+`(b,)` of each jump. For VSD also the noise `z` that is generated from, and noise and times for noising again: `vsd_noise`,
+`vsd_t` and `fake_noise`, `fake_t`."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,11 @@ class Batches:
         images, label = self.dataset.batch(indices, flip=flip, generator=generator)
         x0 = self.normalization.encode(images.to(self.device)).to(memory_format=self.memory_format)
         noise = process.sample_noise(x0, generator).to(memory_format=self.memory_format)
-        batch = {"x0": x0, "noise": noise, "t": objective.proposal.sample(process, b, generator).to(self.device)}
+        batch = {"x0": x0, "noise": noise}
+        if objective.averages:
+            batch["t"], batch["end"] = (times.to(self.device) for times in objective.meanflow.draw(b, generator))
+        else:
+            batch["t"] = objective.proposal.sample(process, b, generator).to(self.device)
         if label is not None and self.null_label is not None:
             if objective.kind == "diffusion":
                 dropped = torch.rand(b, generator=generator) < objective.label_dropout

@@ -13,10 +13,12 @@ import tyro
 
 from trigflow.errors import UserError
 from trigflow.networks import NETWORKS, NetworkConfig, UNetConfig, name_of
-from trigflow.objectives import TangentConfig
+from trigflow.objectives import DiscreteConfig, MeanFlowConfig, TangentConfig
 from trigflow.process import Proposal, TrigFlow
+from trigflow.segments import segment_jumps
 
 T = TypeVar("T")
+Kind = Literal["diffusion", "sct", "scd", "vsd", "scd-vsd", "ct", "cd", "meanflow", "meanflow-distill"]
 
 
 @dataclass(frozen=True)
@@ -42,9 +44,10 @@ class DataConfig:
 class ObjectiveConfig:
     """What is minimized."""
 
-    kind: Literal["diffusion", "sct", "scd", "vsd", "scd-vsd"] = "diffusion"
+    kind: Kind = "diffusion"
     """diffusion (a teacher), sct (consistency training from data), scd (consistency distillation from a teacher), vsd
-    (variational score distillation), scd-vsd (both losses added)."""
+    (variational score distillation), scd-vsd (both losses added). Rivals: ct and cd (discrete-time consistency training and
+    distillation), meanflow (average velocities, from data) and meanflow-distill (from a teacher)."""
     proposal: Proposal = field(default_factory=Proposal)
     """Distribution of training times."""
     adaptive_weight: bool = True
@@ -65,11 +68,34 @@ class ObjectiveConfig:
     """vsd: reference learning rate of the fake score network; None for that of the student."""
     fake_updates: int = 1
     """vsd: updates of the fake score network for each of the student."""
+    segments: int = 1
+    """sct and scd: segments M of [0, pi/2]; the student jumps to the lower end of its segment and draws in M evaluations."""
+    discrete: DiscreteConfig = field(default_factory=DiscreteConfig)
+    """ct and cd: the steps between which the student is made consistent."""
+    meanflow: MeanFlowConfig = field(default_factory=MeanFlowConfig)
+    """meanflow: times, ends and weighting."""
 
     @property
     def distills(self) -> bool:
         """Whether there is a teacher whose velocity is followed."""
-        return self.kind in ("scd", "vsd", "scd-vsd")
+        return self.kind in ("scd", "vsd", "scd-vsd", "cd", "meanflow-distill")
+
+    @property
+    def jumps(self) -> bool:
+        """Whether the student is told the end of each jump, because it does not always jump to 0."""
+        return self.segments > 1 or self.averages
+
+    @property
+    def averages(self) -> bool:
+        """Whether the student learns average velocities."""
+        return self.kind in ("meanflow", "meanflow-distill")
+
+    @property
+    def learns_weight(self) -> bool:
+        """Whether the weighting w(t) is learned; that of MeanFlow and fixed ones of discrete time take its place."""
+        if self.averages:
+            return self.adaptive_weight and self.meanflow.weighting != "error"
+        return self.adaptive_weight and (self.kind not in ("ct", "cd") or self.discrete.learns_weight)
 
     @property
     def uses_vsd(self) -> bool:
@@ -149,6 +175,8 @@ class LoopConfig:
     """Iterations between checkpoints; 0 for only the last."""
     keep: int = 2
     """Checkpoints kept."""
+    instruments: bool = False
+    """Log the parts of the tangent, the time derivative of the embedding and the gradient by part of the network."""
 
 
 @dataclass(frozen=True)
@@ -177,6 +205,7 @@ class RunConfig:
         """
         loop, objective, optimizer, ema = self.loop, self.objective, self.optimizer, self.ema
         tangent, interval, fake_lr = objective.tangent, objective.guidance_interval, objective.fake_lr
+        discrete, meanflow = objective.discrete, objective.meanflow
         checks = [
             (loop.iterations >= 1, "loop.iterations", loop.iterations, "at least 1"),
             (loop.batch_size >= 1, "loop.batch_size", loop.batch_size, "at least 1"),
@@ -203,6 +232,21 @@ class RunConfig:
             (0 < objective.lambda_vsd < math.inf, "objective.lambda_vsd", objective.lambda_vsd, "a positive number"),
             (fake_lr is None or 0 < fake_lr < math.inf, "objective.fake_lr", fake_lr, "a positive number, or None"),
             (objective.fake_updates >= 1, "objective.fake_updates", objective.fake_updates, "at least 1"),
+            (objective.segments >= 1, "objective.segments", objective.segments, "at least 1"),
+            (1 <= discrete.steps <= 10_000, "objective.discrete.steps", discrete.steps, "from 1 to 10000"),
+            (discrete.initial_steps is None or 1 <= discrete.initial_steps <= discrete.steps,
+             "objective.discrete.initial_steps", discrete.initial_steps, "from 1 to objective.discrete.steps, or None"),
+            (1 < discrete.q < math.inf, "objective.discrete.q", discrete.q, "above 1"),
+            (0 <= discrete.k < math.inf, "objective.discrete.k", discrete.k, "0 or more"),
+            (0 <= discrete.b < math.inf, "objective.discrete.b", discrete.b, "0 or more"),
+            (discrete.stages >= 1 and discrete.stages * math.log10(max(discrete.q, 1)) <= 4, "objective.discrete.stages",
+             discrete.stages, "at least 1, and q^stages at most 10000"),
+            (0 < discrete.huber < math.inf, "objective.discrete.huber", discrete.huber, "a positive number"),
+            (-math.inf < meanflow.mean < math.inf, "objective.meanflow.mean", meanflow.mean, "a finite number"),
+            (0 < meanflow.std < math.inf, "objective.meanflow.std", meanflow.std, "a positive number"),
+            (0 <= meanflow.equal <= 1, "objective.meanflow.equal", meanflow.equal, "in [0, 1]"),
+            (0 <= meanflow.power < math.inf, "objective.meanflow.power", meanflow.power, "0 or more"),
+            (0 < meanflow.c < math.inf, "objective.meanflow.c", meanflow.c, "a positive number"),
             (0 < ema.sigma_rel < 0.28, "ema.sigma_rel", ema.sigma_rel, "in (0, 0.28)"),
             (ema.halflife_mimg > 0, "ema.halflife_mimg", ema.halflife_mimg, "a positive number"),
             (ema.rampup >= 0, "ema.rampup", ema.rampup, "0 or more"),
@@ -213,6 +257,13 @@ class RunConfig:
         for fine, name, value, expected in checks:
             if not fine:
                 raise UserError(f"{name} is {value}; expected {expected}; correct the setting")
+        if objective.segments > 1:
+            if objective.kind not in ("sct", "scd"):
+                raise UserError(
+                    f"objective.segments is {objective.segments} with objective.kind {objective.kind}; expected sct or scd, "
+                    "the only kinds with segments; set objective.segments to 1 or change the kind"
+                )
+            segment_jumps(self.process, objective.segments)
         if objective.distills and self.teacher is None:
             raise UserError("distillation without a teacher; expected a teacher run folder; pass --teacher RUN")
         if objective.guidance_max == 1 and (interval is not None or self.negative is not None):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,17 @@ import torch
 from torch import Tensor
 
 from trigflow.model import Model
-from trigflow.objectives import Loss, VelocityFunction, consistency_loss, diffusion_loss, generate, vsd_loss
+from trigflow.objectives import (
+    Loss,
+    VelocityFunction,
+    consistency_loss,
+    diffusion_loss,
+    discrete_loss,
+    generate,
+    meanflow_loss,
+    multistep_loss,
+    vsd_loss,
+)
 from trigflow.samplers import network_velocity
 from trigflow.training.batch import Batch
 from trigflow.training.config import RunConfig
@@ -45,7 +56,7 @@ class Losses:
         objective = self.config.objective
         values, figures = {"weighted_loss": 0.0}, {}
         if objective.kind != "vsd":
-            loss = self.diffusion(batch) if objective.kind == "diffusion" else self.consistency(batch, iteration)
+            loss = self.first(batch, iteration)
             (loss.value / parts).backward()
             values["weighted_loss"] = loss.value.item() / parts
             figures = loss.figures
@@ -67,6 +78,17 @@ class Losses:
 
     # One loss each, in the precision of the run ----------------------------------------------------------------------
 
+    def first(self, batch: Batch, iteration: int) -> Loss:
+        """The loss of the objective's kind; for scd-vsd that of scd, to which VSD is added."""
+        objective = self.config.objective
+        if objective.kind == "diffusion":
+            return self.diffusion(batch)
+        if objective.averages:
+            return self.meanflow(batch)
+        if objective.kind in ("ct", "cd"):
+            return self.discrete(batch, iteration)
+        return self.consistency(batch, iteration)
+
     def diffusion(self, batch: Batch) -> Loss:
         """Velocity prediction."""
         with self._precision():
@@ -81,10 +103,11 @@ class Losses:
             )
 
     def consistency(self, batch: Batch, iteration: int) -> Loss:
-        """Continuous-time consistency, along the teacher's velocity (scd) or the data's (sct)."""
-        tangent = self.config.objective.tangent
+        """Continuous-time consistency, along the teacher's velocity (scd) or the data's (sct), in one segment or several."""
+        tangent, segments = self.config.objective.tangent, self.config.objective.segments
+        loss = consistency_loss if segments == 1 else functools.partial(multistep_loss, segments=segments)
         with self._precision():
-            return consistency_loss(
+            return loss(
                 self.student.network,
                 self.config.process,
                 batch["x0"],
@@ -95,6 +118,44 @@ class Losses:
                 guidance=batch.get("guidance"),
                 tangent=tangent,
                 r=tangent.warmup_factor(iteration),
+                weight=self.student.weights.get("weight"),
+            )
+
+    def discrete(self, batch: Batch, iteration: int) -> Loss:
+        """Discrete-time consistency, along the teacher (cd) or the trajectory of data and noise (ct)."""
+        objective, process = self.config.objective, self.config.process
+        t, s = objective.discrete.pairs(process, batch["t"], iteration, self.config.loop.iterations)
+        with self._precision():
+            return discrete_loss(
+                self.student.network,
+                process,
+                batch["x0"],
+                batch["noise"],
+                t,
+                s,
+                teacher=self._teacher(batch) if objective.distills else None,
+                label=batch.get("label"),
+                guidance=batch.get("guidance"),
+                config=objective.discrete,
+                tangent=objective.tangent,
+                r=objective.tangent.warmup_factor(iteration),
+                weight=self.student.weights.get("weight"),
+            )
+
+    def meanflow(self, batch: Batch) -> Loss:
+        """Average velocities, of the teacher's flow (meanflow-distill) or from the data (meanflow)."""
+        with self._precision():
+            return meanflow_loss(
+                self.student.network,
+                self.config.process,
+                batch["x0"],
+                batch["noise"],
+                batch["t"],
+                batch["end"],
+                teacher=self._teacher(batch) if self.config.objective.distills else None,
+                label=batch.get("label"),
+                guidance=batch.get("guidance"),
+                config=self.config.objective.meanflow,
                 weight=self.student.weights.get("weight"),
             )
 

@@ -25,7 +25,7 @@ from trigflow.negative import check_guidance
 from trigflow.training.checkpoint import clear_unfinished
 from trigflow.training.config import DataConfig, RunConfig, from_dict, to_dict
 
-MAY_CHANGE = frozenset({"device", "log_every", "sample_every", "checkpoint_every", "keep", "iterations"})
+MAY_CHANGE = frozenset({"device", "log_every", "sample_every", "checkpoint_every", "keep", "iterations", "instruments"})
 """Loop settings that a resumed run may have otherwise than before."""
 
 
@@ -131,8 +131,8 @@ def _check_fits(config: RunConfig, dataset: ImageDataset, model: Model, name: st
 def start_from(student: nn.Module, source: nn.Module, what: str = "teacher") -> None:
     """Copy the weights of `source`, named `what` in messages, into the student.
 
-    The student may have a guidance input that the source lacks: entries with `guidance` somewhere in their dotted name. They
-    keep the values they have, which in a new network are without effect.
+    The student may have inputs for guidance and the end of a jump that the source lacks: entries with `guidance` or `end_time`
+    somewhere in their dotted name. They keep the values they have, which in a new network are without effect.
 
     Raises:
         UserError: when the networks differ otherwise.
@@ -142,7 +142,7 @@ def start_from(student: nn.Module, source: nn.Module, what: str = "teacher") -> 
     for name, value in own.items():
         if name in given and given[name].shape == value.shape:
             value.copy_(given[name])
-        elif name in given or "guidance" not in name:
+        elif name in given or not any(extra in name for extra in ("guidance", "end_time")):
             missing.append(name)
     unexpected = [name for name in given if name not in own]
     if missing or unexpected:

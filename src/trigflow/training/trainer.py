@@ -33,6 +33,7 @@ from trigflow.training.batch import Batch, Batches, split
 from trigflow.training.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from trigflow.training.config import RunConfig, to_dict
 from trigflow.training.ema import EMA
+from trigflow.training.instruments import Instruments
 from trigflow.training.interrupt import uninterrupted
 from trigflow.training.learner import Learner
 from trigflow.training.log import FigureWindow, MetricLog
@@ -56,6 +57,10 @@ TITLES = {
     "scd": "student (sCD)",
     "vsd": "student (VSD)",
     "scd-vsd": "student (sCD + VSD)",
+    "ct": "student (discrete)",
+    "cd": "student (discrete)",
+    "meanflow": "student (MeanFlow)",
+    "meanflow-distill": "student (MeanFlow)",
 }
 """What the progress bar calls a run, by the kind of its objective."""
 
@@ -139,6 +144,7 @@ class Trainer:
             self.device, memory_format,
         )  # fmt: skip
         self.losses = Losses(config, self.student, teacher, self.fake, negative)
+        self.instruments = Instruments(self.losses, self.ema.network) if loop.instruments else None
         self.order = Order(len(self.dataset), loop.batch_size, derive_seed(loop.seed, "data"))
         self.iteration = 0
         self.skipped = 0
@@ -184,7 +190,7 @@ class Trainer:
                 self._snapshot()
                 if self.iteration % loop.log_every == 0 or self.iteration == loop.iterations:
                     seconds = time.perf_counter() - began
-                    metrics = {**scalars, **window.flush(), "skipped": self.skipped}
+                    metrics = {**scalars, **window.flush(), **self._measure(), "skipped": self.skipped}
                     metrics["images_per_second"] = (self.iteration - since) * loop.batch_size / seconds
                     log.write(self.iteration, metrics)
                     bar.set_postfix(loss=f"{metrics['loss']:.4f}", skipped=self.skipped, refresh=False)
@@ -226,6 +232,8 @@ class Trainer:
             scalars["grad_norm"] = self.student.clip_gradient()
             if self.fake is not None:
                 scalars["fake_grad_norm"] = self.fake.clip_gradient()
+            if self.instruments is not None:
+                self.instruments.watch(i, part, scalars["grad_norm"])
             with uninterrupted():
                 if all(map(math.isfinite, scalars.values())):
                     self.student.update()
@@ -255,6 +263,10 @@ class Trainer:
     def _batch(self, indices: Tensor, generator: torch.Generator) -> Batch:
         return self.batches.draw(indices, generator)
 
+    def _measure(self) -> dict[str, Any]:
+        """What the instruments say, where there are any."""
+        return {} if self.instruments is None else self.instruments.read()
+
     def _update_fake_again(self, fake: Learner, indices: Tensor) -> None:
         """The updates of the fake score network after the first, on new samples; one that is not finite is left out."""
         loop, i = self.config.loop, self.iteration
@@ -277,7 +289,7 @@ class Trainer:
 
     def _weights(self, *names: str) -> dict[str, nn.Module]:
         """Adaptive weightings of these names, where the objective has any."""
-        if not self.config.objective.adaptive_weight:
+        if not self.config.objective.learns_weight:
             return {}
         return {name: AdaptiveWeight(self.config.process).to(self.device) for name in names}
 

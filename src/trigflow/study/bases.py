@@ -1,0 +1,46 @@
+"""Bases: what the studies that come with trigflow change, sized so that a whole study fits one small machine."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from trigflow.recipes.starters import RECIPES
+from trigflow.study.spec import Base, Draw
+from trigflow.training.config import RunConfig
+
+OF_KIND = {
+    # A generator moved by a fake score needs small steps, and a fake score that follows it large ones.
+    "vsd": {"optimizer.name": "adam", "optimizer.lr": 2e-4, "objective.fake_lr": 1e-3},
+    "scd-vsd": {"optimizer.name": "adam", "optimizer.lr": 2e-4, "objective.fake_lr": 1e-3},
+}
+"""What each kind of objective needs on both data sets."""
+
+
+def _shortened(name: str, *, teacher: float, student: float, checkpoints: int, **settings: Any) -> Base:
+    """The recipe of that name with these shares of its iterations, checkpoints of each run, instruments and no pictures."""
+
+    def shorten(config: RunConfig, share: float) -> RunConfig:
+        loop, tangent = config.loop, config.objective.tangent
+        iterations = round(loop.iterations * share)
+        loop = dataclasses.replace(
+            loop,
+            iterations=iterations,
+            sample_every=0,
+            checkpoint_every=-(-iterations // checkpoints),
+            keep=1,
+            instruments=config.objective.kind != "diffusion",
+        )
+        tangent = dataclasses.replace(tangent, warmup=min(tangent.warmup, iterations // 10))
+        objective = dataclasses.replace(config.objective, tangent=tangent)
+        return dataclasses.replace(config, loop=loop, objective=objective)
+
+    recipe = RECIPES[name]
+    return Base(shorten(recipe.teacher, teacher), shorten(recipe.student, student), OF_KIND, **settings)
+
+
+BASES: dict[str, Base] = {
+    "digits": _shortened("digits", teacher=1.0, student=1 / 3, checkpoints=6),
+    "mnist": _shortened("mnist", teacher=0.5, student=0.25, checkpoints=20, teacher_draws=(Draw(18),)),
+}
+"""By name. `digits` is the demo with a third of the student's iterations: about 90 seconds a student on two cores."""

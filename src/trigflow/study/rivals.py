@@ -1,0 +1,122 @@
+"""Studies of the paper's objectives against others: discrete time, average velocities, solvers, score distillation."""
+
+from __future__ import annotations
+
+from trigflow.study.spec import Arm, Changes, Draw, Expect, Study
+
+SCT: Changes = {"objective.kind": "sct"}
+ECT: Changes = {
+    "objective.kind": "ct",
+    "objective.discrete.schedule": "ect",
+    "objective.adaptive_weight": False,
+}
+"""With the published distance and weighting, which take the place of a learned one."""
+MEANFLOW: Changes = {
+    "objective.kind": "meanflow",
+    "objective.meanflow.mean": -2.0,
+    "objective.meanflow.std": 2.0,
+    "objective.meanflow.equal": 0.25,
+    "objective.meanflow.power": 0.75,
+}
+"""With what MeanFlow's paper has for CIFAR-10; its defaults are for latents of ImageNet."""
+MEANFLOW_DISTILL: Changes = {
+    "objective.kind": "meanflow-distill",
+    "objective.meanflow.std": 1.6,
+    "objective.meanflow.equal": 0.25,
+    "objective.meanflow.weighting": "learned",
+}
+"""The teacher leaves almost no error where a jump has no length, which the published weighting makes the most of."""
+
+
+def discrete(steps: int, solver: str = "ddim") -> Changes:
+    """Discrete-time consistency distillation with N steps, of the paper's solver (DDIM) or Heun's."""
+    return {"objective.kind": "cd", "objective.discrete.steps": steps, "objective.discrete.solver": solver}
+
+
+COUNTS = (8, 32, 128, 512, 1024)
+
+DISCRETE = Study(
+    name="discrete",
+    title="Continuous time or N discrete steps",
+    claim="Discrete-time consistency distillation, all else equal, gets better with the number of steps N up to about a "
+    "thousand, from where rounding makes it worse in half precision; continuous time is better at every N (the paper's "
+    "figure 5 and appendix E).",
+    arms=(
+        Arm("sCD"),
+        Arm("sCT", SCT),
+        *(Arm(f"CD, N = {count}", discrete(count), x=count, line="CD with N steps") for count in COUNTS),
+    ),
+    expectations=tuple(Expect("sCD", f"CD, N = {n}", f) for n in COUNTS for f in ("1.fd", "2.fd")),
+    budget="seconds",
+    axis="steps N of the discrete-time model",
+    log_axis=True,
+    bases=("digits", "mnist"),
+)
+
+SOLVER_STEPS = (2, 4, 8)
+LEARNED = ("CD, N = 128", "CD, N = 64, Heun", "ECT", "MeanFlow", "MeanFlow distilled")
+
+RIVALS = Study(
+    name="rivals",
+    title="Other ways to few steps",
+    claim="At equal training time two steps of sCD are better than discrete-time consistency, Easy Consistency Tuning and "
+    "MeanFlow, and than a fast solver of the teacher's ODE, which needs no training, at up to eight evaluations (our own bar; "
+    "the paper's tables compare published figures).",
+    arms=(
+        Arm("sCD"),
+        Arm("sCT", SCT),
+        Arm("CD, N = 128", discrete(128)),
+        Arm("CD, N = 64, Heun", discrete(64, "heun")),
+        Arm("ECT", ECT),
+        Arm("MeanFlow", MEANFLOW),
+        Arm("MeanFlow distilled", MEANFLOW_DISTILL),
+        Arm("DPM-Solver++(2M)", None, draws=tuple(Draw(steps, solver="dpm++2m") for steps in SOLVER_STEPS)),
+    ),
+    expectations=(
+        *(Expect("sCD", rival, "2.fd") for rival in LEARNED),
+        *(Expect("sCD", rival, "1.fd") for rival in LEARNED),
+        *(Expect("sCD", "DPM-Solver++(2M)", "2.fd", against=f"{steps}.fd") for steps in SOLVER_STEPS),
+    ),
+    budget="seconds",
+    over="steps",
+    axis="evaluations",
+    log_axis=True,
+    shown=("fd",),
+    bases=("digits", "mnist"),
+)
+
+SCALES = (1.0, 1.5, 2.0, 3.0)
+HIGHEST = f"@{SCALES[-1]:g}"
+GUIDED: Changes = {"objective.guidance_max": SCALES[-1]}
+
+
+def _at_scales(*steps: int) -> tuple[Draw, ...]:
+    return tuple(Draw(count, guidance=scale) for count in steps for scale in SCALES)
+
+
+GUIDANCE = Study(
+    name="guidance",
+    title="Consistency and score distillation over guidance scales",
+    claim="Variational score distillation draws sharp samples but loses diversity, the more the higher the guidance scale; sCD "
+    "keeps its recall and works at high scales. Adding both losses improves one step of sCD and has less recall than sCD "
+    "(section 5.2). sCT knows no guidance and is drawn at scale 1.",
+    arms=(
+        Arm("sCD", GUIDED),
+        Arm("sCT", SCT, draws=(Draw(1), Draw(2))),
+        Arm("VSD", {**GUIDED, "objective.kind": "vsd"}),
+        Arm("sCD + VSD", {**GUIDED, "objective.kind": "scd-vsd"}, start="sCD", length=0.25),
+    ),
+    draws=_at_scales(1, 2),
+    expectations=(
+        *(Expect("sCD", "VSD", f"1{scale}.recall") for scale in ("", HIGHEST)),
+        Expect("sCD", "VSD", f"1{HIGHEST}.fd"),
+        Expect("sCD", "sCD + VSD", "1.recall"),
+        Expect("sCD + VSD", "sCD", "1.fd"),
+        Expect("VSD", "sCD", "1.precision"),
+    ),
+    budget="seconds",
+    over="guidance",
+    axis="guidance scale",
+    shown=("1.fd", "1.precision", "1.recall", "2.fd"),
+    bases=("digits", "mnist"),
+)

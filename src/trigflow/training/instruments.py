@@ -1,0 +1,291 @@
+"""Stability instruments: what decides whether a training holds, measured beside it at every line of the log.
+
+Switched on by `loop.instruments`. The weights, the random numbers and so the outcome of a run are the same with and without
+them, bit for bit. Most figures come from a *probe*: up to 64 samples of the last batch, noised at the centres of the eight
+time bins, so that every line says something of every time, also of those that training seldom draws.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trigflow import tangent as tangent_engine
+from trigflow.networks import DDPMPP, EDM2
+from trigflow.networks.embeddings import Conditioning, c_noise
+from trigflow.networks.layers import full_precision
+from trigflow.objectives import consistency_tangent
+from trigflow.objectives.common import per_sample_mean_square
+from trigflow.process import HALF_PI, trig
+from trigflow.segments import segment_bounds
+from trigflow.training.arithmetic import time_arithmetic
+from trigflow.training.batch import Batch
+from trigflow.training.ema import power_decay
+from trigflow.training.log import TIME_BINS, FigureWindow
+from trigflow.training.losses import Losses
+
+PROBE = 64
+"""Samples of the probe, at most."""
+LONGER = 0.1
+"""Relative width of the power-function average of the weights that the run's own is compared with."""
+AT_LEAST = 8
+"""Weights that the longer average must have taken in before it is compared."""
+
+
+class Instruments:
+    """Takes measurements of a training run.
+
+    Args:
+        losses: of the run: configuration, student and teacher.
+        average: the averaged network that the run keeps.
+
+    Source of what is measured: Lu and Song 2025, section 4, which takes the tangent apart to find what makes it unstable.
+    """
+
+    def __init__(self, losses: Losses, average: nn.Module) -> None:
+        self.losses = losses
+        self.average = average
+        self.network = losses.student.network
+        self.longer = copy.deepcopy(self.network).eval().requires_grad_(False)
+        self.taken = 0
+        self.start: float | None = None
+        self.batch: Batch = {}
+        self.grad_norms: list[float] = []
+        self.arithmetic: dict[str, Any] | None = None
+
+    def watch(self, iteration: int, batch: Batch, grad_norm: float) -> None:
+        """Take in the batch of a step, or a part of it, and the norm of its gradient before clipping; ahead of its update."""
+        self.batch = batch
+        self.grad_norms.append(grad_norm)
+        if iteration == 0:
+            self.start = self._probe().get("probe_error")
+            self.taken = 0
+
+    def read(self) -> dict[str, Any]:
+        """The figures of a line of the log, after a step whose gradients are still there::
+
+            grad_norm_max, grad_norm_median     of the norm of the gradient, over the steps since the last line
+            grad_norm/PART                      of the last step, before clipping, by part of the network
+            embedding_derivative_by_time        ||de/dt|| / ||e|| of the conditioning vector e at the centres of the bins
+            embedding_derivative_end            the same at t_max
+            time_operations, time_half          operations of the time embedding, and how many of them in half precision
+            time_dtype                          their coarsest dtype
+            weight_by_time                      w(t) at the centres of the bins
+            data_mean, data_std                 of the elements of x0
+            ema_lag                             ||averaged weights - weights|| / ||weights||
+            probe_error[_by_time]               of a student ||g|| at r = 1, of a teacher the mean squared error
+            probe_error_ema, probe_error_longer the same of the averaged weights, and of a longer average
+            probe_start                         probe_error of the weights that the run started from
+            probe_velocity[_by_time]            ||cos^2(t) (sd F - dx_t/dt)||
+            probe_state[_by_time]               ||cos(t) sin(t) x_t||
+            probe_derivative[_by_time]          ||cos(t) sin(t) sd dF/dt||, and its two summands:
+            probe_space[_by_time]               through x_t, ||cos(t) sin(t) sd (dF/dx) (dx_t/dt / sd)||
+            probe_clock[_by_time]               through t,   ||cos(t) sin(t) sd (partial F / partial t)||
+
+        Norms of the probe are root mean squares over the elements of a sample, means over the samples. What cannot be
+        measured in a run is left out.
+        """
+        result: dict[str, Any] = {**self._gradients(), **self._embedding(), **self._weights(), **self._probe()}
+        x0 = self.batch["x0"].float()
+        if self.start is not None:
+            result["probe_start"] = self.start
+        return {**result, "data_mean": x0.mean().item(), "data_std": x0.std(correction=0).item()}
+
+    # Gradient and weights --------------------------------------------------------------------------------------------
+
+    def _gradients(self) -> dict[str, Any]:
+        if not self.grad_norms:
+            return {}
+        norms, self.grad_norms = self.grad_norms, []
+        after = _norm([p.grad for p in self.losses.student.parameters if p.grad is not None])
+        unclipped = norms[-1] / after if after else 1.0
+        parts = {
+            f"grad_norm/{name}": unclipped * _norm([p.grad for p in part.parameters() if p.grad is not None])
+            for name, part in parts_of(self.network).items()
+        }
+        return {"grad_norm_max": max(norms), "grad_norm_median": statistics.median(norms), **parts}
+
+    def _weights(self) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        weight = self.losses.student.weights.get("weight")
+        if weight is not None and self.losses.config.objective.kind != "vsd":
+            with torch.no_grad():
+                result["weight_by_time"] = weight(bin_centres(self._device)).tolist()
+        raw = [p.detach() for p in self.network.parameters()]
+        differences = torch._foreach_sub([p.detach() for p in self.average.parameters()], raw)
+        return {**result, "ema_lag": _norm(list(differences)) / max(_norm(raw), 1e-30)}
+
+    # Time embedding --------------------------------------------------------------------------------------------------
+
+    def _embedding(self) -> dict[str, Any]:
+        embed = embedding_of(self.network)
+        if embed is None:
+            return {}
+        t = torch.cat(
+            [bin_centres(self._device), torch.tensor([self.losses.config.process.t_max], device=self._device)]
+        )
+        with torch.no_grad():
+            *derivatives, end = relative_derivative(embed, t).tolist()
+        return {"embedding_derivative_by_time": derivatives, "embedding_derivative_end": end}
+
+    def _time_arithmetic(self, x: Tensor, t: Tensor, conditions: tuple[Tensor | None, ...]) -> dict[str, Any]:
+        """Once a process: it does not change."""
+        if self.arithmetic is None:
+            found = time_arithmetic(self.network, x[:2], t[:2], *(None if c is None else c[:2] for c in conditions))
+            self.arithmetic = {} if found is None else {
+                "time_operations": found.operations, "time_half": found.half, "time_dtype": found.dtype
+            }  # fmt: skip
+        return self.arithmetic
+
+    # Probe -----------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _probe(self) -> dict[str, Any]:
+        """Tangent and its parts, or the error of a teacher, by time; the same of two averages of the weights."""
+        objective, process = self.losses.config.objective, self.losses.config.process
+        batch = {name: value[:PROBE] for name, value in self.batch.items()}
+        n = len(batch["x0"])
+        t = bin_centres(self._device)[(torch.arange(n) + self.taken) % TIME_BINS]
+        x_t = process.interpolate(batch["x0"], batch["noise"], t)
+        conditions: list[Tensor | None] = [batch.get("label"), batch.get("guidance")]
+        if getattr(self.network, "takes_end", False):
+            conditions.append(segment_bounds(t, objective.segments)[0])
+        self._lengthen()
+        result: dict[str, Any] = {}
+        networks = {"": self.network.eval(), "_ema": self.average}
+        if self.taken >= AT_LEAST:
+            networks["_longer"] = self.longer
+        with self.losses._precision():
+            result |= self._time_arithmetic(x_t / process.sigma_data, t, tuple(conditions))
+            if objective.kind == "diffusion":
+                v = process.velocity(batch["x0"], batch["noise"], t)
+                figures = {
+                    f"probe_error{name}": per_sample_mean_square(
+                        process.sigma_data * network(x_t / process.sigma_data, t, *conditions) - v
+                    )
+                    for name, network in networks.items()
+                }
+            elif objective.kind in ("sct", "scd", "scd-vsd", "ct", "cd"):
+                v = process.velocity(batch["x0"], batch["noise"], t)
+                if objective.distills:
+                    v = self.losses._teacher(batch)(x_t, t).to(x_t.dtype)
+                figures = self._tangents(networks, x_t, v, t, conditions)
+            else:
+                figures = {}
+        self.network.train()
+        if figures:
+            window = FigureWindow()
+            window.add({"t": t, **{name: value.float() for name, value in figures.items()}})
+            result |= window.flush()
+        return result
+
+    def _tangents(
+        self, networks: dict[str, nn.Module], x_t: Tensor, dxdt: Tensor, t: Tensor, conditions: list[Tensor | None]
+    ) -> dict[str, Tensor]:
+        """Norms of the tangent for each of the networks, and of its parts for the first."""
+        process = self.losses.config.process
+        label, guidance, end = [*conditions, None][:3]
+        sd = process.sigma_data
+        cos, sin = trig(t if end is None else t - end, x_t)
+        x = x_t / sd
+
+        def along(dx: Tensor | None, dt: Tensor | None) -> tuple[Tensor, Tensor]:
+            """F, and `cos sin sd` times its derivative along x or t."""
+            forward = lambda *inputs: self.network(*inputs, *conditions)  # noqa: E731
+            prediction, derivative = tangent_engine.jvp(forward, (x, t), (dx, dt))
+            return prediction.to(x.dtype), sd * derivative.to(x.dtype)
+
+        prediction, space = along((cos * sin * dxdt / sd).to(x.dtype), None)
+        _, clock = along(None, (cos * sin).reshape(t.shape).to(t.dtype))
+        parts = {
+            "velocity": cos**2 * (sd * prediction - dxdt),
+            "state": cos * sin * x_t,
+            "derivative": space + clock,
+            "space": space,
+            "clock": clock,
+        }
+        figures = {f"probe_{name}": _rms(value) for name, value in parts.items()}
+        for name, network in networks.items():
+            g = -(parts["velocity"] + parts["state"] + parts["derivative"])
+            if network is not self.network:
+                g = consistency_tangent(network, process, x_t, dxdt, t, label=label, guidance=guidance, end=end)[1]
+            figures[f"probe_error{name}"] = _rms(g)
+        return figures
+
+    def _lengthen(self) -> None:
+        """Take the present weights into the longer average."""
+        self.taken += 1
+        beta = power_decay(LONGER, self.taken)
+        mine: list[Tensor] = list(self.longer.parameters())
+        torch._foreach_lerp_(mine, [p.detach() for p in self.network.parameters()], 1 - beta)
+        for buffer, theirs in zip(self.longer.buffers(), self.network.buffers(), strict=True):
+            buffer.copy_(theirs)
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
+
+def bin_centres(device: torch.device | None = None) -> Tensor:
+    """Centres of the time bins, `(TIME_BINS,)`."""
+    return (torch.arange(TIME_BINS, device=device) + 0.5) * (HALF_PI / TIME_BINS)
+
+
+def parts_of(network: nn.Module) -> dict[str, nn.Module]:
+    """The parts of a network by name: its children, or those of its only child."""
+    while True:
+        parts = {name: part for name, part in network.named_children() if any(True for _ in part.parameters())}
+        if len(parts) != 1 or not any(True for _ in next(iter(parts.values())).children()):
+            return parts
+        network = next(iter(parts.values()))
+
+
+def embedding_of(network: nn.Module) -> Callable[[Tensor], Tensor] | None:
+    """The function from times `(b,)` to the conditioning vector `(b, e)`, without class and at guidance 1; None for a network
+    that has none by a name known here."""
+
+    def conditions(t: Tensor) -> tuple[Tensor | None, ...]:
+        guidance = torch.ones_like(t) if getattr(network, "takes_guidance", False) else None
+        return (None, guidance, *([torch.zeros_like(t)] if getattr(network, "takes_end", False) else []))
+
+    if isinstance(network, EDM2):
+        unet = network.unet
+        return lambda t: _full(t, lambda: unet.embed(t, *conditions(t)))
+    if isinstance(network, DDPMPP):
+        body, time_map, sd = network.model, network.config.conditioning.time_map, network.sigma_data
+        return lambda t: _full(t, lambda: body.embed(c_noise(t, time_map, sd), None, None, None))
+    conditioning = getattr(network, "conditioning", None)
+    if isinstance(conditioning, Conditioning):
+        return lambda t: _full(t, lambda: conditioning(t, *conditions(t)))
+    return None
+
+
+def relative_derivative(embed: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
+    """`||de/dt|| / ||e||` at each of these times, exactly: by how much of itself the embedding changes in a unit of time.
+
+    Shapes: `(n,)` to `(n,)`. Independent of the scale of e, which the layers that follow it make up for.
+    """
+    e, derivative = tangent_engine.jvp(embed, (t,), (torch.ones_like(t),))
+    return _rms(derivative) / _rms(e).clamp_min(1e-30)
+
+
+def _full(t: Tensor, call: Callable[[], Tensor]) -> Tensor:
+    with full_precision(t):
+        return call()
+
+
+def _rms(x: Tensor) -> Tensor:
+    return per_sample_mean_square(x).sqrt()
+
+
+def _norm(tensors: list[Any]) -> float:
+    """`||.||` over all elements."""
+    if not tensors:
+        return 0.0
+    return math.sqrt(math.fsum(norm.item() ** 2 for norm in torch._foreach_norm(tensors)))
