@@ -190,3 +190,12 @@ def test_main_leaves_a_finished_cell_alone_and_waits_for_the_lock(
         monkeypatch.setattr("trigflow.study.locks.time.sleep", interrupted)
         assert cells.main([str(folder)]) == 130
     assert not (folder / "result.json").exists()
+
+
+def test_the_largest_gradient_is_that_of_the_instruments_where_there_are_any() -> None:
+    common = {"skipped": 0, "lr": 1.0, "images_per_second": 4.0}
+    lines = [
+        {"iteration": 2, "grad_norm": 3.0, "grad_norm_max": 9.0, **common},
+        {"iteration": 4, "grad_norm": 2.0, "grad_norm_max": 4.0, **common},
+    ]
+    assert cells.training_figures(lines)["grad_norm_max"] == 9.0

@@ -143,7 +143,10 @@ def training_figures(lines: list[dict[str, Any]]) -> dict[str, Any]:
     tail = lines[-max(1, len(lines) // 4) :]
     figures = {name: _mean([line.get(name) for line in tail]) for name in lines[-1] if name not in BOOKKEEPING}
     norms = [line["grad_norm"] for line in lines if line.get("grad_norm") is not None]
-    figures["grad_norm_max"] = max(norms, default=None)
+    seen = [
+        line["grad_norm_max"] for line in lines if line.get("grad_norm_max") is not None
+    ]  # by instruments, at every step
+    figures["grad_norm_max"] = max(seen or norms, default=None)
     figures["grad_norm_median"] = statistics.median(norms) if norms else None
     return figures
 
