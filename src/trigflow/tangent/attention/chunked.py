@@ -55,8 +55,10 @@ def attention(
         a = arguments(q, k, v, dq, dk, dv, mask, dmask, scale, grouped)
         known = out if out is not None and out.dtype == a.work and out.shape == a.shape else None
         known = None if known is None else four_axes(known, known.shape[:-3])
-        tangent = torch.zeros((*a.q.shape[:3], a.v.shape[3]), dtype=q.dtype, device=q.device)
-        if tangent.numel() and not (dq is None and dk is None and dv is None and dmask is None):
+        tangent = torch.empty((*a.q.shape[:3], a.v.shape[3]), dtype=q.dtype, device=q.device)
+        if dq is None and dk is None and dv is None and dmask is None:
+            tangent.zero_()
+        elif tangent.numel():
             batch, rows, columns = block_shape(a, block or BLOCKS.get(q.device.type, BLOCK))
             one_block = rows == a.q.shape[2] and columns == a.k.shape[2]
             scores = (batch * a.q.shape[1], rows, columns)
@@ -72,11 +74,16 @@ def attention(
 
 
 def block_shape(a: Arguments, size: int) -> tuple[int, int, int]:
-    """Batch entries, queries and keys of a block of at most about `size` scores, all heads included."""
+    """Batch entries, queries and keys of a block of at most about `size` scores, all heads included.
+
+    Many entries are as many for each thread of the CPU.
+    """
     batch, heads, rows, _ = a.q.shape
     columns = max(1, min(a.k.shape[2], 512, max(16, size // 16)))
     rows = min(rows, max(16, size // (heads * columns)))
-    return min(batch, max(1, size // (heads * rows * columns))), rows, columns
+    entries = min(batch, max(1, size // (heads * rows * columns)))
+    threads = torch.get_num_threads() if a.q.device.type == "cpu" else 1
+    return entries - entries % threads or entries, rows, columns
 
 
 def _entries(

@@ -67,7 +67,10 @@ def affine(bias_shape: Any) -> Handler:
         with no_grad():
             db = bias.tangent if type(bias) is Dual else None
             if type(input) is Dual:
-                tangent = func(input.tangent, w, None, *args, **kwargs)
+                dx = input.tangent
+                # For a weight on the graph PyTorch packs a strided input first, which saves a backward memory. Here is none.
+                packed = dx.is_contiguous() or dx.device.type != "cpu"
+                tangent = func(dx, w if packed else w.detach(), None, *args, **kwargs)
             if type(weight) is Dual:
                 term = func(x, weight.tangent, None, *args, **kwargs)
                 tangent = term if tangent is None else tangent.add_(term)

@@ -1,10 +1,11 @@
-"""Reading tables and images at given places: embeddings, bags of embeddings, sampling on a grid."""
+"""Reading tables and images at given places: embeddings, bags of embeddings, enlarging, sampling on a grid."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from trigflow.tangent.dispatch import Decomposed, _body, unsupported
 from trigflow.tangent.dual import Dual, no_grad, pair, strip
@@ -69,6 +70,29 @@ def bagged(func: Any, *args: Any, max_norm: float | None = None, **kwargs: Any) 
     return _bag(func, *args, **kwargs)
 
 
+def interpolate(
+    func: Any, input: Any, size: Any = None, scale_factor: Any = None, mode: str = "nearest", *rest: Any, **kwargs: Any
+) -> Any:
+    """Linear in the image. Pixels doubled, as between the levels of a U-Net, are copies, for which the CPU's kernel is slow."""
+    doubles = mode == "nearest" and not isinstance(scale_factor, (tuple, list)) and scale_factor == 2
+    if not doubles or type(input) is not Dual or input.primal.ndim != 4 or input.primal.device.type != "cpu":
+        return linear(func, input, size, scale_factor, mode, *rest, **kwargs)
+    primal = func(input.primal, size, scale_factor, mode, *rest, **kwargs)
+    with no_grad():
+        return pair(primal, doubled(input.tangent) if primal.is_contiguous() else func(input.tangent, None, 2.0))
+
+
+def doubled(x: Tensor) -> Tensor:
+    """Each pixel of `(b, c, h, w)` as a cell of 2x2, `(b, c, 2 h, 2 w)`: the upper row of cells, then the lower one."""
+    b, c, h, w = x.shape
+    cells = x.new_empty(b, c, h, 2, w, 2)
+    upper = cells[:, :, :, 0]
+    upper[..., 0] = x
+    upper[..., 1] = x
+    cells[:, :, :, 1] = upper
+    return cells.view(b, c, 2 * h, 2 * w)
+
+
 def grid_sampler(
     func: Any, input: Any, grid: Any, interpolation_mode: int, padding_mode: int, align_corners: bool
 ) -> Any:
@@ -101,5 +125,6 @@ register(linear, "embedding")
 register(embedding, "nn.functional.embedding")
 register(embedding_bag, "_VF.embedding_bag", "_embedding_bag")
 register(bagged, "nn.functional.embedding_bag")
+register(interpolate, "nn.functional.interpolate")
 register(grid_sampler, "grid_sampler", "grid_sampler_2d", "grid_sampler_3d")
 register(linear, *"affine_grid affine_grid_generator".split())

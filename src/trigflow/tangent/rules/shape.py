@@ -144,7 +144,7 @@ register(
     # sums, averages and resampling
     *"sum mean cumsum trace sum_to_size".split(),
     *"avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d".split(),
-    *"interpolate upsample upsample_nearest upsample_bilinear upsample_nearest1d upsample_nearest2d".split(),
+    *"upsample upsample_nearest upsample_bilinear upsample_nearest1d upsample_nearest2d".split(),
     *"upsample_nearest3d upsample_linear1d upsample_bilinear2d upsample_trilinear3d upsample_bicubic2d".split(),
     *"_upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_nearest_exact3d".split(),
     *"_upsample_bilinear2d_aa _upsample_bicubic2d_aa".split(),
