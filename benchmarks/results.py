@@ -39,9 +39,10 @@ How to read it:
 * A *cell* is one training with one seed, from its teacher on. Means are over seeds, ± is the standard error of the mean.
   Fréchet distance, precision and recall are in [the feature space of the data set](metrics.md): compare them with each other,
   not with published figures of other data.
-* Two arms are compared seed by seed. An expectation *holds* when the mean difference is more than two standard errors in its
-  favour, *does not hold* when it is more than two against it, and is *not settled* in between. A training that diverged counts
-  as worse than one that did not, by the largest difference measured in that comparison.
+* Two arms are compared seed by seed. An expectation *holds* when the mean difference is in its favour beyond a confidence
+  interval of 95 % (Student's t; with three seeds that is 4.3 standard errors), *does not hold* when it is so against it, and is
+  *not settled* in between. A training that diverged counts as worse than one that did not, by at least the largest difference
+  measured in that comparison.
 * Arms of a study have either equal iterations or equal training time, as stated above each table. For equal time the step
   times of both arms are measured in turn in one process and iterations fitted to them; the seconds in the table are those
   really used, beside whatever else ran on the machine.

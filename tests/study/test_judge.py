@@ -1,4 +1,4 @@
-"""Verdicts on made-up results: paired by seed, two standard errors, divergence counts as worse."""
+"""Verdicts on made-up results: paired by seed, a confidence interval of 95 %, divergence counts as worse."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from study.lab import STUDY, made_up
-from trigflow.study.judge import judge, judge_one
+from trigflow.study.judge import critical, judge, judge_one
 from trigflow.study.results import summarize
 from trigflow.study.spec import Expect
 
@@ -115,3 +115,9 @@ def test_summary_is_mean_and_standard_error() -> None:
     assert (summary.mean, summary.n) == (2.0, 3)
     assert summary.error == pytest.approx(1 / 3**0.5)
     assert (summarize([1.0]).error, summarize([]).mean) == (None, None)
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 10, 21, 22, 40])
+def test_critical_values_are_those_of_students_t(n: int) -> None:
+    stats = pytest.importorskip("scipy.stats")
+    assert critical(n) == pytest.approx(stats.t.ppf(0.975, n - 1), abs=0.002)

@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from trigflow.study.results import HIGHER_IS_BETTER, Results, standard_error
 from trigflow.study.spec import Expect
 
-ERRORS = 2
-"""Standard errors that a mean difference must exceed to be called settled."""
-
+STUDENT = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
+    2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
+)  # fmt: skip
+"""Student's t at 97.5 % for 1, 2, ... 20 degrees of freedom, one fewer than seeds: the standard errors that a mean difference
+must exceed to be called settled at the level of 5 %."""
 
 BEYOND = 1e6
 """Times the largest measured difference that a divergence may be worse."""
@@ -45,10 +48,10 @@ def judge(results: Results) -> list[Verdict]:
     """A verdict for each expectation of the study.
 
     For every seed in which both arms have been run, the difference of the figure is taken. The expectation holds when the
-    mean difference is more than 2 standard errors in its direction, does not hold when it is more than 2 in the other, and is
-    not settled in between, or by a single seed. An arm that diverged has lost against one that did not, by a difference of
-    unknown size, at least that of the largest that was measured: the outcome is one that some size gives and no other size
-    contradicts. Where both diverged there is nothing to compare, and a failed or missing cell is left out.
+    mean difference lies beyond its confidence interval of 95 % (Student's t) in its direction, does not hold when it does so
+    in the other, and is not settled in between, or by a single seed. An arm that diverged has lost against one that did not,
+    by a difference of unknown size, at least that of the largest that was measured: the outcome is one that some size gives
+    and no other size contradicts. Where both diverged there is nothing to compare, and a failed or missing cell is left out.
     """
     return [judge_one(results, expect) for expect in results.study.expectations]
 
@@ -92,9 +95,15 @@ def _outcome(differences: list[float]) -> str:
     if error is None:
         return "not settled"
     mean = math.fsum(differences) / len(differences)
-    if abs(mean) <= ERRORS * error:
+    if abs(mean) <= critical(len(differences)) * error:
         return "not settled"
     return "holds" if mean > 0 else "does not hold"
+
+
+def critical(n: int) -> float:
+    """Standard errors that settle a mean of n differences, n >= 2."""
+    freedom = n - 1
+    return STUDENT[freedom - 1] if freedom <= len(STUDENT) else 1.96 + 2.5 / freedom
 
 
 def _sentence(
