@@ -123,7 +123,9 @@ def _bars(panel: Any, results: Results, kind: str, names: list[str]) -> None:
     panel.invert_yaxis()
     panel.set_xlabel(NAMES.get(kind, label(kind)))
     if len(names) > 1 or teacher is not None:
-        panel.legend(frameon=False, ncols=3, loc="lower right", bbox_to_anchor=(1.02, 1.0))  # names leave room on the left
+        panel.legend(
+            frameon=False, ncols=3, loc="lower right", bbox_to_anchor=(1.02, 1.0)
+        )  # names leave room on the left
 
 
 def _has(results: Results, arm: Arm, name: str) -> bool:
