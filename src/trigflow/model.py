@@ -201,7 +201,7 @@ class Model:
             raise UserError(f"{num} samples in batches of {batch_size}; expected at least 1; raise --num")
         if not decode and self.vae is None:
             raise UserError("decode=False for a model of images; expected a model of latents; leave it out")
-        draw = self._sampler(steps, solver, times)
+        draw = self.sampler(steps, solver, times)
         chosen = self._labels(labels, num)
         if guidance == 1 and (guidance_interval is not None or negative is not None):
             raise UserError(
@@ -234,10 +234,17 @@ class Model:
         noise = torch.cat(blocks)[offset : offset + stop - start]
         return self.config.process.sigma_data * noise.to(self.device)
 
-    def _sampler(
-        self, steps: int | None, solver: str, times: Sequence[float] | None
+    def sampler(
+        self, steps: int | None = None, solver: str = "heun", times: Sequence[float] | None = None
     ) -> Callable[[samplers.VelocityFunction, Callable[[int], Tensor]], Tensor]:
-        """A function of (velocity, noise source) that draws one batch."""
+        """A function `draw(velocity, noise) -> x0` that draws one batch; arguments as in `sample`.
+
+        `noise(k)` is the noise of the batch, `(b, c, h, w)` of standard deviation sd: k = 0 where sampling starts, k > 0 the
+        fresh noise of later steps.
+
+        Raises:
+            UserError: for numbers out of range.
+        """
         process = self.config.process
         steps = self.default_steps() if steps is None else steps
         solve = samplers.get_solver(solver)
@@ -335,7 +342,15 @@ def unloaded(config_file: Path, description: Path, network: nn.Module | None = N
         UserError: when a file is missing or damaged.
     """
     config = from_dict(read_json(config_file, "configuration"))
-    raw = read_json(description, "model description")
+    return described(config, read_json(description, "model description"), f"'{description}'", network)
+
+
+def described(config: RunConfig, raw: dict[str, Any], what: str, network: nn.Module | None = None) -> Model:
+    """The model of a configuration and a description as `Model.description` gives it; else as `unloaded`.
+
+    Raises:
+        UserError: when the description is no such; `what` names it in the message.
+    """
     try:
         kind = KINDS[raw["kind"]]
         c, h, w = (int(size) for size in raw["shape"])
@@ -344,7 +359,7 @@ def unloaded(config_file: Path, description: Path, network: nn.Module | None = N
         times = {int(steps): tuple(float(t) for t in ts) for steps, ts in raw["times"].items()}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
-            f"'{description}' cannot be used ({type(error).__name__}: {error}); expected a file written by trigflow; "
+            f"{what} cannot be used ({type(error).__name__}: {error}); expected a file written by trigflow; "
             "restore it from the run"
         ) from None
     with torch.random.fork_rng():  # fresh weights, about to be replaced, draw from the default generator

@@ -5,6 +5,7 @@ What a command needs beyond parsing is imported when it runs, so that `trigflow 
 
 from __future__ import annotations
 
+from trigflow.commands.bench import Bench
 from trigflow.commands.convert import Convert
 from trigflow.commands.demo import Demo
 from trigflow.commands.distill import Distill
@@ -12,11 +13,13 @@ from trigflow.commands.doctor import Doctor
 from trigflow.commands.ema import Ema
 from trigflow.commands.encode import Encode
 from trigflow.commands.evaluate import Evaluate
+from trigflow.commands.export import Export
 from trigflow.commands.import_ import Import
 from trigflow.commands.info import Info
 from trigflow.commands.plan import Plan
 from trigflow.commands.recipes import Recipes
 from trigflow.commands.sample import Sample
+from trigflow.commands.serve import Serve
 from trigflow.commands.study import Study
 from trigflow.commands.train import Train
 
@@ -25,15 +28,18 @@ Command = (
     | Train
     | Distill
     | Sample
+    | Serve
     | Evaluate
     | Encode
     | Ema
     | Import
     | Convert
+    | Export
     | Info
     | Doctor
     | Recipes
     | Plan
+    | Bench
     | Study
 )
 COMMANDS: dict[str, type[Command]] = {
@@ -41,21 +47,25 @@ COMMANDS: dict[str, type[Command]] = {
     "train": Train,
     "distill": Distill,
     "sample": Sample,
+    "serve": Serve,
     "evaluate": Evaluate,
     "encode": Encode,
     "ema": Ema,
     "import": Import,
     "convert": Convert,
+    "export": Export,
     "info": Info,
     "doctor": Doctor,
     "recipes": Recipes,
     "plan": Plan,
+    "bench": Bench,
     "study": Study,
 }
 """From the name on the command line to its command."""
 
 __all__ = [
     "COMMANDS",
+    "Bench",
     "Command",
     "Convert",
     "Demo",
@@ -64,11 +74,13 @@ __all__ = [
     "Ema",
     "Encode",
     "Evaluate",
+    "Export",
     "Import",
     "Info",
     "Plan",
     "Recipes",
     "Sample",
+    "Serve",
     "Study",
     "Train",
 ]

@@ -5,6 +5,9 @@
 
 `unpickle` reads a pickle as data, `records` knows what a network snapshot is made of, `nvidia` makes a configuration and a
 list of weights of it, `write` a run folder.
+
+And the other way, into other tools: `pipeline` for diffusers, its `network` and its model `card`, and `export` for ONNX and
+TorchScript. They are imported by their own names, because they need more than the core of trigflow.
 """
 
 from trigflow.hub.nvidia import Snapshot, open_snapshot

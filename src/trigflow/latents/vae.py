@@ -27,12 +27,13 @@ class VAE:
     Args:
         source: which one, and the range of its pixels.
         batch_size: images it takes at once.
+        network: the `AutoencoderKL` itself, where it is at hand; it is taken as it is, and nothing is read.
     """
 
-    def __init__(self, source: VAESource, batch_size: int = 8) -> None:
+    def __init__(self, source: VAESource, batch_size: int = 8, network: Any = None) -> None:
         self.source = source
         self.batch_size = batch_size
-        self._network: Any = None
+        self._network = network
 
     def load(self, device: torch.device | str | None = None) -> Any:
         """The diffusers `AutoencoderKL` in float32, moved to this device (None: left where it is).

@@ -201,7 +201,7 @@ class DDPMPPBody(nn.Module):
         emb = torch.cat([sines, cosines], dim=1)
         if self.map_label is not None:
             classes = self.map_label.in_features
-            one_hot = torch.zeros(len(noise), classes, dtype=emb.dtype, device=emb.device)
+            one_hot = torch.zeros(noise.shape[0], classes, dtype=emb.dtype, device=emb.device)
             if label is not None:  # the null label is equal to no class
                 one_hot = (label[:, None] == torch.arange(classes, device=emb.device)).to(emb.dtype)
             emb = emb + self.map_label(one_hot * math.sqrt(classes))

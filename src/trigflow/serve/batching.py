@@ -1,0 +1,236 @@
+"""A bounded queue and the one thread that owns a model: what waits together is drawn together."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from trigflow.serve.drawing import Order
+from trigflow.serve.limits import Limits
+
+Draw = Callable[[Sequence[Order]], list[Tensor]]
+"""The pictures of several orders of one key; `trigflow.serve.drawing.draw_together` with drawer and noise bound."""
+
+
+class BusyError(Exception):
+    """The queue is full, or an order has waited too long. `retry_after`: seconds after which it may be shorter."""
+
+    def __init__(self, reason: str, retry_after: int) -> None:
+        super().__init__(reason)
+        self.retry_after = retry_after
+
+
+class ClosedError(Exception):
+    """The server is shutting down."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Pictures of one order, uint8 `(n, c, h, w)`, with the seconds it waited and those that its batch took to draw."""
+
+    images: Tensor
+    queue: float
+    network: float
+
+
+@dataclass(eq=False)
+class Job:
+    """An order in the queue. `future` can be cancelled until the worker takes the job up.
+
+    Attributes:
+        order: may be replaced by a newer one until then, see `Batcher.replace`.
+        patience: seconds it waits for company.
+        deadline: seconds after which it is given up; None for never.
+    """
+
+    order: Order
+    patience: float
+    deadline: float | None
+    entered: float = field(default_factory=time.monotonic)
+    future: Future[Drawn] = field(default_factory=Future)
+
+
+class Batcher:
+    """Queue and worker of one model.
+
+    The oldest order decides: with all others of its key, in the order of their coming, up to `limits.batch` pictures, it is
+    drawn as soon as one of them has lost its patience or the batch is full. While a batch is drawn the next one gathers, so
+    under load batches grow by themselves.
+
+    Args:
+        draw: see `Draw`; called in the worker thread only.
+        limits: `batch`, `queue`, `queue_seconds`, `window_ms`.
+        on_batch: called after every batch with its pictures and seconds.
+    """
+
+    def __init__(self, draw: Draw, limits: Limits, on_batch: Callable[[int, float], None] | None = None) -> None:
+        self.limits = limits
+        self._draw = draw
+        self._on_batch = on_batch
+        self._waiting: deque[Job] = deque()
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._closing = False
+        self._seconds_per_image = 0.0
+
+    # From any thread -------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the worker, unless it runs already."""
+        if not self.alive:
+            self._closing = False
+            self._thread = threading.Thread(target=self._work, name="trigflow-worker", daemon=True)
+            self._thread.start()
+
+    def close(self) -> None:
+        """Finish the batch at hand, give up what waits, end the worker."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        if self._thread is not None:
+            self._thread.join()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the worker runs."""
+        return self._thread is not None and self._thread.is_alive()
+
+    @property
+    def waiting(self) -> int:
+        """Pictures in the queue."""
+        return sum(len(job.order) for job in list(self._waiting))
+
+    def submit(self, order: Order) -> list[Job]:
+        """Queue an order, in parts of at most `limits.batch` pictures; all of them or none.
+
+        Raises:
+            BusyError: if the queue has no room for it.
+        """
+        size, patience = self.limits.batch, self.limits.window_ms / 1000
+        jobs = [
+            Job(_part(order, first, min(first + size, len(order))), patience, self.limits.queue_seconds)
+            for first in range(0, len(order), size)
+        ]
+        with self._changed:
+            waiting = self.waiting
+            if waiting and waiting + len(order) > self.limits.queue:
+                raise BusyError(f"{waiting} images wait already", self._retry_after())
+            self._enter(jobs)
+        return jobs
+
+    def submit_frame(self, order: Order) -> Job:
+        """Queue the frame of a stream: at once, without waiting for company or running late. One a stream is enough."""
+        job = Job(order, 0.0, None)
+        with self._changed:
+            self._enter([job])
+        return job
+
+    def replace(self, job: Job, order: Order) -> bool:
+        """Put a newer order in the place of one that still waits; False if that was taken up already."""
+        with self._changed:
+            if job not in self._waiting:
+                return False
+            job.order = order
+            self._changed.notify()
+            return True
+
+    def withdraw(self, jobs: Sequence[Job]) -> int:
+        """Take jobs that nobody waits for any more out of the queue; how many were still there."""
+        with self._changed:
+            found = [job for job in jobs if job in self._waiting]
+            for job in found:
+                self._waiting.remove(job)
+        for job in found:
+            job.future.cancel()
+        return len(found)
+
+    def _enter(self, jobs: Sequence[Job]) -> None:
+        if self._closing:
+            raise ClosedError("the server is shutting down")
+        self._waiting.extend(jobs)
+        self._changed.notify()
+
+    def _retry_after(self) -> int:
+        return min(60, max(1, math.ceil(self.waiting * self._seconds_per_image)))
+
+    # In the worker ---------------------------------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        while (jobs := self._next_batch()) is not None:
+            begun = time.monotonic()
+            try:
+                parts = self._draw([job.order for job in jobs])
+            except Exception as error:  # the clients of this batch are told; the others are served on
+                for job in jobs:
+                    job.future.set_exception(error)
+                continue
+            seconds, pictures = time.monotonic() - begun, sum(len(job.order) for job in jobs)
+            self._seconds_per_image += 0.2 * (seconds / pictures - self._seconds_per_image)
+            for job, images in zip(jobs, parts, strict=True):
+                job.future.set_result(Drawn(images, begun - job.entered, seconds))
+            if self._on_batch is not None:
+                self._on_batch(pictures, seconds)
+
+    def _next_batch(self) -> list[Job] | None:
+        """The jobs to draw next; None when the server closes."""
+        with self._changed:
+            while not self._closing:
+                now = time.monotonic()
+                self._give_up(now)
+                batch, full = self._gather()
+                ready = min((job.entered + job.patience for job in batch), default=math.inf)
+                if not batch:
+                    self._changed.wait()
+                elif full or now >= ready:
+                    for job in batch:
+                        self._waiting.remove(job)
+                    claimed = [job for job in batch if job.future.set_running_or_notify_cancel()]
+                    if claimed:
+                        return claimed
+                else:
+                    self._changed.wait(ready - now)
+            for job in self._waiting:
+                job.future.set_exception(ClosedError("the server is shutting down"))
+            self._waiting.clear()
+            return None
+
+    def _gather(self) -> tuple[list[Job], bool]:
+        """The oldest job and those that can be drawn with it, and whether there is no room for more."""
+        batch: list[Job] = []
+        room = self.limits.batch
+        for job in self._waiting:
+            if batch and job.order.key != batch[0].order.key:
+                continue
+            if batch and len(job.order) > room:
+                return batch, True
+            batch.append(job)
+            room -= len(job.order)
+        return batch, room <= 0
+
+    def _give_up(self, now: float) -> None:
+        late = [job for job in self._waiting if job.deadline is not None and now > job.entered + job.deadline]
+        for job in late:
+            self._waiting.remove(job)
+            if job.future.set_running_or_notify_cancel():
+                job.future.set_exception(BusyError(f"{now - job.entered:.1f} s in the queue", self._retry_after()))
+
+
+def _part(order: Order, first: int, last: int) -> Order:
+    """Pictures first ... last - 1 of an order."""
+    mixes = None if order.mixes is None else order.mixes[first:last]
+    return Order(
+        order.seed,
+        order.start + first,
+        order.start + last,
+        mixes,
+        order.guidance,
+        order.steps,
+        order.walk,
+    )

@@ -1,0 +1,57 @@
+"""What one client, and all of them together, may ask of the server."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+
+from trigflow.errors import UserError
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds on everything a client can send or leave lying about; the defaults suit a small model on a small machine.
+
+    Raises:
+        UserError: unless every limit is finite and positive (the batching window may be 0).
+    """
+
+    images: int = 256
+    """Images of one request."""
+    steps: int = 64
+    """Sampling steps."""
+    guidance: float = 10.0
+    """Guidance scale of a model that is guided by a second evaluation; a student that takes the scale has its own bound."""
+    mixed_labels: int = 4
+    """Classes in the mix of one frame; each costs an evaluation a step."""
+    frame_images: int = 64
+    """Images of one frame of a stream."""
+    body_bytes: int = 65_536
+    """Body of a request."""
+    message_bytes: int = 4_096
+    """Message of a stream, from the client."""
+    batch: int = 64
+    """Images drawn at once; a longer request is drawn in parts, between those of others."""
+    window_ms: float = 2.0
+    """How long an image request waits for others to be drawn with it. Frames of a stream do not wait."""
+    queue: int = 1024
+    """Images of all requests that wait to be drawn, for each model; 429 beyond it."""
+    queue_seconds: float = 10.0
+    """How long a request may wait; 429 after it."""
+    connections: int = 512
+    """Open HTTP connections; beyond it the one that has been silent longest is closed."""
+    streams: int = 256
+    """Open streams; 429 beyond it."""
+    silent_seconds: float = 10.0
+    """How long an HTTP connection may take to say what it wants, or between two requests."""
+    stream_idle_seconds: float = 300.0
+    """How long a stream stays open without a message."""
+    send_seconds: float = 10.0
+    """How long a frame may take to leave before its stream is closed."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not math.isfinite(value) or value < 0 or (value == 0 and field.name != "window_ms"):
+                option = f"--limits.{field.name.replace('_', '-')}"
+                raise UserError(f"limit {field.name} = {value}; expected a finite number above 0; correct {option}")

@@ -1,0 +1,111 @@
+"""From a run folder to a server that listens: what `trigflow serve` does."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+
+from trigflow.errors import MissingExtraError, UserError
+from trigflow.serve.drawing import draw_together
+from trigflow.serve.limits import Limits
+from trigflow.serve.noise import NoiseSource
+from trigflow.serve.offers import offers_of
+
+TOKEN_VARIABLE = "TRIGFLOW_TOKEN"
+TOKEN = re.compile(r"[A-Za-z0-9._~-]{16,256}")
+"""What can stand in a header and in the name of a subprotocol, and is not guessed."""
+
+
+def listen(
+    run: Path,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    token: str | None = None,
+    origins: Sequence[str] = (),
+    device: str = "auto",
+    variant: str = "auto",
+    limits: Limits | None = None,
+    verbose: bool = False,
+) -> None:
+    """Serve a run folder until interrupted.
+
+    Raises:
+        MissingExtraError: without the extra `serve`.
+        UserError: when the folder cannot be loaded, or the address cannot be listened at.
+    """
+    for package in ("fastapi", "uvicorn", "websockets", "prometheus_client"):
+        if importlib.util.find_spec(package) is None:
+            raise MissingExtraError("trigflow serve", package.replace("_", "-"), "serve")
+    from trigflow.serve.app import create_app
+    from trigflow.serve.server import make_server
+
+    limits = limits or Limits()
+    with bind(host, port) as listener:
+        offers = offers_of(run, limits, device, variant)
+        for offer in offers:  # the first pictures take longest, and show what is wrong with a model
+            draw_together(offer.drawer, NoiseSource(offer.model), [offer.order()])
+        app = create_app(offers, limits, token=token, origins=origins)
+        server = make_server(app, host, port, log_level="info" if verbose else "warning")
+        address = _shown(listener)
+        print(f"{' and '.join(offer.name for offer in offers)} at http://{address}, documentation at /docs", flush=True)
+        if token is None and not address.startswith(("127.", "[::1]")):
+            print("no token: whoever reaches this address can use it; set one with --token-file", flush=True)
+        try:
+            server.run(sockets=[listener])
+        except KeyboardInterrupt:
+            print("closed", flush=True)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket bound to this address.
+
+    Raises:
+        UserError: when there is no such address, or it is taken.
+    """
+    if not 0 <= port < 2**16:
+        raise UserError(f"cannot listen at port {port}; expected a number from 0 to 65535; change --port")
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(address[:2], family=family)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(
+            f"cannot listen at {host}, port {port} ({reason}); expected an address of this machine and a port that is free; "
+            "change --host or --port"
+        ) from None
+
+
+def read_token(file: Path | None) -> str | None:
+    """The token of a file, or of the variable TRIGFLOW_TOKEN, or None.
+
+    Raises:
+        UserError: when the file cannot be read, or the token is none.
+    """
+    if file is None:
+        token, where = os.environ.get(TOKEN_VARIABLE), TOKEN_VARIABLE
+        if token is None:
+            return None
+    else:
+        where = f"'{file}'"
+        try:
+            token = file.read_text(encoding="utf-8").strip()
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"the token in {where} cannot be read ({error}); expected a text file; check the path"
+            ) from None
+    if not TOKEN.fullmatch(token):
+        raise UserError(
+            f"the token in {where} cannot be used; expected 16 to 256 letters, digits and . _ ~ -; "
+            "make one with: python -c 'import secrets; print(secrets.token_urlsafe())'"
+        )
+    return token
+
+
+def _shown(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

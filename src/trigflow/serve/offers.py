@@ -1,0 +1,169 @@
+"""What a run folder has to offer: its model and, where it holds one, its teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from trigflow.errors import UserError
+from trigflow.inference import fast
+from trigflow.model import Model, load
+from trigflow.serve.drawing import Drawer, Mix, ModelDrawer, Order
+from trigflow.serve.limits import Limits
+from trigflow.serve.noise import Walk
+
+Labels = int | Sequence[int] | Mapping[str, float] | None
+"""One class, classes in turn, a mix of classes with their weights, or all classes in turn."""
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A model with the numbers that it takes.
+
+    Attributes:
+        name: `student` or `teacher`.
+        model: gives noise, classes and times.
+        drawer: draws with it.
+        shape: `(c, h, w)` of a picture.
+        guidance: lowest and highest scale; both 1 without guidance.
+        steps: fewest and most steps.
+        mixed_labels: most classes of a mix.
+    """
+
+    name: str
+    model: Model
+    drawer: Drawer
+    shape: tuple[int, int, int]
+    guidance: tuple[float, float]
+    steps: tuple[int, int]
+    mixed_labels: int
+
+    def order(
+        self,
+        *,
+        seed: int = 0,
+        count: int = 1,
+        labels: Labels = None,
+        guidance: float = 1.0,
+        steps: int | None = None,
+        walk: Walk = (0.0, 0.0),
+    ) -> Order:
+        """An order for pictures 0 ... count - 1 of a seed.
+
+        Raises:
+            UserError: for labels, guidance or steps that this model does not take.
+        """
+        steps = self.model.default_steps() if steps is None else steps
+        _check_range("steps", steps, self.steps, self.name)
+        _check_range("guidance", guidance, self.guidance, self.name)
+        return Order(seed, 0, count, self._mixes(labels, count), guidance, steps, walk)
+
+    def _mixes(self, labels: Labels, count: int) -> tuple[Mix, ...] | None:
+        classes = self.model.num_classes
+        if classes == 0:
+            if labels is not None:
+                raise UserError("labels for a model without classes; expected none; leave labels out")
+            return None
+        if isinstance(labels, Mapping):
+            return (self._mix(labels),) * count
+        turn = range(classes) if labels is None else [labels] if isinstance(labels, int) else labels
+        if not turn:
+            raise UserError("an empty list of labels; expected at least one class; name a class or leave labels out")
+        for label in turn:
+            self._check_label(label)
+        return tuple(((turn[i % len(turn)], 1.0),) for i in range(count))
+
+    def _mix(self, weights: Mapping[str, float]) -> Mix:
+        chosen = {int(label): weight for label, weight in weights.items() if weight > 0}
+        total = sum(chosen.values())
+        if not 0 < total < float("inf") or min(weights.values()) < 0:
+            raise UserError(
+                f"a mix of labels with the weights {list(weights.values())}; expected numbers of at least 0, one of them "
+                "above 0; correct labels"
+            )
+        if len(chosen) > self.mixed_labels:
+            raise UserError(f"a mix of {len(chosen)} labels; expected at most {self.mixed_labels}; mix fewer")
+        for label in chosen:
+            self._check_label(label)
+        return tuple((label, weight / total) for label, weight in sorted(chosen.items()))
+
+    def _check_label(self, label: int) -> None:
+        if not 0 <= label < self.model.num_classes:
+            raise UserError(f"label {label}; expected a class from 0 to {self.model.num_classes - 1}; correct labels")
+
+
+def offer_of(model: Model, limits: Limits, drawer: Drawer | None = None) -> Offer:
+    """The offer of a model: `student` for a consistency model, `teacher` for a diffusion model.
+
+    Args:
+        model: read-only from here on; the server draws with it in a thread of its own.
+        limits: bounds of steps, guidance and mixes.
+        drawer: draws with the model; `ModelDrawer` by default.
+
+    Raises:
+        UserError, MissingExtraError: for a model of latents whose autoencoder cannot be loaded.
+    """
+    c, h, w = model.shape
+    if model.vae is not None:
+        model.vae.load(model.device)
+        c, h, w = 3, h * model.vae.factor, w * model.vae.factor
+    segments = model.config.objective.segments if model.kind == "consistency" else 1
+    return Offer(
+        name="student" if model.kind == "consistency" else "teacher",
+        model=model,
+        drawer=ModelDrawer(model) if drawer is None else drawer,
+        shape=(c, h, w),
+        guidance=_guidance(model, limits),
+        steps=(segments, segments) if segments > 1 else (1, limits.steps),
+        mixed_labels=limits.mixed_labels,
+    )
+
+
+def offers_of(run: Path, limits: Limits, device: str = "auto", variant: str = "auto") -> list[Offer]:
+    """The model of a run folder first, and its teacher where the run has one that is still there.
+
+    Args:
+        run: folder of a student or a teacher.
+        limits: see `offer_of`.
+        device: cpu, cuda or auto.
+        variant: how their networks are computed, see `trigflow.inference.VARIANTS`.
+
+    Raises:
+        UserError: when a folder or a file is damaged, or the variant does not work here.
+    """
+
+    def offer(folder: Path) -> Offer:
+        loaded = load(folder, device)
+        return offer_of(loaded, limits, ModelDrawer(fast(loaded, variant)))
+
+    offers = [offer(run)]
+    model = offers[0].model
+    found = model.config.teacher if model.kind == "consistency" else None
+    for folder in () if found is None else (run / found, Path(found)):
+        if (folder / "model.json").is_file():
+            teacher = offer(folder)
+            if teacher.name == "teacher" and teacher.shape == offers[0].shape:
+                return [*offers, teacher]
+    return offers
+
+
+def _guidance(model: Model, limits: Limits) -> tuple[float, float]:
+    """The scales that a model takes."""
+    if model.takes_guidance:
+        return 1.0, model.config.objective.guidance_max
+    label = torch.zeros(1, dtype=torch.int64) if model.num_classes else None
+    try:
+        model.velocity(label, 2.0)
+    except UserError:
+        return 1.0, 1.0
+    return 1.0, max(1.0, limits.guidance)
+
+
+def _check_range(what: str, value: float, bounds: tuple[float, float], name: str) -> None:
+    low, high = bounds
+    if not low <= value <= high:
+        expected = f"{low:g}" if low == high else f"a number from {low:g} to {high:g}"
+        raise UserError(f"{what} {value:g} for the {name}; expected {expected}; correct {what}")

@@ -1,0 +1,113 @@
+"""The application on a socket: uvicorn, with a bound on connections that say nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+
+from trigflow.serve.limits import Limits
+from trigflow.serve.service import Service
+
+
+class Silent:
+    """HTTP connections that wait for a request, the one that has waited longest first."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self._timers: OrderedDict[asyncio.Transport, asyncio.TimerHandle] = OrderedDict()
+
+    def watch(self, transport: asyncio.Transport) -> None:
+        """Close this connection unless it says what it wants in time, or others need its place before."""
+        if transport not in self._timers:
+            loop = asyncio.get_running_loop()
+            self._timers[transport] = loop.call_later(self.limits.silent_seconds, self._close, transport)
+
+    def release(self, transport: asyncio.Transport) -> None:
+        """The connection has made its request, or is gone."""
+        timer = self._timers.pop(transport, None)
+        if timer is not None:
+            timer.cancel()
+
+    def make_room(self, connections: int) -> None:
+        """Close those that have been silent longest, so that at most `limits.connections` stay open."""
+        for transport in list(self._timers)[: max(0, connections - self.limits.connections)]:
+            self._close(transport)
+
+    def _close(self, transport: asyncio.Transport) -> None:
+        self.release(transport)
+        transport.close()  # what is left of an answer may still be taken, for a while
+        asyncio.get_running_loop().call_later(self.limits.send_seconds, transport.abort)
+
+
+def http_protocol(silent: Silent) -> type[H11Protocol]:
+    """uvicorn's HTTP protocol, which tells `silent` about its connections."""
+
+    class Protocol(H11Protocol):
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            silent.watch(transport)
+            silent.make_room(len(self.connections))
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            silent.release(self.transport)
+            super().connection_lost(exc)
+
+        def handle_events(self) -> None:
+            super().handle_events()
+            if self.cycle is not None and not self.cycle.response_complete:
+                silent.release(self.transport)
+
+        def handle_websocket_upgrade(self, event: Any) -> None:
+            silent.release(self.transport)
+            super().handle_websocket_upgrade(event)
+
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            if not self.transport.is_closing() and (self.cycle is None or self.cycle.response_complete):
+                silent.watch(self.transport)
+
+    return Protocol
+
+
+class StreamProtocol(WebSocketsSansIOProtocol):
+    """uvicorn's WebSocket protocol, which lets the application wait until a frame has left, and give a client up."""
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        transport.set_write_buffer_limits(high=0)
+
+    def handle_connect(self, event: Any) -> None:
+        super().handle_connect(event)
+        scope: dict[str, Any] | None = getattr(self, "scope", None)  # type: ignore[assignment]
+        if scope is not None:
+            scope["extensions"]["trigflow.flow"] = {"sent": self.writable.wait, "abort": self.transport.abort}
+
+
+def make_server(
+    app: FastAPI, host: str = "127.0.0.1", port: int = 8000, *, log_level: str = "warning"
+) -> uvicorn.Server:
+    """A uvicorn server for the application of `create_app`; `run()` serves until it is interrupted."""
+    service: Service = app.state.service
+    limits = service.limits
+    config = uvicorn.Config(
+        app,
+        host,
+        port,
+        http=http_protocol(Silent(limits)),
+        ws=StreamProtocol,
+        ws_max_size=limits.message_bytes,
+        ws_per_message_deflate=False,
+        timeout_keep_alive=max(1, round(limits.silent_seconds)),
+        timeout_graceful_shutdown=5,
+        log_level=log_level,
+        access_log=log_level == "info",
+        server_header=False,
+        proxy_headers=False,
+    )
+    return uvicorn.Server(config)

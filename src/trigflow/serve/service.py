@@ -1,0 +1,85 @@
+"""Everything that the parts of one server share."""
+
+from __future__ import annotations
+
+import functools
+import secrets
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import urlsplit
+
+from trigflow.serve.batching import Batcher
+from trigflow.serve.drawing import Order, draw_together
+from trigflow.serve.limits import Limits
+from trigflow.serve.metrics import Metrics
+from trigflow.serve.noise import NoiseSource
+from trigflow.serve.offers import Offer
+from trigflow.serve.requests import FrameRequest, ImagesRequest, PictureRequest, bounded
+
+
+class Service:
+    """Models with their queues and workers, limits, figures, and who may use them.
+
+    Args:
+        offers: the first one is what a request gets that names none.
+        limits: see `Limits`.
+        token: what clients must show; None for no such thing.
+        origins: pages from elsewhere, such as `https://example.org`, that may open streams.
+    """
+
+    def __init__(
+        self, offers: Sequence[Offer], limits: Limits, token: str | None = None, origins: Sequence[str] = ()
+    ) -> None:
+        self.offers = {offer.name: offer for offer in offers}
+        self.default = offers[0].name
+        self.limits = limits
+        self.token = token
+        self.origins = tuple(origins)
+        self.metrics = Metrics()
+        self.images_request = bounded(ImagesRequest, limits, offers)
+        self.frame_request = bounded(FrameRequest, limits, offers)
+        self.encoders = ThreadPoolExecutor(2, "trigflow-encoder")
+        self.batchers = {offer.name: self._batcher(offer) for offer in offers}
+        self.streams = 0
+
+    def _batcher(self, offer: Offer) -> Batcher:
+        def on_batch(pictures: int, seconds: float) -> None:
+            self.metrics.images.labels(offer.name).inc(pictures)
+            self.metrics.batch.labels(offer.name).observe(pictures)
+
+        draw = functools.partial(draw_together, offer.drawer, NoiseSource(offer.model))
+        batcher = Batcher(draw, self.limits, on_batch)
+        self.metrics.watch_queue(offer.name, lambda: batcher.waiting)
+        return batcher
+
+    def start(self) -> None:
+        """Start the workers."""
+        for batcher in self.batchers.values():
+            batcher.start()
+
+    def close(self) -> None:
+        """End the workers, after the batches at hand."""
+        for batcher in self.batchers.values():
+            batcher.close()
+
+    @property
+    def healthy(self) -> bool:
+        """Whether every model has its worker."""
+        return all(batcher.alive for batcher in self.batchers.values())
+
+    def order(self, request: PictureRequest) -> tuple[str, Order]:
+        """Name of the model and the order of a request.
+
+        Raises:
+            UserError: for numbers that this model does not take.
+        """
+        name = request.model or self.default
+        return name, self.offers[name].order(**request.order())
+
+    def knows(self, token: str | None) -> bool:
+        """Whether this is the token, compared in time that does not depend on where it differs."""
+        return self.token is None or secrets.compare_digest((token or "").encode(), self.token.encode())
+
+    def welcomes(self, origin: str | None, host: str | None) -> bool:
+        """Whether a page of this origin may open a stream: one from here, one of `origins`, or no page at all."""
+        return origin is None or origin in self.origins or (bool(host) and urlsplit(origin).netloc == host)

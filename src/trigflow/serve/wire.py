@@ -1,0 +1,60 @@
+"""Pictures as bytes."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import struct
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trigflow.images import make_grid
+
+MEDIA_TYPES = {"png": "image/png", "webp": "image/webp", "npy": "application/octet-stream"}
+
+
+def columns_of(count: int) -> int:
+    """Pictures in a row of a sheet of `count`."""
+    return math.ceil(math.sqrt(count))
+
+
+def encode(images: Tensor, format: str) -> bytes:
+    """uint8 `(n, c, h, w)` as bytes.
+
+    ==========  ==========================================================================================
+    raw         the pixels, in the order of the shape
+    npy         the same with NumPy's header
+    png, webp   one sheet, `columns_of(n)` pictures a row without gaps, white where there are none; lossless
+    ==========  ==========================================================================================
+    """
+    buffer = io.BytesIO()
+    if format == "raw":
+        return images.contiguous().numpy().tobytes()
+    if format == "npy":
+        np.save(buffer, images.contiguous().numpy(), allow_pickle=False)
+    elif format == "png":
+        make_grid(images, columns_of(len(images)), gap=0, scale=1).save(buffer, "PNG", compress_level=1)
+    else:
+        make_grid(images, columns_of(len(images)), gap=0, scale=1).save(buffer, "WEBP", lossless=True, quality=0)
+    return buffer.getvalue()
+
+
+def pack(header: dict[str, Any], content: bytes) -> bytes:
+    """A frame: length of the header in 4 bytes, little-endian, the header as JSON, the content."""
+    head = json.dumps(header, separators=(",", ":")).encode()
+    return struct.pack("<I", len(head)) + head + content
+
+
+def unpack(frame: bytes) -> tuple[dict[str, Any], bytes]:
+    """Header and content of a frame: the inverse of `pack`."""
+    (length,) = struct.unpack_from("<I", frame)
+    return json.loads(frame[4 : 4 + length]), frame[4 + length :]
+
+
+def pixels(header: dict[str, Any], content: bytes) -> Tensor:
+    """The pictures of a raw frame, uint8 of the header's shape."""
+    return torch.from_numpy(np.frombuffer(content, dtype=np.uint8).copy()).reshape(header["shape"])

@@ -1,0 +1,97 @@
+"""Models, drawers and servers for the tests of the server."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from fastapi import FastAPI
+from torch import Tensor
+
+from training.tiny import untrained_teacher
+from trigflow.model import Model
+from trigflow.serve.drawing import Mix
+from trigflow.serve.limits import Limits
+from trigflow.serve.listen import bind
+from trigflow.serve.offers import Offer, offer_of
+from trigflow.serve.server import make_server
+
+
+def teacher() -> Model:
+    """A class-conditional diffusion model of 8x8 digits with random weights."""
+    return untrained_teacher()
+
+
+def student(**objective: Any) -> Model:
+    """A consistency model with the same weights."""
+    model = untrained_teacher()
+    config = dataclasses.replace(
+        model.config, teacher="teacher", objective=dataclasses.replace(model.config.objective, kind="scd", **objective)
+    )
+    return dataclasses.replace(model, kind="consistency", config=config)
+
+
+class StubDrawer:
+    """Draws `64 noise + 128` and remembers its batches; while `hold` is set, it waits in the middle of a batch."""
+
+    def __init__(self) -> None:
+        self.batches: list[tuple[int, int]] = []
+        self.mixes: list[Sequence[Mix] | None] = []
+        self.fail = False
+        self.begun = threading.Semaphore(0)
+        self._go = threading.Event()
+        self._go.set()
+
+    def hold(self) -> None:
+        """Let the next batch wait until `release`."""
+        self._go.clear()
+
+    def release(self) -> None:
+        self._go.set()
+
+    def wait_until_drawing(self) -> None:
+        assert self.begun.acquire(timeout=10)
+
+    def draw(self, noise: Callable[[int], Tensor], mixes: Sequence[Mix] | None, guidance: Tensor, steps: int) -> Tensor:
+        z = noise(0)
+        self.batches.append((len(z), steps))
+        self.mixes.append(mixes)
+        self.begun.release()
+        assert self._go.wait(10)
+        if self.fail:
+            raise RuntimeError("the drawer was told to fail")
+        return (64 * z + 128).clamp(0, 255).to(torch.uint8)
+
+
+def stub_offer(drawer: StubDrawer, limits: Limits | None = None) -> Offer:
+    """An offer named `student`, drawn by a stub."""
+    return offer_of(student(), limits or Limits(), drawer)
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+    """Wait until the condition holds; fail if it does not in time."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "the condition never came true"
+        time.sleep(0.005)
+
+
+@contextlib.contextmanager
+def running(app: FastAPI) -> Iterator[int]:
+    """The application on a real socket of 127.0.0.1; gives the port."""
+    with bind("127.0.0.1", 0) as listener:
+        server = make_server(app, log_level="critical")
+        thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
+        thread.start()
+        wait_for(lambda: server.started)
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            server.should_exit = True
+            thread.join(20)
+            assert not thread.is_alive()

@@ -1,0 +1,204 @@
+"""The queue: what waits together is drawn together, within bounds."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from serve.helpers import wait_for
+from trigflow.serve.batching import Batcher, BusyError, ClosedError
+from trigflow.serve.drawing import Order
+from trigflow.serve.limits import Limits
+
+
+class Worker:
+    """A draw function that writes down its batches and waits while it is held."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[Order]] = []
+        self.go = threading.Event()
+        self.go.set()
+        self.error: Exception | None = None
+
+    def __call__(self, orders: Sequence[Order]) -> list[Tensor]:
+        self.batches.append(list(orders))
+        assert self.go.wait(10)
+        if self.error is not None:
+            raise self.error
+        return [torch.full((len(order), 1, 1, 1), order.seed, dtype=torch.uint8) for order in orders]
+
+    def seeds(self) -> list[list[int]]:
+        return [[order.seed for order in batch] for batch in self.batches]
+
+
+LIMITS = Limits(batch=8, queue=20, window_ms=0, queue_seconds=30)
+
+
+@pytest.fixture
+def worker() -> Worker:
+    return Worker()
+
+
+@pytest.fixture
+def batcher(worker: Worker) -> Iterator[Batcher]:
+    made = Batcher(worker, LIMITS)
+    made.start()
+    yield made
+    worker.go.set()
+    made.close()
+    assert not made.alive
+
+
+def order(seed: int, count: int = 1, steps: int = 2, guidance: float = 1.0) -> Order:
+    return Order(seed, 0, count, None, guidance, steps)
+
+
+def busy(batcher: Batcher, worker: Worker) -> None:
+    """Let the worker be held in a batch of its own, that of seed 99."""
+    worker.go.clear()
+    batcher.submit(order(99))
+    wait_for(lambda: len(worker.batches) == 1)
+
+
+def test_what_waits_together_is_drawn_together(batcher: Batcher, worker: Worker) -> None:
+    busy(batcher, worker)
+    jobs = [batcher.submit(order(seed, count=2))[0] for seed in range(3)]
+    assert batcher.waiting == 6
+    worker.go.set()
+    drawn = [job.future.result(10) for job in jobs]
+    assert worker.seeds() == [[99], [0, 1, 2]]
+    assert [part.images[0].item() for part in drawn] == [0, 1, 2]
+    assert all(part.images.shape == (2, 1, 1, 1) and part.queue > 0 for part in drawn)
+    assert batcher.waiting == 0
+
+
+def test_only_orders_of_one_key_and_at_most_a_batch(batcher: Batcher, worker: Worker) -> None:
+    busy(batcher, worker)
+    jobs = [
+        *batcher.submit(order(0, 5)),
+        *batcher.submit(order(1, 1, steps=4)),
+        *batcher.submit(order(2, 3)),
+        *batcher.submit(order(3, 1, guidance=2.0)),
+        *batcher.submit(order(4, 1)),
+    ]
+    worker.go.set()
+    for job in jobs:
+        job.future.result(10)
+    assert worker.seeds() == [[99], [0, 2], [1], [3], [4]]
+
+
+def test_a_long_order_is_drawn_in_parts(batcher: Batcher, worker: Worker) -> None:
+    jobs = batcher.submit(order(5, 19))
+    assert sum(len(job.future.result(10).images) for job in jobs) == 19
+    parts = [(part.start, part.stop) for batch in worker.batches for part in batch]
+    assert parts == [(0, 8), (8, 16), (16, 19)]
+
+
+def test_a_full_queue_refuses_whole_orders(batcher: Batcher, worker: Worker) -> None:
+    busy(batcher, worker)
+    batcher.submit(order(0, 15))
+    with pytest.raises(BusyError) as caught:
+        batcher.submit(order(1, 6))
+    assert caught.value.retry_after >= 1
+    assert batcher.waiting == 15
+    batcher.submit(order(2, 5))
+
+
+def test_an_order_longer_than_the_queue_is_taken_when_nothing_waits(batcher: Batcher) -> None:
+    jobs = batcher.submit(order(0, 30))
+    assert sum(len(job.future.result(10).images) for job in jobs) == 30
+
+
+def test_a_window_lets_orders_meet() -> None:
+    worker = Worker()
+    batcher = Batcher(worker, Limits(batch=4, window_ms=60_000))
+    batcher.start()
+    jobs = [batcher.submit(order(seed))[0] for seed in range(4)]  # drawn when the batch is full, not after a minute
+    assert [job.future.result(10).images.item() for job in jobs] == [0, 1, 2, 3]
+    waiting = batcher.submit(order(4))
+    frame = batcher.submit_frame(order(5))  # a frame does not wait, and takes along what does
+    assert frame.future.result(10).images.item() == 5
+    assert waiting[0].future.result(10).images.item() == 4
+    assert worker.seeds() == [[0, 1, 2, 3], [4, 5]]
+    batcher.close()
+
+
+def test_who_waits_too_long_is_told() -> None:
+    worker = Worker()
+    batcher = Batcher(worker, Limits(window_ms=0, queue_seconds=0.01))
+    batcher.start()
+    busy(batcher, worker)
+    late, frame = batcher.submit(order(1))[0], batcher.submit_frame(order(2))
+    time.sleep(0.02)
+    worker.go.set()
+    with pytest.raises(BusyError, match="in the queue"):
+        late.future.result(10)
+    assert frame.future.result(10).images.item() == 2
+    batcher.close()
+
+
+def test_withdrawn_work_is_not_done(batcher: Batcher, worker: Worker) -> None:
+    busy(batcher, worker)
+    gone, stays = batcher.submit(order(1, 12)), batcher.submit(order(2))
+    assert batcher.withdraw(gone) == 2
+    assert batcher.withdraw(gone) == 0
+    assert batcher.waiting == 1
+    worker.go.set()
+    stays[0].future.result(10)
+    assert worker.seeds() == [[99], [2]]
+    assert all(job.future.cancelled() for job in gone)
+
+
+def test_cancelled_futures_are_not_drawn(batcher: Batcher, worker: Worker) -> None:
+    busy(batcher, worker)
+    gone, stays = batcher.submit(order(1))[0], batcher.submit(order(2))[0]
+    assert gone.future.cancel()
+    worker.go.set()
+    assert stays.future.result(10).images.item() == 2
+    assert [99] in worker.seeds()
+    assert batcher.waiting == 0
+
+
+def test_a_newer_order_takes_the_place_of_an_older(batcher: Batcher, worker: Worker) -> None:
+    busy(batcher, worker)
+    job, other = batcher.submit_frame(order(1)), batcher.submit_frame(order(2))
+    assert batcher.replace(job, order(7))
+    worker.go.set()
+    assert job.future.result(10).images.item() == 7
+    other.future.result(10)
+    assert worker.seeds() == [[99], [7, 2]]
+    assert not batcher.replace(job, order(8))
+
+
+def test_a_failed_batch_harms_nobody_else(batcher: Batcher, worker: Worker) -> None:
+    worker.error = RuntimeError("no memory")
+    with pytest.raises(RuntimeError, match="no memory"):
+        batcher.submit(order(1))[0].future.result(10)
+    worker.error = None
+    assert batcher.submit(order(2))[0].future.result(10).images.item() == 2
+    assert batcher.alive
+
+
+def test_closing_gives_up_what_waits() -> None:
+    worker = Worker()
+    batcher = Batcher(worker, LIMITS)
+    batcher.start()
+    busy(batcher, worker)
+    job = batcher.submit(order(1))[0]
+    closing = threading.Thread(target=batcher.close)
+    closing.start()
+    wait_for(lambda: batcher._closing)
+    worker.go.set()
+    closing.join(10)
+    with pytest.raises(ClosedError):
+        job.future.result(10)
+    with pytest.raises(ClosedError):
+        batcher.submit(order(2))
+    batcher.start()  # and it can be opened again
+    assert batcher.submit(order(3))[0].future.result(10).images.item() == 3
+    batcher.close()

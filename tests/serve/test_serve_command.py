@@ -1,0 +1,131 @@
+"""`trigflow serve` from its command line."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import Result
+from serve.helpers import student, teacher
+from trigflow.errors import UserError
+from trigflow.serve.limits import Limits
+from trigflow.serve.listen import bind, read_token
+from trigflow.serve.offers import offers_of
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder of a student with its teacher below it."""
+    folder = tmp_path_factory.mktemp("serve") / "run"
+    student().save(folder)
+    teacher().save(folder / "teacher")
+    return folder
+
+
+def test_a_run_offers_its_teacher(run: Path, tmp_path: Path) -> None:
+    assert [offer.name for offer in offers_of(run, Limits(), "cpu", "plain")] == ["student", "teacher"]
+    assert [offer.name for offer in offers_of(run / "teacher", Limits(), "cpu", "plain")] == ["teacher"]
+    student().save(tmp_path / "alone")
+    assert [offer.name for offer in offers_of(tmp_path / "alone", Limits(), "cpu", "plain")] == ["student"]
+
+
+def test_serves_until_interrupted(run: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "trigflow",
+        "serve",
+        str(run),
+        "--port",
+        "0",
+        "--device",
+        "cpu",
+        "--variant",
+        "plain",
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TRIGFLOW_TOKEN": "a-token.of_enough~letters"}
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    try:
+        assert server.stdout is not None
+        line = server.stdout.readline()
+        assert line.startswith("student and teacher at http://127.0.0.1:"), line
+        address = line.split()[4].rstrip(",")
+        with urllib.request.urlopen(f"{address}/healthz", timeout=10) as answer:
+            assert answer.status == 200
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            urllib.request.urlopen(f"{address}/v1/model", timeout=10)
+    finally:
+        server.send_signal(signal.SIGINT)
+        out, err = server.communicate(timeout=30)
+    assert server.returncode == 0
+    assert (out, err) == ("closed\n", "")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--port", "-1"), "cannot listen"),
+        (("--port", "70000"), "cannot listen"),
+        (("--host", "203.0.113.7"), "cannot listen"),
+        (("--token-file", "missing"), "cannot be read"),
+        (("--limits.images", "0"), "limit images = 0"),
+        (("--limits.guidance", "nan"), "limit guidance = nan"),
+        (("--device", "abacus"), "device 'abacus'"),
+        (("--variant", "abacus"), "variant"),
+    ],
+)
+def test_bad_options(cli: Callable[..., Result], run: Path, options: tuple[str, ...], message: str) -> None:
+    result = cli("serve", run, *options)
+    assert (result.code, result.out) == (2, "")
+    assert message in result.err
+    assert result.err.count("\n") == 1
+
+
+def test_a_folder_that_is_no_run(cli: Callable[..., Result], tmp_path: Path) -> None:
+    result = cli("serve", tmp_path)
+    assert result.code == 2
+    assert "model.json" in result.err
+
+
+def test_without_the_extra(cli: Callable[..., Result], run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = importlib.util.find_spec
+
+    def find_spec(name: str, package: str | None = None) -> Any:
+        return None if name == "uvicorn" else found(name, package)
+
+    monkeypatch.setattr(importlib.util, "find_spec", find_spec)
+    result = cli("serve", run)
+    assert result.code == 2
+    assert 'pip install "trigflow[serve]"' in result.err
+
+
+def test_a_port_that_is_taken() -> None:
+    with bind("127.0.0.1", 0) as taken, pytest.raises(UserError, match="cannot listen"):
+        bind("127.0.0.1", taken.getsockname()[1])
+
+
+def test_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRIGFLOW_TOKEN", raising=False)
+    assert read_token(None) is None
+    file = tmp_path / "token"
+    file.write_text("a-token.of_enough~letters\n")
+    assert read_token(file) == "a-token.of_enough~letters"
+    for bad in ("short", "with a space in its middle", "", "é" * 20, "x" * 257):
+        file.write_text(bad)
+        with pytest.raises(UserError, match="cannot be used"):
+            read_token(file)
+    monkeypatch.setenv("TRIGFLOW_TOKEN", "another-token-in-the-environment")
+    assert read_token(None) == "another-token-in-the-environment"
+    monkeypatch.setenv("TRIGFLOW_TOKEN", "")
+    with pytest.raises(UserError, match="TRIGFLOW_TOKEN"):
+        read_token(None)
