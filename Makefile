@@ -11,8 +11,9 @@ SEED   ?= 0
 demo: $(STAMP)
 	$(BIN)/trigflow demo --out $(OUT) --seed $(SEED)
 
+# Two processes of one thread each: the tensors of the tests are tiny.
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 # One tiny cell of every study.
 lab-smoke: $(STAMP)
