@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import socket
@@ -19,6 +20,7 @@ from serve.helpers import StubDrawer, running, stub_offer, wait_for
 from trigflow.serve.app import create_app
 from trigflow.serve.batching import Batcher
 from trigflow.serve.limits import Limits
+from trigflow.serve.server import Silent
 from trigflow.serve.wire import unpack
 
 LIMITS = Limits(
@@ -211,3 +213,24 @@ def test_a_shutdown_says_so(app: FastAPI) -> None:
     with pytest.raises(ConnectionClosed) as closed:
         connection.recv(10)
     assert closed.value.rcvd is None or closed.value.rcvd.code in (1000, 1001, 1012)
+
+
+def test_room_is_made_by_closing_no_more_than_needed() -> None:
+    """Of thirty connections that arrive before the loop can close any, the last twenty stay."""
+
+    class Transport:
+        closed = False
+
+        def close(self) -> None:
+            self.closed = True
+
+        abort = close
+
+    async def arrive() -> list[bool]:
+        silent, transports = Silent(LIMITS), [Transport() for _ in range(30)]
+        for count, transport in enumerate(transports, start=1):
+            silent.watch(transport)  # type: ignore[arg-type]
+            silent.make_room(count)
+        return [transport.closed for transport in transports]
+
+    assert asyncio.run(arrive()) == [True] * 10 + [False] * 20

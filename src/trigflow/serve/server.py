@@ -21,6 +21,7 @@ class Silent:
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self._timers: OrderedDict[asyncio.Transport, asyncio.TimerHandle] = OrderedDict()
+        self._closing: set[asyncio.Transport] = set()
 
     def watch(self, transport: asyncio.Transport) -> None:
         """Close this connection unless it says what it wants in time, or others need its place before."""
@@ -29,18 +30,25 @@ class Silent:
             self._timers[transport] = loop.call_later(self.limits.silent_seconds, self._close, transport)
 
     def release(self, transport: asyncio.Transport) -> None:
-        """The connection has made its request, or is gone."""
+        """The connection has made its request."""
         timer = self._timers.pop(transport, None)
         if timer is not None:
             timer.cancel()
 
+    def forget(self, transport: asyncio.Transport) -> None:
+        """The connection is gone."""
+        self.release(transport)
+        self._closing.discard(transport)
+
     def make_room(self, connections: int) -> None:
-        """Close those that have been silent longest, so that at most `limits.connections` stay open."""
-        for transport in list(self._timers)[: max(0, connections - self.limits.connections)]:
+        """Close those that have been silent longest, so that of this many at most `limits.connections` stay open."""
+        open_ = connections - len(self._closing)  # those that are being closed are still counted as connections
+        for transport in list(self._timers)[: max(0, open_ - self.limits.connections)]:
             self._close(transport)
 
     def _close(self, transport: asyncio.Transport) -> None:
         self.release(transport)
+        self._closing.add(transport)
         transport.close()  # what is left of an answer may still be taken, for a while
         asyncio.get_running_loop().call_later(self.limits.send_seconds, transport.abort)
 
@@ -55,7 +63,7 @@ def http_protocol(silent: Silent) -> type[H11Protocol]:
             silent.make_room(len(self.connections))
 
         def connection_lost(self, exc: Exception | None) -> None:
-            silent.release(self.transport)
+            silent.forget(self.transport)
             super().connection_lost(exc)
 
         def handle_events(self) -> None:
