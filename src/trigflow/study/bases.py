@@ -43,4 +43,4 @@ BASES: dict[str, Base] = {
     "digits": _shortened("digits", teacher=1.0, student=1 / 3, checkpoints=6),
     "mnist": _shortened("mnist", teacher=0.5, student=0.25, checkpoints=20, teacher_draws=(Draw(18),)),
 }
-"""By name. `digits` is the demo with a third of the student's iterations: about 90 seconds a student on two cores."""
+"""By name. `digits` is the demo with a third of the student's iterations."""
