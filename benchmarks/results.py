@@ -46,8 +46,9 @@ How to read it:
 * Arms of a study have either equal iterations or equal training time, as stated above each table. For equal time the step
   times of both arms are measured in turn in one process and iterations fitted to them; the seconds in the table are those
   really used, beside whatever else ran on the machine.
-* Expectations were written down before the studies ran. Learning rates of the rivals are the best of those in the study
-  `rates`, on a seed that no comparison uses.
+* Expectations follow from the claim. Arms that were added after others of their study had been seen are named in its remark.
+  The study `rates` chooses a learning rate for each objective, on a seed that no comparison uses; until it has run, all have the
+  rate of the preset.
 
 To repeat one: `trigflow study NAME --base BASE`, with the name in brackets behind the title of its section."""
 
