@@ -15,6 +15,7 @@ import argparse
 import shlex
 import sys
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -22,41 +23,76 @@ from typing import Any
 from trigflow.demo import machine, run_demo
 from trigflow.files import write_json
 
+Bar = tuple[str, float, str, float]
+"""What was measured, its value, `<=` or `>=`, and the bar."""
 
-def summarize(reports: list[dict[str, Any]], timed: bool) -> dict[str, Any]:
+
+def summarize(reports: list[dict[str, Any]], bars_of: Callable[[dict[str, Any]], list[Bar]]) -> dict[str, Any]:
     """Means over seeds, and the bars. A standard error is that of the mean over seeds."""
     fd = {name: mean(r["fd"][name] for r in reports) for name in ("teacher", "student_1", "student_2", "real")}
-    ratio_1, ratio_2 = fd["student_1"] / fd["teacher"], fd["student_2"] / fd["teacher"]
-    slowest = max(r["seconds"]["total"] for r in reports)
-    speedup = min(r["speedup_2"] for r in reports)
-    skipped = sum(r["skipped_steps"]["teacher"] + r["skipped_steps"]["student"] for r in reports)
     each = [r["fd"]["student_2"] / r["fd"]["teacher"] for r in reports]
-    bars = [
-        ("mean fd.student_2 / mean fd.teacher", ratio_2, "<=", 1.10),
-        ("mean of fd.student_2 / fd.teacher", mean(each), "<=", 1.10),
-        ("mean fd.student_1 / mean fd.teacher", ratio_1, "<=", 1.5),
-        (
-            "fd.student_2 / fd.teacher, most of the seeds",
-            max(each),
-            "<=",
-            2.0,
-        ),  # beyond it a run has diverged in quality
-        ("training steps that were not finite", skipped, "<=", 0),
-    ]
-    if timed:
-        bars += [
-            ("speedup_2, least of the seeds", speedup, ">=", 25.0),
-            ("seconds.total, most of the seeds", slowest, "<=", 360.0),
-        ]
     error = stdev(each) / len(each) ** 0.5 if len(each) > 1 else None
-    return {
+    result = {
         "mean": {"fd": fd, "speedup_2": mean(r["speedup_2"] for r in reports)},
-        "ratio_2": {"mean": mean(each), "standard_error": error, "each": each},
-        "bars": [
-            {"what": what, "measured": value, "bar": f"{sign} {bar}", "met": value <= bar if sign == "<=" else value >= bar}
-            for what, value, sign, bar in bars
-        ],
-    }  # fmt: skip
+        "ratio_1": {"mean": fd["student_1"] / fd["teacher"]},
+        "ratio_2": {
+            "mean": mean(each),
+            "of_means": fd["student_2"] / fd["teacher"],
+            "standard_error": error,
+            "each": each,
+        },
+        "least_speedup_2": min(r["speedup_2"] for r in reports),
+        "most_seconds": max(r["seconds"]["total"] for r in reports),
+        "skipped_steps": sum(r["skipped_steps"]["teacher"] + r["skipped_steps"]["student"] for r in reports),
+    }
+    result["bars"] = [
+        {"what": what, "measured": value, "bar": f"{sign} {bar}", "met": value <= bar if sign == "<=" else value >= bar}
+        for what, value, sign, bar in bars_of(result)
+    ]
+    return result
+
+
+def quality(result: dict[str, Any]) -> list[Bar]:
+    """Distances against the teacher's, and nothing that diverged."""
+    return [
+        ("mean fd.student_2 / mean fd.teacher", result["ratio_2"]["of_means"], "<=", 1.10),
+        ("mean of fd.student_2 / fd.teacher", result["ratio_2"]["mean"], "<=", 1.10),
+        ("mean fd.student_1 / mean fd.teacher", result["ratio_1"]["mean"], "<=", 1.5),
+        # beyond it a run has diverged in quality
+        ("fd.student_2 / fd.teacher, most of the seeds", max(result["ratio_2"]["each"]), "<=", 2.0),
+        ("training steps that were not finite", result["skipped_steps"], "<=", 0),
+    ]
+
+
+def quality_and_time(result: dict[str, Any]) -> list[Bar]:
+    """These, and how long it takes."""
+    return [
+        *quality(result),
+        ("speedup_2, least of the seeds", result["least_speedup_2"], ">=", 25.0),
+        ("seconds.total, most of the seeds", result["most_seconds"], "<=", 360.0),
+    ]
+
+
+def run(
+    recipe: str, seeds: Sequence[int], out: Path | None, bars_of: Callable[[dict[str, Any]], list[Bar]], json: Path
+) -> None:
+    """A demo of each seed; prints each report and the bars, and writes all of it."""
+    reports = []
+    for seed in seeds:
+        with tempfile.TemporaryDirectory() as folder:
+            report = run_demo((out or Path(folder)) / str(seed), recipe=recipe, seed=seed)
+        print(f"seed {seed}\n{report.table()}\n", flush=True)
+        reports.append(report.figures)
+    result = {
+        "command": shlex.join(["python", "benchmarks/" + Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "machine": machine(),
+        **summarize(reports, bars_of),
+        "reports": reports,
+    }
+    json.parent.mkdir(parents=True, exist_ok=True)
+    write_json(json, result)
+    for bar in result["bars"]:
+        print(f"{'met   ' if bar['met'] else 'MISSED'}  {bar['what']:45} {bar['measured']:8.3f}  {bar['bar']}")
 
 
 def main() -> None:
@@ -66,22 +102,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="keep the runs below this folder")
     parser.add_argument("--untimed", action="store_true", help="leave out the bars on time")
     args = parser.parse_args()
-    reports = []
-    for seed in args.seeds:
-        with tempfile.TemporaryDirectory() as folder:
-            report = run_demo((args.out or Path(folder)) / str(seed), seed=seed)
-        print(f"seed {seed}\n{report.table()}\n", flush=True)
-        reports.append(report.figures)
-    result = {
-        "command": f"python benchmarks/digits.py {shlex.join(sys.argv[1:])}".strip(),
-        "machine": machine(),
-        **summarize(reports, not args.untimed),
-        "reports": reports,
-    }
-    args.json.parent.mkdir(parents=True, exist_ok=True)
-    write_json(args.json, result)
-    for bar in result["bars"]:
-        print(f"{'met   ' if bar['met'] else 'MISSED'}  {bar['what']:40} {bar['measured']:8.3f}  {bar['bar']}")
+    run("digits", args.seeds, args.out, quality if args.untimed else quality_and_time, args.json)
 
 
 if __name__ == "__main__":

@@ -103,7 +103,10 @@ def test_interrupted_three_times_it_ends_the_same(
 
 
 @pytest.mark.parametrize("where", ["teacher", "student", "scoring"])
-@pytest.mark.parametrize("other", [{"seed": 6, "quick": True}, {"seed": 5, "quick": False}])
+@pytest.mark.parametrize(
+    "other",
+    [{"seed": 6, "quick": True}, {"seed": 5, "quick": False}, {"recipe": "mnist", "seed": 5, "quick": True}],
+)
 def test_an_interrupted_demo_is_not_mixed_with_another(
     other: dict[str, Any], where: str, finished: Path, tmp_path: Path
 ) -> None:
@@ -115,7 +118,7 @@ def test_an_interrupted_demo_is_not_mixed_with_another(
         (out / "model.json").unlink()
     if where == "teacher":
         (out / "config.json").unlink()
-    with pytest.raises(UserError, match=r"the run to resume has loop\.(seed|batch_size) = "):
+    with pytest.raises(UserError, match=r"the run to resume has (data\.source|loop\.(seed|batch_size)) = "):
         run_demo(out, progress=False, **other)
     assert not (out / "report.json").exists()
 
@@ -126,9 +129,29 @@ def test_a_finished_demo_is_not_repeated(finished: Path, monkeypatch: pytest.Mon
     report = run_demo(finished, seed=5, quick=True, progress=False)
     assert report.figures == json.loads((finished / "report.json").read_text())
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
-    for other in ({"seed": 6, "quick": True}, {"seed": 5, "quick": False}):
-        with pytest.raises(UserError, match="holds a finished demo with seed 5 and quick True; expected a new folder"):
+    for other in (
+        {"seed": 6, "quick": True},
+        {"seed": 5, "quick": False},
+        {"recipe": "mnist", "seed": 5, "quick": True},
+    ):
+        with pytest.raises(UserError, match="holds a finished demo with recipe digits, seed 5, quick True; expected a"):
             run_demo(finished, progress=False, **other)
+
+
+def test_another_recipe(tmp_path: Path) -> None:
+    """Its own data and settings; a report from before there were several is one of digits."""
+    out = tmp_path / "out"
+    report = run_demo(out, recipe="mnist", seed=5, quick=True, progress=False)
+    assert report.figures["recipe"] == "mnist"
+    student, teacher = load(out, "cpu"), load(out / "teacher", "cpu")
+    assert student.shape == teacher.shape == (1, 28, 28)
+    assert student.config.optimizer == get_recipe("mnist").student.optimizer
+    figures = {name: value for name, value in report.figures.items() if name != "recipe"}
+    (out / "report.json").write_text(json.dumps(figures))
+    assert run_demo(out, seed=5, quick=True, progress=False).figures == figures
+    with pytest.raises(UserError, match="there is no demo of 'images'; expected digits or mnist; change --recipe"):
+        run_demo(tmp_path / "other", recipe="images")
+    assert not (tmp_path / "other").exists()
 
 
 def test_figures(finished: Path) -> None:

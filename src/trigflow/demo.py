@@ -25,6 +25,8 @@ from trigflow.training.setup import compare_configs, load_data
 from trigflow.training.trainer import distill, train
 from trigflow.version import __version__
 
+DEMOS = ("digits", "mnist")
+"""Recipes that are small enough to be trained from nothing while one looks on."""
 TEACHER_STEPS = (18, 32)
 """Heun steps the teacher is scored at: 35 and 63 evaluations; the better one is its figure."""
 PANEL = 50
@@ -79,43 +81,50 @@ class Report:
         )
 
 
-def run_demo(out: str | Path, *, seed: int = 0, quick: bool = False, progress: bool = True) -> Report:
-    """Train a teacher on digits into `out/teacher`, distill it into `out`, score and picture both, write the report.
+def run_demo(
+    out: str | Path, *, recipe: str = "digits", seed: int = 0, quick: bool = False, progress: bool = True
+) -> Report:
+    """Train a recipe's teacher into `out/teacher`, distill it into `out`, score and picture both, write the report.
 
     An interrupted demo goes on where it stopped. A finished one is not repeated: its report is returned.
 
     Args:
         out: run folder of the student; gets teacher/, samples.png, report.json and report.html too.
+        recipe: one of `DEMOS`.
         seed: of everything random.
         quick: a tiny demo of a few seconds, to try the installation.
         progress: draw progress bars on stderr.
 
     Raises:
-        UserError: when `out` holds something else, or a demo with another seed or size.
+        UserError: for an unknown recipe, and when `out` holds something else, or a demo with another recipe, seed or size.
         MissingExtraError: when the `demo` extra is not installed.
     """
     began = time.perf_counter()
     template = _template()
-    recipe = _seeded(get_recipe("digits"), seed, quick)
+    if recipe not in DEMOS:
+        raise UserError(f"there is no demo of '{recipe}'; expected {' or '.join(DEMOS)}; change --recipe")
+    runs = _seeded(get_recipe(recipe), seed, quick)
+    made = {"recipe": recipe, "seed": seed, "quick": quick}
     out = Path(out)
     if (out / "report.json").is_file():
         report = Report(read_json(out / "report.json", "report"))
-        _check_same(out, report, seed, quick)
+        _check_same(out, report, made)
         return report
     resumed = (out / "teacher" / "config.json").is_file()
     if not resumed and out.is_dir() and any(not path.is_dir() for path in out.rglob("*")):
         raise UserError(f"'{out}' is not empty and holds no demo; expected a new folder; choose another --out")
-    for folder, run in ((out / "teacher", recipe.teacher), (out, recipe.student)):
+    for folder, run in ((out / "teacher", runs.teacher), (out, runs.student)):
         if (folder / "config.json").is_file():
             begun = to_dict(from_dict(read_json(folder / "config.json", "configuration")))
-            compare_configs(begun["loop"], to_dict(run)["loop"], "loop.")
+            for part in ("data", "loop"):
+                compare_configs(begun[part], to_dict(run)[part], f"{part}.")
     ensure_folder(out)
-    dataset = load_data(recipe.teacher.data)
+    dataset = load_data(runs.teacher.data)
 
-    teacher, train_seconds = _timed(lambda: _finished_or(out / "teacher", recipe.teacher, lambda: train(
-        recipe.teacher, out / "teacher", resume=resumed, progress=progress
+    teacher, train_seconds = _timed(lambda: _finished_or(out / "teacher", runs.teacher, lambda: train(
+        runs.teacher, out / "teacher", resume=resumed, progress=progress
     )))  # fmt: skip
-    config = dataclasses.replace(recipe.student, teacher="teacher")
+    config = dataclasses.replace(runs.student, teacher="teacher")
     student, distill_seconds = _timed(
         lambda: _finished_or(out, config, lambda: distill(config, teacher, out, resume=resumed, progress=progress))
     )
@@ -150,7 +159,7 @@ def run_demo(out: str | Path, *, seed: int = 0, quick: bool = False, progress: b
         "evaluate": time.perf_counter() - evaluate_began,
         "total": time.perf_counter() - began,
     }
-    figures |= {"seed": seed, "quick": quick, "resumed": resumed, "machine": machine()}
+    figures |= {**made, "resumed": resumed, "machine": machine()}
     report = Report(figures)
 
     panels = {f"teacher, {figures['nfe']['teacher_timed']} evaluations": teacher.sample(PANEL, steps=TEACHER_STEPS[-1])}
@@ -195,11 +204,12 @@ def _seeded(recipe: Recipe, seed: int, quick: bool) -> Recipe:
     return Recipe(change(recipe.teacher), change(recipe.student))
 
 
-def _check_same(out: Path, report: Report, seed: int, quick: bool) -> None:
-    if (report.figures.get("seed"), report.figures.get("quick")) != (seed, quick):
+def _check_same(out: Path, report: Report, made: dict[str, Any]) -> None:
+    found = {name: report.figures.get(name, "digits" if name == "recipe" else None) for name in made}
+    if found != made:
+        holds = ", ".join(f"{name} {value}" for name, value in found.items())
         raise UserError(
-            f"'{out}' holds a finished demo with seed {report.figures.get('seed')} and quick "
-            f"{report.figures.get('quick')}; expected a new folder for other settings; choose another --out"
+            f"'{out}' holds a finished demo with {holds}; expected a new folder for other settings; choose another --out"
         )
 
 

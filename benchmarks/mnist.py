@@ -1,0 +1,38 @@
+"""The demo's way on mnist (28x28): is two-step quality within 25% of the teacher's, within an hour on two cores?
+
+    python benchmarks/mnist.py                 # three seeds, most of an hour each on two cores
+    python benchmarks/mnist.py --seeds 0 --json /tmp/one.json
+
+Writes benchmarks/results/mnist.json, as benchmarks/digits.py writes digits.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from digits import Bar, run
+
+
+def bars(result: dict[str, Any]) -> list[Bar]:
+    """Two steps against the teacher, and training time in total."""
+    return [
+        ("mean fd.student_2 / mean fd.teacher", result["ratio_2"]["of_means"], "<=", 1.25),
+        ("mean of fd.student_2 / fd.teacher", result["ratio_2"]["mean"], "<=", 1.25),
+        ("training steps that were not finite", result["skipped_steps"], "<=", 0),
+        ("seconds of training, distillation and scores, most of the seeds", result["most_seconds"], "<=", 3600.0),
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / "mnist.json")
+    parser.add_argument("--out", type=Path, help="keep the runs below this folder")
+    args = parser.parse_args()
+    run("mnist", args.seeds, args.out, bars, args.json)
+
+
+if __name__ == "__main__":
+    main()
