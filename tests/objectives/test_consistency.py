@@ -191,9 +191,10 @@ def test_warmup_factor() -> None:
 @pytest.mark.parametrize("mode", ["normalize", "clip", "raw"])
 @pytest.mark.parametrize("r", [0.4, 1.0])
 @pytest.mark.parametrize("distill", [True, False])
-def test_gradient_is_the_shaped_tangent_through_the_network(mode: str, r: float, distill: bool) -> None:
-    """`dL/dtheta = mean[ -2/D exp(w) (dF/dtheta)^T g ]`; F- and g give none. All of it computed apart."""
-    net, config = student(), TangentConfig(mode=mode, limit=0.2)  # type: ignore[arg-type]
+@pytest.mark.parametrize("prior", [0.0, 0.5, 2.0])
+def test_gradient_is_the_shaped_tangent_through_the_network(mode: str, r: float, distill: bool, prior: float) -> None:
+    """`dL/dtheta = mean[ -2/D cos(t)^p exp(w) (dF/dtheta)^T g ]`; F- and g give none. All of it computed apart."""
+    net, config = student(), TangentConfig(mode=mode, limit=0.2, prior=prior)  # type: ignore[arg-type]
     x0, z, t = batch(9)
     w = torch.linspace(-1, 1, 9, dtype=torch.float64)
     teacher = GAUSSIAN.velocity if distill else None
@@ -210,13 +211,37 @@ def test_gradient_is_the_shaped_tangent_through_the_network(mode: str, r: float,
             g = g / (g.norm(dim=1, keepdim=True) + 0.1)
         elif mode == "clip":
             g = g.clamp(-0.2, 0.2)
-    cotangent = -2 / 3 * w.exp()[:, None] * g / 9
+    cotangent = -2 / 3 * cos**prior * w.exp()[:, None] * g / 9
     expected = torch.autograd.grad(net(x / 0.5, t), list(net.parameters()), cotangent)
     for a, b in zip(grads, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
     assert max(b.abs().max() for b in expected) > 1e-3
-    value = (w.exp() * g.square().mean(1) - w).mean()
+    value = (cos[:, 0] ** prior * (w.exp() * g.square().mean(1) - w)).mean()
     torch.testing.assert_close(loss.value.detach(), value, rtol=1e-10, atol=1e-12)
+
+
+def test_a_prior_puts_back_what_normalizing_takes_out() -> None:
+    """With F = b at b = 0, a velocity of ones and r = 0, `g = cos(t)^2` in every element: raw, times weigh as cos(t)^2."""
+
+    class Constant(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bias = torch.nn.Parameter(torch.zeros(3, dtype=torch.float64))
+
+        def forward(self, x: torch.Tensor, t: torch.Tensor, *_: Any) -> torch.Tensor:
+            return 0 * x + self.bias
+
+    x0, z, t = batch(6)
+
+    def gradient(config: TangentConfig) -> torch.Tensor:
+        net = Constant()
+        loss = consistency_loss(net, PROCESS, x0, z, t, teacher=lambda x, _: torch.ones_like(x), tangent=config, r=0.0)
+        return torch.autograd.grad(loss.value, net.bias)[0]
+
+    raw = gradient(TangentConfig(mode="raw"))
+    unit = gradient(TangentConfig(c=0.0, prior=2.0)) * 3**0.5  # of length 1 over 3 elements
+    torch.testing.assert_close(unit, raw, rtol=1e-9, atol=0)
+    assert not torch.allclose(gradient(TangentConfig(c=0.0)) * 3**0.5, raw, rtol=0.1)
 
 
 def test_weight_learns_too() -> None:

@@ -119,6 +119,8 @@ def test_recipes_are_valid(name: str) -> None:
         ("objective.guidance_max", 0.5),
         ("objective.guidance_max", math.nan),
         ("objective.tangent.c", -0.1),
+        ("objective.tangent.prior", -0.5),
+        ("objective.tangent.prior", math.inf),
         ("objective.tangent.limit", 0.0),
         ("objective.tangent.warmup", -1),
         ("ema.sigma_rel", 0.0),

@@ -71,12 +71,18 @@ class AdaptiveWeight(nn.Module):
             return self.linear(math.sqrt(2) * torch.cos(angle))[:, 0]
 
 
-def weighted_mean(error: Tensor, t: Tensor, weight: Callable[[Tensor], Tensor] | None) -> Tensor:
-    """`mean[ exp(w(t)) error - w(t) ]` over the batch, or the plain mean without a weight. error, t: `(b,)`."""
-    if weight is None:
-        return error.mean()
-    w = weight(t)
-    return (torch.exp(w) * error - w).mean()
+def weighted_mean(
+    error: Tensor, t: Tensor, weight: Callable[[Tensor], Tensor] | None, prior: Tensor | None = None
+) -> Tensor:
+    """`mean[ prior (exp(w(t)) error - w(t)) ]` over the batch; both weights are optional. error, t, prior: `(b,)`.
+
+    The prior stands outside: a learned w evens out the errors as without it, and the prior is what times then weigh.
+    """
+    values = error
+    if weight is not None:
+        w = weight(t)
+        values = torch.exp(w) * error - w
+    return (values if prior is None else prior * values).mean()
 
 
 def per_sample_mean_square(x: Tensor) -> Tensor:

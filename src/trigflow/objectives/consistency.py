@@ -38,12 +38,20 @@ class TangentConfig:
     """Bound of the clipping."""
     warmup: int = 10_000
     """Iterations H over which the second term is brought in, r = min(1, iteration / H); 0 for none."""
+    prior: float = 0.0
+    """Power p of the weight cos(t)^p of the loss. Normalizing takes the factor cos(t) out of g, and 1 puts it back; with 0, as
+    published, all times weigh the same. Where batches are small, it keeps what is uncertain at high noise from drowning the
+    rest. In a segment that ends at s, cos(t - s)."""
     derivative: Literal["exact", "finite-difference"] = "exact"
     """dF-/dt by forward-mode differentiation in the same pass; or, for comparison, by a central difference of two more."""
 
     def warmup_factor(self, iteration: int) -> float:
         """`r = min(1, iteration / H)`."""
         return 1.0 if self.warmup <= 0 else min(1.0, iteration / self.warmup)
+
+    def prior_weight(self, t: Tensor) -> Tensor | None:
+        """`cos(t)^prior`, like t, or None where all times weigh the same."""
+        return None if self.prior == 0 else torch.cos(t).clamp_min(0) ** self.prior
 
 
 def shape_tangent(g: Tensor, config: TangentConfig) -> Tensor:
@@ -140,9 +148,10 @@ def consistency_loss(
 ) -> Loss:
     """Continuous-time consistency training (sCT, `teacher=None`) or distillation (sCD)::
 
-        L = E[ exp(w(t)) / D || F - F- - g ||^2 - w(t) ]
+        L = E[ cos(t)^p ( exp(w(t)) / D || F - F- - g ||^2 - w(t) ) ]
 
-    with g from `consistency_tangent`, shaped by `tangent`, along `dx_t/dt = v` (sCT) or `teacher(x_t, t)` (sCD).
+    with p = `tangent.prior` and g from `consistency_tangent`, shaped by `tangent`, along `dx_t/dt = v` (sCT) or
+    `teacher(x_t, t)` (sCD).
 
     Args:
         network: the student, called as `network(x_t / sd, t, label, guidance)`.
@@ -161,7 +170,7 @@ def consistency_loss(
     Returns:
         Loss with figures `t`, `loss` and `tangent_norm` (of g before shaping, root mean square per element), each `(b,)`.
 
-    Source: Lu and Song 2025, section 4.2, algorithm 1.
+    Source: Lu and Song 2025, section 4.2, algorithm 1, with p = 0.
     """
     with torch.no_grad():
         x_t = process.interpolate(x0, noise, t)
@@ -174,7 +183,8 @@ def consistency_loss(
         target = prediction.detach() + shape_tangent(g, tangent)
     error = per_sample_mean_square(prediction - target)
     figures = as_figures(t=t, loss=error, tangent_norm=per_sample_mean_square(g).sqrt())
-    return Loss(weighted_mean(error, t, weight), figures)
+    prior = tangent.prior_weight(t if end is None else t - end)
+    return Loss(weighted_mean(error, t, weight, prior), figures)
 
 
 def _sample_norm(g: Tensor) -> Tensor:

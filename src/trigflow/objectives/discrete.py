@@ -169,7 +169,7 @@ def discrete_loss(
 ) -> Loss:
     """Discrete-time consistency training (`teacher=None`) or distillation::
 
-        L = E[ lambda(t, s) m ]   or   E[ exp(w(t)) m - w(t) ]
+        L = E[ lambda(t, s) m ]   or   E[ exp(w(t)) m - w(t) ]   (for `tangent` times cos(t)^p with its `prior` p)
 
         tangent   m = || F - F- - g ||^2 / D,                        g = cos(t) Delta, shaped by `tangent`
         squared   m = || f(x_t, t) - f-(x_s, s) ||^2 / D
@@ -222,9 +222,10 @@ def discrete_loss(
         g = cos * discrete_tangent(process, x_t, velocity, fixed, earlier, t, s, r)
 
     if config.metric == "tangent":
-        target = prediction.detach() + shape_tangent(g, tangent or TangentConfig())
+        tangent = tangent or TangentConfig()
+        target = prediction.detach() + shape_tangent(g, tangent)
         error = per_sample_mean_square(prediction - target)
-        value = weighted_mean(error, t, weight)
+        value = weighted_mean(error, t, weight, tangent.prior_weight(t))
     else:
         target = process.denoise(x_s, sd * earlier, s)
         error = per_sample_mean_square(process.denoise(x_t, sd * prediction.to(x_t.dtype), t) - target)

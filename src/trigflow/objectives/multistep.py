@@ -35,7 +35,7 @@ def multistep_loss(
 
         f(x_t, t -> s_k) = cos(t - s_k) x_t - sin(t - s_k) sd F,      s_k < t <= s_{k+1}
         g = -cos^2(t - s_k) (sd F- - dx_t/dt) - r cos(t - s_k) sin(t - s_k) (x_t + sd dF-/dt)
-        L = E[ exp(w(t)) / D || F - F- - g ||^2 - w(t) ]
+        L = E[ cos(t - s_k)^p ( exp(w(t)) / D || F - F- - g ||^2 - w(t) ) ]
 
     What F has to be jumps where one segment ends and the next begins, from a whole segment ahead to none. A network with the
     attribute `takes_end` is told s_k, which sets the two sides apart; the derivative dF/dt leaves s_k as it is.

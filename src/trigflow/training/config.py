@@ -227,6 +227,7 @@ class RunConfig:
             (1 <= objective.guidance_max < math.inf, "objective.guidance_max", objective.guidance_max, "at least 1"),
             (_is_interval(interval), "objective.guidance_interval", interval, "two finite numbers with 0 <= low < high"),
             (0 <= tangent.c < math.inf, "objective.tangent.c", tangent.c, "0 or more"),
+            (0 <= tangent.prior < math.inf, "objective.tangent.prior", tangent.prior, "0 or more"),
             (tangent.limit > 0, "objective.tangent.limit", tangent.limit, "a positive number"),
             (tangent.warmup >= 0, "objective.tangent.warmup", tangent.warmup, "0 or more"),
             (0 < objective.lambda_vsd < math.inf, "objective.lambda_vsd", objective.lambda_vsd, "a positive number"),
