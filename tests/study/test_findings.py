@@ -81,7 +81,7 @@ def test_students_of_equal_settings_are_shared_between_studies() -> None:
     defaults = {
         plans[study].cells[plans[study].of_arm[arm, 0]].model
         for study, arm in (
-            ("tangent", "normalized"), ("weighting", "adaptive weighting"), ("warmup", "with warmup"),
+            ("weighting", "cos(t)^0.5"), ("warmup", "with warmup"),
             ("embedding", "positional, t"), ("normalization", "double normalization"), ("discrete", "sCD"),
             ("rivals", "sCD"), ("steps", "sCD"), ("steps", "M = 1"), ("derivative", "exact, fp32"), ("optimizer", "Muon"),
         )
@@ -112,10 +112,22 @@ def test_what_an_objective_needs_comes_with_the_base() -> None:
     assert vsd.objective.guidance_max == SCALES[-1]
     both = student("guidance", "sCD + VSD")
     assert both.loop.iterations == 300
-    assert set(OF_KIND) <= {"vsd", "scd-vsd"}
+    assert set(OF_KIND) <= {"sct", "vsd", "scd-vsd"}
+    assert student("rivals", "sCT").objective.tangent.prior == 1.0
+    # A weighting is learned only where something says so.
+    assert student("rivals", "MeanFlow distilled").objective.learns_weight
+    assert not student("rivals", "ECT").objective.learns_weight
 
 
-def test_rates_tries_three_rates_of_each_objective_on_a_seed_of_its_own() -> None:
+def test_the_published_weighting_is_that_of_the_paper_whatever_the_preset() -> None:
+    for study, arm in (("tangent", "normalized"), ("tangent", "raw"), ("weighting", "adaptive weighting")):
+        objective = student(study, arm).objective
+        assert (objective.adaptive_weight, objective.tangent.prior) == (True, 0.0)
+    powers = [student("weighting", f"cos(t)^{power}").objective.tangent.prior for power in ("0.5", "1")]
+    assert powers == [0.5, 1.0]
+
+
+def test_rates_tries_four_rates_of_each_objective_on_a_seed_of_its_own() -> None:
     study, base = STUDIES["rates"], BASES["digits"]
     assert not set(study.seeds) & {seed for other in FINDINGS.values() for seed in other.seeds}
     rates: dict[str | None, list[float]] = {}
@@ -126,7 +138,7 @@ def test_rates_tries_three_rates_of_each_objective_on_a_seed_of_its_own() -> Non
         rates.setdefault(arm.line, []).append(config.optimizer.lr)
     assert len(rates) == 6
     for tried in rates.values():
-        assert tried == pytest.approx([1e-3, 2.5e-3, 5e-3])
+        assert tried == pytest.approx([1e-3, 2.5e-3, 5e-3, 1e-2])
 
 
 def test_rates_chosen_for_a_base_are_those_of_the_rivals() -> None:

@@ -45,12 +45,19 @@ def _teacher(
 
 
 def _student(
-    teacher: RunConfig, *, iterations: int, batch_size: int, lr: float, proposal: Proposal, tangent: TangentConfig
+    teacher: RunConfig,
+    *,
+    iterations: int,
+    batch_size: int,
+    lr: float,
+    proposal: Proposal,
+    tangent: TangentConfig,
+    adaptive_weight: bool = True,
 ) -> RunConfig:
     """sCD with the data, network and intervals of the teacher."""
     return dataclasses.replace(
         teacher,
-        objective=ObjectiveConfig(kind="scd", proposal=proposal, tangent=tangent),
+        objective=ObjectiveConfig(kind="scd", proposal=proposal, tangent=tangent, adaptive_weight=adaptive_weight),
         optimizer=dataclasses.replace(teacher.optimizer, lr=lr, warmup=0),
         loop=dataclasses.replace(teacher.loop, iterations=iterations, batch_size=batch_size),
     )
@@ -67,9 +74,11 @@ RECIPES: dict[str, Recipe] = {
             DIGITS,
             iterations=3_600,
             batch_size=48,
-            lr=2.5e-3,
-            # With 64 elements a sample, ||g|| is about 0.5: c = 0.1 would be a fifth of it.
-            tangent=TangentConfig(warmup=100, c=0.01),
+            lr=5e-3,
+            # With 64 elements a sample, ||g|| is about 0.5: c = 0.1 would be a fifth of it. Normalized tangents have the same
+            # error at every time, which leaves a learned weighting nothing to do; less weight at high noise does more.
+            tangent=TangentConfig(warmup=100, c=0.01, prior=0.5),
+            adaptive_weight=False,
             # About uniform in t. Errors made near t = 0 are carried to every later time, so mass there matters most.
             proposal=Proposal(-1.2, 1.6),
         ),

@@ -9,10 +9,19 @@ from trigflow.recipes.starters import RECIPES
 from trigflow.study.spec import Base, Draw
 from trigflow.training.config import RunConfig
 
+# A generator moved by a fake score needs small steps, and a fake score that follows it large ones.
+_WITH_FAKE_SCORE = {
+    "optimizer.name": "adam",
+    "optimizer.lr": 2e-4,
+    "objective.fake_lr": 1e-3,
+    "objective.adaptive_weight": True,
+}
+
 OF_KIND = {
-    # A generator moved by a fake score needs small steps, and a fake score that follows it large ones.
-    "vsd": {"optimizer.name": "adam", "optimizer.lr": 2e-4, "objective.fake_lr": 1e-3},
-    "scd-vsd": {"optimizer.name": "adam", "optimizer.lr": 2e-4, "objective.fake_lr": 1e-3},
+    # Where the noise is high, the velocity of one data point says little, and its tangent is mostly chance.
+    "sct": {"objective.tangent.prior": 1.0},
+    "vsd": _WITH_FAKE_SCORE,
+    "scd-vsd": _WITH_FAKE_SCORE,
 }
 """What each kind of objective needs on both data sets."""
 

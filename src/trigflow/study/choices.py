@@ -20,7 +20,7 @@ OPTIMIZER = Study(
     budget="seconds",
 )
 
-FACTORS = (0.4, 1.0, 2.0)
+FACTORS = (0.2, 0.5, 1.0, 2.0)
 KINDS: dict[str, Changes] = {
     "sCD": {},
     "sCT": SCT,

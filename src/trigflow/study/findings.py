@@ -22,7 +22,13 @@ def _better(better: str, *worse: str, figures: tuple[str, ...] = ("1.fd", "2.fd"
 
 # a, b, e: the objective (section 4.2) -----------------------------------------------------------------------------------
 
-TIGHT: Changes = {"objective.tangent.mode": "clip", "objective.tangent.limit": 0.1}
+PUBLISHED: Changes = {"objective.tangent.prior": 0.0, "objective.adaptive_weight": True}
+"""The weighting over time of the paper, which some presets depart from."""
+
+
+def _shaped(**settings: str | float) -> Changes:
+    return {**PUBLISHED, **{f"objective.tangent.{name}": value for name, value in settings.items()}}
+
 
 TANGENT = Study(
     name="tangent",
@@ -31,15 +37,15 @@ TANGENT = Study(
     "length, or clipping its elements to [-1, 1], makes training stable and samples much better than the raw tangent does "
     "(section 4.2).",
     arms=(
-        Arm("normalized"),
-        Arm("clipped", {"objective.tangent.mode": "clip"}),
-        Arm("raw", {"objective.tangent.mode": "raw"}),
+        Arm("normalized", PUBLISHED),
+        Arm("clipped", _shaped(mode="clip")),
+        Arm("raw", _shaped(mode="raw")),
         # Not to mistake a rate that is too high for a method that fails.
-        Arm("clipped, a fifth of the rate", {"objective.tangent.mode": "clip"}, rate=0.2),
-        Arm("raw, a fifth of the rate", {"objective.tangent.mode": "raw"}, rate=0.2),
+        Arm("clipped, a fifth of the rate", _shaped(mode="clip"), rate=0.2),
+        Arm("raw, a fifth of the rate", _shaped(mode="raw"), rate=0.2),
         # The published limit, for larger data, is far above a tangent of small images.
-        Arm("clipped tightly", TIGHT),
-        Arm("clipped tightly, a fifth of the rate", TIGHT, rate=0.2),
+        Arm("clipped tightly", _shaped(mode="clip", limit=0.1)),
+        Arm("clipped tightly, a fifth of the rate", _shaped(mode="clip", limit=0.1), rate=0.2),
     ),
     expectations=_better("normalized", "raw", "raw, a fifth of the rate")
     + _better("clipped", "raw")
@@ -49,11 +55,23 @@ TANGENT = Study(
 
 WEIGHTING = Study(
     name="weighting",
-    title="Adaptive weighting: learned or none",
+    title="Weighting over time: learned, none or fixed",
     claim="A weighting over time that is learned along with the network, so that every time adds equally to the gradient, "
     "improves one- and two-step samples and replaces a hand-made one (section 4.2).",
-    arms=(Arm("adaptive weighting"), Arm("no weighting", {"objective.adaptive_weight": False})),
-    expectations=_better("adaptive weighting", "no weighting"),
+    arms=(
+        Arm("adaptive weighting", PUBLISHED),
+        Arm("no weighting", {**PUBLISHED, "objective.adaptive_weight": False}),
+        # The factor that normalizing takes out of the tangent, or its square root.
+        *(
+            Arm(f"cos(t)^{power:g}", {"objective.tangent.prior": power, "objective.adaptive_weight": False})
+            for power in (0.5, 1.0)
+        ),
+        Arm("adaptive and cos(t)^0.5", {"objective.tangent.prior": 0.5, "objective.adaptive_weight": True}),
+        Arm("adaptive weighting, half the rate", PUBLISHED, rate=0.5),
+        Arm("no weighting, half the rate", {**PUBLISHED, "objective.adaptive_weight": False}, rate=0.5),
+    ),
+    expectations=_better("adaptive weighting", "no weighting", "cos(t)^0.5", "cos(t)^1")
+    + _better("adaptive weighting, half the rate", "no weighting, half the rate", "cos(t)^0.5", "cos(t)^1"),
     bases=BOTH,
 )
 

@@ -24,6 +24,7 @@ MEANFLOW_DISTILL: Changes = {
     "objective.meanflow.std": 1.6,
     "objective.meanflow.equal": 0.25,
     "objective.meanflow.weighting": "learned",
+    "objective.adaptive_weight": True,
 }
 """The teacher leaves almost no error where a jump has no length, which the published weighting makes the most of."""
 
