@@ -56,9 +56,9 @@ def test_roles(name: str) -> None:
     assert recipe.teacher.objective.kind == "diffusion"
     assert recipe.student.objective.kind == "scd"
     assert recipe.teacher.data.source == recipe.student.data.source == name
-    # A student takes the network of its teacher, and a lower learning rate.
+    # A student takes the network of its teacher, and no higher learning rate.
     assert recipe.student.network == recipe.teacher.network
-    assert recipe.student.optimizer.lr < recipe.teacher.optimizer.lr
+    assert recipe.student.optimizer.lr <= recipe.teacher.optimizer.lr
     # The second term of the tangent is in well before the end.
     assert 0 < recipe.student.objective.tangent.warmup <= recipe.student.loop.iterations / 2
     # Both are single runs as well.
