@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 OUT    ?= runs/demo
 SEED   ?= 0
 
-.PHONY: demo test lab-smoke lint format clean
+.PHONY: demo test test-browser lab-smoke lint format clean
 
 demo: $(STAMP)
 	$(BIN)/trigflow demo --out $(OUT) --seed $(SEED)
@@ -14,6 +14,10 @@ demo: $(STAMP)
 # Two processes of one thread each: the tensors of the tests are tiny.
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# The page of `trigflow serve` in Chromium. Fails where there is none; `make test` leaves these tests out there.
+test-browser: $(STAMP)
+	TRIGFLOW_BROWSER=required $(BIN)/python -m pytest tests/browser
 
 # One tiny cell of every study.
 lab-smoke: $(STAMP)

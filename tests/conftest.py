@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from browser.found import missing
 from training.tiny import all_digits, tiny_config
 from trigflow.cli import main
 from trigflow.model import load
@@ -19,6 +20,14 @@ from trigflow.training.trainer import Trainer
 
 torch.set_num_threads(1)  # the tensors are tiny: more threads only wait for each other
 signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start background jobs, and their children, without it
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say in one line what was left out for want of a browser."""
+    skipped = [report for report in terminalreporter.stats.get("skipped", []) if "tests/browser/" in report.nodeid]
+    if skipped and (reason := missing()):
+        line = f"{len(skipped)} tests of the page in a browser left out ({reason}); to run them: make test-browser"
+        terminalreporter.write_line(line)
 
 
 @dataclasses.dataclass

@@ -129,10 +129,45 @@ def test_a_multistep_student_needs_no_fresh_noise() -> None:
         Engine(model, steps=3, variant="plain")
 
 
+def sizes(engine: Engine) -> set[object]:
+    return {key[0] for key in engine.model.network.recorded}  # type: ignore[operator, union-attr]
+
+
 def test_warming_records_the_sizes_that_will_be_asked_for(student: Model) -> None:
     engine = Engine(student, variant="traced")
     engine.warm(1, 5)
-    assert {key[0] for key in engine.model.network.recorded} == {1, 6}  # type: ignore[operator, union-attr]
+    assert sizes(engine) == {1, 8}
+
+
+def test_a_settled_engine_records_nothing_more(student: Model) -> None:
+    """Whatever is drawn: any batch, any number of steps, with guidance and without."""
+    engine = Engine(student, variant="traced")
+    assert engine.settle(10) == 8
+    assert sizes(engine) == {1, 2, 4, 8}
+    recorded = set(engine.model.network.recorded)  # type: ignore[arg-type]
+    for b, steps, scale in ((1, 1, 1.0), (3, 2, 1.5), (9, 4, 1.0), (30, 1, 2.0)):
+        noise, fresh = noises(student, b, steps, seed=b)
+        images = engine.draw(noise, torch.arange(b) % 10, scale, fresh=fresh, steps=steps)
+        assert levels(images, student.sample(b, steps=steps, guidance=scale, seed=b)) <= 1
+    assert set(engine.model.network.recorded) == recorded  # type: ignore[arg-type]
+
+
+def test_a_settled_teacher_records_nothing_more(teacher_folder: Path) -> None:
+    teacher = load(teacher_folder, "cpu")
+    engine = Engine(teacher, steps=1, variant="traced")
+    engine.settle(2)
+    for scale in (1.0, 3.0):
+        images = engine.draw(teacher.noise(0, 0, 0, 3), torch.arange(3), scale, steps=2)
+        assert levels(images, teacher.sample(3, steps=2, guidance=scale)) <= 1
+    assert sizes(engine) == {1, 2}
+
+
+def test_settling_stops_where_it_takes_too_long(student: Model) -> None:
+    engine = Engine(student, variant="traced")
+    assert engine.settle(64, patience=0.0) == 1
+    noise, fresh = noises(student, 3)
+    engine.draw(noise, 1, fresh=fresh)
+    assert sizes(engine) == {1}
 
 
 @pytest.mark.parametrize(

@@ -213,6 +213,7 @@ def test_a_drawer_that_fails_is_a_server_error_and_no_end(stub: TestClient, draw
     drawer.fail = False
     assert stub.post("/v1/images", json={}).status_code == 200
     assert stub.get("/healthz").json() == {"status": "ok"}
+    assert 'trigflow_requests_total{path="/v1/images",status="500"} 1.0' in stub.get("/metrics").text
 
 
 def test_health_notices_a_worker_that_ended(drawer: StubDrawer) -> None:

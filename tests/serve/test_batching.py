@@ -99,6 +99,37 @@ def test_a_long_order_is_drawn_in_parts(batcher: Batcher, worker: Worker) -> Non
     assert parts == [(0, 8), (8, 16), (16, 19)]
 
 
+def test_a_long_order_lets_others_in_between(worker: Worker) -> None:
+    batcher = Batcher(worker, Limits(batch=8, window_ms=0))
+    batcher.start()
+    busy(batcher, worker)
+    jobs = [*batcher.submit(order(0, 24)), *batcher.submit(order(1, 6)), batcher.submit_frame(order(2))]
+    worker.go.set()
+    for job in jobs:
+        job.future.result(10)
+    assert worker.seeds() == [[99], [0], [1, 2], [0], [0]]
+    batcher.close()
+
+
+def test_a_long_order_is_not_put_off_for_ever(worker: Worker) -> None:
+    """However many come, the second part is drawn before those that came after two more batches."""
+    batcher = Batcher(worker, Limits(batch=8, window_ms=0))
+    batcher.start()
+    busy(batcher, worker)
+    jobs = batcher.submit(order(0, 16))
+    for seed in range(1, 6):  # one more is there whenever a batch begins
+        jobs += batcher.submit(order(seed, 8))
+        drawn = len(worker.batches)
+        worker.go.set()
+        wait_for(lambda drawn=drawn: len(worker.batches) > drawn)  # type: ignore[misc]
+    for job in jobs:
+        job.future.result(10)
+    seeds = [seed for batch in worker.seeds() for seed in batch]
+    assert seeds.index(0, 2) <= 5
+    assert len(seeds) == 8
+    batcher.close()
+
+
 def test_a_full_queue_refuses_whole_orders(batcher: Batcher, worker: Worker) -> None:
     busy(batcher, worker)
     batcher.submit(order(0, 15))
@@ -136,9 +167,9 @@ def test_who_waits_too_long_is_told() -> None:
     late, frame = batcher.submit(order(1))[0], batcher.submit_frame(order(2))
     time.sleep(0.02)
     worker.go.set()
-    with pytest.raises(BusyError, match="in the queue"):
-        late.future.result(10)
-    assert frame.future.result(10).images.item() == 2
+    for job in (late, frame):
+        with pytest.raises(BusyError, match="in the queue"):
+            job.future.result(10)
     batcher.close()
 
 

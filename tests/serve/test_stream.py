@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -196,6 +197,27 @@ def test_a_frame_that_cannot_be_drawn_ends_the_stream_alone(stub: TestClient, dr
         assert frame(stream)["id"] == 1
 
 
+def test_a_frame_that_waits_too_long_ends_the_stream() -> None:
+    drawer, limits = StubDrawer(), Limits(queue_seconds=0.05)
+    with TestClient(create_app([stub_offer(drawer, limits)], limits)) as client:
+        batcher = client.app.state.service.batchers["student"]  # type: ignore[attr-defined]
+        with client.websocket_connect("/v1/stream") as one, client.websocket_connect("/v1/stream") as two:
+            drawer.hold()
+            ask(one, 1)
+            drawer.wait_until_drawing()
+            ask(two, 1)
+            wait_for(lambda: batcher.waiting == 1)
+            time.sleep(0.1)
+            drawer.release()
+            assert frame(one)["id"] == 1
+            with pytest.raises(WebSocketDisconnect) as closed:
+                two.receive_bytes()
+            assert closed.value.code == 1013
+            assert closed.value.reason.startswith("busy")
+            ask(one, 2)
+            assert frame(one)["id"] == 2
+
+
 def test_an_idle_stream_is_closed() -> None:
     limits = Limits(stream_idle_seconds=0.05)
     with TestClient(create_app([stub_offer(StubDrawer(), limits)], limits)) as client:
@@ -244,7 +266,14 @@ def test_token_as_header_or_subprotocol() -> None:
 def test_pages_of_other_origins_are_refused() -> None:
     app = create_app([stub_offer(StubDrawer())], origins=["https://friend.example"])
     with TestClient(app) as client:
-        for origin in ("https://evil.example", "null", "http://testserver.evil.example", ""):
+        for origin in (
+            "https://evil.example",
+            "null",
+            "http://testserver.evil.example",
+            "http://[::1",
+            "testserver",
+            "",
+        ):
             with (
                 pytest.raises(WebSocketDenialResponse) as refused,
                 client.websocket_connect("/v1/stream", headers={"origin": origin}),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Sequence
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from trigflow.data import check_labels
 from trigflow.errors import UserError
+from trigflow.inference.fixed import SIZES, FixedSizes
 from trigflow.inference.variants import build_variant
 from trigflow.model import Model
 
@@ -105,6 +107,30 @@ class Engine:
         for batch in batches:
             noises = [model.noise(0, k, 0, batch) for k in range(1 + self.fresh_needed())]
             self.draw(noises[0], 0 if model.num_classes else None, fresh=noises[1:])
+
+    def settle(self, most: int, patience: float = 5.0) -> int:
+        """Do now what a variant does once for each batch size, and nothing of the kind later.
+
+        Batches of 1, 2, 4, ... rows are drawn. `traced` and `graph` make every batch of calls of these sizes from then on, so
+        that they record no more and their memory stays as it is.
+
+        Args:
+            most: rows of the largest of these batches, at least 1.
+            patience: seconds; when a batch took longer, it was the largest.
+
+        Returns:
+            Rows of the largest batch.
+        """
+        sizes = []
+        for size in (size for size in SIZES if size <= most):
+            begun = time.monotonic()
+            self.warm(size)
+            sizes.append(size)
+            if time.monotonic() - begun > patience:
+                break
+        if isinstance(self.model.network, FixedSizes):
+            self.model.network.sizes = tuple(sizes)
+        return sizes[-1]
 
     def _labels(self, labels: int | Sequence[int] | Tensor | None, batch: int) -> Tensor | None:
         model = self.model

@@ -11,8 +11,11 @@ from torch import Tensor, nn
 
 from trigflow.errors import UserError
 
-SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
-"""Batch sizes that are recorded: another is padded to the next of them, by half at most, or cut into several."""
+SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+"""Batch sizes that are recorded: another is padded to the next of them, or cut into several."""
+PADDING = 8
+"""Rows that are padded at most where the alternative is another call: beyond its rows, a call of a small network costs about
+as much as this many of them."""
 
 Replay = Callable[[Tensor, list[Tensor]], Tensor]
 """`F` from the buffer of x `(size, c, h, w)` and the conditions `(size,)` in use, in the order of the network's inputs."""
@@ -46,9 +49,9 @@ class Variant(nn.Module):
 class FixedSizes(Variant):
     """Calls of any batch size, made of calls of a few.
 
-    The batch is copied into a buffer of the next larger size (what lies behind it is computed and thrown away; samples of a
-    batch know nothing of each other), or cut where it is larger than the largest. Each size is recorded when it is first
-    needed. Calls from several threads take turns.
+    The batch is cut into parts as `cut` says, and each part copied into a buffer of its size (what lies behind it is computed
+    and thrown away; samples of a batch know nothing of each other). Each size is recorded when it is first needed. Calls from
+    several threads take turns.
 
     Args:
         network: see `Variant`.
@@ -70,11 +73,19 @@ class FixedSizes(Variant):
         end: Tensor | None = None,
     ) -> Tensor:
         given = (t, label, guidance, end)
-        n, most = len(x), self.sizes[-1]
-        if n > most:
-            parts = [slice(i, i + most) for i in range(0, n, most)]
-            return torch.cat([self(x[part], *(None if v is None else v[part] for v in given)) for part in parts])
-        size = self.sizes[bisect_left(self.sizes, n)]
+        parts = cut(len(x), self.sizes)
+        if len(parts) == 1:
+            return self._part(parts[0], x, given)
+        results, first = [], 0
+        for size in parts:
+            rows = slice(first, first + size)
+            results.append(self._part(size, x[rows], [None if v is None else v[rows] for v in given]))
+            first += size
+        return torch.cat(results)
+
+    def _part(self, size: int, x: Tensor, given: Sequence[Tensor | None]) -> Tensor:
+        """A call of at most `size` rows."""
+        n = len(x)
         key = (size, x.dtype, x.shape[1:], *(v is not None for v in given))
         conditions = [v for v in given if v is not None]
         with self.lock:
@@ -130,3 +141,18 @@ class FixedSizes(Variant):
                 f"a recording of the network differs from it by {difference:.2g}; expected a network that computes the same "
                 "for every input; use the variant plain"
             )
+
+
+def cut(rows: int, sizes: Sequence[int]) -> list[int]:
+    """The sizes of the calls that compute this many rows, the last of them padded where it is larger than what is left.
+
+    What is left is padded to the next size if that takes at most `PADDING` rows, or if no size is smaller; otherwise the next
+    smaller one is cut off.
+    """
+    parts = []
+    while rows > 0:
+        i = bisect_left(sizes, rows)
+        padded = i < len(sizes) and (i == 0 or sizes[i] - rows <= PADDING)
+        parts.append(sizes[i] if padded else sizes[i - 1])
+        rows -= parts[-1]
+    return parts

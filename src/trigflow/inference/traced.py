@@ -1,6 +1,6 @@
 """A network without Python between its operations, and without its conditioning where that was computed before.
 
-The operations of one call are recorded (`make_fx`) and parted in two::
+The operations of one call are recorded and parted in two::
 
     kept = conditioning(t, label, guidance, end)        everything that does not depend on x
     F    = body(x, kept)                                the rest
@@ -20,11 +20,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from trigflow.inference.fixed import SIZES, FixedSizes, Replay
+from trigflow.inference.record import operations
 
-KEPT_BYTES = 32 << 20
+KEPT_BYTES = 4 << 20
 """Results of the conditioning part that are kept, over all batch sizes."""
 
 
@@ -42,7 +42,7 @@ class Traced(FixedSizes):
         self.kept = Kept(kept_bytes)
 
     def record(self, call: Callable[..., Tensor], buffer: Tensor, held: list[Tensor]) -> Replay:
-        conditioning, body = part(operations(call, buffer, held))
+        conditioning, body = part(operations(call, [buffer, *held]))
         example = conditioning(*held)
         size, device = len(buffer), buffer.device
         first: Callable[..., Sequence[Tensor]] = script(conditioning, held) if example else conditioning
@@ -59,18 +59,6 @@ class Traced(FixedSizes):
             return rest(x, *found)
 
         return replay
-
-
-def operations(call: Callable[..., Tensor], buffer: Tensor, held: list[Tensor]) -> fx.GraphModule:
-    """The operations of `call(buffer, *held)`, weights as constants.
-
-    Where an operation looks at a value, as the check of labels in `one_hot` does, they are recorded once more on tensors
-    without values; that fails for a network that decides by a value what it computes.
-    """
-    try:
-        return make_fx(call)(buffer, *held)
-    except RuntimeError:
-        return make_fx(call, tracing_mode="fake", _allow_non_fake_inputs=True)(buffer, *held)
 
 
 class Kept:

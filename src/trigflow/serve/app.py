@@ -21,6 +21,7 @@ from trigflow.errors import UserError
 from trigflow.serve.batching import BusyError, ClosedError, Drawn, Job
 from trigflow.serve.limits import Limits
 from trigflow.serve.offers import Offer
+from trigflow.serve.pages import add_page
 from trigflow.serve.requests import parse
 from trigflow.serve.service import Service
 from trigflow.serve.stream import serve_stream
@@ -74,7 +75,8 @@ def create_app(
     Args:
         offers: see `trigflow.serve.offers`; the first one is what a request gets that names none.
         limits: see `Limits`.
-        token: clients must show it as `Authorization: Bearer TOKEN` for everything but `/healthz` and the documentation.
+        token: clients must show it as `Authorization: Bearer TOKEN` for everything but `/healthz`, the page at `/` and the
+            documentation.
         origins: pages from elsewhere that may open streams.
     """
     service = Service(offers, limits or Limits(), token, origins)
@@ -95,6 +97,7 @@ def create_app(
     app.state.service = service
     app.add_middleware(Counted, service=service)
     _add_routes(app, service)
+    add_page(app)
     return app
 
 
@@ -221,10 +224,10 @@ async def _read(request: Request, most: int) -> bytes:
 
 async def _wait_for(request: Request, service: Service, name: str, jobs: Sequence[Job]) -> list[Drawn]:
     """The pictures, unless the client leaves first: then its jobs leave the queue, too."""
-    pictures = asyncio.gather(*(asyncio.wrap_future(job.future) for job in jobs))
+    pictures = asyncio.ensure_future(_all_of(jobs))
     leaving = asyncio.ensure_future(_leaves(request))
+    both: set[asyncio.Future[Any]] = {pictures, leaving}
     try:
-        both: set[asyncio.Future[Any]] = {pictures, leaving}
         await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         if not pictures.done():
             raise ClientDisconnect
@@ -234,6 +237,10 @@ async def _wait_for(request: Request, service: Service, name: str, jobs: Sequenc
         service.metrics.dropped.labels("client left").inc(left)
         leaving.cancel()
         pictures.cancel()
+
+
+async def _all_of(jobs: Sequence[Job]) -> list[Drawn]:
+    return [await asyncio.wrap_future(job.future) for job in jobs]
 
 
 async def _leaves(request: Request) -> None:
@@ -271,13 +278,19 @@ class Counted:
             await self.app(scope, receive, send)
             return
 
+        def count(status: int) -> None:
+            self.requests.labels(getattr(scope.get("route"), "path", "other"), str(status)).inc()
+
         async def counted(message: Message) -> None:
             if message["type"] == "http.response.start":
-                path = getattr(scope.get("route"), "path", "other")
-                self.requests.labels(path, str(message["status"])).inc()
+                count(message["status"])
             await send(message)
 
-        await self.app(scope, receive, counted)
+        try:
+            await self.app(scope, receive, counted)
+        except Exception:  # answered with 500 further out
+            count(500)
+            raise
 
 
 def _media(*types: str) -> dict[str, Any]:

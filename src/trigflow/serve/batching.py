@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+from bisect import insort
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -47,12 +48,14 @@ class Job:
     Attributes:
         order: may be replaced by a newer one until then, see `Batcher.replace`.
         patience: seconds it waits for company.
-        deadline: seconds after which it is given up; None for never.
+        deadline: seconds after which it is given up.
+        turn: how many batches had been drawn when it came; jobs are drawn in this order.
     """
 
     order: Order
     patience: float
-    deadline: float | None
+    deadline: float
+    turn: int
     entered: float = field(default_factory=time.monotonic)
     future: Future[Drawn] = field(default_factory=Future)
 
@@ -62,7 +65,8 @@ class Batcher:
 
     The oldest order decides: with all others of its key, in the order of their coming, up to `limits.batch` pictures, it is
     drawn as soon as one of them has lost its patience or the batch is full. While a batch is drawn the next one gathers, so
-    under load batches grow by themselves.
+    under load batches grow by themselves. Each part of a long order counts as if it had come two batches later than the one
+    before, so that the orders of others are drawn in between.
 
     Args:
         draw: see `Draw`; called in the worker thread only.
@@ -78,6 +82,7 @@ class Batcher:
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._closing = False
+        self._turn = 0
         self._seconds_per_image = 0.0
 
     # From any thread -------------------------------------------------------------------------------------------------
@@ -114,21 +119,19 @@ class Batcher:
             BusyError: if the queue has no room for it.
         """
         size, patience = self.limits.batch, self.limits.window_ms / 1000
-        jobs = [
-            Job(_part(order, first, min(first + size, len(order))), patience, self.limits.queue_seconds)
-            for first in range(0, len(order), size)
-        ]
+        parts = [_part(order, first, min(first + size, len(order))) for first in range(0, len(order), size)]
         with self._changed:
             waiting = self.waiting
             if waiting and waiting + len(order) > self.limits.queue:
                 raise BusyError(f"{waiting} images wait already", self._retry_after())
+            jobs = [Job(part, patience, self.limits.queue_seconds, self._turn + 2 * i) for i, part in enumerate(parts)]
             self._enter(jobs)
         return jobs
 
     def submit_frame(self, order: Order) -> Job:
-        """Queue the frame of a stream: at once, without waiting for company or running late. One a stream is enough."""
-        job = Job(order, 0.0, None)
+        """Queue the frame of a stream: at once, without waiting for company. One a stream is enough."""
         with self._changed:
+            job = Job(order, 0.0, self.limits.queue_seconds, self._turn)
             self._enter([job])
         return job
 
@@ -154,7 +157,8 @@ class Batcher:
     def _enter(self, jobs: Sequence[Job]) -> None:
         if self._closing:
             raise ClosedError("the server is shutting down")
-        self._waiting.extend(jobs)
+        for job in jobs:
+            insort(self._waiting, job, key=lambda one: one.turn)
         self._changed.notify()
 
     def _retry_after(self) -> int:
@@ -164,19 +168,23 @@ class Batcher:
 
     def _work(self) -> None:
         while (jobs := self._next_batch()) is not None:
-            begun = time.monotonic()
-            try:
-                parts = self._draw([job.order for job in jobs])
-            except Exception as error:  # the clients of this batch are told; the others are served on
-                for job in jobs:
-                    job.future.set_exception(error)
-                continue
-            seconds, pictures = time.monotonic() - begun, sum(len(job.order) for job in jobs)
-            self._seconds_per_image += 0.2 * (seconds / pictures - self._seconds_per_image)
-            for job, images in zip(jobs, parts, strict=True):
-                job.future.set_result(Drawn(images, begun - job.entered, seconds))
-            if self._on_batch is not None:
-                self._on_batch(pictures, seconds)
+            self._draw_batch(jobs)
+            del jobs  # else they would stay, with their pictures, until the next ones come
+
+    def _draw_batch(self, jobs: Sequence[Job]) -> None:
+        begun = time.monotonic()
+        try:
+            parts = self._draw([job.order for job in jobs])
+        except Exception as error:  # the clients of this batch are told; the others are served on
+            for job in jobs:
+                job.future.set_exception(error)
+            return
+        seconds, pictures = time.monotonic() - begun, sum(len(job.order) for job in jobs)
+        self._seconds_per_image += 0.2 * (seconds / pictures - self._seconds_per_image)
+        for job, images in zip(jobs, parts, strict=True):
+            job.future.set_result(Drawn(images, begun - job.entered, seconds))
+        if self._on_batch is not None:
+            self._on_batch(pictures, seconds)
 
     def _next_batch(self) -> list[Job] | None:
         """The jobs to draw next; None when the server closes."""
@@ -189,6 +197,7 @@ class Batcher:
                 if not batch:
                     self._changed.wait()
                 elif full or now >= ready:
+                    self._turn += 1
                     for job in batch:
                         self._waiting.remove(job)
                     claimed = [job for job in batch if job.future.set_running_or_notify_cancel()]
@@ -215,7 +224,7 @@ class Batcher:
         return batch, room <= 0
 
     def _give_up(self, now: float) -> None:
-        late = [job for job in self._waiting if job.deadline is not None and now > job.entered + job.deadline]
+        late = [job for job in self._waiting if now > job.entered + job.deadline]
         for job in late:
             self._waiting.remove(job)
             if job.future.set_running_or_notify_cancel():

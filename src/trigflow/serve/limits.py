@@ -37,7 +37,7 @@ class Limits:
     queue: int = 1024
     """Images of all requests that wait to be drawn, for each model; 429 beyond it."""
     queue_seconds: float = 10.0
-    """How long a request may wait; 429 after it."""
+    """How long a request may wait, 429 after it, or a frame, whose stream is closed with 1013."""
     connections: int = 512
     """Open HTTP connections; beyond it the one that has been silent longest is closed."""
     streams: int = 256
@@ -47,7 +47,7 @@ class Limits:
     stream_idle_seconds: float = 300.0
     """How long a stream stays open without a message."""
     send_seconds: float = 10.0
-    """How long a frame may take to leave before its stream is closed."""
+    """How long a frame may take to leave before its stream is closed, and how long a client may take nothing of an answer."""
 
     def __post_init__(self) -> None:
         for field in fields(self):

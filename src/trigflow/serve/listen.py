@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import importlib.util
 import os
 import re
 import socket
-from collections.abc import Sequence
+import sys
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from trigflow.errors import MissingExtraError, UserError
-from trigflow.serve.drawing import draw_together
 from trigflow.serve.limits import Limits
-from trigflow.serve.noise import NoiseSource
 from trigflow.serve.offers import offers_of
 
 TOKEN_VARIABLE = "TRIGFLOW_TOKEN"
@@ -46,9 +48,8 @@ def listen(
 
     limits = limits or Limits()
     with bind(host, port) as listener:
-        offers = offers_of(run, limits, device, variant)
-        for offer in offers:  # the first pictures take longest, and show what is wrong with a model
-            draw_together(offer.drawer, NoiseSource(offer.model), [offer.order()])
+        with said_after(2.0, f"getting '{run}' ready to draw batches of 1 to {limits.batch}; this takes a few seconds"):
+            offers = offers_of(run, limits, device, variant)
         app = create_app(offers, limits, token=token, origins=origins)
         server = make_server(app, host, port, log_level="info" if verbose else "warning")
         address = _shown(listener)
@@ -56,9 +57,34 @@ def listen(
         if token is None and not address.startswith(("127.", "[::1]")):
             print("no token: whoever reaches this address can use it; set one with --token-file", flush=True)
         try:
-            server.run(sockets=[listener])
+            with settled_heap():
+                server.run(sockets=[listener])
         except KeyboardInterrupt:
             print("closed", flush=True)
+
+
+@contextlib.contextmanager
+def said_after(seconds: float, line: str) -> Iterator[None]:
+    """Say this on stderr if what is done meanwhile takes longer."""
+    timer = threading.Timer(seconds, print, [line], {"file": sys.stderr, "flush": True})
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+@contextlib.contextmanager
+def settled_heap() -> Iterator[None]:
+    """While open, garbage is looked for only among objects made since: going through all of PyTorch takes a tenth of a second,
+    in which no frame is sent."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 
 from trigflow.errors import UserError
-from trigflow.inference import fast
+from trigflow.inference import Engine
 from trigflow.model import Model, load
-from trigflow.serve.drawing import Drawer, Mix, ModelDrawer, Order
+from trigflow.serve.drawing import Drawer, Mix, ModelDrawer, Order, draw_together
 from trigflow.serve.limits import Limits
-from trigflow.serve.noise import Walk
+from trigflow.serve.noise import NoiseSource, Walk
 
 Labels = int | Sequence[int] | Mapping[str, float] | None
 """One class, classes in turn, a mix of classes with their weights, or all classes in turn."""
@@ -46,12 +46,13 @@ class Offer:
         *,
         seed: int = 0,
         count: int = 1,
+        first: int = 0,
         labels: Labels = None,
         guidance: float = 1.0,
         steps: int | None = None,
         walk: Walk = (0.0, 0.0),
     ) -> Order:
-        """An order for pictures 0 ... count - 1 of a seed.
+        """An order for pictures first ... first + count - 1 of a seed.
 
         Raises:
             UserError: for labels, guidance or steps that this model does not take.
@@ -59,9 +60,18 @@ class Offer:
         steps = self.model.default_steps() if steps is None else steps
         _check_range("steps", steps, self.steps, self.name)
         _check_range("guidance", guidance, self.guidance, self.name)
-        return Order(seed, 0, count, self._mixes(labels, count), guidance, steps, walk)
+        return Order(seed, first, first + count, self._mixes(labels, first, count), guidance, steps, walk)
 
-    def _mixes(self, labels: Labels, count: int) -> tuple[Mix, ...] | None:
+    def try_out(self, batch: int) -> None:
+        """Draw one picture as a request without fields gets it, and a batch of those that cost most a step: this shows what is
+        wrong with a model, and takes the memory that is going to be needed."""
+        classes = min(self.mixed_labels, self.model.num_classes)
+        mix = {str(label): 1.0 for label in range(classes)} if classes else None
+        costly = self.order(count=batch, labels=mix, guidance=self.guidance[1], steps=self.steps[0])
+        for order in (self.order(), costly):
+            draw_together(self.drawer, NoiseSource(self.model), [order])
+
+    def _mixes(self, labels: Labels, first: int, count: int) -> tuple[Mix, ...] | None:
         classes = self.model.num_classes
         if classes == 0:
             if labels is not None:
@@ -74,7 +84,7 @@ class Offer:
             raise UserError("an empty list of labels; expected at least one class; name a class or leave labels out")
         for label in turn:
             self._check_label(label)
-        return tuple(((turn[i % len(turn)], 1.0),) for i in range(count))
+        return tuple(((turn[i % len(turn)], 1.0),) for i in range(first, first + count))
 
     def _mix(self, weights: Mapping[str, float]) -> Mix:
         chosen = {int(label): weight for label, weight in weights.items() if weight > 0}
@@ -123,11 +133,12 @@ def offer_of(model: Model, limits: Limits, drawer: Drawer | None = None) -> Offe
 
 
 def offers_of(run: Path, limits: Limits, device: str = "auto", variant: str = "auto") -> list[Offer]:
-    """The model of a run folder first, and its teacher where the run has one that is still there.
+    """The model of a run folder first, and its teacher where the run has one that is still there; both ready to draw, so that
+    no request has to wait for what a variant does once, and memory does not grow by it later.
 
     Args:
         run: folder of a student or a teacher.
-        limits: see `offer_of`.
+        limits: see `offer_of`; `batch` is the size up to which the variant is made ready, see `Engine.settle`.
         device: cpu, cuda or auto.
         variant: how their networks are computed, see `trigflow.inference.VARIANTS`.
 
@@ -137,7 +148,11 @@ def offers_of(run: Path, limits: Limits, device: str = "auto", variant: str = "a
 
     def offer(folder: Path) -> Offer:
         loaded = load(folder, device)
-        return offer_of(loaded, limits, ModelDrawer(fast(loaded, variant)))
+        engine = Engine(loaded, steps=1 if loaded.kind == "diffusion" else None, variant=variant)
+        largest = engine.settle(limits.batch)
+        made = offer_of(loaded, limits, ModelDrawer(engine.model))
+        made.try_out(largest)
+        return made
 
     offers = [offer(run)]
     model = offers[0].model

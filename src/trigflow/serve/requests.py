@@ -15,6 +15,9 @@ from trigflow.serve.offers import Offer
 SAFE_INTEGER = 2**53 - 1
 """The largest integer that every JSON client can send."""
 
+LAST_PICTURE = 2**31 - 1
+"""The largest number of a picture."""
+
 LabelName = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,6}$")]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Id = Annotated[int, Field(ge=0, le=SAFE_INTEGER)]
@@ -33,6 +36,8 @@ class PictureRequest(Message):
     """Seed of all noise."""
     count: int = 1
     """Number of pictures."""
+    first: Annotated[int, Field(ge=0, le=LAST_PICTURE)] = 0
+    """Number of the first of them: `first` 3 and `count` 1 is the fourth picture of a seed."""
     labels: int | list[int] | dict[LabelName, Number] | None = None
     """One class; classes in turn; weights of a mix, such as {"3": 0.7, "5": 0.3}; or null for all classes in turn."""
     guidance: Number = 1.0
@@ -46,7 +51,7 @@ class PictureRequest(Message):
 
     def order(self) -> dict[str, Any]:
         """Arguments of `Offer.order`."""
-        chosen = {name: getattr(self, name) for name in ("seed", "count", "labels", "guidance", "steps")}
+        chosen = {name: getattr(self, name) for name in ("seed", "count", "first", "labels", "guidance", "steps")}
         return chosen | {"walk": (self.walk[0], self.walk[1])}
 
 

@@ -14,13 +14,17 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from trigflow.serve.limits import Limits
 from trigflow.serve.service import Service
 
+MOST_PONGS = 1000
+"""Answers to pings that may wait until a client takes them; beyond it the stream is cut off."""
+
 
 class Silent:
-    """HTTP connections that wait for a request, the one that has waited longest first."""
+    """HTTP connections that wait for a request, the one that has waited longest first, and those that do not take an answer."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self._timers: OrderedDict[asyncio.Transport, asyncio.TimerHandle] = OrderedDict()
+        self._stalled: dict[asyncio.Transport, asyncio.TimerHandle] = {}
         self._closing: set[asyncio.Transport] = set()
 
     def watch(self, transport: asyncio.Transport) -> None:
@@ -36,9 +40,29 @@ class Silent:
             timer.cancel()
 
     def forget(self, transport: asyncio.Transport) -> None:
-        """The connection is gone."""
+        """The connection is gone, or a stream now."""
         self.release(transport)
+        self.taken(transport)
         self._closing.discard(transport)
+
+    def stalled(self, transport: asyncio.Transport) -> None:
+        """There is more to send than the client takes: cut it off unless it takes some of it in time."""
+        self.taken(transport)
+        left = transport.get_write_buffer_size()
+        loop = asyncio.get_running_loop()
+        self._stalled[transport] = loop.call_later(self.limits.send_seconds, self._check, transport, left)
+
+    def taken(self, transport: asyncio.Transport) -> None:
+        """The client has taken what there was to send."""
+        timer = self._stalled.pop(transport, None)
+        if timer is not None:
+            timer.cancel()
+
+    def _check(self, transport: asyncio.Transport, left: int) -> None:
+        if transport.get_write_buffer_size() < left:
+            self.stalled(transport)
+        else:
+            transport.abort()
 
     def make_room(self, connections: int) -> None:
         """Close those that have been silent longest, so that of this many at most `limits.connections` stay open."""
@@ -60,7 +84,7 @@ def http_protocol(silent: Silent) -> type[H11Protocol]:
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
             silent.watch(transport)
-            silent.make_room(len(self.connections))
+            silent.make_room(sum(isinstance(one, Protocol) for one in self.connections))
 
         def connection_lost(self, exc: Exception | None) -> None:
             silent.forget(self.transport)
@@ -72,8 +96,16 @@ def http_protocol(silent: Silent) -> type[H11Protocol]:
                 silent.release(self.transport)
 
         def handle_websocket_upgrade(self, event: Any) -> None:
-            silent.release(self.transport)
+            silent.forget(self.transport)
             super().handle_websocket_upgrade(event)
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            silent.stalled(self.transport)
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            silent.taken(self.transport)
 
         def on_response_complete(self) -> None:
             super().on_response_complete()
@@ -86,9 +118,21 @@ def http_protocol(silent: Silent) -> type[H11Protocol]:
 class StreamProtocol(WebSocketsSansIOProtocol):
     """uvicorn's WebSocket protocol, which lets the application wait until a frame has left, and give a client up."""
 
+    pongs = 0
+
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         transport.set_write_buffer_limits(high=0)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self.pongs = 0
+
+    def handle_ping(self) -> None:
+        super().handle_ping()
+        self.pongs += not self.writable.is_set()
+        if self.pongs > MOST_PONGS:
+            self.transport.abort()
 
     def handle_connect(self, event: Any) -> None:
         super().handle_connect(event)

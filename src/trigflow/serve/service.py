@@ -6,7 +6,6 @@ import functools
 import secrets
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from urllib.parse import urlsplit
 
 from trigflow.serve.batching import Batcher
 from trigflow.serve.drawing import Order, draw_together
@@ -82,4 +81,4 @@ class Service:
 
     def welcomes(self, origin: str | None, host: str | None) -> bool:
         """Whether a page of this origin may open a stream: one from here, one of `origins`, or no page at all."""
-        return origin is None or origin in self.origins or (bool(host) and urlsplit(origin).netloc == host)
+        return origin is None or origin in self.origins or (bool(host) and origin.partition("://")[2] == host)

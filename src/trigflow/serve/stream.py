@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from trigflow.errors import UserError
-from trigflow.serve.batching import Drawn, Job
+from trigflow.serve.batching import BusyError, Drawn, Job
 from trigflow.serve.drawing import Order
 from trigflow.serve.requests import FrameRequest, Taken, check, parse_json
 from trigflow.serve.service import Service
@@ -23,7 +23,7 @@ PROTOCOL = "trigflow.v1"
 TOKEN_PREFIX = "bearer."
 
 # Close codes, RFC 6455.
-UNSUPPORTED, INVALID, POLICY, FAILED = 1003, 1007, 1008, 1011
+UNSUPPORTED, INVALID, POLICY, FAILED, BUSY = 1003, 1007, 1008, 1011, 1013
 
 
 class Closed(Exception):
@@ -185,6 +185,8 @@ class Stream:
             self._job = self.service.batchers[self._drawing.model].submit_frame(self._drawing.order)
             try:
                 drawn = await asyncio.wrap_future(self._job.future)
+            except BusyError as error:
+                raise Closed(BUSY, f"busy: {error}; expected a shorter queue; connect again later") from None
             except Exception:
                 raise Closed(FAILED, "the frame could not be drawn; the server's log says why; try another") from None
             wanted, self._job = self._drawing, None

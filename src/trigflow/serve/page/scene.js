@@ -1,0 +1,120 @@
+// What is to be seen, as plain values, and how it reads as requests and as the address of the page.
+
+/**
+ * The values of a scene:
+ *
+ *     view      walk, wall or race
+ *     model     who draws on the walk and on the wall
+ *     seed      of all noise
+ *     picture   number of the first picture
+ *     count     pictures at once on the walk and in a race
+ *     walk      two angles
+ *     mix       { class: weight }, weights from 0 to 100; empty for all classes in turn
+ *     guidance  guidance scale
+ *     steps     sampling steps by model
+ */
+export class Scene {
+  #listeners = []
+
+  constructor(values) {
+    this.values = values
+  }
+
+  /** Change some values, and tell those who watch. */
+  set(changes) {
+    this.values = { ...this.values, ...changes }
+    for (const listener of this.#listeners) listener(this.values, changes)
+  }
+
+  /** Call `listener(values, changes)` after every change. */
+  watch(listener) {
+    this.#listeners.push(listener)
+  }
+}
+
+/** The scene of a server that nobody has touched. */
+export function firstScene(info) {
+  const steps = Object.fromEntries(Object.entries(info.models).map(([name, model]) => [name, model.default_steps]))
+  const classes = info.models[info.default].classes
+  const mix = classes ? { [Math.min(3, classes - 1)]: 100 } : {}
+  return { view: "walk", model: info.default, seed: 0, picture: 0, count: 1, walk: [0, 0], mix, guidance: 1, steps }
+}
+
+/** The scales of guidance that can be chosen: what everybody who draws in this view takes. */
+export function guidanceRange(info, { view, model }) {
+  const ranges = (view === "race" ? Object.values(info.models) : [info.models[model]]).map(({ guidance }) => guidance)
+  return [Math.max(...ranges.map(([low]) => low)), Math.min(...ranges.map(([, high]) => high))]
+}
+
+/** The request for `count` pictures of a scene, drawn by the model of this name. */
+export function orderOf(values, info, name, count) {
+  const { classes } = info.models[name]
+  const [low, high] = guidanceRange(info, values)
+  const order = {
+    model: name,
+    count,
+    seed: values.seed,
+    first: values.picture,
+    walk: values.walk,
+    guidance: Math.min(high, Math.max(low, values.guidance)),
+    steps: values.steps[name],
+  }
+  const labels = classes ? labelsOf(values.mix) : null
+  return labels === null ? order : { ...order, labels }
+}
+
+/** Weights above 0; of one class alone, or where all are 0, its label; null for all classes in turn. */
+function labelsOf(mix) {
+  const chosen = Object.keys(mix)
+  const weighed = chosen.filter((label) => mix[label] > 0)
+  if (chosen.length === 0) return null
+  if (weighed.length < 2) return Number(weighed[0] ?? chosen[0])
+  return Object.fromEntries(weighed.map((label) => [label, mix[label]]))
+}
+
+// The address of the page ---------------------------------------------------------------------------------------------
+
+/** A scene as the fragment of an address, so that a place can be kept and shared. */
+export function toFragment({ view, model, seed, picture, count, walk, mix, guidance, steps }) {
+  const pairs = (record) => Object.entries(record).map(([key, value]) => `${key}:${value}`).join(",")
+  const parts = { view, model, seed, picture, count, walk: walk.map((angle) => angle.toFixed(4)).join(",") }
+  return Object.entries({ ...parts, mix: pairs(mix), guidance, steps: pairs(steps) })
+    .map(([key, value]) => `${key}=${value}`)
+    .join("&")
+}
+
+/** The scene of a fragment, as far as this server can draw it; what it cannot is left as in `scene`. */
+export function fromFragment(fragment, scene, info) {
+  const given = new URLSearchParams(fragment.replace(/^#/, ""))
+  const models = Object.keys(info.models)
+  const { classes } = info.models[info.default]
+  const limits = info.limits
+  const found = { ...scene }
+  const whole = (text, low, high) => (/^\d{1,16}$/.test(text) && +text >= low && +text <= high ? +text : null)
+  const pairs = (text) => (text ?? "").split(",").filter(Boolean).map((pair) => pair.split(":"))
+
+  const views = models.length > 1 ? ["walk", "wall", "race"] : ["walk", "wall"]
+  if (views.includes(given.get("view"))) found.view = given.get("view")
+  if (models.includes(given.get("model"))) found.model = given.get("model")
+  found.seed = whole(given.get("seed"), 0, Number.MAX_SAFE_INTEGER) ?? scene.seed
+  found.picture = whole(given.get("picture"), 0, LAST_PICTURE) ?? scene.picture
+  found.count = whole(given.get("count"), 1, limits.frame_images) ?? scene.count
+  const walk = (given.get("walk") ?? "").split(",").map(parseFloat)
+  if (walk.length === 2 && walk.every(Number.isFinite)) found.walk = walk
+  if (given.has("mix")) {
+    const mix = pairs(given.get("mix")).filter(
+      ([label, weight]) => whole(label, 0, classes - 1) !== null && whole(weight, 0, 100) !== null,
+    )
+    found.mix = Object.fromEntries(mix.slice(0, limits.mixed_labels).map(([label, weight]) => [label, +weight]))
+  }
+  const scale = parseFloat(given.get("guidance"))
+  if (Number.isFinite(scale)) found.guidance = scale
+  for (const [name, steps] of pairs(given.get("steps"))) {
+    const [low, high] = info.models[name]?.steps ?? [1, 0]
+    if (whole(steps, low, high) !== null) found.steps = { ...found.steps, [name]: +steps }
+  }
+  return found
+}
+
+/** The largest picture number that the page offers. */
+export const LAST_PICTURE = 9999

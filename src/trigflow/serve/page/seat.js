@@ -1,0 +1,48 @@
+// One of the two places for pictures: its canvas, stream, clock and figures.
+
+import { Picture } from "./canvas.js"
+import { Stream } from "./connection.js"
+import { find, titled, write } from "./dom.js"
+import { Figures, partsOf } from "./latency.js"
+import { Clock } from "./race.js"
+import { describe, openStream } from "./server.js"
+
+/** The place in `figure`. `tell(seat, state, detail)` is called with the states of its stream. */
+export class Seat {
+  constructor(figure, tell) {
+    this.figure = figure
+    this.name = ""
+    this.picture = new Picture(figure.querySelector("canvas"))
+    this.clock = new Clock(figure)
+    this.figures = new Figures()
+    this.grids = new Map()
+    this.stream = new Stream({
+      open: openStream,
+      probe: describe,
+      paint: (frame) => this.picture.show(frame, this.grids.get(frame.header.shape[0])),
+      measure: (frame) => this.#measure(frame),
+      tell: (state, detail) => tell(this, state, detail),
+    })
+  }
+
+  /** Ask for pictures in this grid. */
+  ask(order, grid) {
+    if (this.name !== order.model) {
+      this.name = order.model
+      this.figure.dataset.model = order.model
+      this.figures = new Figures()
+      this.clock.clear()
+      write(this.figure.querySelector(".name"), titled(order.model))
+    }
+    this.grids.set(order.count, grid)
+    this.stream.ask(order)
+  }
+
+  #measure(frame) {
+    const { classList } = find("stage")
+    if (!classList.contains("seen")) performance.mark("first-frame")
+    classList.add("seen")
+    this.figures.add(frame)
+    this.clock.stop(partsOf(frame))
+  }
+}

@@ -1,0 +1,56 @@
+"""The benchmark of the server says what was measured and whether it is enough."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "serve.py"
+
+
+@pytest.fixture(scope="module")
+def benchmark() -> Iterator[ModuleType]:
+    before = list(sys.path)
+    spec = importlib.util.spec_from_file_location("benchmark_serve", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    yield module
+    sys.path[:] = before
+
+
+def result(**changes: Any) -> dict[str, Any]:
+    measured = {"frames": 31.0, "p95": 49.0, "ratio": 0.81, "errors": 0, "growth": 0.04, "wait": 9_999.0} | changes
+    return {
+        "viewer": {"frames_per_second": measured["frames"], "latency_ms": {"p95": measured["p95"]}},
+        "throughput": {"api_over_network": measured["ratio"]},
+        "crowd": {
+            "server_errors": measured["errors"],
+            "memory_growth": measured["growth"],
+            "queue_ms": {"p99": measured["wait"]},
+        },
+    }
+
+
+def test_bars(benchmark: ModuleType) -> None:
+    assert [bar["met"] for bar in benchmark.bars(result())] == [True] * 6
+    worse = {"frames": 29.0, "p95": 51.0, "ratio": 0.79, "errors": 1, "growth": 0.06, "wait": 10_001.0}
+    for i, (name, value) in enumerate(worse.items()):
+        bars = benchmark.bars(result(**{name: value}))
+        assert [bar["met"] for bar in bars] == [j != i for j in range(6)]
+        assert bars[i]["measured"] == value
+
+
+def test_without_a_run_it_says_how_to_make_one(
+    benchmark: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["serve.py", str(tmp_path / "none")])
+    with pytest.raises(SystemExit, match="trigflow demo --out"):
+        benchmark.main()
