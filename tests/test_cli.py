@@ -399,7 +399,7 @@ def mixed_folders(data: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "options", "words"),
     [
-        (shutil.rmtree, [], "nothing at that path; expected digits, mnist, or the path of a folder or .zip of images"),
+        (shutil.rmtree, [], "nothing at that path; expected digits, mnist, or the path of a folder, .zip or .tar of images"),
         (no_images, [], "no images found in"),
         (
             corrupt,
@@ -483,7 +483,7 @@ def test_mistakes_in_sampling(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--features", "inception"], "unknown features 'inception'; expected one of digits, mnist, pixels"),
+        (["--features", "clip"], "unknown features 'clip'; expected one of digits, mnist, pixels, inception, dinov2"),
         (["--data", "nowhere"], "no data named 'nowhere'"),
         (["--num", "3"], "3 samples to measure; expected at least 4; raise --num"),
         (["--steps", "0"], "expected at least 1"),

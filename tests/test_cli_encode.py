@@ -326,7 +326,7 @@ def test_the_same_name_with_other_weights_is_noticed(latents: Path, images: Path
     ("options", "message"),
     [
         (["empty"], "no images found"),
-        (["nothing"], "cannot read"),
+        (["nothing"], "no data named 'nothing' and nothing at that path"),
         (["odd"], "height and width multiples of 2"),
         (["mixed"], "images differ in size: '0.png' is 16x16 and '1.png' is 8x8"),
         (["twins"], "would give one latent of the same name"),
@@ -417,8 +417,8 @@ def test_info_names_the_autoencoder(run: Path, vae: Path, cli: Cli) -> None:
     assert facts["latent shape (c, h, w)"] == [4, 8, 8]
 
 
-def test_measuring_latents_is_refused(run: Path, cli: Cli) -> None:
+def test_measuring_latents_needs_images(run: Path, cli: Cli) -> None:
     result = cli("evaluate", run, "--num", 100, "--quiet")
     assert result.code == 2
-    assert "measuring a model of latents is not supported" in result.err
+    assert "a model of latents, whose data are no images to compare with" in result.err
     assert result.err.count("\n") == 1

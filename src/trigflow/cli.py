@@ -8,6 +8,7 @@ import io
 import itertools
 import operator
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,25 +16,48 @@ import tyro
 from tyro import MISSING, MISSING_NONPROP
 from tyro.conf import subcommand
 
-from trigflow.commands import COMMANDS, Command, Distill, Train
+from trigflow.commands import COMMANDS, Command, Distill, Evaluate, Reference, Sample, Train
+from trigflow.distributed import launched, process_group, rank
 from trigflow.errors import UserError
 from trigflow.files import read_json
 from trigflow.recipes import RUNS, preset, recipe_for
-from trigflow.training.config import from_dict
+from trigflow.training.config import ParallelConfig, from_dict
 
 
 def main(args: list[str] | None = None) -> None:
     """Entry point: exit code 0; 1 for what the doctor found, or a study with failed cells; 2 for input that cannot be used
     (one line on stderr); 130 when interrupted."""
     given = list(sys.argv[1:] if args is None else args)
+    process = ""
     try:
-        _parse(given).run()
+        command = _parse(given)
+        with contextlib.ExitStack() as stack:
+            if launched() > 1:
+                stack.enter_context(_joined(command))
+                process = f" in process {rank()}" if rank() else ""
+            command.run()
     except UserError as error:
-        print(f"trigflow: error: {error}", file=sys.stderr)
+        print(f"trigflow: error{process}: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("trigflow: interrupted; what was saved can be resumed", file=sys.stderr)
         sys.exit(130)
+
+
+@contextlib.contextmanager
+def _joined(command: Command) -> Iterator[None]:
+    """A command in one of the processes that torchrun started; only the first one prints."""
+    if not isinstance(command, Distill | Evaluate | Reference | Sample | Train):
+        raise UserError(
+            f"{type(command).__name__.lower()} in {launched()} processes; expected one process, or a command that several can "
+            "work on: train, distill, sample, evaluate or reference; start it without torchrun"
+        )
+    device = command.loop.device if isinstance(command, Distill | Train) else command.device
+    settings = command.parallel if isinstance(command, Distill | Train) else ParallelConfig()
+    with process_group(device, settings.timeout), contextlib.ExitStack() as stack:
+        if rank():
+            stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        yield
 
 
 def _parse(given: list[str]) -> Command:

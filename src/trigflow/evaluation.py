@@ -3,18 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trigflow.data import ImageDataset
 from trigflow.errors import UserError
 from trigflow.files import read_json
-from trigflow.metrics import Reference, default_features, feature_extractor
+from trigflow.metrics import (
+    Processes,
+    Reference,
+    ReferenceStatistics,
+    default_features,
+    extract,
+    feature_extractor,
+    frechet_distance,
+    gather,
+    neighbour_radii,
+    overlap,
+    read_reference,
+    stream_features,
+)
+from trigflow.metrics.evaluate import half_distance
 from trigflow.model import Model, load
 from trigflow.samplers import get_solver, nfe, sigma_grid
 from trigflow.samplers.guidance import inside_interval, time_interval
@@ -22,6 +38,9 @@ from trigflow.training.checkpoint import list_checkpoints
 from trigflow.training.config import from_dict, to_dict
 from trigflow.training.log import read_metrics
 from trigflow.training.setup import load_data
+
+NEIGHBOURS = 3
+"""Which neighbour the balls behind precision and recall reach to."""
 
 
 def evaluations(
@@ -79,7 +98,8 @@ def score(model: Model, reference: Reference, *, num: int, **sampling: Any) -> d
 def make_reference(dataset: ImageDataset, features: str = "auto", seed: int = 0) -> Reference:
     """The data in the feature space named `features`; `auto` takes the network shipped for the data set, else pixels."""
     name = default_features(dataset.name) if features == "auto" else features
-    return Reference(dataset.images, feature_extractor(name), seed=seed)
+    images = dataset.images if dataset.rows is None else torch.cat(list(dataset.chunks()))
+    return Reference(images, feature_extractor(name), seed=seed)
 
 
 def evaluate_model(
@@ -95,36 +115,177 @@ def evaluate_model(
     features: str = "auto",
     data: str | None = None,
     progress: bool = False,
+    reference: str | Path | None = None,
+    weights: str | None = None,
+    first: int = 0,
+    repeat: int = 1,
+    batch_size: int = 256,
 ) -> dict[str, Any]:
-    """Frechet distance, precision and recall of `num` samples against the model's data set (or `data`).
+    """Frechet distance, precision, recall, density and coverage of `num` samples against the model's data set.
+
+    Samples are numbered, and the noise of sample i is decided by `seed` and i alone. They are drawn, looked at and let go a
+    batch at a time. Where `torch.distributed` is initialized all its processes share the work, each has to call this, and each
+    gets the same result, equal bit for bit to that of one process with the same `batch_size`.
+
+    Args:
+        model: what to draw from; latents are decoded by its autoencoder.
+        num: how many samples.
+        steps, guidance, guidance_interval, negative, solver, seed: see `Model.sample`.
+        features: see `trigflow.metrics.feature_extractor`; `auto` takes those of the reference file, or the network shipped for
+            the data set, else pixels.
+        data: other data than the model was trained on: a name or a path.
+        progress: show bars.
+        reference: a file of statistics to compare with, instead of data; see `trigflow.metrics.read_reference`.
+        weights: a local copy of the weights of the features `inception` or `dinov2`.
+        first: number of the first sample.
+        repeat: measure so many sets of `num` samples, one after another in the numbering, and take the one of lowest distance.
+        batch_size: samples drawn together.
 
     Returns:
-        fd, fd_real (real against real, the floor of fd), precision, recall, nfe, num, samples_per_second, data, features.
+        fd, fd_real (real against real, the floor of fd), precision, recall, density, coverage, nfe, num, samples_per_second,
+        data, features, seeds (numbers of the samples) and, with `repeat`, fd_of_each. A reference file without features gives
+        no precision to coverage, one that does not say it no fd_real.
 
     Raises:
-        UserError: for data of another shape than the model draws, or arguments out of range.
+        UserError: for data of another shape than the model draws, a reference file of other features, a model of latents
+            without images to compare with, or arguments out of range.
+        MissingExtraError: for features, data or an autoencoder whose package is not installed.
     """
-    if model.vae is not None:
+    if num <= NEIGHBOURS:
+        raise UserError(f"{num} samples to measure; expected at least {NEIGHBOURS + 1}; raise --num")
+    if repeat < 1 or batch_size < 1:
+        raise UserError(f"repeat {repeat}, batches of {batch_size}; expected at least 1 of each; correct the numbers")
+    if data is not None and reference is not None:
+        raise UserError("both data and a reference file; expected one to compare with; drop --data or --reference")
+    if model.vae is not None and data is None and reference is None:
         raise UserError(
-            "measuring a model of latents is not supported; expected a model of images; draw single files with trigflow "
-            "sample and measure those"
+            "a model of latents, whose data are no images to compare with; expected images or their statistics; pass "
+            "--data IMAGES or --reference FILE"
         )
-    config = model.config.data if data is None else dataclasses.replace(model.config.data, source=data)
-    dataset = load_data(config, progress)
-    if dataset.shape != model.shape:
-        raise UserError(
-            f"data of shape {dataset.shape} for a model that draws {model.shape}; expected the same; "
-            "use the data the model was trained on"
-        )
+    processes = Processes.present()
+    sampling: dict[str, Any] = {
+        "steps": steps, "guidance": guidance, "guidance_interval": guidance_interval, "negative": negative, "solver": solver,
+    }  # fmt: skip
+    one = processes.agree(lambda: model.sample(1, first=first, seed=seed, **sampling))  # what is wrong is said at once
+    if reference is None:
+        real, extractor = _from_data(model, one, data, features, weights, batch_size, processes, progress)
+    else:
+        real, extractor = _from_file(model, one, reference, features, weights, processes, progress)
+    compare = _comparison(model, real, processes)
+    seconds = 0.0
+
+    def draw(begin: int, start: int, stop: int) -> Tensor:
+        nonlocal seconds
+        began = time.perf_counter()
+        count = stop - start
+        images = model.sample(count, first=begin + start, batch_size=count, seed=seed, **sampling)
+        seconds += time.perf_counter() - began
+        return images
+
+    results = []
+    for begin in range(first, first + repeat * num, num):
+        batches = stream_features(
+            functools.partial(draw, begin), num, extractor,
+            batch_size=batch_size, processes=processes, progress="sampling" if progress else None,
+        )  # fmt: skip
+        results.append({**compare(batches), "seeds": f"{begin}-{begin + num - 1}"})
+    best = min(results, key=lambda result: float(result["fd"]))
+    seeds = best.pop("seeds")
+    counted = {key: sampling[key] for key in ("steps", "solver", "guidance", "guidance_interval")}
+    return {
+        **best,
+        "nfe": evaluations(model, **counted),
+        "num": num,
+        "samples_per_second": repeat * num / max(processes.together(lambda: seconds)),
+        "data": real.data,
+        "features": real.extractor,
+        "seeds": seeds,
+        **({"fd_of_each": [result["fd"] for result in results]} if repeat > 1 else {}),
+    }
+
+
+def _comparison(
+    model: Model, real: ReferenceStatistics, processes: Processes
+) -> Callable[[Iterable[Tensor]], dict[str, Any]]:
+    """A function from batches of features to their distance from the real ones, and, where it has those, the overlap."""
+    device = model.device if model.device.type == "cuda" else torch.device("cpu")  # float64 is slow or absent elsewhere
+    features = None if real.features is None else real.features.to(device)
+    radii = None if features is None else neighbour_radii(features, NEIGHBOURS, processes=processes)
+    floor = {} if real.fd_real is None else {"fd_real": real.fd_real}
+
+    def compare(batches: Iterable[Tensor]) -> dict[str, Any]:
+        statistics, drawn = gather(batches, keep=features is not None)
+        result = {"fd": frechet_distance(statistics, real.statistics), **floor}
+        if features is not None and drawn is not None:
+            found = overlap(features, drawn.to(device), NEIGHBOURS, real_radii=radii, processes=processes)
+            result |= dataclasses.asdict(found)
+        return result
+
+    return compare
+
+
+def _from_data(
+    model: Model,
+    one: Tensor,
+    data: str | None,
+    features: str,
+    weights: str | None,
+    batch_size: int,
+    processes: Processes,
+    progress: bool,
+) -> tuple[ReferenceStatistics, nn.Module]:
+    """The images to compare with, of the shape of the one that was drawn, in feature space; and the extractor."""
+    dataset = processes.agree(lambda: _real_images(model, one, data, progress and processes.rank == 0))
     name = default_features(dataset.name) if features == "auto" else features
-    reference = make_reference(dataset, name)
-    if num <= reference.k:
-        raise UserError(f"{num} samples to measure; expected at least {reference.k + 1}; raise --num")
-    result = score(
-        model, reference, num=num, steps=steps, guidance=guidance, guidance_interval=guidance_interval, negative=negative,
-        solver=solver, seed=seed, progress=progress,
+    extractor = _extractor(model, name, weights, processes, progress)
+    batches = stream_features(
+        lambda start, stop: dataset.batch(torch.arange(start, stop))[0], len(dataset), extractor,
+        batch_size=batch_size, processes=processes, progress="features of the data" if progress else None,
     )  # fmt: skip
-    return {**result, "data": dataset.name, "features": name}
+    statistics, kept = gather(batches, keep=True)
+    floor = None if kept is None else half_distance(kept)
+    return ReferenceStatistics(statistics, kept, floor, name, dataset.name), extractor
+
+
+def _from_file(
+    model: Model,
+    one: Tensor,
+    path: str | Path,
+    features: str,
+    weights: str | None,
+    processes: Processes,
+    progress: bool,
+) -> tuple[ReferenceStatistics, nn.Module]:
+    """The statistics in a file, and an extractor that makes features as long as they are, of the one image drawn."""
+    real = processes.agree(lambda: read_reference(path, None if features == "auto" else features))
+    extractor = _extractor(model, real.extractor, weights, processes, progress)
+    found = extract(extractor, one).shape[1]
+    if found != len(real.statistics.mean):
+        raise UserError(
+            f"reference '{path}' of {len(real.statistics.mean)} features for '{real.extractor}' of {found}; expected the same; "
+            "choose --features, or another file"
+        )
+    return real, extractor
+
+
+def _extractor(model: Model, name: str, weights: str | None, processes: Processes, progress: bool) -> nn.Module:
+    show = progress and processes.rank == 0
+    return processes.one_first(lambda: feature_extractor(name, weights, show).to(model.device))
+
+
+def _real_images(model: Model, one: Tensor, data: str | None, progress: bool) -> ImageDataset:
+    """Images to compare with, of the shape of the one that was drawn."""
+    config = model.config.data if data is None else dataclasses.replace(model.config.data, source=data)
+    shape = tuple(one.shape[1:])
+    if model.vae is not None:
+        config = dataclasses.replace(config, resize=shape[1] if shape[1] == shape[2] else None, channels=3)
+    dataset = load_data(config, progress)
+    if dataset.shape != shape:
+        raise UserError(
+            f"data of shape {dataset.shape} for a model that draws {shape}; expected the same; use the data the model was "
+            "trained on"
+        )
+    return dataset
 
 
 def describe_run(folder: str | Path, *, as_json: bool = False) -> str:

@@ -29,6 +29,8 @@ from trigflow.data import (
     derive_seed,
     normalization_from_state,
 )
+from trigflow.distributed import is_first
+from trigflow.distributed.shards import collect
 from trigflow.errors import UserError
 from trigflow.files import read_json, read_tensors, write_json, write_tensors
 from trigflow.latents import VAE
@@ -165,12 +167,13 @@ class Model:
         solver: str = "heun",
         times: Sequence[float] | None = None,
         batch_size: int = 256,
+        first: int = 0,
         progress: bool = False,
         decode: bool = True,
     ) -> Tensor:
         """Draw images.
 
-        The same seed gives the same starting noise for sample i, whatever `num`, `batch_size` and the model, so teacher and
+        The same seed gives the same noise for sample i, whatever `num`, `first`, `batch_size` and the model, so teacher and
         student can be compared image by image.
 
         Args:
@@ -186,6 +189,7 @@ class Model:
             solver: for a diffusion model: heun, dpm2s, dpm++2m or ddim.
             times: sampling times of a consistency model, instead of `steps`.
             batch_size: samples per call of the network.
+            first: which sample to begin with; samples first ... first + num - 1 are drawn.
             progress: draw a progress bar on stderr.
             decode: False leaves latents as they are drawn, before the autoencoder.
 
@@ -199,10 +203,12 @@ class Model:
         """
         if num < 1 or batch_size < 1:
             raise UserError(f"{num} samples in batches of {batch_size}; expected at least 1; raise --num")
+        if first < 0:
+            raise UserError(f"first sample {first}; expected 0 or more; correct the argument")
         if not decode and self.vae is None:
             raise UserError("decode=False for a model of images; expected a model of latents; leave it out")
         draw = self.sampler(steps, solver, times)
-        chosen = self._labels(labels, num)
+        chosen = self._labels(labels, num, first)
         if guidance == 1 and (guidance_interval is not None or negative is not None):
             raise UserError(
                 "a guidance interval or negative with guidance 1, which is none; expected another scale; pass --guidance"
@@ -216,7 +222,7 @@ class Model:
         for start in range(0, num, batch_size):
             stop = min(start + batch_size, num)
             label = None if chosen is None else chosen[start:stop].to(self.device)
-            noise = functools.partial(self.noise, seed, start=start, stop=stop)
+            noise = functools.partial(self.noise, seed, start=first + start, stop=first + stop)
             x0 = draw(guided(label), noise)
             drawn = self.normalization.decode(x0)
             images.append((self.vae.decode(drawn) if self.vae is not None and decode else drawn).cpu())
@@ -276,7 +282,7 @@ class Model:
 
         return draw
 
-    def _labels(self, labels: int | Sequence[int] | Tensor | None, num: int) -> Tensor | None:
+    def _labels(self, labels: int | Sequence[int] | Tensor | None, num: int, first: int = 0) -> Tensor | None:
         if self.num_classes == 0:
             if labels is not None:
                 raise UserError("labels for an unconditional model; expected none; drop --labels")
@@ -286,15 +292,20 @@ class Model:
         if not len(chosen):
             raise UserError("an empty list of labels; expected at least one class; name a class or drop --labels")
         check_labels(chosen, self.num_classes)
-        return chosen.repeat(-(-num // len(chosen)))[:num]
+        return chosen[torch.arange(first, first + num) % len(chosen)]
 
     # Files ---------------------------------------------------------------------------------------------------------
 
     def save(self, folder: str | Path) -> Path:
-        """Write the three files of a model folder; each appears whole or not at all, the weights first."""
-        folder = Path(folder)
+        """Write the three files of a model folder; each appears whole or not at all, the weights first.
+
+        Where there are several processes, all of them call this and the first one writes.
+        """
+        folder, tensors = Path(folder), collect(self.network.state_dict())
+        if not is_first():
+            return folder
         folder.mkdir(parents=True, exist_ok=True)
-        write_tensors(folder / "network.safetensors", self.network.state_dict())
+        write_tensors(folder / "network.safetensors", tensors)
         write_json(folder / "config.json", to_dict(self.config))
         write_json(folder / "model.json", self.description())
         return folder

@@ -49,3 +49,11 @@ def pack_zip(folder: Path) -> Path:
 def pack(request: pytest.FixtureRequest) -> Pack:
     """Hands a folder on as it is, or as a zip of its contents: every test that uses it runs with both."""
     return pack_zip if request.param == "zip" else lambda folder: folder
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache folder of the test's own."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("TRIGFLOW_CACHE", str(folder))
+    return folder

@@ -13,8 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from trigflow.data import files as files_module
 from trigflow.data import open_dataset
+from trigflow.data import zips as zips_module
 from trigflow.errors import UserError
 
 Save = Callable[..., Path]
@@ -133,7 +133,7 @@ def test_an_unknown_compression_is_a_user_error(tmp_path: Path) -> None:
 
 
 def test_an_entry_that_unpacks_to_too_much_is_a_user_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files_module, "MEMBER_LIMIT_BYTES", 1000)
+    monkeypatch.setattr(zips_module, "MEMBER_LIMIT_BYTES", 1000)
     path = write_zip(tmp_path / "a.zip", {"1.png": png(1) + bytes(1000)})
     with pytest.raises(UserError, match="expected files up to 1000 bytes") as error:
         open_dataset(path)

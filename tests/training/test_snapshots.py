@@ -173,8 +173,8 @@ def test_skipped_steps_are_counted_in_the_header(tmp_path: Path, monkeypatch: py
     trainer = tiny_trainer(tmp_path / "run", SETTINGS)
     backward = trainer_module.Losses.backward
 
-    def sometimes(self: Any, batch: Any, iteration: int, parts: int) -> Any:
-        values, figures = backward(self, batch, iteration, parts)
+    def sometimes(self: Any, batch: Any, iteration: int, *parts: Any, **last: bool) -> Any:
+        values, figures = backward(self, batch, iteration, *parts, **last)
         return ({**values, "weighted_loss": float("nan")} if iteration in (0, 4) else values), figures
 
     monkeypatch.setattr(trainer_module.Losses, "backward", sometimes)

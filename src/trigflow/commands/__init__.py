@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from trigflow.commands.bench import Bench
 from trigflow.commands.convert import Convert
+from trigflow.commands.data import Data
 from trigflow.commands.demo import Demo
 from trigflow.commands.distill import Distill
 from trigflow.commands.doctor import Doctor
@@ -18,6 +19,7 @@ from trigflow.commands.import_ import Import
 from trigflow.commands.info import Info
 from trigflow.commands.plan import Plan
 from trigflow.commands.recipes import Recipes
+from trigflow.commands.reference import Reference
 from trigflow.commands.sample import Sample
 from trigflow.commands.serve import Serve
 from trigflow.commands.study import Study
@@ -30,6 +32,8 @@ Command = (
     | Sample
     | Serve
     | Evaluate
+    | Reference
+    | Data
     | Encode
     | Ema
     | Import
@@ -49,6 +53,8 @@ COMMANDS: dict[str, type[Command]] = {
     "sample": Sample,
     "serve": Serve,
     "evaluate": Evaluate,
+    "reference": Reference,
+    "data": Data,
     "encode": Encode,
     "ema": Ema,
     "import": Import,
@@ -68,6 +74,7 @@ __all__ = [
     "Bench",
     "Command",
     "Convert",
+    "Data",
     "Demo",
     "Distill",
     "Doctor",
@@ -79,6 +86,7 @@ __all__ = [
     "Info",
     "Plan",
     "Recipes",
+    "Reference",
     "Sample",
     "Serve",
     "Study",

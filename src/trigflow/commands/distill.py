@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from tyro.conf import Positional, arg
 
 from trigflow.errors import UserError
-from trigflow.training.config import EMAConfig, LoopConfig, ObjectiveConfig, OptimizerConfig
+from trigflow.training.config import EMAConfig, LoopConfig, ObjectiveConfig, OptimizerConfig, ParallelConfig
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ class Distill:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     ema: EMAConfig = field(default_factory=EMAConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
     def run(self) -> None:
         from trigflow.model import load
@@ -59,12 +60,14 @@ class Distill:
             raise UserError(
                 "distill with the diffusion objective; expected that of a student, such as scd; use: trigflow train"
             )
-        teacher = load(self.teacher, self.loop.device)
-        start = None if self.start is None else load(self.start, self.loop.device)
+        device = "cpu" if self.parallel.mode == "fsdp" else self.loop.device  # sharded from there, block by block
+        teacher = load(self.teacher, device)
+        start = None if self.start is None else load(self.start, device)
         negative = None if self.negative is None else load(self.negative, self.loop.device)
         config = dataclasses.replace(
             teacher.config,
-            objective=self.objective, optimizer=self.optimizer, ema=self.ema, loop=self.loop, teacher=str(self.teacher),
+            objective=self.objective, optimizer=self.optimizer, ema=self.ema, loop=self.loop,
+            parallel=self.parallel, teacher=str(self.teacher),
             start=None if self.start is None else str(self.start),
             negative=None if self.negative is None else str(self.negative),
         )  # fmt: skip

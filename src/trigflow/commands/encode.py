@@ -32,6 +32,8 @@ class Encode:
     """Images at once."""
     device: str = "auto"
     """cpu, cuda, or auto."""
+    workers: int = 0
+    """Processes that read and decode images, ahead of the autoencoder."""
     quiet: bool = False
     """No progress bar."""
 
@@ -47,6 +49,7 @@ class Encode:
             resize=self.resize,
             batch_size=self.batch_size,
             device=resolve_device(self.device),
+            workers=self.workers,
             progress=not self.quiet,
         )
         print(f"{count} latents in {self.out}; train on them with: trigflow train --data {self.out} --out RUN")

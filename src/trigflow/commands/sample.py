@@ -48,6 +48,8 @@ class Sample:
     """No progress bar."""
 
     def run(self) -> None:
+        from trigflow.distributed import gather_rows, is_first, share_of, world_size
+        from trigflow.errors import UserError
         from trigflow.images import check_ending, save_grid, save_images
         from trigflow.model import load
 
@@ -57,8 +59,17 @@ class Sample:
         model = load(self.run_folder, self.device)
         if self.vae is not None:
             model.use_vae(self.vae)
-        images = model.sample(
-            self.num,
+        first, num = 0, self.num
+        if world_size() > 1:
+            share = share_of(self.num)
+            if self.num < world_size():
+                raise UserError(
+                    f"{self.num} images on {world_size()} processes; expected at least one each; raise --num or start fewer"
+                )
+            first, num = share.start, len(share)
+        drawn = model.sample(
+            num,
+            first=first,
             steps=self.steps,
             labels=self.labels or None,
             guidance=self.guidance,
@@ -66,8 +77,11 @@ class Sample:
             negative=negative,
             seed=self.seed,
             solver=self.solver,
-            progress=not self.quiet,
+            progress=not self.quiet and is_first(),
         )
+        images = gather_rows(drawn)
+        if images is None:
+            return
         if self.out.suffix:
             print(save_grid(images, self.out, self.columns))
         else:

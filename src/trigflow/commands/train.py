@@ -11,7 +11,15 @@ from tyro.conf import AvoidSubcommands
 from trigflow.errors import UserError
 from trigflow.networks import NetworkConfig, UNetConfig
 from trigflow.process import TrigFlow
-from trigflow.training.config import DataConfig, EMAConfig, LoopConfig, ObjectiveConfig, OptimizerConfig, RunConfig
+from trigflow.training.config import (
+    DataConfig,
+    EMAConfig,
+    LoopConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    RunConfig,
+)
 
 
 @dataclass(frozen=True)
@@ -36,6 +44,7 @@ class Train:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     ema: EMAConfig = field(default_factory=EMAConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
     def run(self) -> None:
         from trigflow.recipes import require_data
@@ -46,6 +55,8 @@ class Train:
                 "train without a teacher cannot distill; expected diffusion, sct, ct or meanflow; use: trigflow distill RUN"
             )
         require_data(self.data.source)
-        config = RunConfig(self.data, self.process, self.network, self.objective, self.optimizer, self.ema, self.loop)
+        config = RunConfig(
+            self.data, self.process, self.network, self.objective, self.optimizer, self.ema, self.loop, self.parallel
+        )
         train(config, self.out, resume=self.resume, progress=not self.quiet)
         print(f"Trained. Draw with: trigflow sample {self.out}; distill with: trigflow distill {self.out} --out RUN")

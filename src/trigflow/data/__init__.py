@@ -11,11 +11,13 @@ from trigflow.data.latents import (
 from trigflow.data.order import Order, derive_seed, epoch_order
 from trigflow.data.sources import open_dataset
 from trigflow.data.statistics import Normalization, measure
+from trigflow.data.workers import Loader
 
 __all__ = [
     "ImageDataset",
     "LatentDataset",
     "LatentNormalization",
+    "Loader",
     "Normalization",
     "Order",
     "check_labels",

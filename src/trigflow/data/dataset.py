@@ -1,14 +1,18 @@
-"""Images in memory, with or without labels, and the checks that training asks of them."""
+"""Images, in memory or read as they are asked for, with or without labels, and the checks that training asks of them."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from trigflow.data.order import derive_seed
+from trigflow.data.order import Order, derive_seed
 from trigflow.errors import UserError
+
+D = TypeVar("D", bound="ImageDataset")
 
 
 def check_labels(labels: Tensor, num_classes: int) -> None:
@@ -34,16 +38,43 @@ def check_labels(labels: Tensor, num_classes: int) -> None:
     )
 
 
+def number_classes(labels: Iterable[int]) -> tuple[str, ...]:
+    """Names of classes that have none: "0", "1", ... up to the largest label."""
+    return tuple(str(label) for label in range(max(labels, default=-1) + 1))
+
+
+class Rows(Protocol):
+    """Images or latents that are not in memory. It can be pickled and sent to worker processes, which read for themselves."""
+
+    @property
+    def shards(self) -> tuple[int, ...] | None:
+        """Lengths of the shards of a stream, each of which can only be read from its beginning; None for what is no stream."""
+
+    @property
+    def window(self) -> int:
+        """How many samples of a stream, one after another, are shuffled with each other; 1 for what is no stream."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, indices: Tensor) -> Tensor:
+        """The rows at these indices `(b,)`, shape `(b, c, h, w)`, of the type that the data set has in memory."""
+
+    def only(self, indices: Tensor) -> Any:
+        """These rows alone, as another of its kind."""
+
+
 @dataclass(frozen=True, eq=False)
 class ImageDataset:
-    """Equal-sized images, all of them in memory as bytes.
+    """Equal-sized images, in memory as bytes or read and decoded as they are asked for.
 
     Attributes:
         name: what the data is called in logs and reports.
-        images: uint8, shape `(n, c, h, w)`, values 0 to 255.
+        images: uint8, shape `(n, c, h, w)`, values 0 to 255. With `rows`, of the same shape with n = 0.
         labels: int64, shape `(n,)`, in `0 ... num_classes - 1`; or None.
         class_names: one name a class, in the order of the labels; empty without labels.
         skipped: names of the corrupt files that were left out when reading, relative to the folder or zip.
+        rows: images that stay where they are; None when they are in memory.
+        counts: how often each byte occurs in each channel, int64, shape `(c, 256)`, where that is known; else None.
 
     Raises:
         UserError: if shapes or types are not as above, or a label is out of range.
@@ -54,6 +85,8 @@ class ImageDataset:
     labels: Tensor | None = None
     class_names: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
+    rows: Rows | None = None
+    counts: Tensor | None = None
 
     def __post_init__(self) -> None:
         self._check_images()
@@ -78,7 +111,7 @@ class ImageDataset:
             )
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.images if self.rows is None else self.rows)
 
     @property
     def channels(self) -> int:
@@ -106,7 +139,13 @@ class ImageDataset:
         return len(self.class_names)
 
     def batch(
-        self, indices: Tensor, *, flip: Tensor | None = None, generator: torch.Generator | None = None
+        self,
+        indices: Tensor,
+        *,
+        flip: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        rows: Tensor | None = None,
+        stored: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Copies of the chosen images, uint8 `(b, c, h, w)`, and their labels, int64 `(b,)` or None.
 
@@ -114,12 +153,15 @@ class ImageDataset:
             indices: which images, int64, shape `(b,)`; one may come up several times.
             flip: bool, shape `(b,)`; images where it is true are mirrored left to right.
             generator: for data with randomness of its own, which images have not (see `trigflow.data.latents`).
+            rows: which of the indices are wanted, int64; None for all.
+            stored: what `stored` gave for the wanted indices, where that was asked for before (see `Loader`).
 
         Raises:
             UserError: if `flip` is not a bool mask of shape `(b,)`.
         """
-        indices = indices.to(self.images.device)
-        images = self.images[indices]
+        if rows is not None:
+            indices, flip = indices[rows], None if flip is None else flip[rows]
+        images = self.stored(indices) if stored is None else stored
         if flip is not None:
             if flip.dtype != torch.bool or flip.shape != indices.shape:
                 raise UserError(
@@ -127,14 +169,34 @@ class ImageDataset:
                     f"expected a bool mask of shape {tuple(indices.shape)}; pass one flag an image"
                 )
             images = torch.where(flip.to(images.device)[:, None, None, None], images.flip(-1), images)
-        return images, None if self.labels is None else self.labels[indices.to(self.labels.device)]
+        return images, self._labels_of(indices)
 
-    def subset(self, indices: Tensor) -> ImageDataset:
+    def stored(self, indices: Tensor) -> Tensor:
+        """Copies of what is stored of the chosen images, of the type of `images`, shape `(b, c, h, w)`."""
+        return self.images[indices.to(self.images.device)] if self.rows is None else self.rows[indices.cpu()]
+
+    def chunks(self, size: int = 64) -> Iterator[Tensor]:
+        """All that is stored, `size` images at a time: how to go through images that may not fit into memory."""
+        for indices in torch.arange(len(self)).split(size):
+            yield self.stored(indices)
+
+    def order(self, batch_size: int, seed: int) -> Order:
+        """Which samples each training step sees."""
+        if self.rows is None:
+            return Order(len(self), batch_size, seed)
+        return Order(len(self), batch_size, seed, shards=self.rows.shards, window=self.rows.window)
+
+    def subset(self: D, indices: Tensor) -> D:
         """The chosen images as a data set of their own, with the same classes; `indices` is int64, shape `(m,)`."""
-        labels = None if self.labels is None else self.labels[indices.to(self.labels.device)]
-        return replace(self, images=self.images[indices.to(self.images.device)], labels=labels)
+        labels = self._labels_of(indices)
+        if self.rows is not None:
+            return replace(self, labels=labels, rows=self.rows.only(indices.cpu()), counts=None)
+        return replace(self, labels=labels, images=self.stored(indices), counts=None)
 
-    def split(self, fraction: float, seed: int) -> tuple[ImageDataset, ImageDataset]:
+    def _labels_of(self, indices: Tensor) -> Tensor | None:
+        return None if self.labels is None else self.labels[indices.to(self.labels.device)]
+
+    def split(self: D, fraction: float, seed: int) -> tuple[D, D]:
         """Two disjoint parts, the first of `round(fraction * n)` images, that together hold every image once.
 
         The choice is random but depends on `(n, fraction, seed)` alone. The distance between two halves of real data is

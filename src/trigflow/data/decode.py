@@ -13,21 +13,45 @@ from __future__ import annotations
 
 import contextlib
 import io
-import warnings
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.WebPImagePlugin import WebPImageFile
 from torch import Tensor
 
 from trigflow.errors import UserError
 
-FORMATS = ("PNG", "JPEG", "WEBP")
+READERS: dict[bytes, type[Any]] = {
+    b"\x89PNG\r\n\x1a\n": PngImageFile,
+    b"\xff\xd8\xff": JpegImageFile,
+    b"RIFF": WebPImageFile,
+}
+"""By the first bytes of a file. `Image.open` would do, but for its warnings: to mute them is not safe with threads."""
+OTHER_FORMATS = {"GIF": b"GIF8", "BMP": b"BM", "TIFF": b"II*\0", "big-endian TIFF": b"MM\0*", "PDF": b"%PDF"}
+"""What files of other formats begin with, to name them in messages."""
 GRAY_MODES = ("1", "L", "LA", "La")
 
 
+ORIENTATION = 0x0112
+"""The EXIF tag that says how a picture is to be turned; 1 for not at all."""
+
+
 class CorruptImageError(Exception):
-    """The bytes of a file are no complete image."""
+    """The bytes of a file are no complete image.
+
+    Args:
+        name: the file.
+        reason: what is wrong with it, in a few words.
+    """
+
+    def __init__(self, name: str, reason: str = "it cannot be decoded") -> None:
+        super().__init__(name, reason)
+        self.name = name
+        self.reason = reason
 
 
 def decode(data: bytes, name: str, *, channels: int | None, resize: int | None, crop: bool) -> Tensor:
@@ -44,24 +68,43 @@ def decode(data: bytes, name: str, *, channels: int | None, resize: int | None, 
         CorruptImageError: if it cannot be decoded to the end.
         UserError: if it has more pixels than Pillow takes to be safe.
     """
+    with open_image(data, name) as image:
+        try:
+            image.load()
+            plain = fit(_to_gray_or_rgb(_upright(image)), resize, crop)
+        except MemoryError:
+            raise
+        except Exception as error:  # decoders meet bad bytes with any kind of exception
+            raise CorruptImageError(name, _in_few_words(error)) from error
+    if channels is not None:
+        plain = _convert(plain, "L" if channels == 1 else "RGB")
+    return to_tensor(plain)
+
+
+def open_image(data: bytes, name: str) -> Image.Image:
+    """A PNG, JPEG or WebP file whose header was read, and no pixel yet.
+
+    Raises:
+        CorruptImageError: if it is none of these.
+        UserError: if it has more pixels than Pillow takes to be safe.
+    """
+    reader = next((reader for signature, reader in READERS.items() if data.startswith(signature)), None)
+    if reader is None:
+        other = next((kind for kind, signature in OTHER_FORMATS.items() if data.startswith(signature)), None)
+        found = f"it is a {other}, and no PNG, JPEG or WebP" if other else "it is no PNG, JPEG or WebP"
+        raise CorruptImageError(name, found if data else "the file is empty")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                image.load()
-                plain = fit(_to_gray_or_rgb(_upright(image)), resize, crop)
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise UserError(
-            f"image {name!r} has more pixels than are safe to decode; expected at most {Image.MAX_IMAGE_PIXELS}; "
-            "shrink or remove it"
-        ) from error
+        image = reader(io.BytesIO(data))
     except MemoryError:
         raise
-    except Exception as error:  # decoders meet bad bytes with any kind of exception
-        raise CorruptImageError(name) from error
-    if channels is not None:
-        plain = plain.convert("L" if channels == 1 else "RGB")
-    return to_tensor(plain)
+    except Exception as error:
+        raise CorruptImageError(name, _in_few_words(error)) from error
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and image.width * image.height > limit:
+        raise UserError(
+            f"image {name!r} has more pixels than are safe to decode; expected at most {limit}; shrink or remove it"
+        )
+    return image
 
 
 def fit(image: Image.Image, resize: int | None, crop: bool) -> Image.Image:
@@ -85,15 +128,30 @@ def fit(image: Image.Image, resize: int | None, crop: bool) -> Image.Image:
 
 def to_tensor(image: Image.Image) -> Tensor:
     """A grayscale or RGB image as uint8, shape `(c, h, w)`."""
-    pixels = torch.from_numpy(np.array(image))
-    return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
+    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+    return pixels.view(image.height, image.width, len(image.getbands())).permute(2, 0, 1)
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    # The pixels are whole at this point: metadata that cannot be read only means that no rotation is known.
-    with contextlib.suppress(Exception):
-        return ImageOps.exif_transpose(image)
+    if is_turned(image):
+        with contextlib.suppress(Exception):
+            return ImageOps.exif_transpose(image)
     return image
+
+
+def is_turned(image: Image.Image) -> bool:
+    """Whether the EXIF data say so. Where they cannot be read, no rotation is known."""
+    with contextlib.suppress(Exception):
+        return bool(image.getexif().get(ORIENTATION, 1) != 1)
+    return False
+
+
+def _convert(image: Image.Image, mode: str) -> Image.Image:
+    return image if image.mode == mode else image.convert(mode)
+
+
+def _in_few_words(error: Exception) -> str:
+    return " ".join(str(error).split())[:80] or type(error).__name__
 
 
 def _to_gray_or_rgb(image: Image.Image) -> Image.Image:
@@ -107,4 +165,4 @@ def _to_gray_or_rgb(image: Image.Image) -> Image.Image:
     if "A" in image.getbands() or transparency is not None:
         background = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(background, image.convert("RGBA"))
-    return image.convert(mode)
+    return _convert(image, mode)

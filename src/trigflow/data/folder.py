@@ -1,21 +1,30 @@
-"""A folder or zip of images, read whole before training starts, so that every fault in it is found first."""
+"""Images of a folder, a zip or tar shards, gone through before training starts, so that every fault in them is found first.
+
+They stay in memory, decoded, if they fit. Otherwise they stay where they are and are decoded as training asks for them.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from trigflow.data.dataset import ImageDataset
-from trigflow.data.decode import CorruptImageError, decode
-from trigflow.data.files import open_files
+from trigflow.data.files import ENDINGS, Files
 from trigflow.data.labels import find_labels
+from trigflow.data.rows import Decoder, ImageRows
+from trigflow.data.scan import Scan, chunks_of, scan
+from trigflow.data.workers import in_order
 from trigflow.errors import UserError
 
-ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
+
+class MemoryLimitError(UserError):
+    """Images that take more memory than they may."""
 
 
 class ImageStack:
@@ -42,7 +51,8 @@ class ImageStack:
         """Append one image, uint8, shape `(c, h, w)` with c 1 or 3.
 
         Raises:
-            UserError: if its size is not that of the first image, or the memory limit is passed.
+            UserError: if its size is not that of the first image.
+            MemoryLimitError: if the memory limit is passed.
         """
         channels, height, width = image.shape
         if self.count == 0:
@@ -50,10 +60,7 @@ class ImageStack:
             self._images = self._allocate(channels, height, width)
         _, stored_channels, *size = self._images.shape
         if [height, width] != size:
-            raise UserError(
-                f"images differ in size: {self.first!r} is {size[1]}x{size[0]} and {name!r} is {width}x{height} "
-                "(width x height); expected one size; use --resize N"
-            )
+            raise _sizes_differ(self.first, size, name, (height, width))
         if channels > stored_channels:
             gray = self.images
             self._images = self._allocate(channels, height, width)
@@ -62,10 +69,10 @@ class ImageStack:
         self.count += 1
 
     def check_memory(self, channels: int, height: int, width: int) -> None:
-        """Raise a UserError if `capacity` images of this size would pass the memory limit."""
+        """Raise a MemoryLimitError if `capacity` images of this size would pass the memory limit."""
         gib = self.capacity * channels * height * width / 2**30
         if gib > self.memory_limit_gib:
-            raise UserError(
+            raise MemoryLimitError(
                 f"{self.capacity} images of {width}x{height} with {channels} channel(s) take {gib:.3g} GiB; expected at most "
                 f"{self.memory_limit_gib:.3g} GiB in memory; use --resize N with a smaller N"
             )
@@ -76,7 +83,7 @@ class ImageStack:
 
 
 def read_images(
-    path: str,
+    files: Files,
     *,
     resize: int | None,
     crop: bool,
@@ -84,48 +91,99 @@ def read_images(
     skip_corrupt: bool,
     progress: bool,
     memory_limit_gib: float,
+    workers: int,
 ) -> ImageDataset:
-    """The images of the folder or zip at `path`; the arguments and errors are those of `trigflow.data.open_dataset`."""
-    with open_files(path) as files:
-        names = [name for name in files.names if name.lower().endswith(ENDINGS)]
-        if not names:
-            raise UserError(
-                f"no images found in {path!r}; expected files ending in {', '.join(ENDINGS)}; "
-                "check the path or convert the images"
-            )
-        labels, class_names = find_labels(files, names)
-        stack = ImageStack(len(names), memory_limit_gib)
-        if resize is not None:
-            stack.check_memory(channels or 1, resize, resize)
-        kept: list[int] = []
-        corrupt: list[str] = []
-        for index, name in enumerate(tqdm(names, desc="reading images", unit="image", disable=not progress)):
-            try:
-                image = decode(files.read(name), name, channels=channels, resize=resize, crop=crop)
-            except CorruptImageError:
-                corrupt.append(name)
-                continue
-            stack.add(name, image)
-            kept.append(index)
-    if corrupt:
-        _check_corrupt(path, corrupt, len(names), skip_corrupt)
+    """The images among these files; the arguments and errors are those of `trigflow.data.open_dataset`."""
+    images = image_files(files)
+    labels, class_names = find_labels(files, images.names)
+    decoder = Decoder(images, channels, resize, crop)
+    try:
+        stack, corrupt = _into_memory(decoder, memory_limit_gib, workers, progress)
+        _check_corrupt(images, corrupt, skip_corrupt)
+        content: dict[str, Any] = {"images": stack.images}
+    except MemoryLimitError:
+        found = scan(decoder, workers=workers, progress=progress)
+        corrupt = (found.channels == 0).nonzero()[:, 0].tolist()
+        _check_corrupt(images, corrupt, skip_corrupt)
+        content = _left_in_place(decoder, found)
+    kept = torch.ones(len(images), dtype=torch.bool)
+    kept[corrupt] = False
     return ImageDataset(
-        name=os.path.basename(os.path.abspath(path)),
-        images=stack.images,
-        labels=None if labels is None else torch.tensor([labels[index] for index in kept]),
+        name=os.path.basename(os.path.abspath(files.where)),
+        labels=None if labels is None else torch.tensor(labels)[kept],
         class_names=class_names,
-        skipped=tuple(corrupt),
+        skipped=tuple(images.names[index] for index in corrupt),
+        **content,
     )
 
 
-def _check_corrupt(path: str, corrupt: Sequence[str], total: int, skip_corrupt: bool) -> None:
-    listed = ", ".join(repr(name) for name in corrupt[:3]) + (", ..." if len(corrupt) > 3 else "")
+def image_files(files: Files) -> Files:
+    """Those among the files that have the ending of an image.
+
+    Raises:
+        UserError: if there are none.
+    """
+    images = files.only(files.images())
+    if len(images) == 0:
+        raise UserError(
+            f"no images found in {files.where!r}; expected files ending in {', '.join(ENDINGS)}; "
+            "check the path or convert the images"
+        )
+    return images
+
+
+def _into_memory(decoder: Decoder, limit_gib: float, workers: int, progress: bool) -> tuple[ImageStack, list[int]]:
+    """All images that can be decoded, and the indices of the others."""
+    names = decoder.files.names
+    stack, corrupt = ImageStack(len(names), limit_gib), list[int]()
+    if decoder.resize is not None:
+        stack.check_memory(decoder.channels or 1, decoder.resize, decoder.resize)
+    pieces = [range(1), *chunks_of(len(names), first=1)]  # one image tells whether they will fit
+    with tqdm(total=len(names), desc="reading images", unit="image", disable=not progress) as bar:
+        for indices, images in zip(pieces, in_order(decoder.several, pieces, workers), strict=True):
+            for index, image in zip(indices, images, strict=True):
+                if image is None:
+                    corrupt.append(index)
+                else:
+                    stack.add(names[index], image)
+            bar.update(len(indices))
+    return stack, corrupt
+
+
+def _left_in_place(decoder: Decoder, found: Scan) -> dict[str, Any]:
+    """What a data set holds of images that are not in memory: the whole ones among those that were scanned."""
+    whole = found.channels.nonzero()[:, 0]
+    sizes, first = found.sizes[whole], int(whole[0])
+    others = (sizes != sizes[0]).any(dim=1).nonzero()
+    if len(others):
+        other = int(whole[others[0, 0]])
+        names = decoder.files.names
+        raise _sizes_differ(names[first], found.sizes[first].tolist(), names[other], found.sizes[other].tolist())
+    channels, (height, width) = int(found.channels.max()), sizes[0].tolist()
+    files = decoder.files.only(whole.tolist()) if len(whole) < len(decoder.files) else decoder.files
+    return {
+        "images": torch.empty(0, channels, height, width, dtype=torch.uint8),
+        "rows": ImageRows(replace(decoder, files=files, channels=channels), (height, width)),
+        "counts": found.counts_of(channels),
+    }
+
+
+def _sizes_differ(first: str, size: Sequence[int], name: str, other: Sequence[int]) -> UserError:
+    return UserError(
+        f"images differ in size: {first!r} is {size[1]}x{size[0]} and {name!r} is {other[1]}x{other[0]} "
+        "(width x height); expected one size; use --resize N"
+    )
+
+
+def _check_corrupt(images: Files, corrupt: Sequence[int], skip_corrupt: bool) -> None:
+    names, total, path = [images.names[index] for index in corrupt[:3]], len(images), images.where
+    listed = ", ".join(repr(name) for name in names) + (", ..." if len(corrupt) > 3 else "")
     if len(corrupt) == total:
         raise UserError(
             f"all {total} images in {path!r} are corrupt or truncated: {listed}; "
             "expected whole PNG, JPEG or WebP files; copy or download them again"
         )
-    if not skip_corrupt:
+    if corrupt and not skip_corrupt:
         raise UserError(
             f"{len(corrupt)} of {total} images in {path!r} corrupt or truncated: {listed}; "
             "expected whole PNG, JPEG or WebP files; replace them, or leave them out with --skip-corrupt"

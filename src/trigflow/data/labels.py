@@ -1,4 +1,4 @@
-"""Which class each image of a folder or zip belongs to, from the folder names or from `dataset.json`."""
+"""Which class each image belongs to: from the folder names, from `dataset.json`, or from the `.cls` files of tar shards."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ import json
 import posixpath
 from collections.abc import Sequence
 
+from trigflow.data.dataset import number_classes
 from trigflow.data.decode import CorruptImageError
 from trigflow.data.files import Files
+from trigflow.data.hub import HubFiles
+from trigflow.data.tars import TarFiles, sample_key
 from trigflow.errors import UserError
 
 LABEL_FILE = "dataset.json"
 LABEL_FORMAT = '{"labels": [["path/img.png", 3], ...]} or {"labels": null}'
+CLASS_ENDING = ".cls"
 MAX_CLASSES = 1_000_000
 
 
@@ -22,15 +26,24 @@ def find_labels(files: Files, images: Sequence[str]) -> tuple[list[int] | None, 
     names "0", "1", ... up to the largest. Otherwise the first-level sub-folders that hold images are the classes, sorted by
     name, whatever lies deeper inside them; and images that all lie in the root have no labels.
 
+    A data set of the Hugging Face hub has its labels in a column.
+
+    In tar shards the file that is named as the image but ends in `.cls` holds the label in digits; without such files there
+    are no labels. Classes are called as with a `dataset.json`.
+
     Args:
-        files: the folder or zip.
+        files: the folder, zip or tar shards.
         images: names of the images in it.
 
     Raises:
-        UserError: if some images lie in the root and others in sub-folders, or `dataset.json` is malformed, names a file that
-            is not there, or leaves an image out.
+        UserError: if some images lie in the root and others in sub-folders; `dataset.json` is malformed, names a file that
+            is not there, or leaves an image out; or some images have a `.cls` and others not, or one holds something else.
     """
-    if LABEL_FILE in files.names:
+    if isinstance(files, HubFiles):
+        return None if files.labels is None else files.labels.tolist(), files.class_names
+    if isinstance(files, TarFiles):
+        return _labels_from_tars(files, images)
+    if files.find(LABEL_FILE) is not None:
         return _labels_from_json(files, images)
     flat = [name for name in images if "/" not in name]
     if len(flat) == len(images):
@@ -72,13 +85,52 @@ def _labels_from_json(files: Files, images: Sequence[str]) -> tuple[list[int] | 
             "one entry an image",
             "add entries for them or remove the images",
         )
-    return [labels[name] for name in images], tuple(str(label) for label in range(max(labels.values()) + 1))
+    return [labels[name] for name in images], number_classes(labels.values())
+
+
+def _labels_from_tars(files: TarFiles, images: Sequence[str]) -> tuple[list[int] | None, tuple[str, ...]]:
+    indices = {sample_key(name): index for index, name in enumerate(files.names) if name.endswith(CLASS_ENDING)}
+    if not indices:
+        return None, ()
+    keys = [sample_key(name) for name in images]
+    unlabelled = [name for name, key in zip(images, keys, strict=True) if key not in indices]
+    if unlabelled:
+        raise UserError(
+            f"{len(unlabelled)} image(s) in {files.where!r} have no label, such as {unlabelled[0]!r}; expected a "
+            f"{CLASS_ENDING} file beside every image or beside none; add the missing ones"
+        )
+    labels = [_parse_class(files, indices[key]) for key in keys]
+    return labels, number_classes(labels)
+
+
+def _parse_class(files: Files, index: int) -> int:
+    try:
+        text = files.read(index)
+    except CorruptImageError:
+        text = b""
+    if not (text.strip().isdigit() and len(text) < 20 and int(text) < MAX_CLASSES):
+        shown = text[:40].decode("utf-8", "replace")
+        raise UserError(
+            f"{files.names[index]!r} in {files.where!r} holds {shown!r}; expected an integer from 0 to {MAX_CLASSES - 1}; "
+            "correct the label"
+        )
+    return int(text)
+
+
+def read_named(files: Files, name: str) -> bytes:
+    """The bytes of the file of this name; empty where there is none.
+
+    Raises:
+        UserError, CorruptImageError: as `Files.read`.
+    """
+    index = files.find(name)
+    return b"" if index is None else files.read(index)
 
 
 def _read_entries(files: Files) -> list[tuple[str, int]] | None:
     """The `[path, label]` pairs of `dataset.json`, or None where it says that there are no labels."""
     try:
-        content = json.loads(files.read(LABEL_FILE))
+        content = json.loads(read_named(files, LABEL_FILE))
     except (ValueError, RecursionError, CorruptImageError) as error:
         raise _bad_json(files, "is not valid JSON", LABEL_FORMAT, "correct the file") from error
     if not isinstance(content, dict) or "labels" not in content:

@@ -18,10 +18,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from trigflow.data.decode import CorruptImageError
-from trigflow.data.files import Files, stored_spans
-from trigflow.data.folder import ENDINGS
-from trigflow.data.labels import LABEL_FILE, find_labels
+from trigflow.data.files import Files
+from trigflow.data.labels import LABEL_FILE, find_labels, read_named
 from trigflow.data.latents import CHANNELS, LatentDataset, LatentRows, VAESource
+from trigflow.data.zips import ZipFiles
 from trigflow.errors import UserError
 
 ENDING = ".npy"
@@ -36,7 +36,7 @@ def holds_latents(files: Files) -> bool:
         UserError: if it holds both.
     """
     latent = next((name for name in files.names if name.lower().endswith(ENDING)), None)
-    image = next((name for name in files.names if name.lower().endswith(ENDINGS)), None)
+    image = next((files.names[index] for index in files.images()), None)
     if latent is not None and image is not None:
         raise UserError(
             f"{files.where!r} holds latents ({latent!r}) and images ({image!r}); expected one of the two; move the others away"
@@ -54,17 +54,18 @@ def read_latents(files: Files, *, skip_corrupt: bool, progress: bool, memory_lim
         UserError: as for images; also for arrays that are not 4 or 8 channels of floats, that are not all of one shape, that
             hold infinities or negative deviations.
     """
-    names = [name for name in files.names if name.lower().endswith(ENDING)]
+    latents = files.only([index for index, name in enumerate(files.names) if name.lower().endswith(ENDING)])
+    names = latents.names
     labels, class_names = find_labels(files, names)
     vae, given_names = _description(files, len(class_names))
-    shape = _first_shape(files, names)
+    shape = _first_shape(latents)
     gib = len(names) * int(np.prod(shape)) * 4 / 2**30
     rows, kept, corrupt = None, list(range(len(names))), list[str]()
     if gib <= memory_limit_gib:
-        images, kept, corrupt = _read_all(files, names, shape, progress)
+        images, kept, corrupt = _read_all(latents, shape, progress)
         _check_corrupt(files.where, corrupt, len(names), skip_corrupt)
     else:
-        images, rows = torch.empty(0, *shape), _leave_in_zip(files, names, shape, progress)
+        images, rows = torch.empty(0, *shape), _leave_in_zip(latents, shape, progress)
         if rows is None:
             raise UserError(
                 f"{len(names)} latents of shape {shape} take {gib:.3g} GiB; expected at most {memory_limit_gib:.3g} GiB in "
@@ -157,26 +158,25 @@ def _check_shape(header: Header, name: str) -> None:
 # All files -----------------------------------------------------------------------------------------------------------
 
 
-def _first_shape(files: Files, names: Sequence[str]) -> tuple[int, ...]:
+def _first_shape(files: Files) -> tuple[int, ...]:
     """Shape of the first latent that is whole."""
-    for name in names:
+    for index, name in enumerate(files.names):
         try:
-            return tuple(parse(files.read(name), name).shape)
+            return tuple(parse(files.read(index), name).shape)
         except CorruptImageError:
             continue
-    raise _all_corrupt(files.where, len(names), names)
+    raise _all_corrupt(files.where, len(files), files.names)
 
 
-def _read_all(
-    files: Files, names: Sequence[str], shape: tuple[int, ...], progress: bool
-) -> tuple[Tensor, list[int], list[str]]:
+def _read_all(files: Files, shape: tuple[int, ...], progress: bool) -> tuple[Tensor, list[int], list[str]]:
     """The latents, the indices of those that are whole, and the names of the others."""
+    names = files.names
     latents = torch.empty(len(names), *shape)
     kept: list[int] = []
     corrupt: list[str] = []
     for index, name in enumerate(tqdm(names, desc="reading latents", unit="image", disable=not progress)):
         try:
-            latent = parse(files.read(name), name)
+            latent = parse(files.read(index), name)
         except CorruptImageError:
             corrupt.append(name)
             continue
@@ -186,9 +186,10 @@ def _read_all(
     return latents[: len(kept)], kept, corrupt
 
 
-def _leave_in_zip(files: Files, names: Sequence[str], shape: tuple[int, ...], progress: bool) -> LatentRows | None:
+def _leave_in_zip(files: Files, shape: tuple[int, ...], progress: bool) -> LatentRows | None:
     """Where each latent lies in an uncompressed zip; None if it is none, or its files are not whole and alike."""
-    spans = stored_spans(files.where, names)
+    names = files.names
+    spans = files.stored_spans() if isinstance(files, ZipFiles) else None
     if spans is None:
         return None
     with open(files.where, "rb") as file:
@@ -246,10 +247,10 @@ def _listed(names: Sequence[str]) -> str:
 
 def _description(files: Files, num_classes: int) -> tuple[VAESource, tuple[str, ...]]:
     """The autoencoder and the class names (empty: no names) that `dataset.json` names under "latents"."""
-    if LABEL_FILE not in files.names:
+    if files.find(LABEL_FILE) is None:
         return VAESource(), ()
     try:
-        content = json.loads(files.read(LABEL_FILE)).get("latents")
+        content = json.loads(read_named(files, LABEL_FILE)).get("latents")
     except (ValueError, RecursionError, AttributeError, CorruptImageError):
         content = None  # a damaged file has been refused by find_labels
     if content is None:

@@ -20,9 +20,8 @@ diffusers; `trigflow.latents` does, when pixels are wanted.
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal, cast
 
@@ -31,6 +30,7 @@ import torch
 from torch import Tensor
 
 from trigflow.data.dataset import ImageDataset
+from trigflow.data.files import OpenArchives
 from trigflow.data.statistics import Normalization, measure
 from trigflow.errors import UserError
 
@@ -201,6 +201,9 @@ class LatentRows:
     offsets: Tensor
     shape: tuple[int, ...]
     dtype: str
+    archives: OpenArchives = field(default_factory=OpenArchives)
+    shards = None
+    window = 1
 
     def __len__(self) -> int:
         return len(self.offsets)
@@ -211,10 +214,13 @@ class LatentRows:
         Raises:
             UserError: if one of them is not finite.
         """
-        count, dtype = math.prod(self.shape), np.dtype(self.dtype)
+        dtype = np.dtype(self.dtype)
+        size = math.prod(self.shape) * dtype.itemsize
         rows = torch.empty(len(indices), *self.shape)
         for row, offset in zip(rows, self.offsets[indices].tolist(), strict=True):
-            data = self._bytes[offset : offset + count * dtype.itemsize].tobytes()
+            data = self.archives.read(self.path, offset, size)
+            if len(data) != size:
+                raise UserError(f"{self.path!r} ends too early; expected the zip as it was; restore it and start again")
             row.copy_(torch.from_numpy(np.frombuffer(data, dtype).astype(np.float32).reshape(self.shape)))
         if not bool(rows.isfinite().all()):
             raise UserError(
@@ -222,13 +228,9 @@ class LatentRows:
             )
         return rows
 
-    def __getstate__(self) -> dict[str, object]:
-        """For pickling and copying: the zip is opened again, not copied."""
-        return {name: value for name, value in self.__dict__.items() if name != "_bytes"}
-
-    @functools.cached_property
-    def _bytes(self) -> np.memmap[tuple[int], np.dtype[np.uint8]]:
-        return np.memmap(self.path, np.uint8, mode="r")
+    def only(self, indices: Tensor) -> LatentRows:
+        """These latents alone."""
+        return replace(self, offsets=self.offsets[indices])
 
 
 @dataclass(frozen=True, eq=False)
@@ -239,16 +241,11 @@ class LatentDataset(ImageDataset):
         images: float32, shape `(n, 8, h, w)`: 4 channels of means and 4 of standard deviations; or `(n, 4, h, w)`, means
             alone. With `rows`, of the same shape with n = 0.
         vae: the autoencoder that they are of.
-        rows: latents that stay in their file; None when they are in memory.
 
     The other attributes, and what is raised, are those of `ImageDataset`.
     """
 
     vae: VAESource = field(default_factory=VAESource)
-    rows: LatentRows | None = None
-
-    def __len__(self) -> int:
-        return len(self.images if self.rows is None else self.rows)
 
     def _check_images(self) -> None:
         images = self.images
@@ -269,7 +266,13 @@ class LatentDataset(ImageDataset):
         return self.images.shape[1] == 2 * CHANNELS
 
     def batch(
-        self, indices: Tensor, *, flip: Tensor | None = None, generator: torch.Generator | None = None
+        self,
+        indices: Tensor,
+        *,
+        flip: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        rows: Tensor | None = None,
+        stored: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Latents `z = mean + std * eps`, float32 `(b, 4, h, w)`, and their labels, int64 `(b,)` or None.
 
@@ -277,34 +280,21 @@ class LatentDataset(ImageDataset):
             indices: which images, int64, shape `(b,)`; one may come up several times.
             flip: has to be None.
             generator: `eps` is drawn from it, on the CPU; None gives the means.
+            rows: which of the indices are wanted, int64; None for all. Whatever they are, `eps` is drawn for all indices.
+            stored: what `stored` gave for the wanted indices, where that was asked for before.
 
         Raises:
             UserError: if `flip` is given: the latent of a mirrored image is not the mirrored latent.
         """
         if flip is not None:
             raise UserError(NO_FLIP)
-        stored = self.stored(indices)
+        count, indices = len(indices), indices if rows is None else indices[rows]
+        stored = self.stored(indices) if stored is None else stored
         mean, std = stored[:, :CHANNELS], stored[:, CHANNELS:]
         if generator is not None and self.has_std:
-            eps = torch.randn(mean.shape, generator=generator)
-            mean = mean + std * eps.to(mean.device)
-        return mean, None if self.labels is None else self.labels[indices.to(self.labels.device)]
-
-    def stored(self, indices: Tensor) -> Tensor:
-        """What is stored of the chosen images, float32 `(b, 4 or 8, h, w)`."""
-        return self.images[indices.to(self.images.device)] if self.rows is None else self.rows[indices.cpu()]
-
-    def subset(self, indices: Tensor) -> LatentDataset:
-        """The chosen images as a data set of their own, with the same classes; `indices` is int64, shape `(m,)`."""
-        labels = None if self.labels is None else self.labels[indices.to(self.labels.device)]
-        if self.rows is not None:
-            return replace(self, labels=labels, rows=replace(self.rows, offsets=self.rows.offsets[indices.cpu()]))
-        return replace(self, labels=labels, images=self.stored(indices))
-
-    def chunks(self, size: int = 64) -> Iterator[Tensor]:
-        """All that is stored, `size` images at a time."""
-        for indices in torch.arange(len(self)).split(size):
-            yield self.stored(indices)
+            eps = torch.randn(count, *mean.shape[1:], generator=generator)
+            mean = mean + std * (eps if rows is None else eps[rows]).to(mean.device)
+        return mean, self._labels_of(indices)
 
 
 NO_FLIP = (

@@ -2,6 +2,9 @@
 
 An endless sequence of samples is made of one permutation of the data set after another; step `k` of batch size `b` takes
 samples `k b ... k b + b - 1` of it. Which samples these are depends on `(n, b, seed, k)` alone.
+
+A stream can only be read from the beginning of each of its shards. Its permutations keep to that: they go through the shards in
+a random order, and through each from its beginning to its end, in windows of samples that are shuffled with each other.
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import operator
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -37,6 +41,22 @@ def epoch_order(n: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(n, generator=generator)
 
 
+def stream_order(shards: Sequence[int], window: int, seed: int, epoch: int) -> Tensor:
+    """The permutation in which the given epoch walks a stream, int64, on the CPU.
+
+    Args:
+        shards: length of each shard; samples are numbered through them.
+        window: samples, one after another in a shard, that are shuffled with each other.
+        seed: the seed of the run.
+        epoch: counted from 0.
+    """
+    generator = torch.Generator().manual_seed(derive_seed(seed, "order", epoch))
+    numbered = torch.arange(sum(shards)).split(list(shards))
+    chosen = torch.randperm(len(shards), generator=generator).tolist()
+    windows = [samples for shard in chosen for samples in numbered[shard].split(window)]
+    return torch.cat([samples[torch.randperm(len(samples), generator=generator)] for samples in windows])
+
+
 class Order:
     """Which samples each training step sees.
 
@@ -47,12 +67,16 @@ class Order:
         n: number of samples in the data set, at least 1.
         batch_size: samples a step, at least 1.
         seed: the seed of the run.
+        shards: lengths of the shards of a stream (see `stream_order`); None for data that can be read in any order.
+        window: of a stream.
 
     Raises:
         UserError: if `n` or `batch_size` is below 1.
     """
 
-    def __init__(self, n: int, batch_size: int, seed: int) -> None:
+    def __init__(
+        self, n: int, batch_size: int, seed: int, *, shards: Sequence[int] | None = None, window: int = 1
+    ) -> None:
         if n < 1:
             raise UserError(f"a data set of {n} images; expected at least one; point to other data")
         if batch_size < 1:
@@ -60,7 +84,9 @@ class Order:
         self.n = n
         self.batch_size = batch_size
         self.seed = seed
-        self._latest = (0, epoch_order(n, seed, 0))
+        self.shards = shards
+        self.window = window
+        self._latest = {0: self._permute(0)}
 
     def indices(self, step: int) -> Tensor:
         """Sample indices of a step, int64, shape `(batch_size,)`; the same whatever was asked before.
@@ -81,8 +107,13 @@ class Order:
         return torch.cat(pieces)
 
     def _permutation(self, epoch: int) -> Tensor:
-        known, permutation = self._latest
-        if known != epoch:
-            permutation = epoch_order(self.n, self.seed, epoch)
-            self._latest = (epoch, permutation)
-        return permutation
+        """The permutation of an epoch; the two asked for last are kept, for readers that are ahead of the training."""
+        if epoch not in self._latest:
+            self._latest = dict([*self._latest.items()][-1:])
+            self._latest[epoch] = self._permute(epoch)
+        return self._latest[epoch]
+
+    def _permute(self, epoch: int) -> Tensor:
+        if self.shards is None:
+            return epoch_order(self.n, self.seed, epoch)
+        return stream_order(self.shards, self.window, self.seed, epoch)

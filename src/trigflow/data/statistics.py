@@ -119,7 +119,7 @@ def measure(dataset: ImageDataset, sigma_data: float = 0.5) -> Normalization:
     if len(dataset) == 0:
         raise UserError(f"{dataset.name!r} holds no images; expected at least one; point to other data")
     levels = torch.arange(256, dtype=torch.float64)
-    counts = _count_values(dataset.images).double()
+    counts = _counts_of(dataset).double()
     per_channel = counts.sum(dim=1)
     mean = (counts @ levels) / per_channel
     variance = float((counts * (levels - mean[:, None]) ** 2).sum() / per_channel.sum())
@@ -134,7 +134,15 @@ def measure(dataset: ImageDataset, sigma_data: float = 0.5) -> Normalization:
     )
 
 
-def _count_values(images: Tensor) -> Tensor:
+def _counts_of(dataset: ImageDataset) -> Tensor:
+    if dataset.counts is not None:
+        return dataset.counts
+    if dataset.rows is None:
+        return count_values(dataset.images)
+    return torch.stack([count_values(images) for images in dataset.chunks()]).sum(dim=0)
+
+
+def count_values(images: Tensor) -> Tensor:
     """How often each byte occurs in each channel: int64, shape `(c, 256)`."""
     n, channels, height, width = images.shape
     chunk = max(1, CHUNK_ELEMENTS // (channels * height * width))

@@ -59,18 +59,20 @@ class Source:
     Args:
         path: for the messages.
         file: opened for reading in binary mode, seekable.
+        expected: what it should be, for the messages.
     """
 
-    def __init__(self, path: Path, file: BinaryIO) -> None:
+    def __init__(self, path: Path, file: BinaryIO, expected: str = "a network snapshot of EDM or EDM2 (.pkl)") -> None:
         self.path = path
         self.file = file
+        self.expected = expected
         self.size = file.seek(0, 2)
         self.instructions = 0
         self.text = 0
 
     def refuse(self, fault: str, advice: str = "download it again from its source") -> NoReturn:
         """One line for a file that is damaged, or not what it should be."""
-        raise UserError(f"'{self.path}' {fault}; expected a network snapshot of EDM or EDM2 (.pkl); {advice}")
+        raise UserError(f"'{self.path}' {fault}; expected {self.expected}; {advice}")
 
     def distrust(self, fault: str) -> NoReturn:
         """One line for a file that asks for what no snapshot needs; it may be an attack."""

@@ -17,10 +17,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from trigflow.data.decode import CorruptImageError, decode
-from trigflow.data.files import Files, open_files
-from trigflow.data.folder import ENDINGS
+from trigflow.data.files import Files
+from trigflow.data.folder import image_files
 from trigflow.data.labels import LABEL_FILE, find_labels
 from trigflow.data.latents import DEFAULT_VAE, PixelRange, VAESource
+from trigflow.data.sources import list_files
+from trigflow.data.workers import in_order
 from trigflow.errors import UserError
 from trigflow.files import ensure_folder
 from trigflow.latents.archive import SIGNATURE, Entry, Fingerprint, appending, whole_entries
@@ -39,6 +41,7 @@ def encode_images(
     resize: int | None = None,
     batch_size: int = 8,
     device: torch.device | str = "cpu",
+    workers: int = 0,
     progress: bool = False,
 ) -> int:
     """Write mean and standard deviation of the latents of every image to a zip; how many there are.
@@ -56,6 +59,7 @@ def encode_images(
         resize: side of the square to make of every image: the short side is scaled to it and the centre kept.
         batch_size: images at once.
         device: where the autoencoder runs.
+        workers: processes that read and decode images, ahead of the autoencoder; 0 for this one alone.
         progress: draw a progress bar on stderr.
 
     Raises:
@@ -72,51 +76,49 @@ def encode_images(
         raise UserError(
             f"batch size {batch_size} and resize {resize}; expected at least 1; change --batch-size or --resize"
         )
-    with open_files(os.path.expanduser(os.fspath(source))) as files:
-        images = _Images.find(files, resize)
-        name = os.path.abspath(os.path.expanduser(vae)) if os.path.isdir(os.path.expanduser(vae)) else vae
-        encoder = VAE(VAESource(name, pixels), batch_size)
-        encoder.load(device)
-        first = images.decode(images.names[0], files.read(images.names[0]))
-        encoder.check_images(first[None])
-        latents = {
-            "vae": VAESource(name, pixels, encoder.digest()).state(),
-            "class_names": list(images.class_names),
-            "size": list(first.shape[1:]),
-            "batch_size": batch_size,
-            "device": device.type,
-        }
-        description = json.dumps({"labels": images.labels, "latents": latents}).encode()
-        ensure_folder(path.parent)
-        partial = path.with_name(path.name + PARTIAL)
-        entries = _finished(partial, images, files, description, batch_size)
-        total, done = len(images.names), max(len(entries) - 1, 0)
-        bar = tqdm(total=total, initial=done, desc="encoding", unit="img", disable=not progress)
-        try:
-            with bar, appending(partial, entries) as add:
-                if not entries:
-                    add(LABEL_FILE, Fingerprint.of(description), description)
-                for start in range(done, total, batch_size):
-                    names = images.names[start : start + batch_size]
-                    contents = [files.read(name) for name in names]
-                    batch = images.stack(names, contents, first)
-                    moments = encoder.encode(batch.to(device)).cpu()
-                    for name, content, moment in zip(names, contents, moments, strict=True):
-                        add(latent_name(name), Fingerprint.of(content), to_npy(moment))
-                    done += len(names)
-                    bar.update(len(names))
-            with partial.open("rb") as written:
-                os.fsync(written.fileno())
-            partial.replace(path)
-        except UserError:
-            if done == 0:
-                partial.unlink(missing_ok=True)
-            raise
-        except OSError as error:
-            raise UserError(
-                f"cannot write '{partial}' ({error.strerror or error}); expected a file that can be written, with space left; "
-                "choose another --out, or make room and run the same command again"
-            ) from None
+    images = _Images.find(list_files(os.fspath(source)), resize)
+    name = os.path.abspath(os.path.expanduser(vae)) if os.path.isdir(os.path.expanduser(vae)) else vae
+    encoder = VAE(VAESource(name, pixels), batch_size)
+    encoder.load(device)
+    first, _ = images.read(0)
+    encoder.check_images(first[None])
+    latents = {
+        "vae": VAESource(name, pixels, encoder.digest()).state(),
+        "class_names": list(images.class_names),
+        "size": list(first.shape[1:]),
+        "batch_size": batch_size,
+        "device": device.type,
+    }
+    description = json.dumps({"labels": images.labels, "latents": latents}).encode()
+    ensure_folder(path.parent)
+    partial = path.with_name(path.name + PARTIAL)
+    entries = _finished(partial, images, description, batch_size)
+    total, done = len(images.files), max(len(entries) - 1, 0)
+    bar = tqdm(total=total, initial=done, desc="encoding", unit="img", disable=not progress)
+    try:
+        with bar, appending(partial, entries) as add:
+            if not entries:
+                add(LABEL_FILE, Fingerprint.of(description), description)
+            pieces = [range(start, min(start + batch_size, total)) for start in range(done, total, batch_size)]
+            size = (first.shape[1], first.shape[2])
+            for indices, (batch, sources) in zip(pieces, in_order(_Read(images, size), pieces, workers), strict=True):
+                moments = encoder.encode(batch.to(device)).cpu()
+                for index, fingerprint, moment in zip(indices, sources, moments, strict=True):
+                    add(latent_name(images.files.names[index]), fingerprint, to_npy(moment))
+                done += len(indices)
+                bar.update(len(indices))
+        with partial.open("rb") as written:
+            os.fsync(written.fileno())
+        partial.replace(path)
+    except UserError:
+        if done == 0:
+            partial.unlink(missing_ok=True)
+        raise
+    except OSError as error:
+        raise UserError(
+            f"cannot write '{partial}' ({error.strerror or error}); expected a file that can be written, with space left; "
+            "choose another --out, or make room and run the same command again"
+        ) from None
     return total
 
 
@@ -136,60 +138,66 @@ def to_npy(array: Tensor) -> bytes:
 class _Images:
     """The images to encode."""
 
-    where: str
-    names: tuple[str, ...]
+    files: Files
     labels: list[tuple[str, int]] | None
     """As `dataset.json` has them: the name of the latent and the class."""
     class_names: tuple[str, ...]
     resize: int | None
 
     @classmethod
-    def find(cls, files: Files, resize: int | None) -> _Images:
-        names = tuple(name for name in files.names if name.lower().endswith(ENDINGS))
-        if not names:
-            raise UserError(
-                f"no images found in {files.where!r}; expected files ending in {', '.join(ENDINGS)}; "
-                "check the path or convert the images"
-            )
+    def find(cls, all_files: Files, resize: int | None) -> _Images:
+        files = image_files(all_files)
         seen: dict[str, str] = {}
-        for name in names:
+        for name in files.names:
             other = seen.setdefault(latent_name(name), name)
             if other != name:
                 raise UserError(
                     f"{other!r} and {name!r} in {files.where!r} would give one latent of the same name; expected names that "
                     "differ before the ending; rename one of them"
                 )
-        labels, class_names = find_labels(files, names)
-        listed = None if labels is None else [(latent_name(n), label) for n, label in zip(names, labels, strict=True)]
-        return cls(files.where, names, listed, class_names, resize)
+        labels, class_names = find_labels(all_files, files.names)
+        listed = (
+            None if labels is None else [(latent_name(n), label) for n, label in zip(files.names, labels, strict=True)]
+        )
+        return cls(files, listed, class_names, resize)
 
-    def decode(self, name: str, content: bytes) -> Tensor:
-        """One image, uint8 `(3, h, w)`."""
+    def read(self, index: int) -> tuple[Tensor, Fingerprint]:
+        """One image, uint8 `(3, h, w)`, and the fingerprint of its file."""
+        name = self.files.names[index]
         try:
-            return decode(content, name, channels=3, resize=self.resize, crop=True)
+            content = self.files.read(index)
+            return decode(content, name, channels=3, resize=self.resize, crop=True), Fingerprint.of(content)
         except CorruptImageError:
             raise UserError(
-                f"image {name!r} in {self.where!r} is corrupt or truncated; expected a whole PNG, JPEG or WebP file; "
+                f"image {name!r} in {self.files.where!r} is corrupt or truncated; expected a whole PNG, JPEG or WebP file; "
                 "replace or remove it"
             ) from None
 
-    def stack(self, names: Sequence[str], contents: Sequence[bytes], first: Tensor) -> Tensor:
-        """Images as a batch; they have to be of the size of the first of all."""
-        images = [self.decode(name, content) for name, content in zip(names, contents, strict=True)]
-        for name, image in zip(names, images, strict=True):
-            if image.shape != first.shape:
-                _, height, width = image.shape
+
+@dataclass(frozen=True)
+class _Read:
+    """Images as a batch, and the fingerprints of their files; they have to be of one size, height and width."""
+
+    images: _Images
+    size: tuple[int, int]
+
+    def __call__(self, indices: Sequence[int]) -> tuple[Tensor, list[Fingerprint]]:
+        batch, sources = zip(*map(self.images.read, indices), strict=True)
+        names = self.images.files.names
+        for index, image in zip(indices, batch, strict=True):
+            _, height, width = image.shape
+            if (height, width) != self.size:
                 raise UserError(
-                    f"images differ in size: {self.names[0]!r} is {first.shape[2]}x{first.shape[1]} and {name!r} is "
+                    f"images differ in size: {names[0]!r} is {self.size[1]}x{self.size[0]} and {names[index]!r} is "
                     f"{width}x{height} (width x height); expected one size; use --resize N"
                 )
-        return torch.stack(images)
+        return torch.stack(batch), list(sources)
 
 
 # Going on ------------------------------------------------------------------------------------------------------------
 
 
-def _finished(partial: Path, images: _Images, files: Files, description: bytes, batch_size: int) -> list[Entry]:
+def _finished(partial: Path, images: _Images, description: bytes, batch_size: int) -> list[Entry]:
     """What an interrupted encoding left: `dataset.json` and the latents of whole batches; empty to begin anew.
 
     Raises:
@@ -209,14 +217,14 @@ def _finished(partial: Path, images: _Images, files: Files, description: bytes, 
         if content != description:
             raise _cannot_go_on(partial, *_difference(content, description))
         entries = [entry]
-        for name, (entry, _) in zip(images.names, found, strict=False):
+        for (index, name), (entry, _) in zip(enumerate(images.files.names), found, strict=False):
             if entry.info.filename != latent_name(name):
                 break
-            if entry.source != Fingerprint.of(files.read(name)):
+            if entry.source != Fingerprint.of(images.files.read(index)):
                 raise _cannot_go_on(partial, f"holds the latent of another image {name!r}", "the same images")
             entries.append(entry)
     done = len(entries) - 1
-    return entries if done == len(images.names) else entries[: 1 + done - done % batch_size]
+    return entries if done == len(images.files) else entries[: 1 + done - done % batch_size]
 
 
 def _difference(old: bytes, new: bytes) -> tuple[str, str]:

@@ -14,15 +14,21 @@ from trigflow.metrics.features import (
     feature_extractor,
 )
 from trigflow.metrics.frechet import GaussianStatistics, RunningStatistics, frechet_distance, gaussian_statistics
-from trigflow.metrics.manifold import PrecisionRecall, precision_recall
+from trigflow.metrics.manifold import Overlap, PrecisionRecall, neighbour_radii, overlap, precision_recall
+from trigflow.metrics.processes import Processes
+from trigflow.metrics.reference import ReferenceStatistics, read_reference, write_reference
+from trigflow.metrics.stream import gather, stream_features
 
 __all__ = [
     "FeatureExtractor",
     "FeatureNet",
     "GaussianStatistics",
+    "Overlap",
     "PixelFeatures",
     "PrecisionRecall",
+    "Processes",
     "Reference",
+    "ReferenceStatistics",
     "RunningStatistics",
     "Scores",
     "default_features",
@@ -30,6 +36,12 @@ __all__ = [
     "extract",
     "feature_extractor",
     "frechet_distance",
+    "gather",
     "gaussian_statistics",
+    "neighbour_radii",
+    "overlap",
     "precision_recall",
+    "read_reference",
+    "stream_features",
+    "write_reference",
 ]

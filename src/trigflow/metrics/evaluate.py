@@ -10,7 +10,7 @@ from torch import Tensor
 from trigflow.errors import UserError
 from trigflow.metrics.features import FeatureExtractor, extract
 from trigflow.metrics.frechet import check_features, frechet_distance, gaussian_statistics
-from trigflow.metrics.manifold import covered_share, neighbour_radii
+from trigflow.metrics.manifold import neighbour_radii, overlap
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,8 @@ class Scores:
             than that `fd` can lie below it, with fewer it lies above.
         n_fake: number of fake images.
         n_real: number of real images.
+        density: real balls that a fake image lies in, on average, divided by k; about 1 for images as good as real ones.
+        coverage: share of real images with a fake one nearby, in [0, 1].
     """
 
     fd: float
@@ -34,6 +36,8 @@ class Scores:
     fd_real: float
     n_fake: int
     n_real: int
+    density: float
+    coverage: float
 
 
 class Reference:
@@ -85,13 +89,16 @@ class Reference:
         """
         _check_count("fake", len(fake), max(2, self.k + 1))
         features = extract(self.extractor, fake, self.batch_size)
+        found = overlap(self.features, features, self.k, real_radii=self.radii)
         return Scores(
             fd=frechet_distance(gaussian_statistics(features), self.statistics),
-            precision=covered_share(features, self.features, self.radii),
-            recall=covered_share(self.features, features, neighbour_radii(features, self.k)),
+            precision=found.precision,
+            recall=found.recall,
             fd_real=self.fd_real,
             n_fake=len(features),
             n_real=len(self.features),
+            density=found.density,
+            coverage=found.coverage,
         )
 
 

@@ -1,8 +1,9 @@
 """Feature extractors: what turns images into the vectors that the metrics compare.
 
-A feature extractor is any callable from uint8 images `(b, c, h, w)` to floating features `(b, d)`. Two small classifiers come
-with the package, for the scikit-learn digits and for MNIST, and a pixel extractor serves data that has no classifier. None
-of them gives numbers that can be held against a published FID.
+A feature extractor is any callable from uint8 images `(b, c, h, w)` to floating features `(b, d)`. Published numbers are made
+with the Inception network of the FID and with DINOv2, whose weights are downloaded when they are first asked for. Two small
+classifiers come with the package, for the scikit-learn digits and for MNIST, and a pixel extractor serves data that has no
+classifier; their numbers cannot be held against a published FID.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from trigflow.errors import UserError
 
 FeatureExtractor = Callable[[Tensor], Tensor]
 
-FEATURE_NAMES = ("digits", "mnist", "pixels")
+FEATURE_NAMES = ("digits", "mnist", "pixels", "inception", "dinov2")
+DOWNLOADED = ("inception", "dinov2")
+"""Features of networks whose weights do not come with the package; they take images of any size."""
 
 
 class FeatureNet(nn.Module):
@@ -114,19 +117,44 @@ class PixelFeatures(nn.Module):
         return F.adaptive_avg_pool2d(x, (min(height, self.size), min(width, self.size))).flatten(1)
 
 
-def feature_extractor(name: str) -> nn.Module:
-    """One of the extractors that come with the package, on the CPU, in eval mode, without gradients.
+def feature_extractor(name: str, weights: str | None = None, progress: bool = False) -> nn.Module:
+    """One of the extractors by name, on the CPU, in eval mode, without gradients.
+
+    ========= =========================== ===============================================================================
+    digits    1x8x8 images                a classifier that comes with the package
+    mnist     1x28x28 images              the same
+    pixels    any size, any channels      area-averaged pixels
+    inception any size, gray or RGB       the Inception network of the FID, see `trigflow.metrics.inception`
+    dinov2    any size, gray or RGB       DINOv2 ViT-L/14, see `trigflow.metrics.dinov2`; needs the extra `features`
+    ========= =========================== ===============================================================================
 
     Args:
-        name: 'digits' (1x8x8 images), 'mnist' (1x28x28) or 'pixels' (any size and number of channels).
+        name: one of those.
+        weights: of `inception` or `dinov2`, a local copy; None downloads them once and keeps them in the cache of PyTorch, or
+            of the Hugging Face hub.
+        progress: show a bar while weights are downloaded.
 
     Raises:
-        UserError: for another name.
+        UserError: for another name, for weights of an extractor that brings its own, and for weights that cannot be had.
+        MissingExtraError: for `dinov2` without transformers.
     """
     if name not in FEATURE_NAMES:
         raise UserError(f"unknown features '{name}'; expected one of {', '.join(FEATURE_NAMES)}; correct the name")
+    if weights is not None and name not in DOWNLOADED:
+        raise UserError(
+            f"weights for the features '{name}'; expected none, they come with trigflow; drop --weights, or choose "
+            f"{' or '.join(DOWNLOADED)}"
+        )
     if name == "pixels":
         return PixelFeatures().eval()
+    if name == "inception":
+        from trigflow.metrics.inception import load_inception
+
+        return load_inception(weights, progress)
+    if name == "dinov2":
+        from trigflow.metrics.dinov2 import load_dinov2
+
+        return load_dinov2(weights)
     tensors, metadata = shipped_weights(name)
     with torch.random.fork_rng(devices=[]):  # the weights drawn here are replaced at once
         network = FeatureNet(**{key: int(metadata[key]) for key in ("size", "width", "stages", "dim", "classes")})
@@ -191,6 +219,20 @@ def check_images(images: Tensor) -> None:
             f"images of shape {tuple(images.shape)} and type {images.dtype}; expected uint8 of shape (b, c, h, w); "
             "scale to 0..255 and convert with .round().clamp(0, 255).to(torch.uint8)"
         )
+
+
+def as_rgb(images: Tensor) -> Tensor:
+    """Gray images three times over, RGB images as they are: uint8 `(b, 1 or 3, h, w)` to `(b, 3, h, w)`.
+
+    Raises:
+        UserError: for images of another type or number of channels.
+    """
+    check_images(images)
+    if images.shape[1] not in (1, 3):
+        raise UserError(
+            f"images of {images.shape[1]} channels; expected gray or RGB, 1 or 3; choose the features 'pixels' for others"
+        )
+    return images.expand(-1, 3, -1, -1)
 
 
 def _checked(features: Tensor, count: int) -> Tensor:

@@ -1,13 +1,17 @@
-"""Precision and recall of samples, from k-nearest-neighbour balls in feature space.
+"""How far two sets of features overlap, seen through k-nearest-neighbour balls.
 
 Around each point of a set, a ball reaches to its k-th nearest neighbour in that set (itself not counted). The union of the
 balls stands for the region that the set occupies::
 
     precision = share of fake points inside the union of the real balls    (do samples look real?)
     recall    = share of real points inside the union of the fake balls    (is all of the data covered?)
+    density   = real balls that a fake point lies in, on average, divided by k
+    coverage  = share of real balls with a fake point inside
 
-Source: Kynkaanniemi et al., *Improved Precision and Recall Metric for Assessing Generative Models*, NeurIPS 2019,
-arXiv 1904.06991, equations 1 and 2 and k = 3.
+Source of precision and recall: Kynkaanniemi et al., *Improved Precision and Recall Metric for Assessing Generative Models*,
+NeurIPS 2019, arXiv 1904.06991, equations 1 and 2 and k = 3. Of density and coverage: Naeem et al., *Reliable Fidelity and
+Diversity Metrics for Generative Models*, ICML 2020, arXiv 2002.09797. A single real outlier, whose ball is large, raises
+precision more than density; a single fake outlier raises recall but not coverage.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ from torch import Tensor
 
 from trigflow.errors import UserError
 from trigflow.metrics.frechet import check_features, check_same_dimension
+from trigflow.metrics.processes import ALONE, Processes
 
 # Rounding of squared distances in float64, relative to the squared norms: a point on the edge of a ball is inside it.
 TOLERANCE = 1e-12
@@ -32,16 +37,46 @@ class PrecisionRecall:
     recall: float
 
 
-def precision_recall(real: Tensor, fake: Tensor, k: int = 3, chunk: int = 512) -> PrecisionRecall:
-    """Precision and recall of `fake` against `real`.
+@dataclass(frozen=True)
+class Overlap:
+    """Precision, recall and coverage in [0, 1], density >= 0; higher is better.
 
-    Both depend on the numbers of samples: the balls shrink as a set grows. Compare figures at equal n, m and k only.
+    Two sets of n samples of one distribution have, on average, density 1 and coverage
+    `1 - prod_{i=1..k} (n - i) / (2n - i)`, which is nearly `1 - 2^-k`.
+    """
+
+    precision: float
+    recall: float
+    density: float
+    coverage: float
+
+
+def precision_recall(real: Tensor, fake: Tensor, k: int = 3, chunk: int = 512) -> PrecisionRecall:
+    """Precision and recall of `fake` against `real`; arguments and errors as those of `overlap`."""
+    found = overlap(real, fake, k, chunk)
+    return PrecisionRecall(found.precision, found.recall)
+
+
+def overlap(
+    real: Tensor,
+    fake: Tensor,
+    k: int = 3,
+    chunk: int = 512,
+    *,
+    real_radii: Tensor | None = None,
+    processes: Processes = ALONE,
+) -> Overlap:
+    """Precision, recall, density and coverage of `fake` against `real`.
+
+    All four depend on the numbers of samples: the balls shrink as a set grows. Compare figures at equal n, m and k only.
 
     Args:
         real: features `(n, d)`, n > k.
         fake: features `(m, d)`, m > k.
         k: which neighbour a ball reaches to, at least 1.
         chunk: rows of the distance matrix held at a time (`chunk * max(n, m)` float64 numbers).
+        real_radii: `neighbour_radii(real, k)`, where it is at hand.
+        processes: those that share the rows; each has all features, and each gets the result, the same for any number of them.
 
     Raises:
         UserError: for features that are not finite or not `(n, d)`, different dimensions, or too few samples for k.
@@ -49,13 +84,44 @@ def precision_recall(real: Tensor, fake: Tensor, k: int = 3, chunk: int = 512) -
     check_features(real)
     check_features(fake)
     check_same_dimension(real, fake)
-    return PrecisionRecall(
-        precision=covered_share(fake, real, neighbour_radii(real, k, chunk), chunk),
-        recall=covered_share(real, fake, neighbour_radii(fake, k, chunk), chunk),
+    if real_radii is None:
+        real_radii = neighbour_radii(real, k, chunk, processes)
+    fake_radii = neighbour_radii(fake, k, chunk, processes)
+    centres = real.detach().to(torch.float64)
+    middle = centres.mean(0)
+    centres = centres - middle
+    points = fake.detach().to(centres) - middle
+    slack = TOLERANCE * centres.square().sum(1)
+    reach = real_radii.to(centres) + slack
+
+    def count_share() -> tuple[int, Tensor, Tensor]:
+        """Fake points in some real ball; and for each real point the fake ones in its ball, and fake balls it lies in."""
+        covered = 0
+        within, around = torch.zeros(2, len(centres), dtype=torch.int64)
+        for start in range(0, len(points), chunk)[processes.rank :: processes.count]:
+            rows = points[start : start + chunk]
+            row_slack = TOLERANCE * rows.square().sum(1, keepdim=True)
+            squared = _squared_distances(rows, centres)
+            in_real = squared <= reach + row_slack
+            in_fake = squared <= fake_radii[start : start + chunk, None].to(centres) + row_slack + slack
+            covered += int(in_real.any(1).sum())
+            within += in_real.sum(0).cpu()
+            around += in_fake.sum(0).cpu()
+        return covered, within, around
+
+    shares = processes.together(count_share)
+    covered = sum(share[0] for share in shares)
+    within = torch.stack([share[1] for share in shares]).sum(0)
+    around = torch.stack([share[2] for share in shares]).sum(0)
+    return Overlap(
+        precision=covered / len(points),
+        recall=int((around > 0).sum()) / len(centres),
+        density=int(within.sum()) / (k * len(points)),
+        coverage=int((within > 0).sum()) / len(centres),
     )
 
 
-def neighbour_radii(features: Tensor, k: int = 3, chunk: int = 512) -> Tensor:
+def neighbour_radii(features: Tensor, k: int = 3, chunk: int = 512, processes: Processes = ALONE) -> Tensor:
     """Squared distance from each point to its k-th nearest neighbour among the others: `(n, d)` to `(n,)`, float64."""
     check_features(features)
     if k < 1 or chunk < 1:
@@ -67,30 +133,17 @@ def neighbour_radii(features: Tensor, k: int = 3, chunk: int = 512) -> Tensor:
         )
     points = features.detach().to(torch.float64)
     points = points - points.mean(0)
-    radii = []
-    for start in range(0, len(points), chunk):
+
+    def radii_of(start: int) -> Tensor:
         squared = _squared_distances(points[start : start + chunk], points)
         rows = torch.arange(len(squared), device=squared.device)
         squared[rows, rows + start] = torch.inf
-        radii.append(squared.kthvalue(k, dim=1).values)
-    return torch.cat(radii)
+        return squared.kthvalue(k, dim=1).values
 
-
-def covered_share(points: Tensor, centres: Tensor, squared_radii: Tensor, chunk: int = 512) -> float:
-    """Share of `points` `(m, d)` that lie in at least one of the balls around `centres` `(n, d)`, edges included."""
-    check_features(points)
-    check_features(centres)
-    check_same_dimension(points, centres)
-    centres = centres.detach().to(torch.float64)
-    middle = centres.mean(0)
-    centres = centres - middle
-    points = points.detach().to(centres) - middle
-    reach = squared_radii.to(centres) + TOLERANCE * centres.square().sum(1)
-    inside = 0
-    for rows in points.split(chunk):
-        slack = TOLERANCE * rows.square().sum(1, keepdim=True)
-        inside += int((_squared_distances(rows, centres) <= reach + slack).any(dim=1).sum())
-    return inside / max(1, len(points))
+    starts = range(0, len(points), chunk)
+    shares = processes.together(lambda: [radii_of(start).cpu() for start in starts[processes.rank :: processes.count]])
+    parts = [shares[number % processes.count][number // processes.count] for number in range(len(starts))]
+    return torch.cat(parts).to(points.device)
 
 
 def _squared_distances(a: Tensor, b: Tensor) -> Tensor:

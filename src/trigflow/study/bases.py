@@ -6,18 +6,18 @@ import dataclasses
 from typing import Any
 
 from trigflow.recipes.starters import RECIPES
-from trigflow.study.spec import Base, Draw
+from trigflow.study.spec import Base, Changes, Draw
 from trigflow.training.config import RunConfig
 
 # A generator moved by a fake score needs small steps, and a fake score that follows it large ones.
-_WITH_FAKE_SCORE = {
+_WITH_FAKE_SCORE: Changes = {
     "optimizer.name": "adam",
     "optimizer.lr": 2e-4,
     "objective.fake_lr": 1e-3,
     "objective.adaptive_weight": True,
 }
 
-OF_KIND = {
+OF_KIND: dict[str, Changes] = {
     # Where the noise is high, the velocity of one data point says little, and its tangent is mostly chance.
     "sct": {"objective.tangent.prior": 1.0},
     "vsd": _WITH_FAKE_SCORE,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from trigflow.data import ImageDataset, LatentNormalization, Normalization
 from trigflow.training.config import RunConfig
+from trigflow.training.parallel import Share
 
 Batch = dict[str, Tensor]
 """`x0` and `noise` `(b, c, h, w)`; `t` and, where there are any, `label` and `guidance` `(b,)`. For MeanFlow also the `end`
@@ -21,6 +22,9 @@ Batch = dict[str, Tensor]
 class Batches:
     """Draws batches; the same indices and generator give the same batch.
 
+    With several processes each has its share of it. All random numbers of the batch are drawn in every process, so that a
+    sample has the same ones whatever the number of processes; images are read for the share alone.
+
     Attributes:
         config: data, objective and process settings.
         dataset: the images or latents.
@@ -29,6 +33,7 @@ class Batches:
         takes_guidance: whether the network takes a guidance scale.
         device: where batches go; random numbers are drawn on the CPU.
         memory_format: order of the images in memory.
+        share: which samples of a batch this process has; None for all.
     """
 
     config: RunConfig
@@ -38,33 +43,48 @@ class Batches:
     takes_guidance: bool
     device: torch.device
     memory_format: torch.memory_format
+    share: Share | None = None
 
-    def draw(self, indices: Tensor, generator: torch.Generator) -> Batch:
-        """The batch of these samples; flips, noise, times, dropped labels and guidance scales from the generator."""
+    def draw(self, indices: Tensor, generator: torch.Generator, stored: Tensor | None = None) -> Batch:
+        """The batch of these samples; flips, noise, times, dropped labels and guidance scales from the generator.
+
+        Args:
+            indices: which samples the whole batch has, int64, shape `(b,)`.
+            generator: draws everything random.
+            stored: what the data set stores of the samples of this process, where that has been read.
+        """
         objective, process = self.config.objective, self.config.process
-        b = len(indices)
+        b, rows = len(indices), None if self.share is None else self.share.rows()
+
+        def own(values: Tensor) -> Tensor:
+            return values if rows is None else values[rows]
+
         flip = torch.rand(b, generator=generator) < 0.5 if self.config.data.flip else None
-        images, label = self.dataset.batch(indices, flip=flip, generator=generator)
+        images, label = self.dataset.batch(indices, flip=flip, generator=generator, rows=rows, stored=stored)
         x0 = self.normalization.encode(images.to(self.device)).to(memory_format=self.memory_format)
-        noise = process.sample_noise(x0, generator).to(memory_format=self.memory_format)
-        batch = {"x0": x0, "noise": noise}
+
+        def noise() -> Tensor:
+            like = x0 if rows is None else torch.empty(b, *x0.shape[1:], dtype=x0.dtype)
+            return own(process.sample_noise(like, generator)).to(self.device).to(memory_format=self.memory_format)
+
+        batch = {"x0": x0, "noise": noise()}
         if objective.averages:
-            batch["t"], batch["end"] = (times.to(self.device) for times in objective.meanflow.draw(b, generator))
+            batch["t"], batch["end"] = (own(times).to(self.device) for times in objective.meanflow.draw(b, generator))
         else:
-            batch["t"] = objective.proposal.sample(process, b, generator).to(self.device)
+            batch["t"] = own(objective.proposal.sample(process, b, generator)).to(self.device)
         if label is not None and self.null_label is not None:
             if objective.kind == "diffusion":
                 dropped = torch.rand(b, generator=generator) < objective.label_dropout
-                label = torch.where(dropped, self.null_label, label)
+                label = torch.where(own(dropped), self.null_label, label)
             batch["label"] = label.to(self.device)
         if self.takes_guidance:
             guidance = 1 + (objective.guidance_max - 1) * torch.rand(b, generator=generator)
-            batch["guidance"] = guidance.to(self.device)
+            batch["guidance"] = own(guidance).to(self.device)
         if objective.uses_vsd:
             for name in ("z", "vsd_noise", "fake_noise"):
-                batch[name] = process.sample_noise(x0, generator).to(memory_format=self.memory_format)
+                batch[name] = noise()
             for name in ("vsd_t", "fake_t"):
-                batch[name] = objective.vsd_proposal.sample(process, b, generator).to(self.device)
+                batch[name] = own(objective.vsd_proposal.sample(process, b, generator)).to(self.device)
         return batch
 
 

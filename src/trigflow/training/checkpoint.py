@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trigflow.distributed import is_first
+from trigflow.distributed.shards import collect, cut_like
 from trigflow.errors import UserError
 from trigflow.files import clear_leftovers, read_json, read_tensors, write_folder, write_json, write_tensors
 
@@ -36,21 +38,26 @@ def save_checkpoint(
     """Write the checkpoint of `iteration` below the run folder and drop all but the newest `keep`.
 
     Modules and optimizers are kept under the names they are given by, `<name>.<entry>` and `<name>.<parameter>.<entry>`.
+    Every process of a run calls this; the first one writes, and sharded tensors are whole in the file.
     """
     tensors: dict[str, Tensor] = {}
     for name, module in modules.items():
-        tensors.update({f"{name}.{key}": value for key, value in module.state_dict().items()})
+        tensors |= collect({f"{name}.{key}": value for key, value in module.state_dict().items()})
     for name, optimizer in optimizers.items():
+        positions = _positions(optimizer)
         for index, state in optimizer.state_dict()["state"].items():
-            tensors.update({f"{name}.{index}.{key}": torch.as_tensor(value) for key, value in state.items()})
+            entries = {f"{name}.{positions[index]}.{key}": torch.as_tensor(value) for key, value in state.items()}
+            tensors |= collect(entries)
 
     def fill(target: Path) -> None:
         write_tensors(target / "state.safetensors", tensors)
         write_json(target / "state.json", {"format": FORMAT, "iteration": iteration, **extra})
 
     root = folder / "checkpoints"
-    root.mkdir(exist_ok=True)
     path = root / f"{iteration:08d}"
+    if not is_first():
+        return path
+    root.mkdir(exist_ok=True)
     write_folder(path, fill)
     for old in list_checkpoints(folder)[:-keep]:
         shutil.rmtree(old)
@@ -97,19 +104,32 @@ def load_checkpoint(
     return state
 
 
+def _positions(optimizer: torch.optim.Optimizer) -> list[int]:
+    """Which of all parameters each parameter of an optimizer is, in the order of its state; see `build_optimizer`."""
+    positions: list[int] = []
+    for group in optimizer.param_groups:
+        positions += group.get("positions", range(len(positions), len(positions) + len(group["params"])))
+    return positions
+
+
 def _load_moments(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], path: Path) -> None:
     moments: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         index, entry = key.split(".", 1)
         moments.setdefault(int(index), {})[entry] = value
-    current = optimizer.state_dict()
-    count = len(current["param_groups"][0]["params"])
-    if moments and max(moments) >= count:
+    positions = _positions(optimizer)
+    if moments and max(moments) >= len(positions):
         raise UserError(
-            f"checkpoint '{path}' has optimizer state for {max(moments) + 1} parameters; expected {count}; "
+            f"checkpoint '{path}' has optimizer state for {max(moments) + 1} parameters; expected {len(positions)}; "
             "resume with the configuration that wrote it"
         )
-    optimizer.load_state_dict({"state": moments, "param_groups": current["param_groups"]})
+    state = {at: moments[position] for at, position in enumerate(positions) if position in moments}
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for at, entries in state.items():
+        for name, value in entries.items():
+            if value.shape == parameters[at].shape:
+                entries[name] = cut_like(value, parameters[at])
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     for parameter, entries in optimizer.state.items():
         for name, value in entries.items():
             if value.shape == parameter.shape:  # fused optimizers expect the parameter's memory order
@@ -141,7 +161,7 @@ def load_weights(module: nn.Module, tensors: dict[str, Tensor], what: str) -> No
             f"{what} belongs to another network ({'; '.join(faults)}); expected the network of the configuration; "
             "use the matching run folder or network settings"
         )
-    module.load_state_dict(tensors)
+    module.load_state_dict({name: cut_like(value, own[name]) for name, value in tensors.items()})
 
 
 def _below(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:

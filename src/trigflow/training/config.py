@@ -38,6 +38,12 @@ class DataConfig:
     normalize: Literal["measured", "symmetric", "edm2"] = "measured"
     """measured: subtract the mean and scale to sigma_data. symmetric: [-1, 1], as the paper's pixel presets. edm2: EDM2's
     mean and deviation a channel, for latents of SD-VAE."""
+    memory_gib: float = 4.0
+    """Largest size of decoded images kept in memory; larger data stay where they are and are decoded as training asks."""
+    workers: Annotated[int, tyro.conf.arg(aliases=["--workers"])] = 0
+    """Processes that read and decode, ahead of the training; 0 for the training process itself."""
+    ahead: int = 2
+    """Batches that each of them is ahead."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +95,11 @@ class ObjectiveConfig:
     def averages(self) -> bool:
         """Whether the student learns average velocities."""
         return self.kind in ("meanflow", "meanflow-distill")
+
+    @property
+    def has_tangent(self) -> bool:
+        """Whether a tangent passes through the student."""
+        return self.averages or self.kind in ("sct", "scd", "scd-vsd")
 
     @property
     def learns_weight(self) -> bool:
@@ -180,6 +191,28 @@ class LoopConfig:
 
 
 @dataclass(frozen=True)
+class ParallelConfig:
+    """How a run is laid out over its processes, and its blocks over time. Nothing of it changes what is learned."""
+
+    mode: Literal["ddp", "fsdp"] = "ddp"
+    """ddp: every process has all weights. fsdp: each has its part of student, teacher, fake score, averages and moments."""
+    shards: int | None = None
+    """fsdp: parts that weights are cut into, a divisor of the number of processes; None for one in each process. Fewer parts
+    make several copies, so that weights are gathered among neighbours only."""
+    reshard: bool = True
+    """fsdp: give the weights of a block back after its forward pass and gather them again for the backward pass."""
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    """fsdp: number format that the weights of the blocks are gathered in; bf16 needs loop.precision bf16. Gradients are always
+    summed, and weights kept, in fp32."""
+    recompute: bool = False
+    """Keep only the inputs of the blocks for the backward pass, and compute the rest again: less memory, a third more work."""
+    compile: bool = False
+    """Compile the blocks of the networks that no tangent passes through: of a teacher, also while it is distilled."""
+    timeout: float = 600.0
+    """Seconds that a process waits for another before it gives up."""
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """Everything that decides the outcome of a run."""
 
@@ -190,6 +223,7 @@ class RunConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     ema: EMAConfig = field(default_factory=EMAConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     teacher: str | None = None
     """Run folder of the teacher (of a distillation; also the initial weights of an sct student, when given)."""
     start: str | None = None
@@ -205,8 +239,12 @@ class RunConfig:
         """
         loop, objective, optimizer, ema = self.loop, self.objective, self.optimizer, self.ema
         tangent, interval, fake_lr = objective.tangent, objective.guidance_interval, objective.fake_lr
-        discrete, meanflow = objective.discrete, objective.meanflow
+        discrete, meanflow, parallel = objective.discrete, objective.meanflow, self.parallel
+        data = self.data
         checks = [
+            (0 <= data.memory_gib < math.inf, "data.memory_gib", data.memory_gib, "0 or more"),
+            (data.workers >= 0, "data.workers", data.workers, "0 or more"),
+            (data.ahead >= 1, "data.ahead", data.ahead, "at least 1"),
             (loop.iterations >= 1, "loop.iterations", loop.iterations, "at least 1"),
             (loop.batch_size >= 1, "loop.batch_size", loop.batch_size, "at least 1"),
             (loop.accumulate >= 1, "loop.accumulate", loop.accumulate, "at least 1"),
@@ -254,6 +292,10 @@ class RunConfig:
             (ema.snapshot_every >= 0, "ema.snapshot_every", ema.snapshot_every, "0 or more"),
             (_are_lengths(ema.sigma_rels), "ema.sigma_rels", ema.sigma_rels, "two or more different numbers in (0, 0.28)"),
             (0 <= self.network.dropout < 1, "network.dropout", self.network.dropout, "in [0, 1)"),
+            (parallel.shards is None or parallel.shards >= 1, "parallel.shards", parallel.shards, "at least 1, or None"),
+            (parallel.dtype == "fp32" or loop.precision == "bf16", "parallel.dtype", parallel.dtype,
+             "fp32 while loop.precision is fp32"),
+            (0 < parallel.timeout < math.inf, "parallel.timeout", parallel.timeout, "a positive number of seconds"),
         ]  # fmt: skip
         for fine, name, value, expected in checks:
             if not fine:

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from trigflow.distributed import on_first
+from trigflow.distributed.shards import piece
 from trigflow.errors import UserError
 from trigflow.training.config import EMAConfig
 from trigflow.training.snapshots import snapshot_path, write_snapshot
@@ -105,14 +107,14 @@ class EMA:
         every = self.config.snapshot_every
         due = every > 0 and updates > 0 and (iteration % every == 0 or iteration == last)
         for sigma_rel, network in self.tracked.items() if due else ():
-            if not snapshot_path(run, iteration, sigma_rel).is_file():
+            if not on_first(snapshot_path(run, iteration, sigma_rel).is_file):
                 write_snapshot(run, iteration, updates, sigma_rel, network, self.config.snapshot_dtype)
         return due
 
 
 def _blend(average: nn.Module, source: nn.Module, beta: float) -> None:
     """`average <- beta average + (1 - beta) source`, and copied buffers."""
-    mine: list[Tensor] = list(average.parameters())
-    torch._foreach_lerp_(mine, [p.detach() for p in source.parameters()], 1 - beta)
+    mine = [piece(p) for p in average.parameters()]
+    torch._foreach_lerp_(mine, [piece(p.detach()) for p in source.parameters()], 1 - beta)
     for buffer, theirs in zip(average.buffers(), source.buffers(), strict=True):
         buffer.copy_(theirs)

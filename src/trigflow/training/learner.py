@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any, TypeVar
 
+import torch
 from torch import nn
 
+from trigflow.distributed.shards import by_kind, is_sharded, piece, whole
 from trigflow.training.config import OptimizerConfig
 from trigflow.training.optimizer import build_optimizer, learning_rate
+
+T = TypeVar("T")
+
+
+def _call(function: Callable[..., Any], *args: Any, last: bool = True) -> Any:
+    return function(*args)
 
 
 class Learner:
@@ -18,13 +28,19 @@ class Learner:
         weights: adaptive weightings by name, trained with it.
         config: optimizer and learning rate.
         iterations: length of the run, for the schedule.
+        replicate: where there are several processes, `Parallel.replicate`.
 
     Attributes:
         parameters: everything that the optimizer changes.
     """
 
     def __init__(
-        self, network: nn.Module, weights: dict[str, nn.Module], config: OptimizerConfig, iterations: int
+        self,
+        network: nn.Module,
+        weights: dict[str, nn.Module],
+        config: OptimizerConfig,
+        iterations: int,
+        replicate: Callable[[list[nn.Module]], Callable[..., Any]] | None = None,
     ) -> None:
         self.network = network
         self.weights = weights
@@ -33,6 +49,7 @@ class Learner:
         modules = [network, *weights.values()]
         self.parameters = [p for module in modules for p in module.parameters()]
         self.optimizer = build_optimizer(config, modules)
+        self.call = _call if replicate is None else replicate(modules)
 
     def begin(self, iteration: int) -> float:
         """Make ready for the gradients of a step, and return its learning rate."""
@@ -46,10 +63,25 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         return lr
 
+    def compute(self, function: Callable[..., T], *args: Any, last: bool = True) -> T:
+        """`function(*args)`, which uses the network and the weightings.
+
+        Args:
+            last: whether the backward pass through the result is the last one before the update. With several processes,
+                that is the one in which gradients are averaged over them.
+        """
+        return self.call(function, *args, last=last)  # type: ignore[no-any-return]
+
     def clip_gradient(self) -> float:
         """Bound the global norm of the gradient by `clip`, where one is set; returns the norm before."""
-        clip = self.config.clip
-        return nn.utils.clip_grad_norm_(self.parameters, math.inf if clip is None else clip).item()
+        bound = math.inf if self.config.clip is None else self.config.clip
+        kinds = by_kind([p.grad for p in self.parameters if p.grad is not None])
+        if not any(is_sharded(kind[0]) for kind in kinds):
+            return nn.utils.clip_grad_norm_(self.parameters, bound).item()
+        norm = torch.stack([whole(nn.utils.get_total_norm(kind)) for kind in kinds]).norm()
+        gradients = [piece(gradient) for kind in kinds for gradient in kind]
+        torch._foreach_mul_(gradients, (bound / (norm + 1e-6)).clamp(max=1.0))
+        return norm.item()
 
     def update(self) -> None:
         """One step of the optimizer."""

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trigflow.distributed import gather_figures
 from trigflow.files import write_text
 
 TIME_BINS = 8
@@ -88,6 +89,12 @@ class FigureWindow:
         """Take in figures of shape `(b,)`, `t` among them. Those of another loss bring a time and a prefix of their own:
         `vsd_loss` was measured at `vsd_t`."""
         self.parts.append({name: value.cpu() for name, value in figures.items()})
+
+    def gather(self) -> None:
+        """Bring the figures of all processes, which all call this, into the first one."""
+        if self.parts:
+            joined = {name: torch.cat([part[name] for part in self.parts]) for name in self.parts[0]}
+            self.parts = [gather_figures(joined)]
 
     def flush(self) -> dict[str, Any]:
         """`name` and `name_by_time` (a list of TIME_BINS means, None where no sample fell) for every figure but t."""

@@ -46,8 +46,16 @@ class Losses:
     fake: Learner | None = None
     negative: Model | None = None
 
-    def backward(self, batch: Batch, iteration: int, parts: int) -> tuple[dict[str, float], dict[str, Tensor]]:
+    def backward(
+        self, batch: Batch, iteration: int, parts: int, last: bool = True
+    ) -> tuple[dict[str, float], dict[str, Tensor]]:
         """Add the gradients of this part, one of `parts`, of a batch to those of all learners.
+
+        Args:
+            batch: the part.
+            iteration: of the run, from 0.
+            parts: how many there are.
+            last: whether this is the last part before the update.
 
         Returns:
             The minimized values of student and fake score, as `weighted_loss` and `fake_weighted_loss`, and figures per
@@ -56,23 +64,25 @@ class Losses:
         objective = self.config.objective
         values, figures = {"weighted_loss": 0.0}, {}
         if objective.kind != "vsd":
-            loss = self.first(batch, iteration)
+            loss = self.student.compute(self.first, batch, iteration, last=last and self.fake is None)
             (loss.value / parts).backward()
             values["weighted_loss"] = loss.value.item() / parts
             figures = loss.figures
         if self.fake is not None:
-            sample = self.generate(batch)
-            vsd = self.vsd(sample, batch)
+            sample, vsd = self.student.compute(self.generated, batch, last=last)
             (objective.lambda_vsd * vsd.value / parts).backward()
             values["weighted_loss"] += objective.lambda_vsd * vsd.value.item() / parts
-            values["fake_weighted_loss"], fake_figures = self.backward_fake(batch, parts, sample.detach())
+            values["fake_weighted_loss"], fake_figures = self.backward_fake(batch, parts, sample, last)
             vsd_figures = {f"vsd_{name}": value for name, value in vsd.figures.items()}
             figures = {**(figures or vsd.figures), **vsd_figures, **fake_figures}
         return values, figures
 
-    def backward_fake(self, batch: Batch, parts: int, sample: Tensor) -> tuple[float, dict[str, Tensor]]:
+    def backward_fake(
+        self, batch: Batch, parts: int, sample: Tensor, last: bool = True
+    ) -> tuple[float, dict[str, Tensor]]:
         """Add the gradients of the fake score on samples of the generator; returns its value and figures."""
-        loss = self.fake_score(sample, batch)
+        assert self.fake is not None
+        loss = self.fake.compute(self.fake_score, sample, batch, last=last)
         (loss.value / parts).backward()
         return loss.value.item() / parts, {f"fake_{name}": value for name, value in loss.figures.items()}
 
@@ -169,6 +179,11 @@ class Losses:
                 label=batch.get("label"),
                 guidance=batch.get("guidance"),
             )
+
+    def generated(self, batch: Batch) -> tuple[Tensor, Loss]:
+        """One-step samples, detached, and the loss of variational score distillation on them."""
+        sample = self.generate(batch)
+        return sample.detach(), self.vsd(sample, batch)
 
     def vsd(self, sample: Tensor, batch: Batch) -> Loss:
         """Variational score distillation of these samples."""

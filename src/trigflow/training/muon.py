@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adam import adam
 
+from trigflow.distributed.shards import cut_like, piece, whole
 from trigflow.networks.embeddings import Conditioning
 from trigflow.networks.layers import AdaptiveNorm, ConditioningLinear
 
@@ -56,11 +57,16 @@ def hidden_matrices(module: nn.Module) -> list[Tensor]:
         if isinstance(child, Conditioning | AdaptiveNorm | ConditioningLinear):
             continue
         if isinstance(child, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
-            if min(child.weight.shape[0], child.weight[0].numel()) >= THIN:
+            if min(matrix_shape(child.weight)) >= THIN:
                 found.append(child.weight)
         else:
             found += hidden_matrices(child)
     return found
+
+
+def matrix_shape(weight: Tensor) -> tuple[int, int]:
+    """`(r, c)` of a weight seen as a matrix."""
+    return weight.shape[0], math.prod(weight.shape[1:])
 
 
 class Muon(torch.optim.Optimizer):
@@ -72,8 +78,11 @@ class Muon(torch.optim.Optimizer):
     for a weight seen as a matrix `(r, c)`, r the output features or channels. The factor makes the root mean square of an
     update 0.2 lr, about what Adam's is, so one learning rate serves both.
 
+    A sharded matrix is gathered for the orthogonalization, which every process computes for itself; its momentum stays
+    sharded, and each process applies its rows of the result.
+
     Args:
-        params: all parameters.
+        params: all parameters, or groups of them.
         matrices: those of them that Muon updates; see `hidden_matrices`.
         lr, betas, eps: as in Adam; betas and eps are used for the other parameters alone.
         weight_decay: decoupled, for all.
@@ -85,7 +94,7 @@ class Muon(torch.optim.Optimizer):
 
     def __init__(
         self,
-        params: Iterable[nn.Parameter],
+        params: Iterable[nn.Parameter] | list[dict[str, Any]],
         matrices: Iterable[Tensor],
         *,
         lr: float = 1e-3,
@@ -116,7 +125,7 @@ class Muon(torch.optim.Optimizer):
         lr, momentum = group["lr"], group["momentum"]
         by_shape: dict[tuple[int, int], list[nn.Parameter]] = {}
         for p in params:
-            by_shape.setdefault((p.shape[0], p[0].numel()), []).append(p)
+            by_shape.setdefault(matrix_shape(p), []).append(p)
         for shape, alike in by_shape.items():  # one batch of equal matrices at a time
             directions = []
             for p in alike:
@@ -124,12 +133,13 @@ class Muon(torch.optim.Optimizer):
                 if not state:
                     state["momentum"] = torch.zeros_like(p)
                 state["momentum"].lerp_(p.grad, 1 - momentum)
-                directions.append(p.grad.lerp(state["momentum"], momentum).flatten(1))  # type: ignore[union-attr]
+                directions.append(whole(p.grad.lerp(state["momentum"], momentum)).flatten(1))  # type: ignore[union-attr]
             updates = orthogonalize(torch.stack(directions))
             for p, update in zip(alike, updates, strict=True):
+                weight, rows = piece(p), piece(cut_like(update.reshape(p.shape), p))
                 if group["weight_decay"]:
-                    p.mul_(1 - lr * group["weight_decay"])
-                p.sub_(update.reshape(p.shape), alpha=0.2 * lr * math.sqrt(max(shape)))
+                    weight.mul_(1 - lr * group["weight_decay"])
+                weight.sub_(rows, alpha=0.2 * lr * math.sqrt(max(shape)))
 
     def _step_others(self, params: list[nn.Parameter], group: dict[str, Any]) -> None:
         if not params:
@@ -141,10 +151,10 @@ class Muon(torch.optim.Optimizer):
                 )
         states = [self.state[p] for p in params]
         adam(
-            list[Tensor](params),
-            [p.grad for p in params if p.grad is not None],
-            [s["exp_avg"] for s in states],
-            [s["exp_avg_sq"] for s in states],
+            [piece(p) for p in params],
+            [piece(p.grad) for p in params if p.grad is not None],
+            [piece(s["exp_avg"]) for s in states],
+            [piece(s["exp_avg_sq"]) for s in states],
             [],
             [s["step"] for s in states],
             fused=True,

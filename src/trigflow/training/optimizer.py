@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from trigflow.distributed.shards import by_kind
 from trigflow.errors import UserError
 from trigflow.training.config import OptimizerConfig
 from trigflow.training.muon import Muon, hidden_matrices
@@ -23,11 +24,14 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
 def build_optimizer(config: OptimizerConfig, modules: Iterable[nn.Module]) -> torch.optim.Optimizer:
     """The optimizer of all parameters of `modules`; its learning rate is set before every step from `learning_rate`.
 
+    Sharded parameters and whole ones are groups of their own. The `positions` of a group say which of all parameters it has,
+    so that a checkpoint numbers them the same whether they are sharded or not.
+
     Raises:
         UserError: for an unknown name.
     """
     modules = list(modules)
-    parameters = [p for module in modules for p in module.parameters()]
+    parameters = parameter_groups([p for module in modules for p in module.parameters()])
     if config.name == "muon":
         matrices = [p for module in modules for p in hidden_matrices(module)]
         return Muon(
@@ -52,6 +56,12 @@ def build_optimizer(config: OptimizerConfig, modules: Iterable[nn.Module]) -> to
     if config.name != "radam":  # RAdam has no fused implementation
         settings["fused"] = True
     return OPTIMIZERS[config.name](parameters, **settings)
+
+
+def parameter_groups(parameters: list[nn.Parameter]) -> list[dict[str, Any]]:
+    """Groups for an optimizer; see `build_optimizer`."""
+    position = {id(p): i for i, p in enumerate(parameters)}
+    return [{"params": kind, "positions": [position[id(p)] for p in kind]} for kind in by_kind(parameters)]
 
 
 def learning_rate(config: OptimizerConfig, iteration: int, iterations: int) -> float:

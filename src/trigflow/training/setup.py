@@ -25,8 +25,14 @@ from trigflow.negative import check_guidance
 from trigflow.training.checkpoint import clear_unfinished
 from trigflow.training.config import DataConfig, RunConfig, from_dict, to_dict
 
-MAY_CHANGE = frozenset({"device", "log_every", "sample_every", "checkpoint_every", "keep", "iterations", "instruments"})
-"""Loop settings that a resumed run may have otherwise than before."""
+MAY_CHANGE = frozenset(
+    {"device", "log_every", "sample_every", "checkpoint_every", "keep", "iterations", "instruments", "accumulate"}
+)
+"""Loop settings that a resumed run may have otherwise than before; and all of those of `parallel`."""
+
+
+READING = frozenset({"data.memory_gib", "data.workers", "data.ahead"})
+"""How data are read, which has no say in what is read."""
 
 
 def load_data(config: DataConfig, progress: bool = False) -> ImageDataset:
@@ -41,6 +47,8 @@ def load_data(config: DataConfig, progress: bool = False) -> ImageDataset:
         channels=config.channels,
         skip_corrupt=config.skip_corrupt,
         progress=progress and sys.stderr.isatty(),
+        memory_limit_gib=config.memory_gib,
+        workers=config.workers,
     )
     if dataset.labels is not None:
         require_classes(dataset)
@@ -177,7 +185,7 @@ def compare_configs(old: dict[str, Any], new: dict[str, Any], path: str = "") ->
         a, b = old.get(name), new.get(name)
         if isinstance(a, dict) and isinstance(b, dict):
             compare_configs(a, b, f"{where}.")
-        elif a != b and not (path == "loop." and name in MAY_CHANGE):
+        elif a != b and path != "parallel." and where not in READING and not (path == "loop." and name in MAY_CHANGE):
             raise UserError(
                 f"the run to resume has {where} = {a}, now it is {b}; expected the same; restore the setting or start anew"
             )

@@ -17,6 +17,8 @@ from typing import Literal
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from trigflow.distributed import is_first
+from trigflow.distributed.shards import collect
 from trigflow.errors import UserError
 from trigflow.files import ensure_folder, write_tensors
 
@@ -53,14 +55,16 @@ def snapshot_path(run: Path, iteration: int, sigma_rel: float) -> Path:
 def write_snapshot(
     run: Path, iteration: int, updates: int, sigma_rel: float, network: nn.Module, dtype: Format
 ) -> Path:
-    """Write one average, whole or not at all, and return its path.
+    """Write one average, whole or not at all, and return its path. Every process of a run calls this; the first one writes.
 
     Raises:
         UserError: when it cannot be written.
     """
     path = snapshot_path(run, iteration, sigma_rel)
+    tensors = collect(network.state_dict())
+    if not is_first():
+        return path
     ensure_folder(path.parent)
-    tensors = {name: value.detach() for name, value in network.state_dict().items()}
     if dtype == "fp16":
         tensors = {name: _halved(value) for name, value in tensors.items()}
     header = {"iteration": iteration, "updates": updates, "sigma_rel": sigma_rel, "dtype": dtype}

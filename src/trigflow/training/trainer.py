@@ -12,6 +12,7 @@ import dataclasses
 import math
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from trigflow.data import ImageDataset, LatentNormalization, Order, derive_seed
+from trigflow.data import ImageDataset, LatentNormalization, Loader, derive_seed
+from trigflow.distributed import average, is_first, on_first, rank
 from trigflow.errors import UserError
 from trigflow.files import write_json
 from trigflow.heap import freed_memory_kept
@@ -34,10 +36,11 @@ from trigflow.training.checkpoint import list_checkpoints, load_checkpoint, save
 from trigflow.training.config import RunConfig, to_dict
 from trigflow.training.ema import EMA
 from trigflow.training.instruments import Instruments
-from trigflow.training.interrupt import uninterrupted
+from trigflow.training.interrupt import noticed, uninterrupted
 from trigflow.training.learner import Learner
 from trigflow.training.log import FigureWindow, MetricLog
 from trigflow.training.losses import Losses
+from trigflow.training.parallel import Parallel, share_of_batch
 from trigflow.training.setup import (
     check_start,
     check_teacher,
@@ -67,6 +70,9 @@ TITLES = {
 
 class Trainer:
     """Trains the network of a configuration into a run folder.
+
+    Where a process group has been set up, all of its processes make the same trainer and call the same methods in the same
+    order; see `trigflow.training.parallel`. The first one writes the run folder, which for resuming all have to see.
 
     Args:
         config: the run; channels and classes of the network are taken from the data.
@@ -99,10 +105,10 @@ class Trainer:
         progress: bool = True,
     ) -> None:
         config.validate()
-        self.dataset = load_data(config.data, progress) if dataset is None else dataset
+        self.progress = progress and is_first()
+        self.dataset = load_data(config.data, self.progress) if dataset is None else dataset
         self.config = config = fit_network(config, self.dataset, network)
         self.teacher = teacher
-        self.progress = progress
         self.device = resolve_device(config.loop.device)
         self.normalization = choose_normalization(config, self.dataset, teacher)
         self.vae = VAE(self.normalization.vae) if isinstance(self.normalization, LatentNormalization) else None
@@ -111,11 +117,15 @@ class Trainer:
         check_start(config, self.dataset, start, self.normalization)
         if teacher is not None and network is not None:
             check_apart(network, teacher.network)
-        for model in (teacher, negative):
-            if model is not None:
-                model.network.to(self.device)
 
         loop = config.loop
+        share = share_of_batch(loop.batch_size, loop.accumulate)
+        self.parallel = parallel = Parallel(config.parallel, self.device)
+        if parallel.sharded and loop.instruments:
+            raise UserError(
+                "loop.instruments with sharded weights, which no process has all of; expected parallel.mode ddp; "
+                "change it or drop the instruments"
+            )
         memory_format = torch.channels_last if loop.channels_last else torch.contiguous_format
         with torch.random.fork_rng():
             torch.manual_seed(derive_seed(loop.seed, "weights"))
@@ -127,34 +137,51 @@ class Trainer:
         fake = copy.deepcopy(built) if config.objective.uses_vsd else None  # starts from the teacher
         if start is not None:
             start_from(built, start.network, "start")
-        self.network = built.to(self.device).to(memory_format=memory_format)  # type: ignore[call-overload]
-        self.student = Learner(self.network, weights, config.optimizer, loop.iterations)
+        self.ema = EMA(config.ema, built)  # a copy, which what is sharded has none of
+        for averaged in self.ema.modules.values():
+            parallel.place(averaged, memory_format)
+        parallel.ease(built, trained=True, tangents=config.objective.has_tangent)
+        self.network = parallel.place(built, memory_format, trained=True)
+        for model, sharded in ((teacher, True), (negative, False)):  # a negative is not called for every batch
+            if model is not None:
+                parallel.ease(model.network)
+                parallel.place(model.network, sharded=sharded)
+        self.student = Learner(self.network, weights, config.optimizer, loop.iterations, parallel.replicate)
         self.modules: dict[str, nn.Module] = {"network": self.network, **weights}
         self.optimizers = {"optimizer": self.student.optimizer}
         self.fake: Learner | None = None
         if fake is not None:
-            fake = fake.to(self.device).to(memory_format=memory_format)  # type: ignore[call-overload]
+            parallel.ease(fake, trained=True)
+            fake = parallel.place(fake, memory_format, trained=True)
             settings = dataclasses.replace(config.optimizer, lr=config.objective.fake_lr or config.optimizer.lr)
-            self.fake = Learner(fake, fake_weights, settings, loop.iterations)
+            self.fake = Learner(fake, fake_weights, settings, loop.iterations, parallel.replicate)
             self.modules |= {"fake": fake, **fake_weights}
             self.optimizers["fake_optimizer"] = self.fake.optimizer
-        self.ema = EMA(config.ema, self.network)
         self.batches = Batches(
-            config, self.dataset, self.normalization, self.network.null_label, self.network.takes_guidance,
-            self.device, memory_format,
+            config, self.dataset, self.normalization,
+            self.network.null_label, self.network.takes_guidance,  # type: ignore[arg-type]
+            self.device, memory_format, share if parallel.processes > 1 else None,
         )  # fmt: skip
         self.losses = Losses(config, self.student, teacher, self.fake, negative)
-        self.instruments = Instruments(self.losses, self.ema.network) if loop.instruments else None
-        self.order = Order(len(self.dataset), loop.batch_size, derive_seed(loop.seed, "data"))
+        watched = loop.instruments and is_first()
+        self.instruments = Instruments(self.losses, self.ema.network) if watched else None
+        self.order = self.dataset.order(loop.batch_size, derive_seed(loop.seed, "data"))
+        self.share = share
+        self.loader = Loader(
+            self.dataset, lambda i: share.of(self.order.indices(i)), loop.iterations,
+            workers=config.data.workers, ahead=config.data.ahead, device=self.device,
+        )  # fmt: skip
         self.iteration = 0
         self.skipped = 0
+        self.interrupted: Callable[[], bool] = lambda: False
+        self.stopping = False
         # Last, so that settings in error leave no folder behind.
-        self.folder = claim_folder(Path(folder), config, resume)
-        if resume and (found := list_checkpoints(self.folder)):
+        self.folder = on_first(lambda: claim_folder(Path(folder), config, resume))
+        if resume and (found := on_first(lambda: list_checkpoints(self.folder))):
             state = load_checkpoint(found[-1], {**self.modules, **self.ema.modules}, self.optimizers)
             self.iteration, self.skipped = state["iteration"], state["skipped"]
         if resume:
-            drop_snapshots_after(self.folder, self.iteration)
+            on_first(lambda: drop_snapshots_after(self.folder, self.iteration))
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -173,11 +200,20 @@ class Trainer:
         """Train to the last iteration, write the model into the run folder and return it.
 
         A step whose loss or gradient is not finite changes nothing and is counted as skipped. An interruption
-        (Ctrl-C) writes a checkpoint first.
+        (Ctrl-C) writes a checkpoint first; several processes stop after the same step.
         """
-        loop = self.config.loop
-        write_json(self.folder / "config.json", to_dict(self.config))
-        log = MetricLog(self.folder, self.iteration)
+        with noticed() if self.parallel.processes > 1 else contextlib.nullcontext(self.interrupted) as self.interrupted:
+            self._train()
+        self.save_checkpoint()
+        model = self.model()
+        model.save(self.folder)
+        return model
+
+    def _train(self) -> None:
+        loop, first = self.config.loop, is_first()
+        if first:
+            write_json(self.folder / "config.json", to_dict(self.config))
+        log = MetricLog(self.folder, self.iteration) if first else None
         window, began, since = FigureWindow(), time.perf_counter(), self.iteration
         title = TITLES[self.config.objective.kind]
         bar = tqdm(total=loop.iterations, initial=self.iteration, desc=title, unit="it", disable=not self.progress)
@@ -190,28 +226,32 @@ class Trainer:
                 self._snapshot()
                 if self.iteration % loop.log_every == 0 or self.iteration == loop.iterations:
                     seconds = time.perf_counter() - began
+                    window.gather()
                     metrics = {**scalars, **window.flush(), **self._measure(), "skipped": self.skipped}
                     metrics["images_per_second"] = (self.iteration - since) * loop.batch_size / seconds
-                    log.write(self.iteration, metrics)
-                    bar.set_postfix(loss=f"{metrics['loss']:.4f}", skipped=self.skipped, refresh=False)
+                    metrics["data_wait"] = self.loader.waited() / seconds
+                    if log is not None:
+                        log.write(self.iteration, metrics)
+                    wait = f"{metrics['data_wait']:.0%}"
+                    bar.set_postfix(loss=f"{metrics['loss']:.4f}", skipped=self.skipped, data_wait=wait, refresh=False)
                     began, since = time.perf_counter(), self.iteration
                 if loop.sample_every and self.iteration % loop.sample_every == 0:
                     self._draw(log)
                 if loop.checkpoint_every and self.iteration % loop.checkpoint_every == 0:
                     self.save_checkpoint()
+                if self.stopping:
+                    raise KeyboardInterrupt
         except KeyboardInterrupt:
             self.save_checkpoint()
             raise
         finally:
+            self.loader.close()
             bar.close()
-            log.close()
-        self.save_checkpoint()
-        model = self.model()
-        model.save(self.folder)
-        return model
+            if log is not None:
+                log.close()
 
     def step(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """One optimizer step: scalars and per-sample figures to log. Advances `iteration`.
+        """One optimizer step: scalars of the whole batch and figures of the samples of this process. Advances `iteration`.
 
         With a fake score network, both learners take their step from gradients of the same samples, or neither does.
         """
@@ -224,14 +264,15 @@ class Trainer:
         if self.fake is not None:
             self.fake.begin(i)
         with self._dropout_stream(i):
-            for part in split(batch, loop.accumulate):
-                values, seen = self.losses.backward(part, i, loop.accumulate)
+            for k, part in enumerate(split(batch, loop.accumulate), start=1):
+                values, seen = self.losses.backward(part, i, loop.accumulate, last=k == loop.accumulate)
                 for name, value in values.items():
                     scalars[name] = scalars.get(name, 0.0) + value
                 figures.append(seen)
             scalars["grad_norm"] = self.student.clip_gradient()
             if self.fake is not None:
                 scalars["fake_grad_norm"] = self.fake.clip_gradient()
+            scalars = self._agree(scalars)
             if self.instruments is not None:
                 self.instruments.watch(i, part, scalars["grad_norm"])
             with uninterrupted():
@@ -261,7 +302,14 @@ class Trainer:
     # Parts ---------------------------------------------------------------------------------------------------------
 
     def _batch(self, indices: Tensor, generator: torch.Generator) -> Batch:
-        return self.batches.draw(indices, generator)
+        stored = self.loader.read(self.iteration, self.share.of(indices))
+        return self.batches.draw(indices, generator, stored)
+
+    def _agree(self, scalars: dict[str, float]) -> dict[str, float]:
+        """Means over the processes, which thereby all skip a step or none, and all stop after the same one."""
+        means = average({**scalars, "stop": float(self.interrupted())})
+        self.stopping = means.pop("stop") > 0
+        return means
 
     def _measure(self) -> dict[str, Any]:
         """What the instruments say, where there are any."""
@@ -274,18 +322,19 @@ class Trainer:
             fake.begin(i)
             batch = self._batch(indices, torch.Generator().manual_seed(derive_seed(loop.seed, "fake", i, k)))
             total = 0.0
-            for part in split(batch, loop.accumulate):
+            for m, part in enumerate(split(batch, loop.accumulate), start=1):
                 with torch.no_grad():
-                    sample = self.losses.generate(part)
-                total += self.losses.backward_fake(part, loop.accumulate, sample)[0]
-            if math.isfinite(total) and math.isfinite(fake.clip_gradient()):
+                    sample = self.student.compute(self.losses.generate, part)
+                total += self.losses.backward_fake(part, loop.accumulate, sample, last=m == loop.accumulate)[0]
+            if math.isfinite(average({"loss": total})["loss"]) and math.isfinite(fake.clip_gradient()):
                 fake.update()
 
     def _snapshot(self) -> None:
         """Write the averages that post-hoc reconstruction starts from, when it is time for them."""
         updates = self.iteration - self.skipped
         if self.ema.save_snapshots(self.folder, self.iteration, updates, self.config.loop.iterations):
-            write_json(self.folder / "ema" / "model.json", self.model().description())
+            description = self.model().description()
+            on_first(lambda: write_json(self.folder / "ema" / "model.json", description))
 
     def _weights(self, *names: str) -> dict[str, nn.Module]:
         """Adaptive weightings of these names, where the objective has any."""
@@ -293,11 +342,14 @@ class Trainer:
             return {}
         return {name: AdaptiveWeight(self.config.process).to(self.device) for name in names}
 
-    def _draw(self, log: MetricLog) -> None:
-        if not self._can_draw():
+    def _draw(self, log: MetricLog | None) -> None:
+        """A grid of samples of the first process; where weights are sharded, all have to draw."""
+        if not (is_first() or self.parallel.sharded) or not self._can_draw():
             return
         model = self.model()
         grid = make_grid(model.sample(GRID, seed=self.config.loop.seed), columns=10)
+        if log is None:
+            return
         (self.folder / "samples").mkdir(exist_ok=True)
         save_picture(grid, self.folder / "samples" / f"{self.iteration:08d}.png")
         pixels = torch.frombuffer(bytearray(grid.convert("RGB").tobytes()), dtype=torch.uint8)
@@ -310,15 +362,19 @@ class Trainer:
                 self.vae.load(self.device)
             except UserError as error:
                 self.draws = False
-                tqdm.write(f"trigflow: warning: no sample grids: {error}", file=sys.stderr)
+                if is_first():
+                    tqdm.write(f"trigflow: warning: no sample grids: {error}", file=sys.stderr)
+        if self.parallel.sharded:
+            self.draws = average({"draws": float(self.draws)})["draws"] == 1
         return self.draws
 
     def _dropout_stream(self, iteration: int) -> contextlib.AbstractContextManager[Any]:
-        """Dropout draws from torch's default generator: seed it for this step, and give it back unchanged."""
+        """Dropout draws from torch's default generator: seed it for this step and process, and give it back unchanged."""
         stack = contextlib.ExitStack()
         if self.config.network.dropout > 0:
             stack.enter_context(torch.random.fork_rng())
-            torch.manual_seed(derive_seed(self.config.loop.seed, "dropout", iteration))
+            process = (rank(),) if rank() else ()
+            torch.manual_seed(derive_seed(self.config.loop.seed, "dropout", iteration, *process))
         return stack
 
 

@@ -1,0 +1,62 @@
+"""What took long to find out about data, kept in the user's cache folder: `$TRIGFLOW_CACHE`, or `~/.cache/trigflow`.
+
+An entry belongs to a path and settings, and holds for one state of the files there: their names, sizes and times of the last
+change. It is made anew when any of these differs. Nothing breaks without it: an entry that cannot be read is made again, and
+one that cannot be written is not kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from trigflow.errors import UserError
+from trigflow.files import replacing
+
+Arrays = dict[str, npt.NDArray[Any]]
+VERSION = 1
+STATE = "state"
+
+
+def cache_folder() -> Path:
+    """`$TRIGFLOW_CACHE`, else `trigflow` in `$XDG_CACHE_HOME` or in `~/.cache`."""
+    if own := os.environ.get("TRIGFLOW_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trigflow"
+
+
+def remembered(subject: list[Any], state: list[Any], make: Callable[[], Arrays]) -> Arrays:
+    """What `make()` gave for this subject when it was last in this state, or what it gives now.
+
+    Args:
+        subject: what it is about: path and settings, in plain types.
+        state: what it depends on, in plain types.
+        make: gives the arrays; an entry of another state of the same subject is replaced by them.
+    """
+    try:
+        path = cache_folder() / "data" / f"{_digest(subject)}.npz"
+    except RuntimeError:  # there is no home
+        return make()
+    digest = _digest([VERSION, subject, state])
+    # Damaged files end in all kinds of exceptions.
+    with contextlib.suppress(Exception), np.load(path, allow_pickle=False) as file:
+        if str(file[STATE]) == digest:
+            return {name: file[name] for name in file.files if name != STATE}
+    arrays = make()
+    with contextlib.suppress(OSError, UserError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, **{STATE: np.array(digest), **arrays})  # type: ignore[arg-type] # the names are not its options
+    return arrays
+
+
+def _digest(value: list[Any]) -> str:
+    return hashlib.blake2b(json.dumps(value).encode(), digest_size=16).hexdigest()

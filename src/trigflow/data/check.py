@@ -1,0 +1,351 @@
+"""Reading a whole data set to say what is wrong with it: `trigflow data check`.
+
+Problems are what training would stop at, pass over or learn wrongly. Notes are what it copes with, but its owner may not know.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from trigflow.data.containers import examine_container
+from trigflow.data.decode import CorruptImageError, decode, is_turned, open_image
+from trigflow.data.files import Files
+from trigflow.data.findings import Report
+from trigflow.data.labels import find_labels
+from trigflow.data.latent_files import ENDING as LATENT_ENDING
+from trigflow.data.latent_files import parse
+from trigflow.data.latents import CHANNELS, LatentNormalization, normalization_from_state
+from trigflow.data.scan import chunks_of
+from trigflow.data.sources import EMBEDDED
+from trigflow.data.statistics import Normalization
+from trigflow.data.workers import in_order
+from trigflow.errors import UserError
+from trigflow.files import read_json
+
+FLAT = 0.02
+"""Standard deviation of pixels in [-1, 1] below which a data set is close to one single colour."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What was seen of one file.
+
+    Attributes:
+        problem: why it cannot be used; None if it can.
+        shape: `(c, h, w)`; empty where there is a problem.
+        digest: of the decoded values; two files with the same show the same.
+        traits: what is unusual about how they are stored.
+    """
+
+    problem: str | None = None
+    shape: tuple[int, ...] = ()
+    digest: bytes = b""
+    traits: tuple[str, ...] = ()
+
+
+class Moments:
+    """Sums over many images of the values and their squares, apart for each number of channels."""
+
+    def __init__(self) -> None:
+        self.sums: dict[int, npt.NDArray[np.float64]] = {}
+
+    def add(self, values: Tensor) -> None:
+        """Take in one image, shape `(c, h, w)`."""
+        flat = values.flatten(1).double()
+        rows = [flat.new_full((len(flat),), flat.shape[1]), flat.sum(dim=1), flat.square().sum(dim=1)]
+        self._add(len(flat), torch.stack(rows).numpy())
+
+    def merge(self, other: Moments) -> None:
+        """Take in what another has seen."""
+        for channels, sums in other.sums.items():
+            self._add(channels, sums)
+
+    def mean_and_std(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Of each channel; those of one channel count for all where there are more."""
+        sums = np.zeros((3, max(self.sums)))
+        for channels, found in self.sums.items():
+            if channels in (1, sums.shape[1]):
+                sums += found
+        count, total, squares = sums
+        mean = total / count
+        return mean, np.sqrt(np.maximum(squares / count - mean**2, 0))
+
+    def _add(self, channels: int, sums: npt.NDArray[np.float64]) -> None:
+        self.sums[channels] = self.sums.get(channels, 0) + sums
+
+
+Examined = tuple[list[Seen], Moments]
+
+
+def check_data(
+    source: str,
+    *,
+    resize: int | None = None,
+    like: str | os.PathLike[str] | None = None,
+    workers: int = 0,
+    progress: bool = False,
+) -> Report:
+    """Read and decode all that there is in a data set of any kind, and report on it.
+
+    Args:
+        source: path of a folder, zip, tar or folder of tars, of images or latents; or the address of a Hugging Face data set.
+        resize: as for training: images may then be of any size.
+        like: folder of a finished run whose data these are to resemble: in size, classes, mean and deviation.
+        workers: processes that read and decode; 0 for this one alone.
+        progress: draw a progress bar on stderr.
+
+    Raises:
+        UserError: if there is no such data, or it cannot be read at all.
+        MissingExtraError: for a Hugging Face data set, without `datasets`.
+    """
+    model = None if like is None else read_json(Path(like) / "model.json", "the model to compare with")
+    if source in EMBEDDED:
+        raise UserError(f"{source!r} comes with a package; expected data of your own to check; pass a path")
+    files, report = examine_container(source)
+    latents = [index for index, name in enumerate(files.names) if name.lower().endswith(LATENT_ENDING)]
+    images = files.images()
+    if latents and len(images):
+        report.problem(
+            "mixture", files.names[latents[0]], f"is a latent beside images such as {files.names[images[0]]!r}"
+        )
+    chosen = files.only(latents if latents and not len(images) else images)
+    if len(chosen) == 0:
+        raise UserError(f"no images or latents in {source!r}; expected some; check the path or convert the images")
+    report.of = "latents" if latents and not len(images) else "images"
+    report.images = len(chosen)
+    names, labels = _labels(files, chosen, report)
+    examine: Callable[[Sequence[int]], Examined]
+    examine = _ExamineLatents(chosen) if report.of == "latents" else _ExamineImages(chosen, resize)
+    seen, moments = list[Seen](), Moments()
+    with tqdm(total=len(chosen), desc="checking", unit="image", disable=not progress) as bar:
+        for part, sums in in_order(examine, chunks_of(len(chosen)), workers):
+            seen += part
+            moments.merge(sums)
+            bar.update(len(part))
+    for name, one in zip(chosen.names, seen, strict=True):
+        if one.problem is not None:
+            report.problem("corrupt", name, one.problem)
+    _compare_sizes(chosen, seen, report)
+    _find_duplicates(chosen, seen, names, labels, report)
+    _count_traits(chosen, seen, report)
+    _measure(moments, report)
+    if model is not None:
+        _compare_with(model, os.fspath(like or ""), seen, names, report)
+    return report
+
+
+# One file ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _ExamineImages:
+    files: Files
+    resize: int | None
+
+    def __call__(self, indices: Sequence[int]) -> Examined:
+        moments = Moments()
+        return [self._examine(index, moments) for index in indices], moments
+
+    def _examine(self, index: int, moments: Moments) -> Seen:
+        name = self.files.names[index]
+        try:
+            content = self.files.read(index)
+            image = decode(content, name, channels=None, resize=self.resize, crop=True).contiguous()
+        except CorruptImageError as error:
+            return Seen(error.reason)
+        except UserError as error:
+            return Seen(str(error).split(";")[0])
+        moments.add(image)
+        return Seen(None, tuple(image.shape), _digest(image), _traits(content, name))
+
+
+@dataclass(frozen=True)
+class _ExamineLatents:
+    files: Files
+
+    def __call__(self, indices: Sequence[int]) -> Examined:
+        moments = Moments()
+        return [self._examine(index, moments) for index in indices], moments
+
+    def _examine(self, index: int, moments: Moments) -> Seen:
+        try:
+            latent = parse(self.files.read(index), self.files.names[index])
+        except CorruptImageError as error:
+            return Seen(error.reason)
+        except UserError as error:
+            return Seen(str(error).split(";")[0])
+        moments.add(latent)
+        return Seen(None, tuple(latent.shape), _digest(latent))
+
+
+def _digest(values: Tensor) -> bytes:
+    return hashlib.blake2b(
+        values.numpy().tobytes(), digest_size=16, salt=repr(tuple(values.shape)).encode()[:16]
+    ).digest()
+
+
+def _traits(content: bytes, name: str) -> tuple[str, ...]:
+    """What is unusual about how an image is stored, of an image that can be decoded."""
+    with open_image(content, name) as image:
+        found = {
+            "is CMYK, and becomes RGB": image.mode == "CMYK",
+            "has a palette, and becomes RGB": image.mode == "P",
+            "has 16 bits, of which the high 8 are kept": image.mode.startswith("I"),
+            "is an animation, of which the first frame is taken": getattr(image, "n_frames", 1) > 1,
+            "is transparent, and is laid on white": "A" in image.getbands() or "transparency" in image.info,
+            "is turned as its EXIF data say": is_turned(image),
+        }
+    return tuple(trait for trait, there in found.items() if there)
+
+
+# All of them ---------------------------------------------------------------------------------------------------------
+
+
+def _labels(files: Files, chosen: Files, report: Report) -> tuple[tuple[str, ...], list[int] | None]:
+    """Class names and labels; a problem where they contradict themselves."""
+    try:
+        labels, names = find_labels(files, chosen.names)
+    except UserError as error:
+        report.problem("labels", report.source, str(error).split(";")[0])
+        return (), None
+    if labels is not None:
+        counts = Counter(labels)
+        report.classes = {name: counts[label] for label, name in enumerate(names)}
+        empty = [name for name, count in report.classes.items() if count == 0]
+        if empty:
+            report.note("classes", empty[0], f"and {len(empty) - 1} other classes have no {report.of}")
+        if len(counts) == 1:
+            report.problem("labels", names[labels[0]], "is the only class; training by class needs two")
+    return names, labels
+
+
+def _compare_sizes(files: Files, seen: Sequence[Seen], report: Report) -> None:
+    counts = Counter(one.shape for one in seen if one.shape)
+    report.sizes = {_describe(shape, report.of): count for shape, count in counts.most_common()}
+    if not counts:
+        return
+    if report.of == "latents":
+        usual: tuple[int, ...] = counts.most_common(1)[0][0]
+        others = [(name, one) for name, one in zip(files.names, seen, strict=True) if one.shape not in ((), usual)]
+        expected = _describe(usual, "latents")
+    else:
+        sides = Counter(one.shape[1:] for one in seen if one.shape).most_common(1)[0][0]
+        others = [(name, one) for name, one in zip(files.names, seen, strict=True) if one.shape[1:] not in ((), sides)]
+        expected = f"{sides[1]}x{sides[0]}"
+        channels = {one.shape[0] for one in seen if one.shape}
+        if len(channels) > 1:
+            grays = sum(1 for one in seen if one.shape[:1] == (1,))
+            report.note("channels", report.source, f"has {grays} grayscale images among RGB; all become RGB")
+    for name, one in others:
+        report.problem("size", name, f"is {_describe(one.shape, report.of)}, most others are {expected}")
+
+
+def _describe(shape: Sequence[int], of: str) -> str:
+    if of == "latents":
+        return f"{shape[0]} channels of {shape[2]}x{shape[1]}"
+    return f"{shape[2]}x{shape[1]} {'gray' if shape[0] == 1 else 'RGB'}"
+
+
+def _find_duplicates(
+    files: Files, seen: Sequence[Seen], class_names: Sequence[str], labels: Sequence[int] | None, report: Report
+) -> None:
+    first: dict[bytes, int] = {}
+    for index, one in enumerate(seen):
+        if not one.digest:
+            continue
+        other = first.setdefault(one.digest, index)
+        if other != index:
+            what = f"shows the same as {files.names[other]!r}"
+            if labels is not None and labels[index] != labels[other]:
+                what += f", though of class {class_names[labels[index]]!r} and not {class_names[labels[other]]!r}"
+            report.problem("duplicate", files.names[index], what)
+
+
+def _count_traits(files: Files, seen: Sequence[Seen], report: Report) -> None:
+    counts: Counter[str] = Counter(trait for one in seen for trait in one.traits)
+    for trait, count in counts.items():
+        first = next(name for name, one in zip(files.names, seen, strict=True) if trait in one.traits)
+        report.note("converted", first, f"{trait}; {count} such image{'' if count == 1 else 's'}")
+
+
+def _measure(moments: Moments, report: Report) -> None:
+    if not moments.sums:
+        return
+    mean, std = moments.mean_and_std()
+    if report.of == "images":
+        mean, std = mean / 127.5 - 1, std / 127.5
+    report.mean, report.std = mean.tolist(), std.tolist()
+    if report.of == "images" and float(std.max()) < FLAT:
+        report.problem("contrast", report.source, f"has a deviation of {std.max():.3f}: nearly one single colour")
+
+
+def _compare_with(model: Any, run: str, seen: Sequence[Seen], class_names: Sequence[str], report: Report) -> None:
+    """Problems where the data are not like those that a model was trained on.
+
+    Normalized as those were, they are to have a mean of 0 and a deviation of sigma_data. A mean off by more than a fifth of
+    sigma_data, or a deviation by more than a quarter, is a problem. Where the normalization was not measured, nothing is known.
+
+    Raises:
+        UserError: if the description of the model cannot be read.
+    """
+    try:
+        shape, names = tuple(model["shape"]), tuple(model["class_names"])
+        normalization = normalization_from_state(model["normalization"])
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"'{run}' holds a model.json without {error}; expected a finished run; choose another with --like"
+        ) from None
+    found = Counter(one.shape for one in seen if one.shape)
+    latents = isinstance(normalization, LatentNormalization)
+    if latents != (report.of == "latents"):
+        expected = "latents" if latents else "images"
+        report.problem("unlike", report.source, f"holds {report.of} where {run!r} was trained on {expected}")
+        return
+    if found:
+        shapes = {(CHANNELS, *one[1:]) if latents else (max(o[0] for o in found), *one[1:]) for one in found}
+        if shapes != {shape}:
+            other = next(iter(shapes - {shape}))
+            report.problem("unlike", report.source, f"has the shape {other} where {run!r} was trained on {shape}")
+    if tuple(class_names) != names and (names or class_names):
+        report.problem(
+            "unlike", report.source, f"has {len(class_names)} classes where {run!r} has {len(names)}, or other names"
+        )
+    for name, mean, std in _normalized(normalization, report):
+        sd = normalization.sigma_data
+        if abs(mean) > sd / 5 or not 0.75 * sd <= std <= 1.25 * sd:
+            what = f"has mean {mean:.3f} and deviation {std:.3f} as {run!r} normalizes; expected 0 and {sd:g}"
+            report.problem("unlike", name, what)
+
+
+def _normalized(
+    normalization: Normalization | LatentNormalization, report: Report
+) -> Iterator[tuple[str, float, float]]:
+    """What to call them, mean and deviation: of each channel of latents, of all channels of images together."""
+    measured = list(zip(report.mean, report.std, strict=True))
+    if isinstance(normalization, LatentNormalization):
+        known = zip(measured, normalization.raw_mean, normalization.raw_std, strict=False)
+        for channel, ((mean, std), center, spread) in enumerate(known):
+            factor = normalization.sigma_data / spread
+            yield f"channel {channel}", (mean - center) * factor, std * factor
+    elif (
+        measured
+        and len(measured) == len(normalization.mean)
+        and normalization != Normalization.symmetric(len(measured))
+    ):
+        offsets = [mean - center for (mean, _), center in zip(measured, normalization.mean, strict=True)]
+        furthest = max(offsets, key=abs)
+        spread = math.sqrt(sum(std**2 for _, std in measured) / len(measured))
+        yield report.source, furthest * normalization.scale, spread * normalization.scale
