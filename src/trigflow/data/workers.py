@@ -192,11 +192,13 @@ def _as_it_is(result: R) -> R:
 def _take(results: Any) -> Any:
     try:
         value, problem = next(results)
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):
+    except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
+        # The second to fourth: while a tensor was being handed over.
+        if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker"):
             raise
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
-            f"a process that reads data has died ({' '.join(str(error).split())}); expected it to live; make memory (and "
+            f"a process that reads data has died ({reason}); expected it to live; make memory (and "
             "/dev/shm) free, or lower the number of workers"
         ) from error
     if problem is not None:
