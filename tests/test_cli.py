@@ -399,7 +399,11 @@ def mixed_folders(data: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "options", "words"),
     [
-        (shutil.rmtree, [], "nothing at that path; expected digits, mnist, or the path of a folder, .zip or .tar of images"),
+        (
+            shutil.rmtree,
+            [],
+            "nothing at that path; expected digits, mnist, or the path of a folder, .zip or .tar of images",
+        ),
         (no_images, [], "no images found in"),
         (
             corrupt,

@@ -170,7 +170,9 @@ def test_every_part_of_training_works_with_several_processes(several: Path, alon
     for figure in ("loss", "grad_norm"):
         torch.testing.assert_close(series(there, figure), series(here, figure), atol=1e-5, rtol=1e-5)
     assert gap(there, here) < 1e-4
-    files = [sorted(str(p.relative_to(run)) for p in run.rglob("*") if "tfevents" not in p.name) for run in (here, there)]
+    files = [
+        sorted(str(p.relative_to(run)) for p in run.rglob("*") if "tfevents" not in p.name) for run in (here, there)
+    ]
     assert files[0] == files[1]
 
 

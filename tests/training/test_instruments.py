@@ -71,7 +71,11 @@ def test_the_weights_are_the_same_with_and_without(changes: dict[str, Any], teac
 def test_off_by_default_and_then_silent(tmp_path: Path) -> None:
     tiny_trainer(tmp_path, {"loop.iterations": 2}).run()
     names = read_metrics(tmp_path)[-1]
-    assert not [name for name in names if name.startswith(("probe", "grad_norm/", "embedding", "time_", "data_mean", "data_std"))]
+    assert not [
+        name
+        for name in names
+        if name.startswith(("probe", "grad_norm/", "embedding", "time_", "data_mean", "data_std"))
+    ]
 
 
 def test_they_can_be_switched_on_when_a_run_goes_on(tmp_path: Path) -> None:
