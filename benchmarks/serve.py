@@ -9,6 +9,7 @@ benchmarks/results/serve.json: figures, and each bar with what was measured.
     viewer      one stream at two steps that asks for the next place on the walk as soon as it has the last frame
     throughput  requests for 64 images at two steps, two at a time, in turns with two loops in this process: over the two
                 evaluations of the network alone, and over `Model.sample`, noise to bytes; both with the variant of the server
+                and as many threads, the first also with a thread for each core
     crowd       clients of all kinds (tests/serve/crowd.py), also slow, mute and malicious ones; memory is that of the server's
                 process (resident, Linux) after the first sixth of the time, against the most of the rest
 
@@ -59,8 +60,8 @@ LIMITS = Limits()
 def server(run: Path, variant: str, threads: int) -> Iterator[tuple[int, int]]:
     """`trigflow serve` on the CPU in a process of its own; its port and process id."""
     command = [sys.executable, "-m", "trigflow", "serve", str(run), "--port", "0", "--device", "cpu"]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    process = subprocess.Popen([*command, "--variant", variant], stdout=subprocess.PIPE, text=True, env=environment)
+    command += ["--variant", variant, "--threads", str(threads)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:
         line = process.stdout.readline()
@@ -150,12 +151,15 @@ def throughput(port: int, run: Path, variant: str, seconds: float) -> dict[str, 
     engine = Engine(load(run, "cpu"), steps=STEPS, variant=variant)
     engine.settle(BATCH)
     works = {"network": network_alone(engine.model), "sample": sampling(engine.model), "api": through_the_api(port)}
+    works["network_on_all_cores"] = works["network"]
+    threads, cores = torch.get_num_threads(), len(os.sched_getaffinity(0))
     rates: dict[str, list[float]] = {name: [] for name in works}
     turn, end = 0, time.perf_counter() + seconds
     with ThreadPoolExecutor(2) as two:
         while turn < 4 or time.perf_counter() < end:
             for name, work in works.items():
                 seeds = range(8 * turn, 8 * turn + 8)
+                torch.set_num_threads(cores if name == "network_on_all_cores" else threads)
                 begun = time.perf_counter()
                 list(two.map(work, seeds)) if name == "api" else [work(seed) for seed in seeds]
                 if turn:  # the first warms up
@@ -163,7 +167,7 @@ def throughput(port: int, run: Path, variant: str, seconds: float) -> dict[str, 
             turn += 1
     ratios = {
         f"api_over_{name}": round(statistics.median(a / b for a, b in zip(rates["api"], rates[name], strict=True)), 3)
-        for name in ("network", "sample")
+        for name in ("network", "sample", "network_on_all_cores")
     }
     return {f"{name}_images_per_second": round(statistics.median(found)) for name, found in rates.items()} | ratios
 
@@ -244,7 +248,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0, help="of the crowd; the others take a third of it each")
     parser.add_argument("--clients", type=int, default=200)
     parser.add_argument("--variant", default="auto", help="as in trigflow serve")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of PyTorch")
+    default = max(1, torch.get_num_threads() - 1)
+    parser.add_argument("--threads", type=int, default=default, help="of PyTorch; default: those of trigflow serve")
     parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / "serve.json")
     args = parser.parse_args()
     if not (args.run / "model.json").is_file():
@@ -255,6 +260,7 @@ def main() -> None:
             "command": shlex.join(["python", "benchmarks/serve.py", *sys.argv[1:]]),
             "machine": machine(),
             "variant": args.variant,
+            "threads": args.threads,
             "viewer": viewer(port, args.seconds / 3),
             "throughput": throughput(port, args.run, args.variant, args.seconds / 3),
             "crowd": crowded(port, pid, args.clients, args.seconds),

@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from conftest import Result
 from serve.helpers import student, teacher
 from trigflow.errors import UserError
 from trigflow.serve.drawing import draw_together
 from trigflow.serve.limits import Limits
-from trigflow.serve.listen import bind, read_token, said_after, settled_heap
+from trigflow.serve.listen import bind, read_token, said_after, settled_heap, use_threads
 from trigflow.serve.noise import NoiseSource
 from trigflow.serve.offers import offers_of
 
@@ -163,3 +164,22 @@ def test_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRIGFLOW_TOKEN", "")
     with pytest.raises(UserError, match="TRIGFLOW_TOKEN"):
         read_token(None)
+
+
+def test_one_core_is_left_to_clients(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_num_threads()
+    try:
+        for cores, expected in ((4, 3), (2, 1), (1, 1)):
+            torch.set_num_threads(cores)
+            monkeypatch.setenv("OMP_NUM_THREADS", str(cores))
+            use_threads(None)
+            assert torch.get_num_threads() == cores  # what was asked for stands
+            monkeypatch.delenv("OMP_NUM_THREADS")
+            use_threads(None)
+            assert torch.get_num_threads() == expected
+        use_threads(2)
+        assert torch.get_num_threads() == 2
+        with pytest.raises(UserError, match="0 threads; expected at least 1; change --threads"):
+            use_threads(0)
+    finally:
+        torch.set_num_threads(before)

@@ -34,6 +34,8 @@ class Serve:
     """cpu, cuda, or auto."""
     variant: str = "auto"
     """How the network is computed; the variants of `trigflow bench`."""
+    threads: int | None = None
+    """Cores that compute pictures; by default OMP_NUM_THREADS, or all but one, which is left to clients."""
     verbose: bool = False
     """Log every request."""
     limits: Limits = field(default_factory=Limits)
@@ -50,6 +52,7 @@ class Serve:
             origins=self.origins,
             device=self.device,
             variant=self.variant,
+            threads=self.threads,
             limits=self.limits,
             verbose=self.verbose,
         )

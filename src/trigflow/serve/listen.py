@@ -13,6 +13,8 @@ import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import torch
+
 from trigflow.errors import MissingExtraError, UserError
 from trigflow.serve.limits import Limits
 from trigflow.serve.offers import offers_of
@@ -31,10 +33,14 @@ def listen(
     origins: Sequence[str] = (),
     device: str = "auto",
     variant: str = "auto",
+    threads: int | None = None,
     limits: Limits | None = None,
     verbose: bool = False,
 ) -> None:
     """Serve a run folder until interrupted.
+
+    Args:
+        threads: cores that compute pictures, see `use_threads`; the others are those of `trigflow serve`.
 
     Raises:
         MissingExtraError: without the extra `serve`.
@@ -47,6 +53,7 @@ def listen(
     from trigflow.serve.server import make_server
 
     limits = limits or Limits()
+    use_threads(threads)
     with bind(host, port) as listener:
         with said_after(2.0, f"getting '{run}' ready to draw batches of 1 to {limits.batch}; this takes a few seconds"):
             offers = offers_of(run, limits, device, variant)
@@ -85,6 +92,24 @@ def settled_heap() -> Iterator[None]:
         yield
     finally:
         gc.unfreeze()
+
+
+def use_threads(threads: int | None) -> None:
+    """Compute pictures on so many cores; by default on OMP_NUM_THREADS, or on all but one.
+
+    The threads of an operation wait for the slowest of them. Where clients, or what is said to them, need one of their cores,
+    every operation waits for that, and more threads draw fewer pictures.
+
+    Raises:
+        UserError: for less than one.
+    """
+    if threads is None:
+        if "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(max(1, torch.get_num_threads() - 1))
+        return
+    if threads < 1:
+        raise UserError(f"pictures computed on {threads} threads; expected at least 1; change --threads")
+    torch.set_num_threads(threads)
 
 
 def bind(host: str, port: int) -> socket.socket:
