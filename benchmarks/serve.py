@@ -9,7 +9,7 @@ benchmarks/results/serve.json: figures, and each bar with what was measured.
     viewer      one stream at two steps that asks for the next place on the walk as soon as it has the last frame
     throughput  requests for 64 images at two steps, two at a time, in turns with two loops in this process: over the two
                 evaluations of the network alone, and over `Model.sample`, noise to bytes; both with the variant of the server
-                and as many threads, the first also with a thread for each core
+                and a thread for each core
     crowd       clients of all kinds (tests/serve/crowd.py), also slow, mute and malicious ones; memory is that of the server's
                 process (resident, Linux) after the first sixth of the time, against the most of the rest
 
@@ -57,10 +57,10 @@ LIMITS = Limits()
 
 
 @contextlib.contextmanager
-def server(run: Path, variant: str, threads: int) -> Iterator[tuple[int, int]]:
+def server(run: Path, variant: str, *options: str) -> Iterator[tuple[int, int]]:
     """`trigflow serve` on the CPU in a process of its own; its port and process id."""
     command = [sys.executable, "-m", "trigflow", "serve", str(run), "--port", "0", "--device", "cpu"]
-    command += ["--variant", variant, "--threads", str(threads)]
+    command += ["--variant", variant, *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:
@@ -151,15 +151,12 @@ def throughput(port: int, run: Path, variant: str, seconds: float) -> dict[str, 
     engine = Engine(load(run, "cpu"), steps=STEPS, variant=variant)
     engine.settle(BATCH)
     works = {"network": network_alone(engine.model), "sample": sampling(engine.model), "api": through_the_api(port)}
-    works["network_on_all_cores"] = works["network"]
-    threads, cores = torch.get_num_threads(), len(os.sched_getaffinity(0))
     rates: dict[str, list[float]] = {name: [] for name in works}
     turn, end = 0, time.perf_counter() + seconds
     with ThreadPoolExecutor(2) as two:
         while turn < 4 or time.perf_counter() < end:
             for name, work in works.items():
                 seeds = range(8 * turn, 8 * turn + 8)
-                torch.set_num_threads(cores if name == "network_on_all_cores" else threads)
                 begun = time.perf_counter()
                 list(two.map(work, seeds)) if name == "api" else [work(seed) for seed in seeds]
                 if turn:  # the first warms up
@@ -167,7 +164,7 @@ def throughput(port: int, run: Path, variant: str, seconds: float) -> dict[str, 
             turn += 1
     ratios = {
         f"api_over_{name}": round(statistics.median(a / b for a, b in zip(rates["api"], rates[name], strict=True)), 3)
-        for name in ("network", "sample", "network_on_all_cores")
+        for name in ("network", "sample")
     }
     return {f"{name}_images_per_second": round(statistics.median(found)) for name, found in rates.items()} | ratios
 
@@ -248,19 +245,20 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0, help="of the crowd; the others take a third of it each")
     parser.add_argument("--clients", type=int, default=200)
     parser.add_argument("--variant", default="auto", help="as in trigflow serve")
-    default = max(1, torch.get_num_threads() - 1)
-    parser.add_argument("--threads", type=int, default=default, help="of PyTorch; default: those of trigflow serve")
+    parser.add_argument("--workers", type=int, help="as in trigflow serve")
+    parser.add_argument("--threads", type=int, help="as in trigflow serve")
     parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / "serve.json")
     args = parser.parse_args()
     if not (args.run / "model.json").is_file():
         raise SystemExit(f"'{args.run}' is no run; make one with: trigflow demo --out {shlex.quote(str(args.run))}")
-    torch.set_num_threads(args.threads)
-    with server(args.run, args.variant, args.threads) as (port, pid):
+    chosen = {name: getattr(args, name) for name in ("workers", "threads")}
+    options = [part for name, value in chosen.items() if value is not None for part in (f"--{name}", str(value))]
+    with server(args.run, args.variant, *options) as (port, pid):
         result: dict[str, Any] = {
             "command": shlex.join(["python", "benchmarks/serve.py", *sys.argv[1:]]),
             "machine": machine(),
             "variant": args.variant,
-            "threads": args.threads,
+            "options": options,
             "viewer": viewer(port, args.seconds / 3),
             "throughput": throughput(port, args.run, args.variant, args.seconds / 3),
             "crowd": crowded(port, pid, args.clients, args.seconds),

@@ -46,7 +46,7 @@ def worker() -> Worker:
 
 @pytest.fixture
 def batcher(worker: Worker) -> Iterator[Batcher]:
-    made = Batcher(worker, LIMITS)
+    made = Batcher([worker], LIMITS)
     made.start()
     yield made
     worker.go.set()
@@ -100,7 +100,7 @@ def test_a_long_order_is_drawn_in_parts(batcher: Batcher, worker: Worker) -> Non
 
 
 def test_a_long_order_lets_others_in_between(worker: Worker) -> None:
-    batcher = Batcher(worker, Limits(batch=8, window_ms=0))
+    batcher = Batcher([worker], Limits(batch=8, window_ms=0))
     batcher.start()
     busy(batcher, worker)
     jobs = [*batcher.submit(order(0, 24)), *batcher.submit(order(1, 6)), batcher.submit_frame(order(2))]
@@ -113,7 +113,7 @@ def test_a_long_order_lets_others_in_between(worker: Worker) -> None:
 
 def test_a_long_order_is_not_put_off_for_ever(worker: Worker) -> None:
     """However many come, the second part is drawn before those that came after two more batches."""
-    batcher = Batcher(worker, Limits(batch=8, window_ms=0))
+    batcher = Batcher([worker], Limits(batch=8, window_ms=0))
     batcher.start()
     busy(batcher, worker)
     jobs = batcher.submit(order(0, 16))
@@ -147,7 +147,7 @@ def test_an_order_longer_than_the_queue_is_taken_when_nothing_waits(batcher: Bat
 
 def test_a_window_lets_orders_meet() -> None:
     worker = Worker()
-    batcher = Batcher(worker, Limits(batch=4, window_ms=60_000))
+    batcher = Batcher([worker], Limits(batch=4, window_ms=60_000))
     batcher.start()
     jobs = [batcher.submit(order(seed))[0] for seed in range(4)]  # drawn when the batch is full, not after a minute
     assert [job.future.result(10).images.item() for job in jobs] == [0, 1, 2, 3]
@@ -161,7 +161,7 @@ def test_a_window_lets_orders_meet() -> None:
 
 def test_who_waits_too_long_is_told() -> None:
     worker = Worker()
-    batcher = Batcher(worker, Limits(window_ms=0, queue_seconds=0.01))
+    batcher = Batcher([worker], Limits(window_ms=0, queue_seconds=0.01))
     batcher.start()
     busy(batcher, worker)
     late, frame = batcher.submit(order(1))[0], batcher.submit_frame(order(2))
@@ -217,7 +217,7 @@ def test_a_failed_batch_harms_nobody_else(batcher: Batcher, worker: Worker) -> N
 
 def test_closing_gives_up_what_waits() -> None:
     worker = Worker()
-    batcher = Batcher(worker, LIMITS)
+    batcher = Batcher([worker], LIMITS)
     batcher.start()
     busy(batcher, worker)
     job = batcher.submit(order(1))[0]
@@ -233,3 +233,24 @@ def test_closing_gives_up_what_waits() -> None:
     batcher.start()  # and it can be opened again
     assert batcher.submit(order(3))[0].future.result(10).images.item() == 3
     batcher.close()
+
+
+def test_workers_draw_at_the_same_time() -> None:
+    workers = [Worker(), Worker()]
+    for one in workers:
+        one.go.clear()
+    batcher = Batcher(workers, LIMITS)
+    batcher.start()
+    assert batcher.alive
+    jobs = [batcher.submit(order(0))[0]]
+    wait_for(lambda: any(one.batches for one in workers))
+    jobs += batcher.submit(order(1))
+    wait_for(lambda: all(one.batches for one in workers))
+    jobs += batcher.submit(order(2))
+    assert batcher.waiting == 1
+    for one in workers:
+        one.go.set()
+    assert [int(job.future.result(10).images.max()) for job in jobs] == [0, 1, 2]
+    batcher.close()
+    assert not batcher.alive
+    assert sorted(seed for one in workers for batch in one.seeds() for seed in batch) == [0, 1, 2]

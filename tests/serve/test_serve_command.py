@@ -23,7 +23,7 @@ from serve.helpers import student, teacher
 from trigflow.errors import UserError
 from trigflow.serve.drawing import draw_together
 from trigflow.serve.limits import Limits
-from trigflow.serve.listen import bind, read_token, said_after, settled_heap, use_threads
+from trigflow.serve.listen import bind, read_token, said_after, settled_heap, use_cores
 from trigflow.serve.noise import NoiseSource
 from trigflow.serve.offers import offers_of
 
@@ -119,13 +119,13 @@ def test_offers_are_settled(run: Path) -> None:
     """Every batch that a request can lead to is made of what was recorded before the first."""
     offers = offers_of(run, Limits(batch=4), "cpu", "traced")
     for offer in offers:
-        network = offer.drawer.model.network  # type: ignore[attr-defined]
+        network = offer.drawers[0].model.network  # type: ignore[attr-defined]
         recorded = set(network.recorded)
         assert {key[0] for key in recorded} == {1, 2, 4}
         guidance = offer.guidance[1]
         for labels in (None, 3, {"1": 1.0, "2": 1.0, "3": 1.0}):
             order = offer.order(count=4, labels=labels, guidance=guidance, steps=1, walk=(1.0, 2.0))
-            assert draw_together(offer.drawer, NoiseSource(offer.model), [order])[0].shape == (4, 1, 8, 8)
+            assert draw_together(offer.drawers[0], NoiseSource(offer.model), [order])[0].shape == (4, 1, 8, 8)
         assert set(network.recorded) == recorded
 
 
@@ -166,20 +166,34 @@ def test_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         read_token(None)
 
 
-def test_one_core_is_left_to_clients(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = torch.get_num_threads()
+def test_cores_are_divided_among_workers() -> None:
+    cpu, before = torch.device("cpu"), torch.get_num_threads()
     try:
-        for cores, expected in ((4, 3), (2, 1), (1, 1)):
+        for cores, workers, threads, expected in (
+            (1, None, None, (1, 1)),
+            (2, None, None, (2, 1)),
+            (9, None, None, (2, 4)),
+            (2, 3, None, (3, 1)),
+            (8, 1, None, (1, 8)),
+            (8, None, 3, (2, 3)),
+        ):
             torch.set_num_threads(cores)
-            monkeypatch.setenv("OMP_NUM_THREADS", str(cores))
-            use_threads(None)
-            assert torch.get_num_threads() == cores  # what was asked for stands
-            monkeypatch.delenv("OMP_NUM_THREADS")
-            use_threads(None)
-            assert torch.get_num_threads() == expected
-        use_threads(2)
-        assert torch.get_num_threads() == 2
+            assert (use_cores(cpu, workers, threads), torch.get_num_threads()) == expected
+        torch.set_num_threads(2)
+        assert (use_cores(torch.device("cuda"), None, None), torch.get_num_threads()) == (1, 2)
         with pytest.raises(UserError, match="0 threads; expected at least 1; change --threads"):
-            use_threads(0)
+            use_cores(cpu, None, 0)
+        with pytest.raises(UserError, match="-1 workers; expected at least 1; change --workers"):
+            use_cores(cpu, -1, None)
     finally:
         torch.set_num_threads(before)
+
+
+def test_workers_draw_the_same_with_buffers_of_their_own(run: Path) -> None:
+    offer = offers_of(run, Limits(batch=4), "cpu", "traced", workers=2)[0]
+    first, second = offer.drawers
+    assert first.model.network is not second.model.network  # type: ignore[attr-defined]
+    order = offer.order(count=3)
+    a, b = (draw_together(drawer, NoiseSource(offer.model), [order])[0] for drawer in (first, second))
+    assert torch.equal(a, b)
+    assert a.float().std() > 0

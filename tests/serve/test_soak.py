@@ -30,15 +30,16 @@ from trigflow.serve.service import Service
 from trigflow.serve.stream import Stream, Wanted
 
 LIMITS = Limits(batch=16, queue=128, connections=60, streams=24, silent_seconds=1, send_seconds=0.5, queue_seconds=5)
-CLIENTS, SECONDS = 60, 2
+CLIENTS, SECONDS, WORKERS = 60, 2, 2
 OF_A_CLIENT = (Job, Stream, Wanted, Request, WebSocket, StreamProtocol)
 
 
 def settled_offer(model: Model) -> Offer:
     """As `trigflow serve` has it: recorded beforehand."""
-    engine = Engine(model, steps=1, variant="traced")
-    engine.settle(LIMITS.batch)
-    return offer_of(model, LIMITS, ModelDrawer(engine.model))
+    engines = [Engine(model, steps=1, variant="traced") for _ in range(WORKERS)]
+    for engine in engines:
+        engine.settle(LIMITS.batch)
+    return offer_of(model, LIMITS, *[ModelDrawer(engine.model) for engine in engines])
 
 
 @pytest.fixture(scope="module")
@@ -49,9 +50,11 @@ def app() -> FastAPI:
 def left(service: Service) -> Counter[str]:
     """How many objects of clients and tensors are alive, beside what the server keeps on purpose."""
     for name, offer in service.offers.items():
-        network_of(offer).kept = Kept(KEPT_BYTES)
-        draw: Any = service.batchers[name]._draw
-        draw.args[1].__init__(offer.model)  # its noises
+        for network in networks_of(offer):
+            network.kept = Kept(KEPT_BYTES)
+        draws: Any = service.batchers[name]._draws
+        for draw in draws:
+            draw.args[1].__init__(offer.model)  # its noises
     gc.collect()
     kinds = (*OF_A_CLIENT, asyncio.Task, Tensor)
     return Counter(type(found).__name__ for found in gc.get_objects() if type(found) in kinds)
@@ -59,7 +62,7 @@ def left(service: Service) -> Counter[str]:
 
 def test_a_crowd_leaves_nothing_behind(app: FastAPI) -> None:
     service: Service = app.state.service
-    recorded = [set(network_of(offer).recorded) for offer in service.offers.values()]
+    recorded = shapes_recorded(service)
     with running(app) as port:
         resting = left(service)
         tallies: list[Tally] = []
@@ -82,7 +85,7 @@ def test_a_crowd_leaves_nothing_behind(app: FastAPI) -> None:
     assert not {status for status in statuses if status.startswith("5")}
     assert {"200", "404", "405", "413", "415", "422"} <= statuses
     assert sample("trigflow_streams") == 0
-    assert [set(network_of(offer).recorded) for offer in service.offers.values()] == recorded, "recorded later"
+    assert shapes_recorded(service) == recorded, "recorded later"
 
 
 def settle(condition: Callable[[], bool]) -> None:
@@ -92,10 +95,14 @@ def settle(condition: Callable[[], bool]) -> None:
         time.sleep(0.2)
 
 
-def network_of(offer: Offer) -> Traced:
-    network = offer.drawer.model.network  # type: ignore[attr-defined]
-    assert isinstance(network, Traced)
-    return network
+def networks_of(offer: Offer) -> list[Traced]:
+    networks = [drawer.model.network for drawer in offer.drawers]  # type: ignore[attr-defined]
+    assert all(isinstance(network, Traced) for network in networks)
+    return networks
+
+
+def shapes_recorded(service: Service) -> list[set[Any]]:
+    return [set(network.recorded) for offer in service.offers.values() for network in networks_of(offer)]
 
 
 def requests(service: Service) -> list[dict[str, str]]:

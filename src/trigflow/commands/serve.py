@@ -34,8 +34,10 @@ class Serve:
     """cpu, cuda, or auto."""
     variant: str = "auto"
     """How the network is computed; the variants of `trigflow bench`."""
+    workers: int | None = None
+    """Batches of a model drawn at a time; by default two on a CPU with several cores, otherwise one."""
     threads: int | None = None
-    """Cores that compute pictures; by default OMP_NUM_THREADS, or all but one, which is left to clients."""
+    """Cores for each worker; by default its share of all, or of OMP_NUM_THREADS."""
     verbose: bool = False
     """Log every request."""
     limits: Limits = field(default_factory=Limits)
@@ -52,6 +54,7 @@ class Serve:
             origins=self.origins,
             device=self.device,
             variant=self.variant,
+            workers=self.workers,
             threads=self.threads,
             limits=self.limits,
             verbose=self.verbose,

@@ -1,4 +1,4 @@
-"""A bounded queue and the one thread that owns a model: what waits together is drawn together."""
+"""A bounded queue and the threads that draw from it: what waits together is drawn together."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Job:
 
 
 class Batcher:
-    """Queue and worker of one model.
+    """Queue and workers of one model.
 
     The oldest order decides: with all others of its key, in the order of their coming, up to `limits.batch` pictures, it is
     drawn as soon as one of them has lost its patience or the batch is full. While a batch is drawn the next one gathers, so
@@ -69,18 +69,20 @@ class Batcher:
     before, so that the orders of others are drawn in between.
 
     Args:
-        draw: see `Draw`; called in the worker thread only.
+        draws: see `Draw`; each is called in a worker thread of its own, so that many batches are drawn at a time.
         limits: `batch`, `queue`, `queue_seconds`, `window_ms`.
         on_batch: called after every batch with its pictures and seconds.
     """
 
-    def __init__(self, draw: Draw, limits: Limits, on_batch: Callable[[int, float], None] | None = None) -> None:
+    def __init__(
+        self, draws: Sequence[Draw], limits: Limits, on_batch: Callable[[int, float], None] | None = None
+    ) -> None:
         self.limits = limits
-        self._draw = draw
+        self._draws = tuple(draws)
         self._on_batch = on_batch
         self._waiting: deque[Job] = deque()
         self._changed = threading.Condition()
-        self._thread: threading.Thread | None = None
+        self._threads: list[threading.Thread] = []
         self._closing = False
         self._turn = 0
         self._seconds_per_image = 0.0
@@ -88,24 +90,28 @@ class Batcher:
     # From any thread -------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Start the worker, unless it runs already."""
+        """Start the workers, unless they run already."""
         if not self.alive:
             self._closing = False
-            self._thread = threading.Thread(target=self._work, name="trigflow-worker", daemon=True)
-            self._thread.start()
+            self._threads = [
+                threading.Thread(target=self._work, args=(draw,), name=f"trigflow-worker-{i}", daemon=True)
+                for i, draw in enumerate(self._draws)
+            ]
+            for thread in self._threads:
+                thread.start()
 
     def close(self) -> None:
-        """Finish the batch at hand, give up what waits, end the worker."""
+        """Finish the batches at hand, give up what waits, end the workers."""
         with self._changed:
             self._closing = True
-            self._changed.notify()
-        if self._thread is not None:
-            self._thread.join()
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
 
     @property
     def alive(self) -> bool:
-        """Whether the worker runs."""
-        return self._thread is not None and self._thread.is_alive()
+        """Whether all workers run."""
+        return bool(self._threads) and all(thread.is_alive() for thread in self._threads)
 
     @property
     def waiting(self) -> int:
@@ -162,19 +168,19 @@ class Batcher:
         self._changed.notify()
 
     def _retry_after(self) -> int:
-        return min(60, max(1, math.ceil(self.waiting * self._seconds_per_image)))
+        return min(60, max(1, math.ceil(self.waiting * self._seconds_per_image / len(self._draws))))
 
-    # In the worker ---------------------------------------------------------------------------------------------------
+    # In the workers --------------------------------------------------------------------------------------------------
 
-    def _work(self) -> None:
+    def _work(self, draw: Draw) -> None:
         while (jobs := self._next_batch()) is not None:
-            self._draw_batch(jobs)
+            self._draw_batch(draw, jobs)
             del jobs  # else they would stay, with their pictures, until the next ones come
 
-    def _draw_batch(self, jobs: Sequence[Job]) -> None:
+    def _draw_batch(self, draw: Draw, jobs: Sequence[Job]) -> None:
         begun = time.monotonic()
         try:
-            parts = self._draw([job.order for job in jobs])
+            parts = draw([job.order for job in jobs])
         except Exception as error:  # the clients of this batch are told; the others are served on
             for job in jobs:
                 job.future.set_exception(error)

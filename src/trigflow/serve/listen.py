@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from trigflow.errors import MissingExtraError, UserError
+from trigflow.model import resolve_device
 from trigflow.serve.limits import Limits
 from trigflow.serve.offers import offers_of
 
@@ -33,6 +34,7 @@ def listen(
     origins: Sequence[str] = (),
     device: str = "auto",
     variant: str = "auto",
+    workers: int | None = None,
     threads: int | None = None,
     limits: Limits | None = None,
     verbose: bool = False,
@@ -40,7 +42,7 @@ def listen(
     """Serve a run folder until interrupted.
 
     Args:
-        threads: cores that compute pictures, see `use_threads`; the others are those of `trigflow serve`.
+        workers, threads: see `use_cores`; the others are those of `trigflow serve`.
 
     Raises:
         MissingExtraError: without the extra `serve`.
@@ -53,10 +55,10 @@ def listen(
     from trigflow.serve.server import make_server
 
     limits = limits or Limits()
-    use_threads(threads)
+    workers = use_cores(resolve_device(device), workers, threads)
     with bind(host, port) as listener:
         with said_after(2.0, f"getting '{run}' ready to draw batches of 1 to {limits.batch}; this takes a few seconds"):
-            offers = offers_of(run, limits, device, variant)
+            offers = offers_of(run, limits, device, variant, workers)
         app = create_app(offers, limits, token=token, origins=origins)
         server = make_server(app, host, port, log_level="info" if verbose else "warning")
         address = _shown(listener)
@@ -94,22 +96,28 @@ def settled_heap() -> Iterator[None]:
         gc.unfreeze()
 
 
-def use_threads(threads: int | None) -> None:
-    """Compute pictures on so many cores; by default on OMP_NUM_THREADS, or on all but one.
+def use_cores(device: torch.device, workers: int | None, threads: int | None) -> int:
+    """Divide the cores among the workers of a model; gives how many there are.
 
-    The threads of an operation wait for the slowest of them. Where clients, or what is said to them, need one of their cores,
-    every operation waits for that, and more threads draw fewer pictures.
+    The threads of an operation wait for the slowest of them, and those of a small network do so every few microseconds: where
+    one has to share its core with the server's own work or with clients, all stand still. Workers do not wait for each other.
+
+    Args:
+        device: where pictures are computed.
+        workers: batches of a model drawn at a time; by default two on a CPU with several cores, otherwise one.
+        threads: cores for each of them; by default its share of all, or of OMP_NUM_THREADS.
 
     Raises:
         UserError: for less than one.
     """
-    if threads is None:
-        if "OMP_NUM_THREADS" not in os.environ:
-            torch.set_num_threads(max(1, torch.get_num_threads() - 1))
-        return
-    if threads < 1:
-        raise UserError(f"pictures computed on {threads} threads; expected at least 1; change --threads")
-    torch.set_num_threads(threads)
+    for name, value in (("workers", workers), ("threads", threads)):
+        if value is not None and value < 1:
+            raise UserError(f"pictures drawn by {value} {name}; expected at least 1; change --{name}")
+    cores = torch.get_num_threads()
+    if workers is None:
+        workers = 2 if device.type == "cpu" and cores > 1 else 1
+    torch.set_num_threads(threads or max(1, cores // workers))
+    return workers
 
 
 def bind(host: str, port: int) -> socket.socket:

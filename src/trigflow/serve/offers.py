@@ -26,7 +26,7 @@ class Offer:
     Attributes:
         name: `student` or `teacher`.
         model: gives noise, classes and times.
-        drawer: draws with it.
+        drawers: draw with it, each in a thread of its own.
         shape: `(c, h, w)` of a picture.
         guidance: lowest and highest scale; both 1 without guidance.
         steps: fewest and most steps.
@@ -35,7 +35,7 @@ class Offer:
 
     name: str
     model: Model
-    drawer: Drawer
+    drawers: tuple[Drawer, ...]
     shape: tuple[int, int, int]
     guidance: tuple[float, float]
     steps: tuple[int, int]
@@ -68,8 +68,9 @@ class Offer:
         classes = min(self.mixed_labels, self.model.num_classes)
         mix = {str(label): 1.0 for label in range(classes)} if classes else None
         costly = self.order(count=batch, labels=mix, guidance=self.guidance[1], steps=self.steps[0])
-        for order in (self.order(), costly):
-            draw_together(self.drawer, NoiseSource(self.model), [order])
+        for drawer in self.drawers:
+            for order in (self.order(), costly):
+                draw_together(drawer, NoiseSource(self.model), [order])
 
     def _mixes(self, labels: Labels, first: int, count: int) -> tuple[Mix, ...] | None:
         classes = self.model.num_classes
@@ -105,13 +106,13 @@ class Offer:
             raise UserError(f"label {label}; expected a class from 0 to {self.model.num_classes - 1}; correct labels")
 
 
-def offer_of(model: Model, limits: Limits, drawer: Drawer | None = None) -> Offer:
+def offer_of(model: Model, limits: Limits, *drawers: Drawer) -> Offer:
     """The offer of a model: `student` for a consistency model, `teacher` for a diffusion model.
 
     Args:
-        model: read-only from here on; the server draws with it in a thread of its own.
+        model: read-only from here on.
         limits: bounds of steps, guidance and mixes.
-        drawer: draws with the model; `ModelDrawer` by default.
+        drawers: draw with the model, each in a thread of its own; one `ModelDrawer` by default.
 
     Raises:
         UserError, MissingExtraError: for a model of latents whose autoencoder cannot be loaded.
@@ -124,7 +125,7 @@ def offer_of(model: Model, limits: Limits, drawer: Drawer | None = None) -> Offe
     return Offer(
         name="student" if model.kind == "consistency" else "teacher",
         model=model,
-        drawer=ModelDrawer(model) if drawer is None else drawer,
+        drawers=drawers or (ModelDrawer(model),),
         shape=(c, h, w),
         guidance=_guidance(model, limits),
         steps=(segments, segments) if segments > 1 else (1, limits.steps),
@@ -132,7 +133,7 @@ def offer_of(model: Model, limits: Limits, drawer: Drawer | None = None) -> Offe
     )
 
 
-def offers_of(run: Path, limits: Limits, device: str = "auto", variant: str = "auto") -> list[Offer]:
+def offers_of(run: Path, limits: Limits, device: str = "auto", variant: str = "auto", workers: int = 1) -> list[Offer]:
     """The model of a run folder first, and its teacher where the run has one that is still there; both ready to draw, so that
     no request has to wait for what a variant does once, and memory does not grow by it later.
 
@@ -141,6 +142,7 @@ def offers_of(run: Path, limits: Limits, device: str = "auto", variant: str = "a
         limits: see `offer_of`; `batch` is the size up to which the variant is made ready, see `Engine.settle`.
         device: cpu, cuda or auto.
         variant: how their networks are computed, see `trigflow.inference.VARIANTS`.
+        workers: threads that draw with each, every one with buffers of its own.
 
     Raises:
         UserError: when a folder or a file is damaged, or the variant does not work here.
@@ -148,9 +150,10 @@ def offers_of(run: Path, limits: Limits, device: str = "auto", variant: str = "a
 
     def offer(folder: Path) -> Offer:
         loaded = load(folder, device)
-        engine = Engine(loaded, steps=1 if loaded.kind == "diffusion" else None, variant=variant)
-        largest = engine.settle(limits.batch)
-        made = offer_of(loaded, limits, ModelDrawer(engine.model))
+        steps = 1 if loaded.kind == "diffusion" else None
+        engines = [Engine(loaded, steps=steps, variant=variant) for _ in range(workers)]
+        largest = min([engine.settle(limits.batch) for engine in engines])
+        made = offer_of(loaded, limits, *[ModelDrawer(engine.model) for engine in engines])
         made.try_out(largest)
         return made
 

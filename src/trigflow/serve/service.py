@@ -46,8 +46,8 @@ class Service:
             self.metrics.images.labels(offer.name).inc(pictures)
             self.metrics.batch.labels(offer.name).observe(pictures)
 
-        draw = functools.partial(draw_together, offer.drawer, NoiseSource(offer.model))
-        batcher = Batcher(draw, self.limits, on_batch)
+        draws = [functools.partial(draw_together, drawer, NoiseSource(offer.model)) for drawer in offer.drawers]
+        batcher = Batcher(draws, self.limits, on_batch)
         self.metrics.watch_queue(offer.name, lambda: batcher.waiting)
         return batcher
 
@@ -63,7 +63,7 @@ class Service:
 
     @property
     def healthy(self) -> bool:
-        """Whether every model has its worker."""
+        """Whether every model has its workers."""
         return all(batcher.alive for batcher in self.batchers.values())
 
     def order(self, request: PictureRequest) -> tuple[str, Order]:
