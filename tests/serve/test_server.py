@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import socket
 import time
 import urllib.request
@@ -157,6 +158,21 @@ def test_a_large_message_closes_its_stream_alone(port: int) -> None:
         assert unpack(bytes(good.recv(10)))[0]["id"] == 1  # type: ignore[arg-type]
 
 
+@pytest.fixture
+def said() -> Iterator[list[logging.LogRecord]]:
+    """What uvicorn writes into its log."""
+    records: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = records.append  # type: ignore[method-assign]
+    logger = logging.getLogger("uvicorn.error")
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    yield records
+    logger.removeHandler(handler)
+    logger.setLevel(level)
+
+
 @pytest.mark.parametrize(
     ("frame", "code"),
     [
@@ -169,7 +185,7 @@ def test_a_large_message_closes_its_stream_alone(port: int) -> None:
         (b"\x81\xff\x00\x00\x00\x10\x00\x00\x00\x00\x00\x00\x00\x00", 1009),  # a length of 2^36
     ],
 )
-def test_malformed_frames(port: int, frame: bytes, code: int) -> None:
+def test_malformed_frames(port: int, frame: bytes, code: int, said: list[logging.LogRecord]) -> None:
     with raw(port, UPGRADE) as connection:
         reader = connection.makefile("rb")
         assert reader.readline().split()[1] == b"101"
@@ -180,6 +196,7 @@ def test_malformed_frames(port: int, frame: bytes, code: int) -> None:
         assert answer[0] == 0x88  # a close frame
         assert int.from_bytes(answer[2:4], "big") == code
     assert post(port)
+    assert [record.getMessage() for record in said if record.exc_info] == []
 
 
 def test_a_slow_reader_is_given_up_and_others_are_served(port: int, app: FastAPI) -> None:

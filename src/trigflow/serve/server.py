@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import OrderedDict
 from typing import Any
 
@@ -162,4 +163,12 @@ def make_server(
         server_header=False,
         proxy_headers=False,
     )
+    logging.getLogger("uvicorn.error").addFilter(without_traceback)
     return uvicorn.Server(config)
+
+
+def without_traceback(record: logging.LogRecord) -> bool:
+    """Leave a client's mistake, text that is no UTF-8, in the log as a line."""
+    if record.exc_info and isinstance(record.exc_info[1], UnicodeDecodeError):
+        record.exc_info = None
+    return True
