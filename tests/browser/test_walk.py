@@ -233,6 +233,15 @@ def test_a_place_is_in_the_address(visit: Open, port: int) -> None:
     assert "mix=2:60,4:40" in seen.page.url
 
 
+def test_an_address_is_followed_while_the_walk_goes_on(visit: Open, port: int) -> None:
+    seen = visit(port, "#seed=5")
+    seen.settle()
+    seen.page.locator("#drift").click()
+    for seed in range(10, 20):
+        seen.page.evaluate(f"location.hash = '#seed={seed}'")
+        seen.until(lambda seed=seed: seen.last()["seed"] == seed, f"seed {seed}")
+
+
 def test_an_address_that_makes_no_sense_is_put_right(visit: Open, port: int) -> None:
     seen = visit(
         port, "#view=sea&model=x&seed=-1&walk=NaN,1&mix=99:1,3:999,a:b&guidance=x&steps=student:900,y:1&count=1e9"

@@ -192,7 +192,8 @@ async function start() {
   scene.watch(follow)
   follow(scene.values, scene.values)
   new ResizeObserver(() => scene.values.view === "wall" && ask(scene.values)).observe(stage)
-  addEventListener("hashchange", () => scene.set(fromFragment(location.hash, scene.values, info)))
+  // The walk may have written its next place into the address before this event comes.
+  addEventListener("hashchange", ({ newURL }) => scene.set(fromFragment(new URL(newURL).hash, scene.values, info)))
   if (!calm()) walk.drift = true
 }
 
