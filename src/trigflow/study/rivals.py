@@ -77,6 +77,8 @@ RIVALS = Study(
         *(Expect("sCD", rival, "2.fd") for rival in LEARNED),
         *(Expect("sCD", rival, "1.fd") for rival in LEARNED),
         *(Expect("sCD", "DPM-Solver++(2M)", "2.fd", against=f"{steps}.fd") for steps in SOLVER_STEPS),
+        # From data alone, without a teacher to do as well as.
+        *(Expect("sCT", rival, "2.fd") for rival in ("ECT", "MeanFlow")),
     ),
     budget="seconds",
     over="steps",
