@@ -47,8 +47,7 @@ How to read it:
   times of both arms are measured in turn in one process and iterations fitted to them; the seconds in the table are those
   really used, beside whatever else ran on the machine.
 * Expectations follow from the claim. Arms that were added after others of their study had been seen are named in its remark.
-  The study `rates` chooses a learning rate for each objective, on a seed that no comparison uses; until it has run, all have
-  the rate of the preset.
+  The study `rates` chooses a learning rate for each objective, by its two-step samples, on a seed that no comparison uses.
 
 To repeat one: `trigflow study NAME --base BASE`, with the name in brackets behind the title of its section."""
 

@@ -26,6 +26,11 @@ OF_KIND: dict[str, Changes] = {
 """What each kind of objective needs on both data sets."""
 
 
+RATES = {"cd": 0.5, "meanflow": 0.5, "meanflow-distill": 0.2}
+"""Learning rates by kind of objective, times that of the preset: those with the best two-step samples in the study `rates` on
+digits. sCT and ECT are best at that of the preset; sCD has it too, as half and twice of it are as good."""
+
+
 def _shortened(name: str, *, teacher: float, student: float, checkpoints: int, **settings: Any) -> Base:
     """The recipe of that name with these shares of its iterations, checkpoints of each run, instruments and no pictures."""
 
@@ -45,7 +50,7 @@ def _shortened(name: str, *, teacher: float, student: float, checkpoints: int, *
         return dataclasses.replace(config, loop=loop, objective=objective)
 
     recipe = RECIPES[name]
-    return Base(shorten(recipe.teacher, teacher), shorten(recipe.student, student), OF_KIND, **settings)
+    return Base(shorten(recipe.teacher, teacher), shorten(recipe.student, student), OF_KIND, rates=RATES, **settings)
 
 
 BASES: dict[str, Base] = {
