@@ -84,11 +84,12 @@ def test_students_of_equal_settings_are_shared_between_studies() -> None:
             ("weighting", "cos(t)^0.5"), ("warmup", "with warmup"),
             ("embedding", "positional, t"), ("normalization", "double normalization"), ("discrete", "sCD"),
             ("rivals", "sCD"), ("steps", "sCD"), ("steps", "M = 1"), ("derivative", "exact, fp32"), ("optimizer", "Muon"),
+            ("teacher", "sCD"),
         )
     }  # fmt: skip
     assert len(defaults) == 1
     teachers = {cell.model for plan in plans.values() for cell in plan.cells.values() if cell.teacher is None}
-    others = {"embedding": 5, "normalization": 1, "size": 3}
+    others = {"embedding": 5, "normalization": 1, "size": 3, "teacher": 1}
     assert len(teachers) == 1 + sum(others.values())
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from trigflow.data import LatentDataset
 from trigflow.demo import machine
-from trigflow.errors import UserError
+from trigflow.errors import DivergedError, UserError
 from trigflow.evaluation import make_reference, score
 from trigflow.files import read_json, write_json
 from trigflow.metrics import Reference
@@ -70,7 +70,7 @@ def run_cell(cell: dict[str, Any], out: Path) -> dict[str, Any]:
     The status is done; failed, for an exception; or diverged:
 
     * more than a tenth of the steps were skipped, because loss or gradient were not finite, or
-    * a weight of the averaged network is not finite, or
+    * the training gave up because its numbers would not stay finite, or a weight of the averaged network is not, or
     * after 100 steps or more, even its best draw has a Frechet distance above that of plain noise `N(0, sd^2)`, as if nothing
       had been drawn.
 
@@ -99,6 +99,8 @@ def run_cell(cell: dict[str, Any], out: Path) -> dict[str, Any]:
                 result |= _check_scale(result["scores"], model, reference, cell["num"], config.loop.seed)
         result["seconds"] |= {"evaluate": time.perf_counter() - trained_at, "process": time.perf_counter() - began}
         return result
+    except DivergedError as error:
+        return {"status": "diverged", "reason": str(error), "scores": {}, "machine": machine()}
     except Exception as error:
         traceback.print_exc()
         kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
@@ -111,9 +113,9 @@ def trained(config: RunConfig, folder: Path, teacher: Model | None, start: Path 
         return load(folder, config.loop.device)
     folder.parent.mkdir(parents=True, exist_ok=True)
     if teacher is None:
-        return train(config, folder, resume=True, progress=False)
+        return train(config, folder, resume="auto", progress=False)
     begin = None if start is None else load(start, config.loop.device)
-    return distill(config, teacher, folder, start=begin, resume=True, progress=False)
+    return distill(config, teacher, folder, start=begin, resume="auto", progress=False)
 
 
 def trained_result(model: Model, folder: Path, config: RunConfig) -> dict[str, Any]:

@@ -88,6 +88,35 @@ RIVALS = Study(
     bases=("digits", "mnist"),
 )
 
+LENGTHS = (1, 3)
+LEARNERS: dict[str, Changes] = {"sCD": {}, "sCT": SCT, "ECT": ECT}
+
+
+def _from(name: str, length: int) -> str:
+    """Name of an arm; the first length is that of the base."""
+    return name if length == 1 else f"{name}, teacher x {length}"
+
+
+TEACHER = Study(
+    name="teacher",
+    title="What a longer trained teacher does for those who learn from it, or from data",
+    claim="A distilled student is at best as good as its teacher, while training on data goes on with what the teacher was "
+    "trained for. So distillation gains from a teacher that was trained longer, and more than sCT and ECT, which only start from "
+    "its weights (our own question: why rivals that learn from data win where the teacher is short).",
+    arms=tuple(
+        Arm(_from(name, n), changes, {"loop.iterations": 1000 * n} if n > 1 else {}, x=n, line=name)
+        for name, changes in LEARNERS.items()
+        for n in LENGTHS
+    ),
+    expectations=(
+        *(Expect(_from("sCD", LENGTHS[-1]), "sCD", figure) for figure in ("2.fd", "1.fd", "teacher.fd")),
+        *(Expect(_from("sCD", LENGTHS[-1]), _from(name, LENGTHS[-1]), "2.fd") for name in ("sCT", "ECT")),
+    ),
+    budget="seconds",
+    axis="length of the teacher's training",
+    shown=("2.fd", "1.fd"),
+)
+
 SCALES = (1.0, 1.5, 2.0, 3.0)
 HIGHEST = f"@{SCALES[-1]:g}"
 GUIDED: Changes = {"objective.guidance_max": SCALES[-1]}
