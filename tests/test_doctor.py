@@ -68,7 +68,17 @@ def names(examination: Examination) -> dict[str, list[str]]:
     return {group: [outcome.name for outcome in outcomes] for group, outcomes in groups.items()}
 
 
-ALL = ["non-finite", "half-precision", "time-embedding", "tangent-end", "learning-rate", "adaptive-weight"]
+ALL = [
+    "non-finite",
+    "rollbacks",
+    "loss-scale",
+    "spikes",
+    "half-precision",
+    "time-embedding",
+    "tangent-end",
+    "learning-rate",
+    "adaptive-weight",
+]
 ALL += ["ema-short", "ema-long", "data-scale"]
 
 
@@ -207,8 +217,9 @@ def test_data_of_another_scale(tmp_path: Path) -> None:
 
 
 def test_every_check_has_been_provoked() -> None:
-    """The names above, by the tests above."""
-    text = Path(__file__).read_text(encoding="utf-8")
+    """The names above, by the tests above and those of numbers that go wrong."""
+    files = (Path(__file__), Path(__file__).with_name("training") / "test_guard_doctor.py")
+    text = "".join(path.read_text(encoding="utf-8") for path in files)
     assert len(ALL) == len(CHECKS)
     for name in ALL:
         assert text.count(f'"{name}"') >= 2, name

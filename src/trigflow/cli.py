@@ -16,32 +16,37 @@ import tyro
 from tyro import MISSING, MISSING_NONPROP
 from tyro.conf import subcommand
 
-from trigflow.commands import COMMANDS, Command, Distill, Evaluate, Reference, Sample, Train
+from trigflow.commands import COMMANDS, Command, Convert, Demo, Distill, Evaluate, Reference, Sample, Train
 from trigflow.distributed import launched, process_group, rank
-from trigflow.errors import UserError
+from trigflow.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_TERMINATED, UserError
 from trigflow.files import read_json
 from trigflow.recipes import RUNS, preset, recipe_for
 from trigflow.training.config import ParallelConfig, from_dict
+from trigflow.training.interrupt import Terminated, terminable
 
 
 def main(args: list[str] | None = None) -> None:
     """Entry point: exit code 0; 1 for what the doctor found, or a study with failed cells; 2 for input that cannot be used
-    (one line on stderr); 130 when interrupted."""
+    (one line on stderr); 130 after Ctrl-C; and of commands that train, 143 after SIGTERM."""
     given = list(sys.argv[1:] if args is None else args)
     process = ""
     try:
         command = _parse(given)
         with contextlib.ExitStack() as stack:
+            if isinstance(command, Convert | Demo | Distill | Train):
+                stack.enter_context(terminable())
             if launched() > 1:
                 stack.enter_context(_joined(command))
                 process = f" in process {rank()}" if rank() else ""
             command.run()
     except UserError as error:
         print(f"trigflow: error{process}: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("trigflow: interrupted; what was saved can be resumed", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(EXIT_FAILED)
+    except KeyboardInterrupt as stop:
+        terminated = isinstance(stop, Terminated)
+        what = "terminated" if terminated else "interrupted"
+        print(f"trigflow: {what}; what was saved can be resumed", file=sys.stderr)
+        sys.exit(EXIT_TERMINATED if terminated else EXIT_INTERRUPTED)
 
 
 @contextlib.contextmanager
@@ -62,6 +67,7 @@ def _joined(command: Command) -> Iterator[None]:
 
 def _parse(given: list[str]) -> Command:
     """The command with its options. The defaults of train and distill come from a preset, which is looked up first."""
+    given = _with_resume(given)
     defaults: dict[str, Any] = {}
     if given[:1] == ["train"]:
         name = _preset(given, _option(given, "--data", _option(given, "--data.source", "digits")))
@@ -110,6 +116,17 @@ def _preset(given: list[str], data: str) -> str:
     """The preset named on the command line, or the one that suits the data."""
     named = _option(given, "--preset", "auto")
     return recipe_for(data) if named == "auto" else named
+
+
+def _with_resume(given: list[str]) -> list[str]:
+    """The arguments of train or distill, in which `--resume` may stand alone, with a value for it."""
+    if given[:1] not in (["train"], ["distill"]):
+        return given
+    values = ("yes", "no", "auto")
+    bare = {
+        i for i, word in enumerate(given) if word == "--resume" and (i + 1 == len(given) or given[i + 1] not in values)
+    }
+    return ["--resume=yes" if i in bare else word for i, word in enumerate(given)]
 
 
 def _option(given: list[str], name: str, default: str) -> str:

@@ -122,11 +122,13 @@ def run_demo(
     dataset = load_data(runs.teacher.data)
 
     teacher, train_seconds = _timed(lambda: _finished_or(out / "teacher", runs.teacher, lambda: train(
-        runs.teacher, out / "teacher", resume=resumed, progress=progress
+        runs.teacher, out / "teacher", resume=resumed and "auto", progress=progress
     )))  # fmt: skip
     config = dataclasses.replace(runs.student, teacher="teacher")
     student, distill_seconds = _timed(
-        lambda: _finished_or(out, config, lambda: distill(config, teacher, out, resume=resumed, progress=progress))
+        lambda: _finished_or(
+            out, config, lambda: distill(config, teacher, out, resume=resumed and "auto", progress=progress)
+        )
     )
 
     evaluate_began = time.perf_counter()

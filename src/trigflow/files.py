@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -123,15 +124,30 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
     try:
         temporary.chmod(0o755)
         fill(temporary)
-        if path.exists():
-            before = path.rename(temporary.with_name(f"{temporary.name}-before"))
-            temporary.rename(path)
-            shutil.rmtree(before)
-        else:
-            temporary.rename(path)
+        replace_folder(path, temporary)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def replace_folder(path: Path, temporary: Path) -> None:
+    """Give the folder `temporary`, beside `path`, that name; what has had it is deleted."""
+    if path.exists():
+        before = path.rename(temporary.with_name(f"{temporary.name}-before"))
+        temporary.rename(path)
+        shutil.rmtree(before)
+    else:
+        temporary.rename(path)
+
+
+def sync_folder(path: Path) -> None:
+    """Have the names in a folder reach the disk, where the file system can do that."""
+    with contextlib.suppress(OSError):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def clear_leftovers(folder: Path, mine: Callable[[str], bool]) -> None:

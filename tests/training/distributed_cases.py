@@ -15,7 +15,7 @@ from trigflow.distributed import rank, world_size
 from trigflow.networks import ConditioningConfig, EDM2Config
 from trigflow.training.batch import Batch
 from trigflow.training.config import RunConfig
-from trigflow.training.trainer import Trainer
+from trigflow.training.trainer import Resume, Trainer
 
 Changes = dict[str, Any]
 
@@ -55,7 +55,7 @@ CASES: dict[str, Changes] = {
 }
 
 
-def make_trainer(name: str, folder: Path, changes: Changes, *, resume: bool = False) -> Trainer:
+def make_trainer(name: str, folder: Path, changes: Changes, *, resume: Resume = False) -> Trainer:
     """The trainer of a case, in FOLDER."""
     given = CASES[name] | changes
     if not given.get("objective.kind", "diffusion").startswith("scd"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import stat
 from pathlib import Path
@@ -9,12 +10,23 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from training.tiny import differing
 from trigflow.errors import UserError
-from trigflow.training import checkpoint
-from trigflow.training.checkpoint import list_checkpoints, load_checkpoint, load_weights, save_checkpoint
+from trigflow.training.checkpoint import (
+    CheckpointWriter,
+    DamagedCheckpointError,
+    check_checkpoint,
+    list_checkpoints,
+    load_checkpoint,
+    load_weights,
+    open_checkpoint,
+    save_checkpoint,
+)
+from trigflow.training.checkpoint.folder import seal
+from trigflow.training.checkpoint.part import DTYPES, Part, Piece, digest_of
 from trigflow.training.config import OptimizerConfig
 from trigflow.training.optimizer import build_optimizer
 
@@ -94,23 +106,26 @@ def test_a_run_without_checkpoints(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("same_iteration", [False, True])
-@pytest.mark.parametrize("function", ["write_tensors", "write_json"])
-@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
-def test_an_interrupted_write_leaves_the_previous_one_whole(
-    error: type[BaseException], function: str, same_iteration: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("method", ["_write", "_seal"])
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("broken")])
+def test_a_write_that_fails_leaves_the_previous_one_whole(
+    error: Exception, method: str, same_iteration: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     setup = Setup()
     setup.save(tmp_path, 3)
     before = setup.state()
 
-    def interrupted(path: Path, *rest: Any) -> None:
-        path.write_bytes(b"half of it")
+    def failing(writer: CheckpointWriter) -> None:
+        writer._temporary.mkdir(exist_ok=True)
+        (writer._temporary / "state.json").write_bytes(b"half of it")
         raise error
 
     setup.step(3)
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, function, interrupted)
-        with pytest.raises(error):
+        patch.setattr(CheckpointWriter, method, failing)
+        with pytest.raises(
+            UserError, match=r"cannot write checkpoint .*(No space left on device|RuntimeError: broken)"
+        ):
             setup.save(tmp_path, 3 if same_iteration else 4)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["00000003"]
     fresh = Setup(seed=1)
@@ -135,33 +150,52 @@ def test_others_may_read_what_the_user_lets_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 5, 300, -1])
-def test_truncated_tensors(size: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("old", [False, True])
+def test_truncated_tensors(old: bool, size: int, tmp_path: Path) -> None:
     path = Setup().save(tmp_path)
+    if old:
+        make_old(path)
     file = path / "state.safetensors"
     file.write_bytes(file.read_bytes()[:size])
-    with pytest.raises(UserError, match=r"state\.safetensors' cannot be read .*; expected a whole safetensors file"):
+    with pytest.raises(DamagedCheckpointError, match=r"cannot be read .*; expected the files that training wrote"):
         Setup().load(path)
 
 
 def test_missing_tensors(tmp_path: Path) -> None:
     path = Setup().save(tmp_path)
     (path / "state.safetensors").unlink()
-    with pytest.raises(UserError, match="does not exist"):
+    with pytest.raises(DamagedCheckpointError, match=r"'state\.safetensors' does not exist"):
         Setup().load(path)
+
+
+def test_every_flipped_bit_is_noticed(tmp_path: Path) -> None:
+    path = Setup().save(tmp_path)
+    for name in ("state.safetensors", "state.json"):
+        file = path / name
+        content = file.read_bytes()
+        for at in range(0, len(content), 97 if name == "state.safetensors" else 11):
+            if content[at : at + 1].isspace():  # of JSON, where it may be any
+                continue
+            file.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+            with pytest.raises(DamagedCheckpointError):
+                check_checkpoint(path)
+        file.write_bytes(content)
+    assert check_checkpoint(path)["iteration"] == 3
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "cannot be read"),
+        ("{", "no state of a run"),
         ("[]", "no state of a run"),
         ("3", "no state of a run"),
         ('{"format": 1, "iteration": 3}', "no state of a run"),
         ('{"format": 1, "iteration": "3", "skipped": 0}', "no state of a run"),
         ('{"format": 1, "iteration": -3, "skipped": 0}', "no state of a run"),
         ('{"format": 1, "iteration": true, "skipped": 0}', "no state of a run"),
-        ('{"format": 99, "iteration": 3, "skipped": 0}', "has format 99; expected 1"),
-        ('{"iteration": 3, "skipped": 0}', "has format None; expected 1"),
+        ('{"format": 2, "iteration": 3, "skipped": 0}', "no state of a run, or has been changed"),
+        ('{"format": 99, "iteration": 3, "skipped": 0}', "has format 99; expected 2"),
+        ('{"iteration": 3, "skipped": 0}', "has format None; expected 2"),
     ],
 )
 def test_edited_state(content: str, message: str, tmp_path: Path) -> None:
@@ -171,9 +205,111 @@ def test_edited_state(content: str, message: str, tmp_path: Path) -> None:
         Setup().load(path)
 
 
-def test_state_is_readable_json(tmp_path: Path) -> None:
+def test_state_is_readable_json_with_the_checksums_that_sha256sum_prints(tmp_path: Path) -> None:
     path = Setup().save(tmp_path)
-    assert json.loads((path / "state.json").read_text()) == {"format": 1, "iteration": 3, "skipped": 1}
+    state = json.loads((path / "state.json").read_text())
+    content = (path / "state.safetensors").read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    assert state.pop("checksum")
+    assert state == {
+        "format": 2, "iteration": 3, "skipped": 1, "files": {"state.safetensors": {"bytes": len(content), "sha256": digest}},
+    }  # fmt: skip
+
+
+def test_the_file_is_one_that_safetensors_reads(tmp_path: Path) -> None:
+    setup = Setup()
+    tensors = load_file(setup.save(tmp_path) / "state.safetensors")
+    assert differing(tensors, setup.state()) == []
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_number_format_as_safetensors_writes_it(dtype: torch.dtype, tmp_path: Path) -> None:
+    values = torch.arange(12).reshape(3, 4).to(dtype)
+    tensors = {
+        "whole": values,
+        "turned": values.t(),
+        "number": values[1, 1],
+        "none": values[:0],
+        "byte": values[0].bool(),
+    }
+    part = Part(tensors)
+    part.fill(tensors)
+    record = part.write(tmp_path / "mine")
+    save_file({name: value.clone().contiguous() for name, value in tensors.items()}, tmp_path / "theirs")
+    mine, theirs = load_file(tmp_path / "mine"), load_file(tmp_path / "theirs")
+    assert differing(mine, theirs) == []
+    assert all(mine[name].shape == theirs[name].shape and mine[name].dtype == theirs[name].dtype for name in theirs)
+    assert record == {"bytes": (tmp_path / "mine").stat().st_size, "sha256": digest_of(tmp_path / "mine")}
+
+
+def make_old(path: Path) -> None:
+    """Have a checkpoint as the first format had it."""
+    state = json.loads((path / "state.json").read_text())
+    (path / "state.json").write_text(
+        json.dumps({"format": 1, "iteration": state["iteration"], "skipped": state["skipped"]})
+    )
+
+
+def test_checkpoints_of_the_first_format_can_be_read(tmp_path: Path) -> None:
+    setup = Setup()
+    path = setup.save(tmp_path)
+    make_old(path)
+    fresh = Setup(seed=1)
+    assert fresh.load(path) == {"format": 1, "iteration": 3, "skipped": 1}
+    assert differing(fresh.state(), setup.state()) == []
+
+
+def split_in_pieces(path: Path, setup: Setup) -> None:
+    """Have a checkpoint as three processes would write it: rows cut in three, some with none, the rest written by the first."""
+    state = json.loads((path / "state.json").read_text())
+    (path / "state.safetensors").unlink()
+    state["files"] = {}
+    for i in range(3):
+        tensors, pieces = {}, {}
+        for name, value in setup.state().items():
+            rows = -(-len(value) // 3) if value.dim() else 0
+            part = value[rows * i : rows * (i + 1)] if value.dim() else value
+            if value.dim() or i == 0:
+                tensors[name] = part
+                pieces[name] = Piece(
+                    (min(rows * i, len(value)), *[0] * (value.dim() - 1)) if value.dim() else (), tuple(part.shape)
+                )
+        file = f"state-{i + 1:05d}-of-00003.safetensors"
+        written = Part(tensors, pieces)
+        written.fill(tensors)
+        state["files"][file] = written.write(path / file)
+    del state["checksum"]
+    (path / "state.json").write_text(json.dumps(seal(state)))
+
+
+def test_pieces_are_put_together(tmp_path: Path) -> None:
+    setup = Setup()
+    path = setup.save(tmp_path)
+    split_in_pieces(path, setup)
+    fresh = Setup(seed=1)
+    fresh.load(path)
+    assert differing(fresh.state(), setup.state()) == []
+    with open_checkpoint(path) as stored:
+        weight = setup.modules["network"].state_dict()["0.weight"]
+        for origin in range(4):
+            for rows in range(1, 5 - origin):
+                piece = Piece((origin, 1, 0, 0), (rows, 1, 3, 2))
+                assert torch.equal(stored.read("network.0.weight", piece), weight[origin : origin + rows, 1:2, :, :2])
+        assert stored.read("network.0.weight", Piece((4, 0, 0, 0), (0, 2, 3, 3))).shape == (0, 2, 3, 3)
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_pytorch_reads_pieces_too(tmp_path: Path) -> None:
+    """With the reader of `torch.distributed.checkpoint` for safetensors."""
+    from torch.distributed.checkpoint import HuggingFaceStorageReader, load
+
+    setup = Setup()
+    path = setup.save(tmp_path)
+    split_in_pieces(path, setup)
+    expected = {name: value for name, value in setup.state().items() if value.dim()}
+    found = {name: torch.full_like(value, 7) for name, value in expected.items()}
+    load(found, storage_reader=HuggingFaceStorageReader(str(path)), no_dist=True)
+    assert differing(found, expected) == []
 
 
 def test_another_network_is_refused_before_anything_changes(tmp_path: Path) -> None:
@@ -192,8 +328,10 @@ def test_moments_of_too_many_parameters(tmp_path: Path) -> None:
     path = Setup().save(tmp_path)
     other = Setup()
     other.optimizer = build_optimizer(OptimizerConfig(), [nn.BatchNorm2d(4)])
+    before = other.state()
     with pytest.raises(UserError, match="optimizer state for 8 parameters; expected 2"):
         other.load(path)
+    assert differing(other.state(), before) == []
 
 
 def test_load_weights_names_the_first_of_each_kind() -> None:

@@ -22,12 +22,11 @@ from training.tiny import NETWORK, tiny_config, tiny_trainer, untrained_teacher
 from trigflow.data import LatentDataset, LatentNormalization
 from trigflow.distributed import launched
 from trigflow.errors import UserError
-from trigflow.files import read_tensors
 from trigflow.images import make_grid
 from trigflow.model import load
 from trigflow.networks import build
 from trigflow.training.batch import Batches
-from trigflow.training.checkpoint import list_checkpoints
+from trigflow.training.checkpoint import list_checkpoints, open_checkpoint
 from trigflow.training.log import read_metrics
 from trigflow.training.parallel import Share, blocks_of
 
@@ -127,7 +126,8 @@ def series(folder: Path, name: str) -> Tensor:
 
 def weights(folder: Path) -> dict[str, Tensor]:
     """What the last checkpoint holds."""
-    return read_tensors(list_checkpoints(folder)[-1] / "state.safetensors", "checkpoint")
+    with open_checkpoint(list_checkpoints(folder)[-1]) as stored:
+        return {name: stored.read(name) for name in stored.shapes}
 
 
 def gap(folder: Path, other: Path) -> float:
@@ -171,7 +171,10 @@ def test_every_part_of_training_works_with_several_processes(several: Path, alon
         torch.testing.assert_close(series(there, figure), series(here, figure), atol=1e-5, rtol=1e-5)
     assert gap(there, here) < 1e-4
     files = [
-        sorted(str(p.relative_to(run)) for p in run.rglob("*") if "tfevents" not in p.name) for run in (here, there)
+        sorted(
+            str(p.relative_to(run)) for p in run.rglob("*") if not p.name.startswith(("events", "state-", "state.s"))
+        )
+        for run in (here, there)
     ]
     assert files[0] == files[1]
 

@@ -15,7 +15,7 @@ from trigflow.model import Model, fit_network
 from trigflow.networks import ConditioningConfig, UNetConfig
 from trigflow.objectives import TangentConfig
 from trigflow.training.config import LoopConfig, ObjectiveConfig, OptimizerConfig, RunConfig
-from trigflow.training.trainer import Trainer
+from trigflow.training.trainer import Resume, Trainer
 
 NETWORK = UNetConfig(patch=2, width=8, mult=(1, 2), blocks=1, conditioning=ConditioningConfig(width=8))
 
@@ -59,7 +59,7 @@ def tiny_trainer(
     *,
     teacher: Model | None = None,
     start: Model | None = None,
-    resume: bool = False,
+    resume: Resume = False,
 ) -> Trainer:
     """A trainer on `digits()`, without progress bar; a student's network is the teacher's."""
     config = tiny_config(changes)

@@ -6,6 +6,7 @@ What a command needs beyond parsing is imported when it runs, so that `trigflow 
 from __future__ import annotations
 
 from trigflow.commands.bench import Bench
+from trigflow.commands.checkpoint import Checkpoint
 from trigflow.commands.convert import Convert
 from trigflow.commands.data import Data
 from trigflow.commands.demo import Demo
@@ -38,6 +39,7 @@ Command = (
     | Ema
     | Import
     | Convert
+    | Checkpoint
     | Export
     | Info
     | Doctor
@@ -59,6 +61,7 @@ COMMANDS: dict[str, type[Command]] = {
     "ema": Ema,
     "import": Import,
     "convert": Convert,
+    "checkpoint": Checkpoint,
     "export": Export,
     "info": Info,
     "doctor": Doctor,
@@ -72,6 +75,7 @@ COMMANDS: dict[str, type[Command]] = {
 __all__ = [
     "COMMANDS",
     "Bench",
+    "Checkpoint",
     "Command",
     "Convert",
     "Data",

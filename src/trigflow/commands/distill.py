@@ -5,12 +5,19 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
 from trigflow.errors import UserError
-from trigflow.training.config import EMAConfig, LoopConfig, ObjectiveConfig, OptimizerConfig, ParallelConfig
+from trigflow.training.config import (
+    EMAConfig,
+    GuardConfig,
+    LoopConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    ParallelConfig,
+)
 
 
 @dataclass(frozen=True)
@@ -30,8 +37,9 @@ class Distill:
     """Run folder to create (or, with --resume, to go on with)."""
     preset: str = "auto"
     """Starting point of all settings, see trigflow recipes; auto chooses by the teacher's data. Other options override it."""
-    resume: bool = False
-    """Go on from the newest checkpoint in the run folder."""
+    resume: Literal["no", "yes", "auto"] = "no"
+    """yes, or --resume alone: go on from the newest checkpoint in the run folder; one that is damaged is an error. auto: from
+    the newest that is sound, or anew where there is none, for scripts that are started again and again."""
     quiet: bool = False
     """No progress bars."""
     start: Annotated[Path | None, arg(name="from", metavar="RUN")] = None
@@ -50,11 +58,12 @@ class Distill:
     ema: EMAConfig = field(default_factory=EMAConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
 
     def run(self) -> None:
         from trigflow.model import load
         from trigflow.recipes import require_data
-        from trigflow.training.trainer import distill
+        from trigflow.training.trainer import RESUME, distill
 
         if self.objective.kind == "diffusion":
             raise UserError(
@@ -67,7 +76,7 @@ class Distill:
         config = dataclasses.replace(
             teacher.config,
             objective=self.objective, optimizer=self.optimizer, ema=self.ema, loop=self.loop,
-            parallel=self.parallel, teacher=str(self.teacher),
+            parallel=self.parallel, guard=self.guard, teacher=str(self.teacher),
             start=None if self.start is None else str(self.start),
             negative=None if self.negative is None else str(self.negative),
         )  # fmt: skip
@@ -79,6 +88,12 @@ class Distill:
             config = dataclasses.replace(config, network=dataclasses.replace(config.network, **settings))
         require_data(config.data.source)
         student = distill(
-            config, teacher, self.out, start=start, negative=negative, resume=self.resume, progress=not self.quiet
+            config,
+            teacher,
+            self.out,
+            start=start,
+            negative=negative,
+            resume=RESUME[self.resume],
+            progress=not self.quiet,
         )
         print(f"Distilled. Draw with: trigflow sample {self.out} --steps {student.default_steps()}")

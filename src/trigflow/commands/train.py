@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from tyro.conf import AvoidSubcommands
 
@@ -14,6 +14,7 @@ from trigflow.process import TrigFlow
 from trigflow.training.config import (
     DataConfig,
     EMAConfig,
+    GuardConfig,
     LoopConfig,
     ObjectiveConfig,
     OptimizerConfig,
@@ -33,8 +34,9 @@ class Train:
     """Run folder to create (or, with --resume, to go on with)."""
     preset: str = "auto"
     """Starting point of all settings, see trigflow recipes; auto chooses by the data. Every other option overrides it."""
-    resume: bool = False
-    """Go on from the newest checkpoint in the run folder."""
+    resume: Literal["no", "yes", "auto"] = "no"
+    """yes, or --resume alone: go on from the newest checkpoint in the run folder; one that is damaged is an error. auto: from
+    the newest that is sound, or anew where there is none, for scripts that are started again and again."""
     quiet: bool = False
     """No progress bars."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -45,10 +47,11 @@ class Train:
     ema: EMAConfig = field(default_factory=EMAConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
 
     def run(self) -> None:
         from trigflow.recipes import require_data
-        from trigflow.training.trainer import train
+        from trigflow.training.trainer import RESUME, train
 
         if self.objective.distills:
             raise UserError(
@@ -56,7 +59,15 @@ class Train:
             )
         require_data(self.data.source)
         config = RunConfig(
-            self.data, self.process, self.network, self.objective, self.optimizer, self.ema, self.loop, self.parallel
+            self.data,
+            self.process,
+            self.network,
+            self.objective,
+            self.optimizer,
+            self.ema,
+            self.loop,
+            self.parallel,
+            self.guard,
         )
-        train(config, self.out, resume=self.resume, progress=not self.quiet)
+        train(config, self.out, resume=RESUME[self.resume], progress=not self.quiet)
         print(f"Trained. Draw with: trigflow sample {self.out}; distill with: trigflow distill {self.out} --out RUN")

@@ -8,6 +8,7 @@ trained on.
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
@@ -181,8 +182,20 @@ def _processes(
         prefetch_factor=ahead,
         persistent_workers=True,
         pin_memory=pin,
+        worker_init_fn=_outlast_signals,
         generator=torch.Generator(),  # of the seeds of the workers, which draw nothing; torch's own is left alone
     )
+
+
+def _outlast_signals(worker: int) -> None:
+    """Have a worker outlast Ctrl-C and the first SIGTERM, which reach every process of a job: training still asks for data,
+    until the step after which it saves and ends its workers."""
+
+    def once(number: int, frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, once)
 
 
 def _as_it_is(result: R) -> R:

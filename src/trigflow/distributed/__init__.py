@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from trigflow.distributed.processes import (
     average,
+    gather,
     gather_figures,
     gather_rows,
     is_first,
@@ -17,6 +18,7 @@ from trigflow.distributed.processes import (
 
 __all__ = [
     "average",
+    "gather",
     "gather_figures",
     "gather_rows",
     "is_first",

@@ -73,7 +73,7 @@ def process_group(device: str = "auto", timeout: float = 600.0) -> Iterator[None
         _take_gpu(device)
         backend = "cpu:gloo,cuda:nccl"
     try:
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+        _join(backend, timedelta(seconds=timeout))
     except (RuntimeError, ValueError) as error:
         raise UserError(
             f"the processes cannot be joined ({_first_line(error)}); expected {launched()} processes that reach "
@@ -91,6 +91,24 @@ def process_group(device: str = "auto", timeout: float = 600.0) -> Iterator[None
                 "processes to the end; look for the first error above, and go on with --resume"
             ) from error
         raise
+
+
+def _join(backend: str, timeout: timedelta) -> None:
+    """`init_process_group`, where processes that torchrun has started again do not find what those before them have left.
+
+    With its default rendezvous (`static`), torchrun keeps one store for all attempts: there the new processes would read the
+    addresses of the old ones, and wait for these. On several machines the number of an attempt is not the same everywhere;
+    they need `--rdzv-backend c10d`, which has a store for each attempt.
+    """
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if attempt == "0" or os.environ.get("GROUP_WORLD_SIZE") != "1":
+        dist.init_process_group(backend, timeout=timeout)
+        return
+    from torch.distributed.rendezvous import rendezvous
+
+    store, rank, processes = next(rendezvous("env://", timeout=timeout))
+    store = dist.PrefixStore(f"attempt {attempt}", store)  # type: ignore[attr-defined]
+    dist.init_process_group(backend, store=store, rank=rank, world_size=processes, timeout=timeout)
 
 
 def _take_gpu(device: str) -> None:
@@ -155,6 +173,15 @@ def on_first(function: Callable[[], T]) -> T:
     if outcome[1] is not None:
         raise UserError(outcome[1])
     return outcome[0]  # type: ignore[no-any-return]
+
+
+def gather(value: T) -> list[T]:
+    """What each process gives, in the order of the processes; every one of them gets the whole list."""
+    values: list[Any] = [value]
+    if world_size() > 1:
+        values *= world_size()
+        dist.all_gather_object(values, value)
+    return values
 
 
 def average(values: dict[str, float]) -> dict[str, float]:

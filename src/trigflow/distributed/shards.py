@@ -49,6 +49,27 @@ def cut_like(tensor: Tensor, model: Tensor) -> Tensor:
     return distribute_tensor(tensor.to(model.device), sharded.device_mesh, sharded.placements, src_data_rank=None)
 
 
+def place_of(tensor: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Where the part of a sharded tensor that this process holds begins in the whole, and its shape."""
+    from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+
+    planner = DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
+    planner.set_up_planner({"": tensor})
+    data = planner.create_local_plan().items[0].tensor_data
+    assert data is not None
+    return tuple(data.chunk.offsets), tuple(data.chunk.sizes)
+
+
+def from_piece(local: Tensor, model: Tensor) -> Tensor:
+    """The tensor of which every process has its part, `local`, held as `model` is; nothing is sent."""
+    from torch.distributed.tensor import DTensor
+
+    sharded: Any = model
+    return DTensor.from_local(
+        local.to(model.device), sharded.device_mesh, sharded.placements, shape=model.shape, stride=model.stride()
+    )
+
+
 def collect(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Whole tensors in main memory, for a file. Every process has to call this; all but the first get an empty dict."""
     result = {}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+from trigflow.doctor.numbers import gone_back, loss_scale, non_finite, spikes
 from trigflow.doctor.outcome import Diagnosis, NotSeen, Outcome, Sound
 from trigflow.doctor.record import Line, Record
 from trigflow.training.instruments import LONGER
@@ -35,22 +36,6 @@ EMA_GAIN = 0.95
 """Error with a longer average over that with the run's own."""
 SCALE = 1.2
 """Factor between measured and assumed standard deviation."""
-
-
-def non_finite(record: Record) -> Outcome:
-    """Steps whose loss or gradient was infinite or no number; they change nothing and are counted in `skipped`."""
-    name, skipped = "non-finite", int(record.lines[-1].get("skipped") or 0)
-    if not skipped:
-        return Sound(name, f"no step of {record.iteration} was left out")
-    first = next(line["iteration"] for line in record.lines if line.get("skipped"))
-    half = record.config.loop.precision != "fp32"
-    return Diagnosis(
-        name,
-        "Some steps had a loss or gradient that was not finite.",
-        f"{skipped} of {record.iteration} steps were left out, the first by iteration {first}.",
-        f"Lower optimizer.lr (now {record.config.optimizer.lr:g}) or set optimizer.clip to 1"
-        + ("; try loop.precision fp32 for some steps to see whether the precision is the cause." if half else "."),
-    )
 
 
 def tangent_at_the_end(record: Record) -> Outcome:
@@ -305,6 +290,9 @@ def data_scale(record: Record) -> Outcome:
 
 CHECKS: tuple[Callable[[Record], Outcome], ...] = (
     non_finite,
+    gone_back,
+    loss_scale,
+    spikes,
     half_precision,
     steep_embedding,
     tangent_at_the_end,

@@ -16,7 +16,7 @@ from trigflow.errors import UserError
 from trigflow.files import read_json, read_tensors
 from trigflow.networks import CustomConfig, build
 from trigflow.objectives import AdaptiveWeight
-from trigflow.training.checkpoint import list_checkpoints, load_weights
+from trigflow.training.checkpoint import list_checkpoints, load_weights, open_checkpoint
 from trigflow.training.config import RunConfig, from_dict
 from trigflow.training.instruments import bin_centres, embedding_of, relative_derivative
 from trigflow.training.log import TIME_BINS, read_metrics
@@ -102,14 +102,15 @@ def _from_weights(record: Record) -> Line:
     """Figures of the instruments that can be had from the saved weights, where the log has none."""
     found: Line = {}
     config, checkpoints = record.config, list_checkpoints(record.folder)
-    tensors: dict[str, Tensor] = {}
+    weighting: dict[str, Tensor] = {}
+    averaged: dict[str, Tensor] = {}
     if checkpoints:
-        tensors = read_tensors(checkpoints[-1] / "state.safetensors", "checkpoint")
-    if "weight_by_time" not in record.lines[-1] and "weight.linear.weight" in tensors:
+        with open_checkpoint(checkpoints[-1]) as stored:
+            weighting, averaged = stored.read_all("weight"), stored.read_all("ema")
+    if "weight_by_time" not in record.lines[-1] and "linear.weight" in weighting:
         weight = AdaptiveWeight(config.process)
-        load_weights(weight, _below(tensors, "weight"), f"'{checkpoints[-1]}'")
+        load_weights(weight, weighting, f"'{checkpoints[-1]}'")
         found["weight_by_time"] = weight(bin_centres()).tolist()
-    averaged = _below(tensors, "ema")
     if record.finished:
         averaged = read_tensors(record.folder / "network.safetensors", "weights")
     measured = "embedding_derivative_end" in record.lines[-1]
@@ -124,7 +125,3 @@ def _from_weights(record: Record) -> Line:
         *derivatives, end = relative_derivative(embed, t).tolist()
         found |= {"embedding_derivative_by_time": derivatives, "embedding_derivative_end": end}
     return found
-
-
-def _below(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
-    return {key[len(name) + 1 :]: value for key, value in tensors.items() if key.startswith(f"{name}.")}

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trigflow import tangent as tangent_engine
 from trigflow.process import HALF_PI, TrigFlow
 
 Network = Callable[..., Any]
@@ -22,6 +23,10 @@ VelocityFunction = Callable[[Tensor, Tensor], Tensor]
 
 NEAREST = 1e-6
 """Distance that `AdaptiveWeight` keeps from the ends of the quarter circle."""
+
+
+HEADROOM = 64.0
+"""How much larger than float16 allows a tangent may be; see `derivative_along`."""
 
 
 @dataclass
@@ -93,3 +98,30 @@ def per_sample_mean_square(x: Tensor) -> Tensor:
 def as_figures(**figures: Tensor) -> dict[str, Tensor]:
     """Detached float32 copies."""
     return {name: value.detach().float() for name, value in figures.items()}
+
+
+def derivative_along(
+    function: Callable[..., Tensor], point: tuple[Tensor, ...], directions: tuple[Tensor, ...], method: str = "exact"
+) -> tuple[Tensor, Tensor]:
+    """`function(*point)` and its derivative along the directions, by `trigflow.tangent.jvp`.
+
+    Under float16 autocast the derivative of a steep network can exceed 65504, the largest number, where the values do not. But
+    it is linear in the directions: these are made 64 times smaller, and the result, in float32, larger again. As 64 is a power
+    of two, nothing is rounded by that but what is smaller than 4e-3, to multiples of 4e-6.
+
+    Args:
+        function: takes and returns tensors `(b, ...)`.
+        point: its arguments.
+        directions: like these.
+        method: exact or finite-difference.
+
+    Returns:
+        The value on the autograd graph, and the derivative, detached.
+    """
+    device = point[0].device.type
+    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    half = autocast and torch.get_autocast_dtype(device) == torch.float16
+    if not half or method != "exact":
+        return tangent_engine.jvp(function, point, directions, method=method)
+    value, derivative = tangent_engine.jvp(function, point, tuple(direction / HEADROOM for direction in directions))
+    return value, HEADROOM * derivative.float()

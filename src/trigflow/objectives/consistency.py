@@ -13,13 +13,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from trigflow import tangent as tangent_engine
 from trigflow.errors import UserError
 from trigflow.objectives.common import (
     Loss,
     Network,
     VelocityFunction,
     as_figures,
+    derivative_along,
     per_sample_mean_square,
     weighted_mean,
 )
@@ -124,7 +124,7 @@ def consistency_tangent(
         return network(x, time, label, guidance, *ends)
 
     directions = ((cos_sin * dxdt / sd).to(x_t.dtype), cos_sin.reshape(t.shape).to(t.dtype))
-    prediction, change = tangent_engine.jvp(forward, (x_t / sd, t), directions, method=derivative)
+    prediction, change = derivative_along(forward, (x_t / sd, t), directions, derivative)
     with torch.no_grad():
         fixed = prediction.detach().to(x_t.dtype)
         g = -(cos**2) * (sd * fixed - dxdt) - r * (cos_sin * x_t + sd * change)

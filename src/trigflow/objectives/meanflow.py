@@ -27,12 +27,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from trigflow import tangent as tangent_engine
 from trigflow.objectives.common import (
     Loss,
     Network,
     VelocityFunction,
     as_figures,
+    derivative_along,
     per_sample_mean_square,
     weighted_mean,
 )
@@ -127,7 +127,7 @@ def meanflow_error(
         return network(x, time, label, guidance, end)
 
     directions = ((along * dxdt / sd).to(x_t.dtype), along.reshape(t.shape).to(t.dtype))
-    prediction, derivative = tangent_engine.jvp(forward, (x_t / sd, t), directions)
+    prediction, derivative = derivative_along(forward, (x_t / sd, t), directions)
     with torch.no_grad():
         fixed = prediction.detach().to(x_t.dtype)
         error = scale * cos_d * (fixed - dxdt / sd) + along * x_t / sd + derivative

@@ -101,8 +101,8 @@ TEACHER = Study(
     name="teacher",
     title="What a longer trained teacher does for those who learn from it, or from data",
     claim="A distilled student is at best as good as its teacher, while training on data goes on with what the teacher was "
-    "trained for. So distillation gains from a teacher that was trained longer, and more than sCT and ECT, which only start from "
-    "its weights (our own question: why rivals that learn from data win where the teacher is short).",
+    "trained for. So distillation gains from a teacher that was trained longer, and more than sCT and ECT, which only start "
+    "from its weights (our own question: why rivals that learn from data win where the teacher is short).",
     arms=tuple(
         Arm(_from(name, n), changes, {"loop.iterations": 1000 * n} if n > 1 else {}, x=n, line=name)
         for name, changes in LEARNERS.items()

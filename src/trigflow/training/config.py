@@ -170,8 +170,8 @@ class LoopConfig:
     """Samples per optimizer step."""
     accumulate: int = 1
     """Parts the batch is split into, one backward pass each."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Arithmetic of the network; bf16 is autocast, weights stay fp32."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Arithmetic of the network; bf16 and fp16 are autocast, weights stay fp32. With fp16 the loss is scaled."""
     device: str = "auto"
     """cpu, cuda, cuda:1, ...; auto takes CUDA where there is one."""
     channels_last: bool = False
@@ -184,10 +184,31 @@ class LoopConfig:
     """Iterations between sample grids; 0 for none."""
     checkpoint_every: int = 1_000
     """Iterations between checkpoints; 0 for only the last."""
+    checkpoint_minutes: float = 0.0
+    """Minutes between checkpoints, whatever the number of iterations; 0 for none by the clock."""
     keep: int = 2
-    """Checkpoints kept."""
+    """Checkpoints kept: the newest."""
+    keep_every: int = 0
+    """Keep the checkpoints of multiples of so many iterations as well, and make them; 0 for none."""
     instruments: bool = False
     """Log the parts of the tangent, the time derivative of the embedding and the gradient by part of the network."""
+
+
+@dataclass(frozen=True)
+class GuardConfig:
+    """What is done about numbers that go wrong. Nothing of it changes a run in which none do."""
+
+    patience: int = 20
+    """Steps in a row whose loss or gradient is not finite, after which the run goes back to its last checkpoint and on with
+    other data; 0 for never."""
+    rollbacks: int = 5
+    """Times that a run goes back before it gives up."""
+    spikes: Literal["off", "log", "skip", "rollback"] = "log"
+    """When a loss or gradient norm is far above those before: count it, leave the step out too, or go back."""
+    window: int = 128
+    """Steps that a loss or gradient norm is compared with."""
+    threshold: float = 10.0
+    """Robust standard deviations above their median from which it is a spike."""
 
 
 @dataclass(frozen=True)
@@ -224,6 +245,7 @@ class RunConfig:
     ema: EMAConfig = field(default_factory=EMAConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
     teacher: str | None = None
     """Run folder of the teacher (of a distillation; also the initial weights of an sct student, when given)."""
     start: str | None = None
@@ -240,7 +262,7 @@ class RunConfig:
         loop, objective, optimizer, ema = self.loop, self.objective, self.optimizer, self.ema
         tangent, interval, fake_lr = objective.tangent, objective.guidance_interval, objective.fake_lr
         discrete, meanflow, parallel = objective.discrete, objective.meanflow, self.parallel
-        data = self.data
+        data, guard = self.data, self.guard
         checks = [
             (0 <= data.memory_gib < math.inf, "data.memory_gib", data.memory_gib, "0 or more"),
             (data.workers >= 0, "data.workers", data.workers, "0 or more"),
@@ -252,7 +274,9 @@ class RunConfig:
             (loop.log_every >= 1, "loop.log_every", loop.log_every, "at least 1"),
             (loop.sample_every >= 0, "loop.sample_every", loop.sample_every, "0 or more"),
             (loop.checkpoint_every >= 0, "loop.checkpoint_every", loop.checkpoint_every, "0 or more"),
+            (0 <= loop.checkpoint_minutes < math.inf, "loop.checkpoint_minutes", loop.checkpoint_minutes, "0 or more"),
             (loop.keep >= 1, "loop.keep", loop.keep, "at least 1"),
+            (loop.keep_every >= 0, "loop.keep_every", loop.keep_every, "0 or more"),
             (0 < optimizer.lr < math.inf, "optimizer.lr", optimizer.lr, "a positive number"),
             (all(0 <= beta < 1 for beta in optimizer.betas), "optimizer.betas", optimizer.betas, "two numbers in [0, 1)"),
             (0 <= optimizer.momentum < 1, "optimizer.momentum", optimizer.momentum, "in [0, 1)"),
@@ -294,7 +318,11 @@ class RunConfig:
             (0 <= self.network.dropout < 1, "network.dropout", self.network.dropout, "in [0, 1)"),
             (parallel.shards is None or parallel.shards >= 1, "parallel.shards", parallel.shards, "at least 1, or None"),
             (parallel.dtype == "fp32" or loop.precision == "bf16", "parallel.dtype", parallel.dtype,
-             "fp32 while loop.precision is fp32"),
+             "fp32 unless loop.precision is bf16"),
+            (guard.patience >= 0, "guard.patience", guard.patience, "0 or more"),
+            (guard.rollbacks >= 0, "guard.rollbacks", guard.rollbacks, "0 or more"),
+            (guard.window >= 8, "guard.window", guard.window, "at least 8"),
+            (0 < guard.threshold < math.inf, "guard.threshold", guard.threshold, "a positive number"),
             (0 < parallel.timeout < math.inf, "parallel.timeout", parallel.timeout, "a positive number of seconds"),
         ]  # fmt: skip
         for fine, name, value, expected in checks:

@@ -12,6 +12,7 @@ from torch import nn
 from trigflow.distributed.shards import by_kind, is_sharded, piece, whole
 from trigflow.training.config import OptimizerConfig
 from trigflow.training.optimizer import build_optimizer, learning_rate
+from trigflow.training.scaling import LossScale
 
 T = TypeVar("T")
 
@@ -72,9 +73,15 @@ class Learner:
         """
         return self.call(function, *args, last=last)  # type: ignore[no-any-return]
 
-    def clip_gradient(self) -> float:
-        """Bound the global norm of the gradient by `clip`, where one is set; returns the norm before."""
+    def clip_gradient(self, scale: LossScale | None = None) -> float:
+        """Bound the global norm of the gradient by `clip`, where one is set; returns the norm before.
+
+        Args:
+            scale: of the loss that was differentiated; the gradient is divided by it first.
+        """
         bound = math.inf if self.config.clip is None else self.config.clip
+        if scale is not None:
+            torch._foreach_mul_([piece(p.grad) for p in self.parameters if p.grad is not None], 1 / scale.value)
         kinds = by_kind([p.grad for p in self.parameters if p.grad is not None])
         if not any(is_sharded(kind[0]) for kind in kinds):
             return nn.utils.clip_grad_norm_(self.parameters, bound).item()

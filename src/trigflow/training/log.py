@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
-from trigflow.distributed import gather_figures
+from trigflow.distributed import gather_figures, is_first
 from trigflow.files import write_text
+from trigflow.training.board import Appended, Board
 
 TIME_BINS = 8
 """Equal bins of t over [0, pi/2] for figures by time."""
+
+
+def warn(line: str) -> None:
+    """Say on stderr what has gone wrong and is not the end of the run; of several processes the first one does."""
+    if is_first():
+        tqdm.write(f"trigflow: warning: {line}", file=sys.stderr)
 
 
 class MetricLog:
@@ -33,34 +43,33 @@ class MetricLog:
             write_text(
                 self.path, "".join(f"{json.dumps(m)}\n" for m in read_metrics(folder) if m["iteration"] <= start)
             )
-        self.file = self.path.open("a", encoding="utf-8")
-        self.board: Any = None
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start or None)  # type: ignore[no-untyped-call]
-        except ImportError:
-            pass  # the JSON lines are complete without it
+        self.file = Appended(self.path)
+        self.board: Board | None = None
+        with contextlib.suppress(ImportError):  # the JSON lines are complete without it
+            self.board = Board(folder / "tensorboard", start)
 
     def write(self, iteration: int, metrics: dict[str, Any]) -> None:
-        """One line: scalars, and lists for figures by time. What is not finite is written as null."""
+        """One line: scalars, and lists for figures by time. What is not finite is written as null.
+
+        A line that cannot be written, as on a full disk, is left out: the first of several in a row with a warning.
+        """
         line = {"iteration": iteration, **{name: _plain(value) for name, value in metrics.items()}}
-        self.file.write(json.dumps(line, allow_nan=False) + "\n")
-        self.file.flush()
+        if self.file.append((json.dumps(line, allow_nan=False) + "\n").encode()):
+            warn(f"no line in '{self.path}' from iteration {iteration} on, until there is room ({self.file.trouble})")
         if self.board is not None:
+            scalars: dict[str, float] = {}
             for name, value in metrics.items():
                 values = {f"{name}/{i}": v for i, v in enumerate(value)} if isinstance(value, list) else {name: value}
-                for key, v in values.items():
-                    if isinstance(v, int | float):
-                        self.board.add_scalar(key, v, iteration)
+                scalars |= {key: v for key, v in values.items() if isinstance(v, int | float)}
+            self.board.scalars(scalars, iteration)
 
     def picture(self, iteration: int, name: str, pixels: Any) -> None:
         """A picture `(h, w, c)` uint8 for TensorBoard."""
         if self.board is not None:
-            self.board.add_image(name, pixels, iteration, dataformats="HWC")
+            self.board.picture(name, pixels, iteration)
 
     def close(self) -> None:
-        """Flush and close."""
+        """Close the files."""
         self.file.close()
         if self.board is not None:
             self.board.close()

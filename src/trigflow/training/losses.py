@@ -26,6 +26,7 @@ from trigflow.samplers import network_velocity
 from trigflow.training.batch import Batch
 from trigflow.training.config import RunConfig
 from trigflow.training.learner import Learner
+from trigflow.training.scaling import LossScale
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Losses:
         teacher: of a distillation.
         fake: the fake score network, of vsd and scd-vsd.
         negative: what the teacher is guided away from; None for classifier-free guidance.
+        scale: factor of the losses when they are differentiated, for float16; None for none.
     """
 
     config: RunConfig
@@ -45,11 +47,12 @@ class Losses:
     teacher: Model | None = None
     fake: Learner | None = None
     negative: Model | None = None
+    scale: LossScale | None = None
 
     def backward(
         self, batch: Batch, iteration: int, parts: int, last: bool = True
     ) -> tuple[dict[str, float], dict[str, Tensor]]:
-        """Add the gradients of this part, one of `parts`, of a batch to those of all learners.
+        """Add the gradients of this part, one of `parts`, of a batch to those of all learners, times the scale.
 
         Args:
             batch: the part.
@@ -65,12 +68,12 @@ class Losses:
         values, figures = {"weighted_loss": 0.0}, {}
         if objective.kind != "vsd":
             loss = self.student.compute(self.first, batch, iteration, last=last and self.fake is None)
-            (loss.value / parts).backward()
+            self._differentiate(loss.value / parts)
             values["weighted_loss"] = loss.value.item() / parts
             figures = loss.figures
         if self.fake is not None:
             sample, vsd = self.student.compute(self.generated, batch, last=last)
-            (objective.lambda_vsd * vsd.value / parts).backward()
+            self._differentiate(objective.lambda_vsd * vsd.value / parts)
             values["weighted_loss"] += objective.lambda_vsd * vsd.value.item() / parts
             values["fake_weighted_loss"], fake_figures = self.backward_fake(batch, parts, sample, last)
             vsd_figures = {f"vsd_{name}": value for name, value in vsd.figures.items()}
@@ -83,7 +86,7 @@ class Losses:
         """Add the gradients of the fake score on samples of the generator; returns its value and figures."""
         assert self.fake is not None
         loss = self.fake.compute(self.fake_score, sample, batch, last=last)
-        (loss.value / parts).backward()
+        self._differentiate(loss.value / parts)
         return loss.value.item() / parts, {f"fake_{name}": value for name, value in loss.figures.items()}
 
     # One loss each, in the precision of the run ----------------------------------------------------------------------
@@ -221,7 +224,12 @@ class Losses:
         interval = self.config.objective.guidance_interval
         return self.teacher.velocity(label, scale, interval=interval, negative=self.negative)
 
+    def _differentiate(self, value: Tensor) -> None:
+        """Add the gradients of a loss, times the scale."""
+        (value if self.scale is None else self.scale.value * value).backward()
+
     def _precision(self) -> contextlib.AbstractContextManager[Any]:
-        """Autocast to bfloat16 where the run asks for it."""
-        device = next(self.student.network.parameters()).device
-        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.config.loop.precision == "bf16")
+        """Autocast to the half precision that the run asks for, if it does."""
+        device, precision = next(self.student.network.parameters()).device, self.config.loop.precision
+        dtype = torch.float16 if precision == "fp16" else torch.bfloat16
+        return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")

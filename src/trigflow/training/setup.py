@@ -26,9 +26,12 @@ from trigflow.training.checkpoint import clear_unfinished
 from trigflow.training.config import DataConfig, RunConfig, from_dict, to_dict
 
 MAY_CHANGE = frozenset(
-    {"device", "log_every", "sample_every", "checkpoint_every", "keep", "iterations", "instruments", "accumulate"}
-)
-"""Loop settings that a resumed run may have otherwise than before; and all of those of `parallel`."""
+    {
+        "device", "log_every", "sample_every", "checkpoint_every", "checkpoint_minutes", "keep", "keep_every", "iterations",
+        "instruments", "accumulate",
+    }
+)  # fmt: skip
+"""Loop settings that a resumed run may have otherwise than before; and all of those of `parallel` and `guard`."""
 
 
 READING = frozenset({"data.memory_gib", "data.workers", "data.ahead"})
@@ -185,7 +188,12 @@ def compare_configs(old: dict[str, Any], new: dict[str, Any], path: str = "") ->
         a, b = old.get(name), new.get(name)
         if isinstance(a, dict) and isinstance(b, dict):
             compare_configs(a, b, f"{where}.")
-        elif a != b and path != "parallel." and where not in READING and not (path == "loop." and name in MAY_CHANGE):
+        elif (
+            a != b
+            and path not in ("parallel.", "guard.")
+            and where not in READING
+            and not (path == "loop." and name in MAY_CHANGE)
+        ):
             raise UserError(
                 f"the run to resume has {where} = {a}, now it is {b}; expected the same; restore the setting or start anew"
             )

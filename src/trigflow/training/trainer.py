@@ -9,38 +9,37 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import math
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from trigflow.data import ImageDataset, LatentNormalization, Loader, derive_seed
+from trigflow.data import ImageDataset, LatentNormalization, Loader, Order, derive_seed
 from trigflow.distributed import average, is_first, on_first, rank
-from trigflow.errors import UserError
+from trigflow.errors import DivergedError, UserError
 from trigflow.files import write_json
 from trigflow.heap import freed_memory_kept
-from trigflow.images import make_grid, save_picture
 from trigflow.latents import VAE
 from trigflow.model import Model, fit_network, resolve_device
 from trigflow.networks import NetworkConfig, build
 from trigflow.networks.custom import check_apart
 from trigflow.objectives import AdaptiveWeight
 from trigflow.training.batch import Batch, Batches, split
-from trigflow.training.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from trigflow.training.config import RunConfig, to_dict
 from trigflow.training.ema import EMA
+from trigflow.training.grids import Grids
+from trigflow.training.guard import Guard, not_finite
 from trigflow.training.instruments import Instruments
-from trigflow.training.interrupt import noticed, uninterrupted
+from trigflow.training.interrupt import Stops, stop_for, uninterrupted
 from trigflow.training.learner import Learner
-from trigflow.training.log import FigureWindow, MetricLog
+from trigflow.training.log import FigureWindow, MetricLog, warn
 from trigflow.training.losses import Losses
 from trigflow.training.parallel import Parallel, share_of_batch
+from trigflow.training.saving import Saving
+from trigflow.training.scaling import LossScale
 from trigflow.training.setup import (
     check_start,
     check_teacher,
@@ -50,9 +49,6 @@ from trigflow.training.setup import (
     start_from,
 )
 from trigflow.training.snapshots import drop_snapshots_after
-
-GRID = 40
-"""Samples on the grids drawn while training."""
 
 TITLES = {
     "diffusion": "teacher",
@@ -66,6 +62,12 @@ TITLES = {
     "meanflow-distill": "student (MeanFlow)",
 }
 """What the progress bar calls a run, by the kind of its objective."""
+
+
+Resume = bool | Literal["auto"]
+"""Whether a run goes on from its newest checkpoint, or from its newest sound one."""
+RESUME: dict[str, Resume] = {"no": False, "yes": True, "auto": "auto"}
+"""What the command line calls that."""
 
 
 class Trainer:
@@ -83,7 +85,8 @@ class Trainer:
         network: a module of your own, `F(x_t / sd, t, label, guidance)`, trained in place of the network of the configuration
             and from the weights it has; see `trigflow.networks.CustomConfig`.
         dataset: the data, when already open; by default `config.data` is opened.
-        resume: go on from the newest checkpoint, when there is one.
+        resume: go on from the newest checkpoint, when there is one. With `auto`, damaged ones are set aside, and the newest
+            sound one is taken.
         progress: draw a progress bar on stderr.
 
     Raises:
@@ -101,7 +104,7 @@ class Trainer:
         negative: Model | None = None,
         network: nn.Module | None = None,
         dataset: ImageDataset | None = None,
-        resume: bool = False,
+        resume: Resume = False,
         progress: bool = True,
     ) -> None:
         config.validate()
@@ -112,7 +115,6 @@ class Trainer:
         self.device = resolve_device(config.loop.device)
         self.normalization = choose_normalization(config, self.dataset, teacher)
         self.vae = VAE(self.normalization.vae) if isinstance(self.normalization, LatentNormalization) else None
-        self.draws = True
         check_teacher(config, self.dataset, teacher, negative)
         check_start(config, self.dataset, start, self.normalization)
         if teacher is not None and network is not None:
@@ -162,25 +164,24 @@ class Trainer:
             self.network.null_label, self.network.takes_guidance,  # type: ignore[arg-type]
             self.device, memory_format, share if parallel.processes > 1 else None,
         )  # fmt: skip
-        self.losses = Losses(config, self.student, teacher, self.fake, negative)
-        watched = loop.instruments and is_first()
-        self.instruments = Instruments(self.losses, self.ema.network) if watched else None
-        self.order = self.dataset.order(loop.batch_size, derive_seed(loop.seed, "data"))
+        self.scale = LossScale() if loop.precision == "fp16" else None
+        self.guard = Guard(config.guard, self.scale)
+        self.losses = Losses(config, self.student, teacher, self.fake, negative, self.scale)
+        self.instruments = self._instruments()
+        self.order = self._order()
         self.share = share
         self.loader = Loader(
             self.dataset, lambda i: share.of(self.order.indices(i)), loop.iterations,
             workers=config.data.workers, ahead=config.data.ahead, device=self.device,
         )  # fmt: skip
         self.iteration = 0
-        self.skipped = 0
-        self.interrupted: Callable[[], bool] = lambda: False
-        self.stopping = False
+        self.stops = Stops(parallel.processes > 1)
         # Last, so that settings in error leave no folder behind.
-        self.folder = on_first(lambda: claim_folder(Path(folder), config, resume))
-        if resume and (found := on_first(lambda: list_checkpoints(self.folder))):
-            state = load_checkpoint(found[-1], {**self.modules, **self.ema.modules}, self.optimizers)
-            self.iteration, self.skipped = state["iteration"], state["skipped"]
+        self.folder = on_first(lambda: claim_folder(Path(folder), config, bool(resume)))
+        self.grids = Grids(self.folder, self.vae, self.device, parallel.sharded)
+        self.saving = Saving(self.folder, loop, {**self.modules, **self.ema.modules}, self.optimizers)
         if resume:
+            self.restore(strict=resume is True)
             on_first(lambda: drop_snapshots_after(self.folder, self.iteration))
 
     @property
@@ -193,20 +194,32 @@ class Trainer:
         """What the student's optimizer changes."""
         return self.student.parameters
 
+    @property
+    def skipped(self) -> int:
+        """Steps left out because a loss or a gradient was not finite."""
+        return self.guard.skipped
+
     # Running -------------------------------------------------------------------------------------------------------
 
     @freed_memory_kept()
     def run(self) -> Model:
         """Train to the last iteration, write the model into the run folder and return it.
 
-        A step whose loss or gradient is not finite changes nothing and is counted as skipped. An interruption
-        (Ctrl-C) writes a checkpoint first; several processes stop after the same step.
+        A step whose loss or gradient is not finite changes nothing and is counted as skipped. After too many of them in a row,
+        or where weights or moments are not finite themselves, the run goes back to its last checkpoint and on from there with
+        other data and noise; see `trigflow.training.guard`.
+
+        Raises:
+            KeyboardInterrupt: after Ctrl-C, and `Terminated` (see `trigflow.training.interrupt`) after SIGTERM, when a
+                checkpoint has been written; several processes stop after the same step. A second signal is not waited for.
+            UserError: when the last checkpoint or the model cannot be written. Of others that is said, and training goes on.
         """
-        with noticed() if self.parallel.processes > 1 else contextlib.nullcontext(self.interrupted) as self.interrupted:
+        with self.stops:
             self._train()
-        self.save_checkpoint()
-        model = self.model()
-        model.save(self.folder)
+            with self.stops.deferred():
+                self.save_checkpoint()
+                model = self.model()
+                model.save(self.folder)
         return model
 
     def _train(self) -> None:
@@ -222,27 +235,44 @@ class Trainer:
             while self.iteration < loop.iterations:
                 scalars, figures = self.step()
                 window.add(figures)
-                bar.update(1)
-                self._snapshot()
-                if self.iteration % loop.log_every == 0 or self.iteration == loop.iterations:
+                bar.update(self.iteration - bar.n)
+                trouble = self._trouble()
+                if trouble or self.iteration % loop.log_every == 0 or self.iteration == loop.iterations:
                     seconds = time.perf_counter() - began
                     window.gather()
-                    metrics = {**scalars, **window.flush(), **self._measure(), "skipped": self.skipped}
+                    measured = {} if trouble else self._measure()
+                    metrics = {**scalars, **window.flush(), **measured, **self.guard.figures()}
                     metrics["images_per_second"] = (self.iteration - since) * loop.batch_size / seconds
                     metrics["data_wait"] = self.loader.waited() / seconds
                     if log is not None:
                         log.write(self.iteration, metrics)
                     wait = f"{metrics['data_wait']:.0%}"
-                    bar.set_postfix(loss=f"{metrics['loss']:.4f}", skipped=self.skipped, data_wait=wait, refresh=False)
+                    told = self.guard.told()
+                    bar.set_postfix(loss=f"{metrics['loss']:.4f}", **told, data_wait=wait, refresh=False)
                     began, since = time.perf_counter(), self.iteration
+                if trouble:
+                    self._go_back(trouble)
+                    window, since = FigureWindow(), self.iteration
+                    if log is not None:
+                        log.close()
+                        log = MetricLog(self.folder, self.iteration)
+                    continue
+                self._snapshot()
                 if loop.sample_every and self.iteration % loop.sample_every == 0:
-                    self._draw(log)
-                if loop.checkpoint_every and self.iteration % loop.checkpoint_every == 0:
-                    self.save_checkpoint()
-                if self.stopping:
-                    raise KeyboardInterrupt
+                    self.grids.draw(self.model(), self.iteration, log)
+                self.saving.go_on()
+                if self.saving.due(self.iteration) and self.iteration < loop.iterations and not self.guard.streak:
+                    self.save_checkpoint(wait=False)
+                if self.stops.agreed:
+                    raise stop_for(self.stops.agreed)
         except KeyboardInterrupt:
-            self.save_checkpoint()
+            if bad := self._not_finite():
+                warn(f"{', '.join(bad)} not finite, and no checkpoint written; --resume goes on from the one before")
+            else:
+                self.save_checkpoint()
+            raise
+        except Exception:
+            self.saving.writer.wait()
             raise
         finally:
             self.loader.close()
@@ -257,7 +287,7 @@ class Trainer:
         """
         loop, i = self.config.loop, self.iteration
         indices = self.order.indices(i)
-        batch = self._batch(indices, torch.Generator().manual_seed(derive_seed(loop.seed, "step", i)))
+        batch = self._batch(indices, torch.Generator().manual_seed(self._seed("step", i)))
         scalars: dict[str, float] = {}
         figures = []
         lr = self.student.begin(i)
@@ -269,21 +299,19 @@ class Trainer:
                 for name, value in values.items():
                     scalars[name] = scalars.get(name, 0.0) + value
                 figures.append(seen)
-            scalars["grad_norm"] = self.student.clip_gradient()
+            scalars["grad_norm"] = self.student.clip_gradient(self.scale)
             if self.fake is not None:
-                scalars["fake_grad_norm"] = self.fake.clip_gradient()
+                scalars["fake_grad_norm"] = self.fake.clip_gradient(self.scale)
             scalars = self._agree(scalars)
             if self.instruments is not None:
                 self.instruments.watch(i, part, scalars["grad_norm"])
             with uninterrupted():
-                if all(map(math.isfinite, scalars.values())):
+                if self.guard.accepts(scalars):
                     self.student.update()
-                    self.ema.update(self.network, i + 1 - self.skipped, loop.batch_size)
+                    self.ema.update(self.network, self.guard.updates, loop.batch_size)
                     if self.fake is not None:
                         self.fake.update()
                         self._update_fake_again(self.fake, indices)
-                else:
-                    self.skipped += 1
                 self.iteration += 1
         return {**scalars, "lr": lr}, {name: torch.cat([f[name] for f in figures]) for name in figures[0]}
 
@@ -293,11 +321,44 @@ class Trainer:
         names = self.dataset.class_names if self.network.null_label is not None else ()
         return Model(self.ema.network, self.config, kind, self.dataset.shape, names, self.normalization, vae=self.vae)  # type: ignore[arg-type]
 
-    def save_checkpoint(self) -> Path:
-        """Write the state of the run as of now."""
-        modules = {**self.modules, **self.ema.modules}
-        extra = {"skipped": self.skipped}
-        return save_checkpoint(self.folder, self.iteration, modules, self.optimizers, extra, self.config.loop.keep)
+    def save_checkpoint(self, *, wait: bool = True) -> None:
+        """Write the state of the run as of now, all processes together.
+
+        Args:
+            wait: until it is whole. Otherwise only a copy of the state is waited for, and training can go on; what becomes of
+                the checkpoint is seen to by `run`.
+
+        Raises:
+            UserError: when it cannot be written, or when a weight or moment is not finite: nothing could go on from it.
+        """
+        if bad := self._not_finite():
+            raise UserError(
+                f"{', '.join(bad)} of iteration {self.iteration} not finite; expected numbers to go on from; "
+                "resume from the checkpoint before"
+            )
+        self.saving.save(self.iteration, {**self.guard.state(), "model": self.model().description()}, wait=wait)
+
+    def restore(self, *, strict: bool = False) -> dict[str, Any] | None:
+        """Go back, in place, to the newest sound checkpoint of the run folder: weights, averages, moments and counters.
+
+        All processes of a run call this together. Nothing changes where there is no checkpoint.
+
+        Args:
+            strict: raise an error for a newest checkpoint that is damaged, instead of setting it aside with a warning.
+
+        Returns:
+            What was saved beside the tensors, `iteration` and `skipped` among it; None where there is no checkpoint.
+
+        Raises:
+            UserError: when the checkpoint belongs to another network or optimizer.
+        """
+        state = self.saving.restore(strict=strict)
+        if state is None:
+            return None
+        self.iteration = state["iteration"]
+        self.guard.load(state)
+        self.order = self._order()
+        return state
 
     # Parts ---------------------------------------------------------------------------------------------------------
 
@@ -306,10 +367,62 @@ class Trainer:
         return self.batches.draw(indices, generator, stored)
 
     def _agree(self, scalars: dict[str, float]) -> dict[str, float]:
-        """Means over the processes, which thereby all skip a step or none, and all stop after the same one."""
-        means = average({**scalars, "stop": float(self.interrupted())})
-        self.stopping = means.pop("stop") > 0
+        """Means over the processes, which thereby all skip a step or none, and all save and stop after the same one."""
+        told = {**self.stops.tell(), **self.saving.tell()}
+        means = average({**scalars, **told})
+        agreed = {name: means.pop(name) for name in told}
+        self.stops.hear(agreed)
+        self.saving.hear(agreed)
         return means
+
+    def _seed(self, *path: int | str) -> int:
+        """A seed for this purpose, another one each time the run has gone back."""
+        again = ("rollback", self.guard.rollbacks) if self.guard.rollbacks else ()
+        return derive_seed(self.config.loop.seed, *path, *again)
+
+    def _order(self) -> Order:
+        return self.dataset.order(self.config.loop.batch_size, self._seed("data"))
+
+    def _instruments(self) -> Instruments | None:
+        watched = self.config.loop.instruments and is_first()
+        return Instruments(self.losses, self.ema.network) if watched else None
+
+    def _not_finite(self) -> list[str]:
+        return not_finite({**self.modules, **self.ema.modules}, self.optimizers)
+
+    def _trouble(self) -> str | None:
+        """Why the run has to go back after this step. Its state is looked at where the step failed and where it is written."""
+        loop, ema, i = self.config.loop, self.config.ema, self.iteration
+        written = i == loop.iterations or self.saving.due(i) or (ema.snapshot_every and i % ema.snapshot_every == 0)
+        if self.guard.trouble is None and (self.guard.streak or written) and (bad := self._not_finite()):
+            return f"{', '.join(bad)} not finite"
+        return self.guard.trouble
+
+    def _go_back(self, trouble: str) -> None:
+        """Restore the newest checkpoint, from which the run goes on with other data and noise. What was counted stays so.
+
+        Raises:
+            DivergedError: where there is no checkpoint, or the run has gone back too often.
+        """
+        reached, most = self.iteration, self.config.guard.rollbacks
+        with uninterrupted():
+            before = self.guard.counts()
+            if self.guard.rollbacks >= most or self.restore() is None:
+                which = (
+                    f"the run has gone back {most} times" if self.guard.rollbacks >= most else "there is no checkpoint"
+                )
+                raise DivergedError(
+                    f"iteration {reached}: {trouble}, and {which}; expected finite numbers; "
+                    f"run 'trigflow doctor {self.folder}' to see why, and start anew"
+                )
+            self.guard.go_on(before)
+            self.order, self.instruments = self._order(), self._instruments()
+            on_first(lambda: drop_snapshots_after(self.folder, self.iteration))
+            self.save_checkpoint(wait=False)  # so that a run resumed from here has other data too
+        warn(
+            f"iteration {reached}: {trouble}; gone back to iteration {self.iteration}, "
+            f"{self.guard.rollbacks} of at most {most} times"
+        )
 
     def _measure(self) -> dict[str, Any]:
         """What the instruments say, where there are any."""
@@ -320,19 +433,18 @@ class Trainer:
         loop, i = self.config.loop, self.iteration
         for k in range(1, self.config.objective.fake_updates):
             fake.begin(i)
-            batch = self._batch(indices, torch.Generator().manual_seed(derive_seed(loop.seed, "fake", i, k)))
+            batch = self._batch(indices, torch.Generator().manual_seed(self._seed("fake", i, k)))
             total = 0.0
             for m, part in enumerate(split(batch, loop.accumulate), start=1):
                 with torch.no_grad():
                     sample = self.student.compute(self.losses.generate, part)
                 total += self.losses.backward_fake(part, loop.accumulate, sample, last=m == loop.accumulate)[0]
-            if math.isfinite(average({"loss": total})["loss"]) and math.isfinite(fake.clip_gradient()):
+            if self.guard.accepts_more(average({"loss": total, "norm": fake.clip_gradient(self.scale)})):
                 fake.update()
 
     def _snapshot(self) -> None:
         """Write the averages that post-hoc reconstruction starts from, when it is time for them."""
-        updates = self.iteration - self.skipped
-        if self.ema.save_snapshots(self.folder, self.iteration, updates, self.config.loop.iterations):
+        if self.ema.save_snapshots(self.folder, self.iteration, self.guard.updates, self.config.loop.iterations):
             description = self.model().description()
             on_first(lambda: write_json(self.folder / "ema" / "model.json", description))
 
@@ -342,39 +454,13 @@ class Trainer:
             return {}
         return {name: AdaptiveWeight(self.config.process).to(self.device) for name in names}
 
-    def _draw(self, log: MetricLog | None) -> None:
-        """A grid of samples of the first process; where weights are sharded, all have to draw."""
-        if not (is_first() or self.parallel.sharded) or not self._can_draw():
-            return
-        model = self.model()
-        grid = make_grid(model.sample(GRID, seed=self.config.loop.seed), columns=10)
-        if log is None:
-            return
-        (self.folder / "samples").mkdir(exist_ok=True)
-        save_picture(grid, self.folder / "samples" / f"{self.iteration:08d}.png")
-        pixels = torch.frombuffer(bytearray(grid.convert("RGB").tobytes()), dtype=torch.uint8)
-        log.picture(self.iteration, "samples", pixels.reshape(grid.height, grid.width, 3))
-
-    def _can_draw(self) -> bool:
-        """Whether samples can be seen: latents need their autoencoder. Where it cannot be had, that is said once."""
-        if self.draws and self.vae is not None:
-            try:
-                self.vae.load(self.device)
-            except UserError as error:
-                self.draws = False
-                if is_first():
-                    tqdm.write(f"trigflow: warning: no sample grids: {error}", file=sys.stderr)
-        if self.parallel.sharded:
-            self.draws = average({"draws": float(self.draws)})["draws"] == 1
-        return self.draws
-
     def _dropout_stream(self, iteration: int) -> contextlib.AbstractContextManager[Any]:
         """Dropout draws from torch's default generator: seed it for this step and process, and give it back unchanged."""
         stack = contextlib.ExitStack()
         if self.config.network.dropout > 0:
             stack.enter_context(torch.random.fork_rng())
             process = (rank(),) if rank() else ()
-            torch.manual_seed(derive_seed(self.config.loop.seed, "dropout", iteration, *process))
+            torch.manual_seed(self._seed("dropout", iteration, *process))
         return stack
 
 
@@ -383,7 +469,7 @@ def train(
     folder: str | Path,
     *,
     network: nn.Module | None = None,
-    resume: bool = False,
+    resume: Resume = False,
     progress: bool = True,
 ) -> Model:
     """Train a teacher (or a student from scratch, sCT) into a run folder and return the model; see `Trainer`."""
@@ -398,7 +484,7 @@ def distill(
     start: Model | None = None,
     negative: Model | None = None,
     network: nn.Module | None = None,
-    resume: bool = False,
+    resume: Resume = False,
     progress: bool = True,
 ) -> Model:
     """Train a student that starts from `teacher`, or from `start`, into a run folder and return the model; see `Trainer`.

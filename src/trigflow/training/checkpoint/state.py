@@ -1,0 +1,140 @@
+"""Which tensors a run consists of, and how they get back into its modules and optimizers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trigflow.distributed.shards import cut_like
+from trigflow.errors import UserError
+from trigflow.training.checkpoint.folder import check_checkpoint, files_of
+from trigflow.training.checkpoint.stored import Stored
+from trigflow.training.checkpoint.writer import CheckpointWriter
+
+
+def tensors_of(modules: dict[str, nn.Module], optimizers: dict[str, torch.optim.Optimizer]) -> dict[str, Tensor]:
+    """Every tensor of modules and optimizers, sharing memory with them: `<name>.<entry>` and `<name>.<parameter>.<entry>`."""
+    tensors = {f"{name}.{key}": value for name, module in modules.items() for key, value in module.state_dict().items()}
+    for name, optimizer in optimizers.items():
+        positions = _positions(optimizer)
+        for index, state in optimizer.state_dict()["state"].items():
+            tensors |= {f"{name}.{positions[index]}.{key}": torch.as_tensor(value) for key, value in state.items()}
+    return tensors
+
+
+def save_checkpoint(
+    folder: Path,
+    iteration: int,
+    modules: dict[str, nn.Module],
+    optimizers: dict[str, torch.optim.Optimizer],
+    extra: dict[str, Any],
+    keep: int = 2,
+) -> Path:
+    """Write the checkpoint of `iteration` below the run folder and drop all but the newest `keep`; it is whole on return.
+
+    Every process of a run calls this. For checkpoints while training goes on there is `CheckpointWriter`.
+
+    Raises:
+        UserError: when it cannot be written.
+    """
+    writer = CheckpointWriter(folder, keep)
+    writer.begin(iteration, tensors_of(modules, optimizers), extra)
+    writer.finish()
+    return writer.path
+
+
+def load_checkpoint(
+    path: Path, modules: dict[str, nn.Module], optimizers: dict[str, torch.optim.Optimizer]
+) -> dict[str, Any]:
+    """Restore modules and optimizers in place; returns the content of `state.json`.
+
+    Every process of a run calls this, and reads what it holds. Nothing changes unless the checkpoint is sound and fits.
+
+    Raises:
+        DamagedCheckpointError: when a file is not what was written.
+        UserError: when the checkpoint belongs to another network or optimizer.
+    """
+    state = check_checkpoint(path)
+    with Stored(path, list(files_of(state))) as stored:
+        for name, module in modules.items():
+            shapes = {rest: stored.shapes[full] for rest, full in stored.below(name).items()}
+            _check_fits(module.state_dict(), shapes, f"checkpoint '{path}' ({name})")
+        for name, optimizer in optimizers.items():
+            _check_moments(optimizer, stored, name)
+        for name, module in modules.items():
+            own, names = module.state_dict(), stored.below(name)
+            module.load_state_dict({key: stored.read_like(names[key], own[key]) for key in own})
+        for name, optimizer in optimizers.items():
+            _load_moments(optimizer, stored, name)
+    return state
+
+
+def _positions(optimizer: torch.optim.Optimizer) -> list[int]:
+    """Which of all parameters each parameter of an optimizer is, in the order of its state; see `build_optimizer`."""
+    positions: list[int] = []
+    for group in optimizer.param_groups:
+        positions += group.get("positions", range(len(positions), len(positions) + len(group["params"])))
+    return positions
+
+
+def _check_moments(optimizer: torch.optim.Optimizer, stored: Stored, name: str) -> None:
+    have = {int(key.split(".", 1)[0]) for key in stored.below(name)}
+    expected = len(_positions(optimizer))
+    if have and max(have) >= expected:
+        raise UserError(
+            f"checkpoint '{stored.path}' has optimizer state for {max(have) + 1} parameters; expected {expected}; "
+            "resume with the configuration that wrote it"
+        )
+
+
+def _load_moments(optimizer: torch.optim.Optimizer, stored: Stored, name: str) -> None:
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    at = {position: i for i, position in enumerate(_positions(optimizer))}
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, full in stored.below(name).items():
+        position, entry = key.split(".", 1)
+        parameter = parameters[at[int(position)]]
+        alike = stored.shapes[full] == tuple(parameter.shape)
+        value = stored.read_like(full, parameter) if alike else stored.read(full)
+        state.setdefault(at[int(position)], {})[entry] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    for parameter, entries in optimizer.state.items():
+        for entry, value in entries.items():
+            if value.shape == parameter.shape:  # fused optimizers expect the parameter's memory order
+                entries[entry] = torch.empty_like(parameter, requires_grad=False).copy_(value)
+
+
+def load_weights(module: nn.Module, tensors: dict[str, Tensor], what: str) -> None:
+    """`load_state_dict` with an error that names the first missing, unexpected and misshapen entries.
+
+    Raises:
+        UserError: when the entries do not fit the module.
+    """
+    own = module.state_dict()
+    _check_fits(own, {name: tuple(value.shape) for name, value in tensors.items()}, what)
+    module.load_state_dict({name: cut_like(value, own[name]) for name, value in tensors.items()})
+
+
+def _check_fits(own: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], what: str) -> None:
+    missing = [name for name in own if name not in shapes]
+    extra = [name for name in shapes if name not in own]
+    misshapen = [name for name in own if name in shapes and tuple(own[name].shape) != shapes[name]]
+    faults = []
+    if missing:
+        faults.append(f"{len(missing)} missing, first '{missing[0]}'")
+    if extra:
+        faults.append(f"{len(extra)} unexpected, first '{extra[0]}'")
+    if misshapen:
+        name = misshapen[0]
+        faults.append(
+            f"{len(misshapen)} misshapen, first '{name}' {tuple(shapes[name])} instead of {tuple(own[name].shape)}"
+        )
+    if faults:
+        raise UserError(
+            f"{what} belongs to another network ({'; '.join(faults)}); expected the network of the configuration; "
+            "use the matching run folder or network settings"
+        )

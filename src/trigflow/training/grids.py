@@ -1,0 +1,61 @@
+"""Grids of samples, drawn while a run trains."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from trigflow.distributed import average, is_first
+from trigflow.errors import UserError
+from trigflow.images import make_grid, save_picture
+from trigflow.latents import VAE
+from trigflow.model import Model
+from trigflow.training.log import MetricLog, warn
+
+SAMPLES = 40
+"""Samples on a grid."""
+
+
+class Grids:
+    """Draws grids into the folder `samples` of a run. A grid that cannot be had is said so, and training goes on.
+
+    Args:
+        folder: the run folder.
+        vae: the autoencoder that latents need to be seen; None for images.
+        device: where it is put.
+        sharded: whether weights are, in which case all processes have to draw. Otherwise the first one does.
+    """
+
+    def __init__(self, folder: Path, vae: VAE | None, device: torch.device, sharded: bool) -> None:
+        self.folder = folder / "samples"
+        self.vae = vae
+        self.device = device
+        self.sharded = sharded
+        self._draws = True
+
+    def draw(self, model: Model, iteration: int, log: MetricLog | None) -> None:
+        """Draw the grid of this iteration. Processes that write nothing have no log."""
+        if not (is_first() or self.sharded) or not self._can_draw():
+            return
+        grid = make_grid(model.sample(SAMPLES, seed=model.config.loop.seed), columns=10)
+        if log is None:
+            return
+        try:
+            save_picture(grid, self.folder / f"{iteration:08d}.png")
+        except UserError as error:
+            warn(f"no sample grid of iteration {iteration}: {error}")
+        pixels = torch.frombuffer(bytearray(grid.convert("RGB").tobytes()), dtype=torch.uint8)
+        log.picture(iteration, "samples", pixels.reshape(grid.height, grid.width, 3))
+
+    def _can_draw(self) -> bool:
+        """Whether samples can be seen: latents need their autoencoder. Where it cannot be had, that is said once."""
+        if self._draws and self.vae is not None:
+            try:
+                self.vae.load(self.device)
+            except UserError as error:
+                self._draws = False
+                warn(f"no sample grids: {error}")
+        if self.sharded:
+            self._draws = average({"draws": float(self._draws)})["draws"] == 1
+        return self._draws
