@@ -96,7 +96,7 @@ def fresh(plan: Plan, name: str, **changes: Any) -> dict[str, Any]:
 def test_steps_that_are_not_finite_are_a_divergence(plan: Plan, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def skip(self: Trainer) -> Any:
         self.iteration += 1
-        self.skipped += self.iteration % 2
+        self.guard.skipped += self.iteration % 2
         t = torch.ones(2)
         return {"grad_norm": math.nan}, {"t": t, "loss": t * math.nan}
 
@@ -120,7 +120,8 @@ def test_weights_that_are_not_finite_are_a_divergence(plan: Plan, out: Path, mon
 
     monkeypatch.setattr(Trainer, "step", broken)
     result = cells.run_cell(fresh(plan, "broken"), out)
-    assert (result["status"], result["reason"]) == ("diverged", "weights are not finite")
+    assert result["status"] == "diverged"
+    assert "ema not finite" in result["reason"]
 
 
 def test_draws_no_better_than_noise_are_a_divergence(plan: Plan, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:

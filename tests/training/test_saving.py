@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from training.tiny import differing, state_of, tiny_trainer
 from trigflow import cli
@@ -443,7 +444,8 @@ def test_killed_while_a_checkpoint_is_written(tmp_path: Path) -> None:
         "Part.write = killed\n"
         f"tiny_trainer(Path({str(tmp_path / 'run')!r}), {changes!r}).run()\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}  # which sums are rounded by
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, env=environment)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert names(tmp_path / "run") == [".00000004-progress", "00000002"]
     resumed = tiny_trainer(tmp_path / "run", changes, resume="auto")
