@@ -11,8 +11,8 @@ import pytest
 from fastapi import FastAPI
 
 from browser.found import chromium, missing, required
-from browser.helpers import LIMITS, Visit, serving
-from serve.helpers import StubDrawer, student, teacher
+from browser.helpers import LIMITS, Visit
+from serve.helpers import StubDrawer, running, student, teacher
 from trigflow.serve.app import create_app
 from trigflow.serve.offers import Offer, offer_of
 
@@ -61,7 +61,7 @@ def visit(browser: Any) -> Iterator[Callable[..., Visit]]:
 def port(browser: Any) -> Iterator[int]:
     """A server of a student and its teacher, with random weights; none where there is no browser for it."""
     app = create_app([offer_of(student(), LIMITS), offer_of(teacher(), LIMITS)], LIMITS)
-    with serving(app) as port:
+    with running(app) as port:
         yield port
 
 

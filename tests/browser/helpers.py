@@ -2,43 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
-import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from fastapi import FastAPI
 
-from serve.helpers import wait_for
 from trigflow.serve.limits import Limits
-from trigflow.serve.listen import bind
-from trigflow.serve.server import make_server
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 LIMITS = Limits()
 SECONDS = 20.0
 """How long a slow machine may take for anything."""
-
-
-@contextlib.contextmanager
-def serving(app: FastAPI, port: int = 0) -> Iterator[int]:
-    """The application at this port of 127.0.0.1, or at any that is free; gives the port."""
-    with bind("127.0.0.1", port) as listener:
-        server = make_server(app, log_level="critical")
-        thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
-        thread.start()
-        wait_for(lambda: server.started)
-        try:
-            yield listener.getsockname()[1]
-        finally:
-            server.should_exit = True
-            thread.join(20)
-            assert not thread.is_alive()
 
 
 class Visit:

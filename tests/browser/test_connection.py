@@ -7,8 +7,8 @@ from collections.abc import Callable
 import numpy as np
 from fastapi import FastAPI
 
-from browser.helpers import LIMITS, Visit, serving
-from serve.helpers import StubDrawer, student, wait_for
+from browser.helpers import LIMITS, Visit
+from serve.helpers import StubDrawer, running, student, wait_for
 from trigflow.serve.app import create_app
 from trigflow.serve.limits import Limits
 from trigflow.serve.offers import offer_of
@@ -22,7 +22,7 @@ def test_what_is_shown_when_the_hand_stops_is_where_it_stopped(visit: Open, app:
         count = app.state.service.metrics.registry.get_sample_value("trigflow_frames_total", {"model": "student"})
         return count or 0.0
 
-    with serving(app) as port:
+    with running(app) as port:
         seen = visit(port)
         seen.settle()
         before, drawn, asked = frames(), len(drawer.batches), len(seen.asked)
@@ -42,7 +42,7 @@ def label(walk: list[float]) -> str:
 
 
 def test_a_page_that_is_hidden_takes_nothing(visit: Open, app: FastAPI, drawer: StubDrawer) -> None:
-    with serving(app) as port:
+    with running(app) as port:
         seen = visit(port)
         seen.settle()
         before = len(drawer.batches)
@@ -54,7 +54,7 @@ def test_a_page_that_is_hidden_takes_nothing(visit: Open, app: FastAPI, drawer: 
 
 
 def test_a_lost_connection_recovers(visit: Open, app: FastAPI) -> None:
-    with serving(app) as port:
+    with running(app) as port:
         seen = visit(port)
         seen.settle()
     notice = seen.page.locator("#notice")
@@ -63,7 +63,7 @@ def test_a_lost_connection_recovers(visit: Open, app: FastAPI) -> None:
     seen.ignored = ("ERR_CONNECTION_REFUSED", "WebSocket connection to", "ERR_CONNECTION_RESET")
     seen.drag(100, 0)
     again = create_app([offer_of(student(), LIMITS, StubDrawer())], LIMITS)
-    with serving(again, port):
+    with running(again, port):
         seen.until(lambda: not notice.is_visible(), "a new connection")
         seen.until(lambda: seen.last()["walk"][0] > 0.3, "where it was dragged to meanwhile")
         seen.settle()
@@ -75,19 +75,19 @@ def test_a_lost_connection_recovers(visit: Open, app: FastAPI) -> None:
 
 
 def test_a_server_that_comes_back_with_another_model_gets_a_new_page(visit: Open, app: FastAPI) -> None:
-    with serving(app) as port:
+    with running(app) as port:
         seen = visit(port, "#seed=4")
         seen.settle()
     seen.ignored = ("ERR_CONNECTION_REFUSED", "WebSocket connection to", "ERR_CONNECTION_RESET")
     fewer = Limits(steps=4)
-    with serving(create_app([offer_of(student(), fewer, StubDrawer())], fewer), port):
+    with running(create_app([offer_of(student(), fewer, StubDrawer())], fewer), port):
         slider = seen.page.get_by_role("slider", name="Steps")
         seen.until(lambda: slider.get_attribute("max") == "3", "a slider of four steps")
         assert seen.settle()["seed"] == 4
 
 
 def test_a_frame_that_fails_is_told_and_tried_again(visit: Open, app: FastAPI, drawer: StubDrawer) -> None:
-    with serving(app) as port:
+    with running(app) as port:
         seen = visit(port)
         seen.settle()
         drawer.fail = True
@@ -101,7 +101,7 @@ def test_a_frame_that_fails_is_told_and_tried_again(visit: Open, app: FastAPI, d
 
 def test_an_idle_page_sleeps_and_wakes(visit: Open, drawer: StubDrawer) -> None:
     limits = Limits(stream_idle_seconds=0.5)
-    with serving(create_app([offer_of(student(), limits, drawer)], limits)) as port:
+    with running(create_app([offer_of(student(), limits, drawer)], limits)) as port:
         seen = visit(port)
         seen.settle()
         notice = seen.page.locator("#notice")
@@ -114,7 +114,7 @@ def test_an_idle_page_sleeps_and_wakes(visit: Open, drawer: StubDrawer) -> None:
 
 def test_no_stream_is_left(visit: Open, drawer: StubDrawer) -> None:
     limits = Limits(streams=1)
-    with serving(create_app([offer_of(student(), limits, drawer)], limits)) as port:
+    with running(create_app([offer_of(student(), limits, drawer)], limits)) as port:
         first = visit(port)
         first.settle()
         second = visit(port)
@@ -127,7 +127,7 @@ def test_no_stream_is_left(visit: Open, drawer: StubDrawer) -> None:
 
 
 def test_token(visit: Open, drawer: StubDrawer) -> None:
-    with serving(create_app([offer_of(student(), LIMITS, drawer)], LIMITS, token=TOKEN)) as port:
+    with running(create_app([offer_of(student(), LIMITS, drawer)], LIMITS, token=TOKEN)) as port:
         seen = visit(port)
         seen.token = TOKEN
         seen.ignored = ("401",)
@@ -152,12 +152,12 @@ def test_token(visit: Open, drawer: StubDrawer) -> None:
 
 
 def test_a_token_that_changes_is_asked_for_again(visit: Open, app: FastAPI) -> None:
-    with serving(app) as port:
+    with running(app) as port:
         seen = visit(port)
         seen.settle()
     seen.ignored = ("ERR_CONNECTION_REFUSED", "WebSocket connection to", "ERR_CONNECTION_RESET", "401")
     seen.token = TOKEN
-    with serving(create_app([offer_of(student(), LIMITS, StubDrawer())], LIMITS, token=TOKEN), port):
+    with running(create_app([offer_of(student(), LIMITS, StubDrawer())], LIMITS, token=TOKEN), port):
         seen.page.locator("#locked input").fill(TOKEN)
         seen.page.keyboard.press("Enter")
         seen.drag(40, 0)

@@ -9,8 +9,8 @@ import pytest
 import torch
 from fastapi import FastAPI
 
-from browser.helpers import LIMITS, Visit, serving
-from serve.helpers import StubDrawer, student, teacher
+from browser.helpers import LIMITS, Visit
+from serve.helpers import StubDrawer, running, student, teacher
 from trigflow.networks import UNet
 from trigflow.serve.app import create_app
 from trigflow.serve.offers import offer_of
@@ -134,7 +134,7 @@ def without_classes() -> FastAPI:
 
 
 def test_a_student_alone_without_classes(visit: Open) -> None:
-    with serving(without_classes()) as port:
+    with running(without_classes()) as port:
         seen = visit(port)
         asked = seen.settle()
         assert "labels" not in asked
@@ -147,7 +147,7 @@ def test_a_student_alone_without_classes(visit: Open) -> None:
 
 
 def test_a_teacher_alone(visit: Open) -> None:
-    with serving(create_app([offer_of(teacher(), LIMITS, StubDrawer())], LIMITS)) as port:
+    with running(create_app([offer_of(teacher(), LIMITS, StubDrawer())], LIMITS)) as port:
         seen = visit(port, "#view=race&guidance=2.5")
         asked = seen.settle("teacher")
         assert (asked["guidance"], asked["steps"]) == (2.5, 18)

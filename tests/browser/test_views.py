@@ -10,8 +10,8 @@ import numpy as np
 from fastapi import FastAPI
 from PIL import Image
 
-from browser.helpers import Pixels, Visit, serving
-from serve.helpers import StubDrawer
+from browser.helpers import Pixels, Visit
+from serve.helpers import StubDrawer, running
 
 Open = Callable[..., Visit]
 
@@ -76,16 +76,16 @@ def test_race(visit: Open, port: int) -> None:
 
 
 def test_a_clock_runs_while_its_picture_is_drawn(visit: Open, race_app: FastAPI, drawer: StubDrawer) -> None:
-    with serving(race_app) as port:
+    with running(race_app) as port:
         seen = visit(port, "#view=race")
         seen.settle()
         seen.settle("teacher", "second")
-        running = seen.page.locator("#second .track.running")
-        seen.until(lambda: running.count() == 0, "rest")
+        clock = seen.page.locator("#second .track.running")
+        seen.until(lambda: clock.count() == 0, "rest")
         drawer.hold()
         seen.page.locator("#new").click()
         seen.settle()  # the student is done
-        seen.until(lambda: running.count() == 1, "a clock that runs")
+        seen.until(lambda: clock.count() == 1, "a clock that runs")
         assert seen.page.locator("#first .track.running").count() == 0
 
         def time(figure: str) -> float:
@@ -96,7 +96,7 @@ def test_a_clock_runs_while_its_picture_is_drawn(visit: Open, race_app: FastAPI,
         assert time("first") == stopped
         drawer.release()
         seen.settle("teacher", "second")
-        seen.until(lambda: running.count() == 0, "a clock that stands")
+        seen.until(lambda: clock.count() == 0, "a clock that stands")
         assert time("second") > early + 50
         assert time("second") > stopped
 

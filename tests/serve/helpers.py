@@ -82,9 +82,9 @@ def wait_for(condition: Callable[[], bool], seconds: float = 10.0) -> None:
 
 
 @contextlib.contextmanager
-def running(app: FastAPI) -> Iterator[int]:
-    """The application on a real socket of 127.0.0.1; gives the port."""
-    with bind("127.0.0.1", 0) as listener:
+def running(app: FastAPI, port: int = 0) -> Iterator[int]:
+    """The application at this port of 127.0.0.1, or at any that is free; gives the port."""
+    with bind("127.0.0.1", port) as listener:
         server = make_server(app, log_level="critical")
         thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
         thread.start()

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,3 +28,36 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
             make(folder)
             done.touch()
     return folder
+
+
+def run_group(folder: Path, script: str, arguments: list[str], processes: int, port: str, seconds: float) -> list[int]:
+    """Run a script beside this file in several processes, in the environment of torchrun, to the end.
+
+    What they print is added to FOLDER/output. Gives their exit codes.
+    """
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1"}
+    command = [sys.executable, str(Path(__file__).with_name(script)), str(folder), *arguments]
+    with (folder / "output").open("a") as output:
+        group = [
+            subprocess.Popen(
+                command,
+                stdout=output,
+                stderr=output,
+                env={**environment, "RANK": str(i), "LOCAL_RANK": str(i), "MASTER_PORT": port},
+            )
+            for i in range(processes)
+        ]
+        try:
+            return [process.wait(timeout=seconds) for process in group]
+        finally:
+            for process in group:
+                process.kill()
+                process.wait()
+
+
+def free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]

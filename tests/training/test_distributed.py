@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from training.distributed_cases import FSDP, make_trainer, run_case
-from training.shared import made_once
+from training.shared import free_ports, made_once, run_group
 from training.tiny import NETWORK, tiny_config, tiny_trainer, untrained_teacher
 from trigflow.data import LatentDataset, LatentNormalization
 from trigflow.distributed import launched
@@ -70,40 +67,10 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     def make(folder: Path) -> None:
         for steps, processes, commands in ((TWO, 2, 5), (FOUR, 4, 0)):
-            start(folder, steps, processes, free_ports(1 + commands))
+            arguments = [json.dumps(steps), json.dumps(free_ports(1 + commands))]
+            run_group(folder, "distributed_worker.py", arguments, processes, "0", 500)
 
     return made_once(tmp_path_factory, "distributed", make)
-
-
-def start(folder: Path, steps: list[tuple[str, str, dict[str, Any]]], processes: int, ports: list[int]) -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1"}
-    worker = Path(__file__).with_name("distributed_worker.py")
-    command = [sys.executable, str(worker), str(folder), json.dumps(steps), json.dumps(ports)]
-    with open(folder / "output", "a") as output:
-        group = [
-            subprocess.Popen(
-                command,
-                stdout=output,
-                stderr=output,
-                env={**environment, "RANK": str(i), "LOCAL_RANK": str(i), "MASTER_PORT": "0"},
-            )
-            for i in range(processes)
-        ]
-        try:
-            for process in group:
-                process.wait(timeout=500)
-        finally:
-            for process in group:
-                process.kill()
-                process.wait()
-
-
-def free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
 
 
 @pytest.fixture(scope="module")

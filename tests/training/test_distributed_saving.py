@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from training.distributed_cases import make_trainer
 from training.saving_worker import CHANGES
-from training.shared import made_once
+from training.shared import free_ports, made_once, run_group
 from training.tiny import differing
 from trigflow.model import load
 from trigflow.training.checkpoint import list_checkpoints, open_checkpoint, tensors_of
@@ -43,27 +42,7 @@ FOUR = [("resume fsdp2", "fsdp2-fsdp4", "fsdp"), ("resume ddp2", "ddp2-ddp4", "d
 
 
 def run(folder: Path, tasks: list[tuple[str, str, str]], processes: int) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1"}
-    command = [sys.executable, str(Path(__file__).with_name("saving_worker.py")), str(folder), json.dumps(tasks)]
-    with open(folder / "output", "a") as output:
-        group = [
-            subprocess.Popen(
-                command,
-                stdout=output,
-                stderr=output,
-                env={**environment, "RANK": str(i), "LOCAL_RANK": str(i), "MASTER_PORT": port},
-            )
-            for i in range(processes)
-        ]
-        try:
-            codes = [process.wait(timeout=250) for process in group]
-        finally:
-            for process in group:
-                process.kill()
-                process.wait()
+    codes = run_group(folder, "saving_worker.py", [json.dumps(tasks)], processes, str(free_ports(1)[0]), 250)
     assert codes == [0] * processes, (folder / "output").read_text()[-3000:]
 
 

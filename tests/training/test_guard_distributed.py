@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +10,8 @@ import torch
 from torch import Tensor
 
 from training.numbers_cases import CASES, TWO, folder_of, run_case
-from training.shared import made_once
-from training.test_distributed import free_ports, needs_gloo, series, weights
+from training.shared import free_ports, made_once, run_group
+from training.test_distributed import needs_gloo, series, weights
 from trigflow.training.log import read_metrics
 
 pytestmark = needs_gloo
@@ -25,30 +22,7 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The runs of two processes, below one folder; what they printed is in `output`."""
 
     def make(folder: Path) -> None:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-        command = [
-            sys.executable,
-            str(Path(__file__).with_name("numbers_cases.py")),
-            str(folder),
-            str(free_ports(1)[0]),
-        ]
-        with (folder / "output").open("w") as output:
-            group = [
-                subprocess.Popen(
-                    command,
-                    stdout=output,
-                    stderr=output,
-                    env={**environment, "RANK": str(i), "LOCAL_RANK": str(i), "MASTER_PORT": "0"},
-                )
-                for i in range(2)
-            ]
-            try:
-                for process in group:
-                    process.wait(timeout=300)
-            finally:
-                for process in group:
-                    process.kill()
-                    process.wait()
+        run_group(folder, "numbers_cases.py", [str(free_ports(1)[0])], 2, "0", 300)
 
     return made_once(tmp_path_factory, "guarded", make)
 
