@@ -32,7 +32,7 @@ digits. sCT and ECT are best at that of the preset; sCD has it too, as half and 
 
 
 def _shortened(name: str, *, teacher: float, student: float, checkpoints: int, **settings: Any) -> Base:
-    """The recipe of that name with these shares of its iterations, checkpoints of each run, instruments and no pictures."""
+    """The recipe of that name with its iterations times these, checkpoints of each run, instruments and no pictures."""
 
     def shorten(config: RunConfig, share: float) -> RunConfig:
         loop, tangent = config.loop, config.objective.tangent
@@ -54,7 +54,8 @@ def _shortened(name: str, *, teacher: float, student: float, checkpoints: int, *
 
 
 BASES: dict[str, Base] = {
-    "digits": _shortened("digits", teacher=1.0, student=1 / 3, checkpoints=6),
+    "digits": _shortened("digits", teacher=3.0, student=1 / 3, checkpoints=6),
     "mnist": _shortened("mnist", teacher=0.5, student=0.25, checkpoints=20, teacher_draws=(Draw(18),)),
 }
-"""By name. `digits` is the demo with a third of the student's iterations."""
+"""By name. `digits` is the demo with a third of the student's iterations, and three times those of the teacher: one that is
+trained as briefly as the demo's is what limits its students (study `teacher`)."""
