@@ -19,7 +19,8 @@ from trigflow.networks import build
 from trigflow.recipes import DATA, RECIPES, RUNS, Recipe, get_recipe, get_run, preset, recipe_for, require_data, shrink
 from trigflow.recipes.listing import list_recipes, resolve, show
 from trigflow.training.config import from_dict, to_dict
-from trigflow.training.trainer import Trainer, with_dropout_of
+from trigflow.training.runs import with_dropout_of
+from trigflow.training.trainer import Trainer
 
 Cli = Callable[..., Any]
 

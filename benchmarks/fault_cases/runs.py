@@ -27,7 +27,7 @@ from trigflow.errors import EXIT_FAILED
 from trigflow.files import read_tensors
 from trigflow.training.log import read_metrics
 
-IMPORTED = ("trigflow.training.trainer", "trigflow.data.check", "torch._dynamo", "torch.utils.tensorboard")
+IMPORTED = ("trigflow.training.runs", "trigflow.data.check", "torch._dynamo", "torch.utils.tensorboard")
 """What commands import late, and the process that is forked has imported before."""
 ITERATIONS = 40
 CHECKPOINT_EVERY = 4

@@ -28,13 +28,13 @@ if TYPE_CHECKING:
     from trigflow.outside import model_of as model_of
     from trigflow.recipes import get_recipe as get_recipe
     from trigflow.training.config import RunConfig as RunConfig
-    from trigflow.training.trainer import distill as distill
-    from trigflow.training.trainer import train as train
+    from trigflow.training.runs import distill as distill
+    from trigflow.training.runs import train as train
 
 _HOME = {
     "Model": "trigflow.model",
     "RunConfig": "trigflow.training.config",
-    "distill": "trigflow.training.trainer",
+    "distill": "trigflow.training.runs",
     "evaluate_model": "trigflow.evaluation",
     "get_recipe": "trigflow.recipes",
     "load": "trigflow.model",
@@ -42,7 +42,7 @@ _HOME = {
     "open_dataset": "trigflow.data",
     "save_grid": "trigflow.images",
     "save_images": "trigflow.images",
-    "train": "trigflow.training.trainer",
+    "train": "trigflow.training.runs",
 }
 
 __all__ = ["MissingExtraError", "Proposal", "TrigFlow", "UserError", "__version__", *_HOME]

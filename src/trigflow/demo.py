@@ -21,8 +21,8 @@ from trigflow.model import Model, load
 from trigflow.recipes import Recipe, get_recipe
 from trigflow.samplers import search_times
 from trigflow.training.config import RunConfig, from_dict, to_dict
+from trigflow.training.runs import distill, train
 from trigflow.training.setup import compare_configs, load_data
-from trigflow.training.trainer import distill, train
 from trigflow.version import __version__
 
 DEMOS = ("digits", "mnist")

@@ -15,7 +15,8 @@ from trigflow.distributed import rank, world_size
 from trigflow.networks import ConditioningConfig, EDM2Config
 from trigflow.training.batch import Batch
 from trigflow.training.config import RunConfig
-from trigflow.training.trainer import Resume, Trainer
+from trigflow.training.saving import Resume
+from trigflow.training.trainer import Trainer
 
 Changes = dict[str, Any]
 

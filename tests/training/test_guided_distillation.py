@@ -15,7 +15,8 @@ from trigflow.errors import UserError
 from trigflow.model import Model
 from trigflow.networks import build
 from trigflow.training.config import from_dict, to_dict
-from trigflow.training.trainer import Trainer, distill
+from trigflow.training.runs import distill
+from trigflow.training.trainer import Trainer
 
 GUIDED = {"objective.kind": "scd", "objective.guidance_max": 3.0, "loop.iterations": 2}
 INTERVAL = (0.2, 1.0)

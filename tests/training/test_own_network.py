@@ -17,7 +17,8 @@ from trigflow import TrigFlow, UserError, load, model_of
 from trigflow.bridge import FlowBridge
 from trigflow.data import Normalization, measure
 from trigflow.networks import CustomConfig, build
-from trigflow.training.trainer import Trainer, distill, train
+from trigflow.training.runs import distill, train
+from trigflow.training.trainer import Trainer
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "own_model.py"
 SD = 0.5

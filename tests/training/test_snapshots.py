@@ -223,3 +223,23 @@ def test_halves_where_they_hold_all_digits(tmp_path: Path) -> None:
         "nothing": torch.float32,
     }
     assert [stored[name][0].item() for name in values] == pytest.approx(list(values.values()))
+
+
+def test_a_snapshot_that_cannot_be_written_is_left_out(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As on a full disk: said in one line each, and the training is the same."""
+
+    def full(path: Path, *args: Any) -> None:
+        if path.name.startswith("00000004"):
+            raise UserError(f"'{path}' cannot be written (no space left on device)")
+        original(path, *args)
+
+    original = snapshots_module.write_tensors
+    monkeypatch.setattr(snapshots_module, "write_tensors", full)
+    tiny_trainer(tmp_path / "run", SETTINGS).run()
+    expected = {name: content for name, content in files(whole).items() if not name.startswith("00000004")}
+    assert files(tmp_path / "run") == expected
+    lines = [line for line in capsys.readouterr().err.splitlines() if "no snapshot of iteration 4" in line]
+    assert len(lines) == 2
+    assert all("no space left" in line and "training goes on" in line for line in lines)

@@ -23,8 +23,9 @@ from trigflow.training import losses
 from trigflow.training.checkpoint import list_checkpoints
 from trigflow.training.ema import power_exponent
 from trigflow.training.log import read_metrics
+from trigflow.training.runs import distill, train
 from trigflow.training.setup import start_from
-from trigflow.training.trainer import Trainer, distill, train
+from trigflow.training.trainer import Trainer
 
 Changes = dict[str, Any]
 

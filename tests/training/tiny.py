@@ -15,7 +15,8 @@ from trigflow.model import Model, fit_network
 from trigflow.networks import ConditioningConfig, UNetConfig
 from trigflow.objectives import TangentConfig
 from trigflow.training.config import LoopConfig, ObjectiveConfig, OptimizerConfig, RunConfig
-from trigflow.training.trainer import Resume, Trainer
+from trigflow.training.saving import Resume
+from trigflow.training.trainer import Trainer
 
 NETWORK = UNetConfig(patch=2, width=8, mult=(1, 2), blocks=1, conditioning=ConditioningConfig(width=8))
 

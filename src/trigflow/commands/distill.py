@@ -63,7 +63,8 @@ class Distill:
     def run(self) -> None:
         from trigflow.model import load
         from trigflow.recipes import require_data
-        from trigflow.training.trainer import RESUME, distill
+        from trigflow.training.runs import distill
+        from trigflow.training.saving import RESUME
 
         if self.objective.kind == "diffusion":
             raise UserError(

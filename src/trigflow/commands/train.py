@@ -51,7 +51,8 @@ class Train:
 
     def run(self) -> None:
         from trigflow.recipes import require_data
-        from trigflow.training.trainer import RESUME, train
+        from trigflow.training.runs import train
+        from trigflow.training.saving import RESUME
 
         if self.objective.distills:
             raise UserError(

@@ -30,8 +30,8 @@ from trigflow.study.locks import lock_of, locked
 from trigflow.study.spec import Draw
 from trigflow.training.config import RunConfig, from_dict
 from trigflow.training.log import read_metrics
+from trigflow.training.runs import distill, train
 from trigflow.training.setup import load_data
-from trigflow.training.trainer import distill, train
 
 MOST_SKIPPED = 0.1
 """Share of steps that may be skipped, because loss or gradient are not finite, before a run counts as diverged."""

@@ -18,7 +18,7 @@ from typing import Any
 from trigflow.errors import UserError
 from trigflow.study.spec import Arm, Base, Changes, Draw, Study
 from trigflow.training.config import RunConfig, to_dict
-from trigflow.training.trainer import with_dropout_of
+from trigflow.training.runs import with_dropout_of
 
 
 @dataclass(frozen=True)

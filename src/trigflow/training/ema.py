@@ -14,6 +14,7 @@ from trigflow.distributed import on_first
 from trigflow.distributed.shards import piece
 from trigflow.errors import UserError
 from trigflow.training.config import EMAConfig
+from trigflow.training.log import warn
 from trigflow.training.snapshots import snapshot_path, write_snapshot
 
 
@@ -95,6 +96,8 @@ class EMA:
     def save_snapshots(self, run: Path, iteration: int, updates: int, last: int) -> bool:
         """Write the tracked averages into `run/ema`, when a snapshot is due at this iteration and not yet there.
 
+        One that cannot be written, as on a full disk, is warned of and left out.
+
         Args:
             run: the run folder.
             iteration: iterations so far; due are the multiples of `snapshot_every`, and the last.
@@ -108,7 +111,10 @@ class EMA:
         due = every > 0 and updates > 0 and (iteration % every == 0 or iteration == last)
         for sigma_rel, network in self.tracked.items() if due else ():
             if not on_first(snapshot_path(run, iteration, sigma_rel).is_file):
-                write_snapshot(run, iteration, updates, sigma_rel, network, self.config.snapshot_dtype)
+                try:
+                    write_snapshot(run, iteration, updates, sigma_rel, network, self.config.snapshot_dtype)
+                except UserError as error:
+                    warn(f"no snapshot of iteration {iteration}: {error}; training goes on")
         return due
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -22,6 +22,11 @@ from trigflow.training.checkpoint import (
 from trigflow.training.config import LoopConfig
 from trigflow.training.interrupt import uninterrupted
 from trigflow.training.log import warn
+
+Resume = bool | Literal["auto"]
+"""Whether a run goes on from its newest checkpoint, or from its newest sound one."""
+RESUME: dict[str, Resume] = {"no": False, "yes": True, "auto": "auto"}
+"""What the command line calls that."""
 
 
 class Saving:

@@ -9,13 +9,11 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from trigflow.data import ImageDataset, LatentNormalization, Loader, Order, derive_seed
 from trigflow.distributed import average, is_first, on_first, rank
@@ -24,7 +22,7 @@ from trigflow.files import write_json
 from trigflow.heap import freed_memory_kept
 from trigflow.latents import VAE
 from trigflow.model import Model, fit_network, resolve_device
-from trigflow.networks import NetworkConfig, build
+from trigflow.networks import build
 from trigflow.networks.custom import check_apart
 from trigflow.objectives import AdaptiveWeight
 from trigflow.training.batch import Batch, Batches, split
@@ -35,10 +33,11 @@ from trigflow.training.guard import Guard, not_finite
 from trigflow.training.instruments import Instruments
 from trigflow.training.interrupt import Stops, stop_for, uninterrupted
 from trigflow.training.learner import Learner
-from trigflow.training.log import FigureWindow, MetricLog, warn
+from trigflow.training.log import warn
 from trigflow.training.losses import Losses
 from trigflow.training.parallel import Parallel, share_of_batch
-from trigflow.training.saving import Saving
+from trigflow.training.report import Report
+from trigflow.training.saving import Resume, Saving
 from trigflow.training.scaling import LossScale
 from trigflow.training.setup import (
     check_start,
@@ -49,25 +48,6 @@ from trigflow.training.setup import (
     start_from,
 )
 from trigflow.training.snapshots import drop_snapshots_after
-
-TITLES = {
-    "diffusion": "teacher",
-    "sct": "student (sCT)",
-    "scd": "student (sCD)",
-    "vsd": "student (VSD)",
-    "scd-vsd": "student (sCD + VSD)",
-    "ct": "student (discrete)",
-    "cd": "student (discrete)",
-    "meanflow": "student (MeanFlow)",
-    "meanflow-distill": "student (MeanFlow)",
-}
-"""What the progress bar calls a run, by the kind of its objective."""
-
-
-Resume = bool | Literal["auto"]
-"""Whether a run goes on from its newest checkpoint, or from its newest sound one."""
-RESUME: dict[str, Resume] = {"no": False, "yes": True, "auto": "auto"}
-"""What the command line calls that."""
 
 
 class Trainer:
@@ -223,43 +203,26 @@ class Trainer:
         return model
 
     def _train(self) -> None:
-        loop, first = self.config.loop, is_first()
-        if first:
+        loop = self.config.loop
+        if is_first():
             write_json(self.folder / "config.json", to_dict(self.config))
-        log = MetricLog(self.folder, self.iteration) if first else None
-        window, began, since = FigureWindow(), time.perf_counter(), self.iteration
-        title = TITLES[self.config.objective.kind]
-        bar = tqdm(total=loop.iterations, initial=self.iteration, desc=title, unit="it", disable=not self.progress)
+        report = Report(self.folder, self.config, self.iteration, show=self.progress)
         try:
             self._snapshot()  # one that an interruption prevented
             while self.iteration < loop.iterations:
                 scalars, figures = self.step()
-                window.add(figures)
-                bar.update(self.iteration - bar.n)
+                report.add(self.iteration, figures)
                 trouble = self._trouble()
-                if trouble or self.iteration % loop.log_every == 0 or self.iteration == loop.iterations:
-                    seconds = time.perf_counter() - began
-                    window.gather()
+                if trouble or report.due(self.iteration):
                     measured = {} if trouble else self._measure()
-                    metrics = {**scalars, **window.flush(), **measured, **self.guard.figures()}
-                    metrics["images_per_second"] = (self.iteration - since) * loop.batch_size / seconds
-                    metrics["data_wait"] = self.loader.waited() / seconds
-                    if log is not None:
-                        log.write(self.iteration, metrics)
-                    wait = f"{metrics['data_wait']:.0%}"
-                    told = self.guard.told()
-                    bar.set_postfix(loss=f"{metrics['loss']:.4f}", **told, data_wait=wait, refresh=False)
-                    began, since = time.perf_counter(), self.iteration
+                    report.write(self.iteration, scalars, measured, self.guard, self.loader.waited())
                 if trouble:
                     self._go_back(trouble)
-                    window, since = FigureWindow(), self.iteration
-                    if log is not None:
-                        log.close()
-                        log = MetricLog(self.folder, self.iteration)
+                    report.go_back(self.iteration)
                     continue
                 self._snapshot()
                 if loop.sample_every and self.iteration % loop.sample_every == 0:
-                    self.grids.draw(self.model(), self.iteration, log)
+                    self.grids.draw(self.model(), self.iteration, report.log)
                 self.saving.go_on()
                 if self.saving.due(self.iteration) and self.iteration < loop.iterations and not self.guard.streak:
                     self.save_checkpoint(wait=False)
@@ -276,9 +239,7 @@ class Trainer:
             raise
         finally:
             self.loader.close()
-            bar.close()
-            if log is not None:
-                log.close()
+            report.close()
 
     def step(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """One optimizer step: scalars of the whole batch and figures of the samples of this process. Advances `iteration`.
@@ -446,7 +407,10 @@ class Trainer:
         """Write the averages that post-hoc reconstruction starts from, when it is time for them."""
         if self.ema.save_snapshots(self.folder, self.iteration, self.guard.updates, self.config.loop.iterations):
             description = self.model().description()
-            on_first(lambda: write_json(self.folder / "ema" / "model.json", description))
+            try:
+                on_first(lambda: write_json(self.folder / "ema" / "model.json", description))
+            except UserError as error:
+                warn(f"{error}; training goes on")
 
     def _weights(self, *names: str) -> dict[str, nn.Module]:
         """Adaptive weightings of these names, where the objective has any."""
@@ -462,62 +426,3 @@ class Trainer:
             process = (rank(),) if rank() else ()
             torch.manual_seed(self._seed("dropout", iteration, *process))
         return stack
-
-
-def train(
-    config: RunConfig,
-    folder: str | Path,
-    *,
-    network: nn.Module | None = None,
-    resume: Resume = False,
-    progress: bool = True,
-) -> Model:
-    """Train a teacher (or a student from scratch, sCT) into a run folder and return the model; see `Trainer`."""
-    return Trainer(config, folder, network=network, resume=resume, progress=progress).run()
-
-
-def distill(
-    config: RunConfig,
-    teacher: Model,
-    folder: str | Path,
-    *,
-    start: Model | None = None,
-    negative: Model | None = None,
-    network: nn.Module | None = None,
-    resume: Resume = False,
-    progress: bool = True,
-) -> Model:
-    """Train a student that starts from `teacher`, or from `start`, into a run folder and return the model; see `Trainer`.
-
-    Network and process are the teacher's, whatever the configuration says of them; a `network` of your own is the exception,
-    and dropout, which the configuration sets where its network is of the teacher's kind. Where guidance is trained, it leads
-    away from `negative`, or from the teacher without the class.
-    """
-    config = dataclasses.replace(
-        config,
-        process=teacher.config.process,
-        network=with_dropout_of(config.network, teacher.config.network),
-        teacher=config.teacher or "teacher",
-    )
-    if start is not None:
-        config = dataclasses.replace(config, start=config.start or "start")
-    if negative is not None:
-        config = dataclasses.replace(config, negative=config.negative or "negative")
-    return Trainer(
-        config,
-        folder,
-        teacher=teacher,
-        start=start,
-        negative=negative,
-        network=network,
-        resume=resume,
-        progress=progress,
-    ).run()
-
-
-def with_dropout_of(source: NetworkConfig, network: NetworkConfig) -> NetworkConfig:
-    """`network` with the dropout settings of `source`, where both are of one kind."""
-    if type(source) is not type(network):
-        return network
-    settings = {name: getattr(source, name) for name in ("dropout", "dropout_up_to") if hasattr(source, name)}
-    return dataclasses.replace(network, **settings)
