@@ -86,5 +86,6 @@ def test_the_bar_says_what_went_wrong(tmp_path: Path, capsys: pytest.CaptureFixt
     report.write(4, {}, {}, guard, 0.0)
     report.close()
     said = capsys.readouterr().err
-    assert "teacher" in said and "4/10" in said
+    assert "teacher" in said
+    assert "4/10" in said
     assert "loss=0.5000, spikes=2, data_wait=0%" in said
