@@ -93,17 +93,18 @@ def test_students_of_equal_settings_are_shared_between_studies() -> None:
     assert len(teachers) == 1 + sum(others.values())
 
 
-def test_bases_are_the_recipes_made_shorter_with_instruments_and_without_pictures() -> None:
+def test_bases_are_the_recipes_in_other_sizes_with_instruments_and_without_pictures() -> None:
     for name, base in BASES.items():
         recipe = RECIPES[name]
         for mine, whole in ((base.teacher, recipe.teacher), (base.student, recipe.student)):
-            assert mine.network == whole.network
             assert mine.optimizer == whole.optimizer
             assert mine.loop.iterations <= whole.loop.iterations or mine is BASES["digits"].teacher
             assert mine.loop.sample_every == 0
             assert 0 < mine.loop.checkpoint_every <= mine.loop.iterations / 4
+        assert base.teacher.network == base.student.network
         assert base.student.loop.instruments
         assert 0 < base.student.objective.tangent.warmup <= base.student.loop.iterations / 10
+    assert BASES["digits"].teacher.network == RECIPES["digits"].teacher.network
     assert BASES["digits"].student.loop.iterations == 1_200
     assert BASES["digits"].teacher.loop.iterations == 3_000
 
