@@ -299,7 +299,7 @@ def test_presets_fit_the_data_unless_named(
         assert cli("train", "--out", tmp_path / "run", *args).code == 0
     found = [(train.preset, train.data.source, train.network.width) for train in seen]
     assert found[0] == ("digits", "digits", 64)
-    assert found[1] == found[2] == found[3] == ("mnist", "mnist", 64)
+    assert found[1] == found[2] == found[3] == ("mnist", "mnist", 32)
     assert found[4] == ("images", str(data), 96)
     assert found[5][:2] == ("digits", "mnist")
     assert found[6] == ("images", "digits", 24)
