@@ -30,6 +30,7 @@ from trigflow.data import measure
 from trigflow.demo import machine
 from trigflow.distributed import is_first, process_group
 from trigflow.files import write_json
+from trigflow.heap import freed_memory_kept
 from trigflow.model import Model, fit_network
 from trigflow.networks import UNetConfig, build
 from trigflow.recipes import get_recipe
@@ -82,11 +83,12 @@ def work(task: str, recipe: str, kind: str, mode: str, folder: Path) -> None:
         if task == "losses":
             trainer.run()
             return
-        for _ in range(WARMUP):
-            trainer.step()
-        began = time.perf_counter()
-        for _ in range(STEPS):
-            trainer.step()
+        with freed_memory_kept():  # as in a run
+            for _ in range(WARMUP):
+                trainer.step()
+            began = time.perf_counter()
+            for _ in range(STEPS):
+                trainer.step()
         if is_first():
             print((time.perf_counter() - began) / STEPS)
 

@@ -367,7 +367,7 @@ def described(config: RunConfig, raw: dict[str, Any], what: str, network: nn.Mod
         c, h, w = (int(size) for size in raw["shape"])
         normalization = normalization_from_state(raw["normalization"])
         names = tuple(str(name) for name in raw["class_names"])
-        times = {int(steps): tuple(float(t) for t in ts) for steps, ts in raw["times"].items()}
+        times = times_of(raw)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             f"{what} cannot be used ({type(error).__name__}: {error}); expected a file written by trigflow; "
@@ -378,6 +378,11 @@ def described(config: RunConfig, raw: dict[str, Any], what: str, network: nn.Mod
     memory_format = torch.channels_last if config.loop.channels_last else torch.contiguous_format
     network.eval().requires_grad_(False).to(memory_format=memory_format)  # type: ignore[call-overload]
     return Model(network, config, kind, (c, h, w), names, normalization, times)
+
+
+def times_of(description: dict[str, Any]) -> dict[int, tuple[float, ...]]:
+    """`Model.times` as the content of `model.json` has it."""
+    return {int(steps): tuple(float(t) for t in times) for steps, times in description["times"].items()}
 
 
 def resolve_device(device: str | torch.device | None) -> torch.device:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from training.tiny import change, differing, digits, state_of, tiny_config, tiny_trainer, untrained_teacher
 from trigflow.errors import UserError
-from trigflow.model import Model
+from trigflow.model import Model, load
 from trigflow.training import losses
 from trigflow.training.checkpoint import list_checkpoints
 from trigflow.training.config import to_dict
@@ -175,6 +175,26 @@ def test_resuming_a_finished_run_changes_nothing(teacher: Model, tmp_path: Path)
     assert make("teacher", tmp_path / "run", teacher, resume=True).run().kind == "diffusion"
     assert (tmp_path / "run" / "network.safetensors").read_bytes() == weights
     assert read_metrics(tmp_path / "run") == lines
+
+
+def test_resuming_a_finished_run_keeps_the_times_that_were_searched_for(tmp_path: Path) -> None:
+    """They are those of its weights: a run that is made longer has other ones."""
+    model = tiny_trainer(tmp_path / "run", KINDS["sct"]).run()
+    model.times = {2: (1.5, 0.75)}
+    model.save(tmp_path / "run")
+    for resumed in (tiny_trainer(tmp_path / "run", KINDS["sct"], resume=True).run(), load(tmp_path / "run")):
+        assert resumed.times == {2: (1.5, 0.75)}
+    longer = tiny_trainer(tmp_path / "run", {**KINDS["sct"], "loop.iterations": 7}, resume=True).run()
+    assert longer.times == {}
+
+
+def test_resuming_a_finished_run_makes_a_damaged_model_whole(tmp_path: Path) -> None:
+    tiny_trainer(tmp_path / "run").run()
+    whole = (tmp_path / "run" / "model.json").read_bytes()
+    for damage in (b"{", b"[]", b'{"times": {"two": [1]}}'):
+        (tmp_path / "run" / "model.json").write_bytes(damage)
+        tiny_trainer(tmp_path / "run", resume=True).run()
+        assert (tmp_path / "run" / "model.json").read_bytes() == whole
 
 
 def test_a_run_can_be_made_longer(tmp_path: Path) -> None:

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from trigflow.data import ImageDataset, LatentNormalization, Loader, Order, derive_seed
 from trigflow.distributed import average, is_first, on_first, rank
 from trigflow.errors import DivergedError, UserError
-from trigflow.files import write_json
+from trigflow.files import read_json, write_json
 from trigflow.heap import freed_memory_kept
 from trigflow.latents import VAE
-from trigflow.model import Model, fit_network, resolve_device
+from trigflow.model import Model, fit_network, resolve_device, times_of
 from trigflow.networks import build
 from trigflow.networks.custom import check_apart
 from trigflow.objectives import AdaptiveWeight
@@ -194,11 +194,13 @@ class Trainer:
                 checkpoint has been written; several processes stop after the same step. A second signal is not waited for.
             UserError: when the last checkpoint or the model cannot be written. Of others that is said, and training goes on.
         """
+        times = self._times()
         with self.stops:
             self._train()
             with self.stops.deferred():
                 self.save_checkpoint()
                 model = self.model()
+                model.times = times
                 model.save(self.folder)
         return model
 
@@ -384,6 +386,16 @@ class Trainer:
             f"iteration {reached}: {trouble}; gone back to iteration {self.iteration}, "
             f"{self.guard.rollbacks} of at most {most} times"
         )
+
+    def _times(self) -> dict[int, tuple[float, ...]]:
+        """Sampling times that were searched for after the run had ended, when it is resumed: its weights stay as they are."""
+        path = self.folder / "model.json"
+        if self.iteration < self.config.loop.iterations or not path.is_file():
+            return {}
+        try:
+            return times_of(read_json(path, "model description"))
+        except (UserError, AttributeError, KeyError, TypeError, ValueError):
+            return {}
 
     def _measure(self) -> dict[str, Any]:
         """What the instruments say, where there are any."""
