@@ -57,6 +57,8 @@ DISCRETE = Study(
 SOLVER_STEPS = (2, 4, 8)
 FINER = (16, 64)
 """Evaluations that come closer to the teacher's ODE: whether a few are good because, or although, they miss it."""
+LONGER = "sCD, three times as long"
+"""Whether a solver is ahead of the method, or of a student that has not learned all it can."""
 LEARNED = ("CD, N = 128", "CD, N = 64, Heun", "ECT", "MeanFlow", "MeanFlow distilled")
 
 RIVALS = Study(
@@ -67,6 +69,7 @@ RIVALS = Study(
     "the paper's tables compare published figures).",
     arms=(
         Arm("sCD"),
+        Arm(LONGER, length=3.0),
         Arm("sCT", SCT),
         Arm("CD, N = 128", discrete(128)),
         Arm("CD, N = 64, Heun", discrete(64, "heun")),
@@ -79,6 +82,7 @@ RIVALS = Study(
         *(Expect("sCD", rival, "2.fd") for rival in LEARNED),
         *(Expect("sCD", rival, "1.fd") for rival in LEARNED),
         *(Expect("sCD", "DPM-Solver++(2M)", "2.fd", against=f"{steps}.fd") for steps in SOLVER_STEPS),
+        Expect(LONGER, "DPM-Solver++(2M)", "2.fd", against=f"{SOLVER_STEPS[-1]}.fd"),
         # From data alone, without a teacher to do as well as.
         *(Expect("sCT", rival, "2.fd") for rival in ("ECT", "MeanFlow")),
     ),

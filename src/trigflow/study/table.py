@@ -98,8 +98,9 @@ def terms(results: Results) -> str:
     """What is equal between the arms, and what they are measured against."""
     equal = {
         "iterations": "Every arm trains for the iterations in the table.",
-        "seconds": "Every arm has the same training time, as measured step times of arms and base foretell it: iterations are "
-        "fitted to it, and seconds are what was really used.",
+        "seconds": "Every arm has the same training time, unless its name says otherwise, as measured step times of arms and "
+        "base foretell it: iterations are fitted to it, and seconds are what was really used, also where the machine had other "
+        "things to do.",
     }[results.study.budget]
     seeds = ", ".join(map(str, results.seeds))
     lines = [
