@@ -114,11 +114,19 @@ def summary(found: dict[tuple[str, str], Results]) -> str:
                 continue
             verdicts = judge(found[study.name, base])
             counts = [sum(v.outcome == o for v in verdicts) for o in ("holds", "does not hold", "not settled")]
-            against = [f"{what(v)} ({by_what(v)})" for v in verdicts if v.outcome == "does not hold"]
             counted = " / ".join(map(str, counts)) if verdicts else ""
-            lines.append([title, base, f"**{summary_of(verdicts)}**", counted, "; ".join(against)])
+            lines.append([title, base, f"**{summary_of(verdicts)}**", counted, failures(verdicts)])
     header = ("finding", "data", "outcome", "expectations that hold / do not / are not settled", "what does not hold")
     return f"## Summary\n\n{rows(header, lines)}"
+
+
+def failures(verdicts: list[Verdict]) -> str:
+    """The expectations that do not hold, those that differ in the figure alone together."""
+    figures: dict[str, list[str]] = {}
+    for verdict in verdicts:
+        if verdict.outcome == "does not hold":
+            figures.setdefault(what(verdict), []).append(by_what(verdict))
+    return "<br>".join(f"{expected} ({'; '.join(by)})" for expected, by in figures.items())
 
 
 def section(study: Study, found: dict[tuple[str, str], Results], notes: dict[str, str]) -> str:
