@@ -36,7 +36,7 @@ def narrow(recipe: str, shape: tuple[int, int, int], **network: Any) -> NamedRun
 
 
 CASES: dict[str, tuple[NamedRun, int]] = {
-    "unet scd fp32": (narrow("mnist-scd", (1, 28, 28)), 32),
+    "unet scd fp32": (narrow("mnist-scd", (1, 28, 28), width=64, mult=(1, 2, 2), attention=(2,)), 32),
     "ddpmpp sct fp32": (narrow("cifar10-sct", (3, 32, 32), width=32, blocks=2), 16),
     "edm2 teacher bf16": (narrow("img64-m-teacher", (3, 32, 32), width=48, blocks=2), 32),
     "edm2 scd bf16": (narrow("img512-m-scd", (4, 32, 32), width=48, blocks=2), 32),

@@ -80,6 +80,9 @@ def test_precision_and_target() -> None:
     half, full = Step(run).count(16), Step(run, precision="fp32").count(16)
     assert half.total == full.total
     assert half.activations < full.activations
+    scaled = Step(run, precision="fp16").count(16)  # of the loss too, which is a little more
+    assert scaled.total == pytest.approx(half.total, rel=1e-6)
+    assert scaled.activations == pytest.approx(half.activations, rel=0.01)
     on_cpu = Step(run, target="cpu").count(16)
     assert on_cpu.activations < half.activations  # which keeps layer norms in float32
 

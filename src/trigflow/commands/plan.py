@@ -29,7 +29,7 @@ class Plan:
     """GiB of memory of a GPU, in place of what the named one has."""
     parallel: Literal["ddp", "fsdp2"] = "ddp"
     """ddp: everything on each GPU. fsdp2: weights, gradients, moments and averages sharded."""
-    precision: Literal["fp32", "bf16"] | None = None
+    precision: Literal["fp32", "bf16", "fp16"] | None = None
     """In place of the recipe's."""
     checkpointing: bool = False
     """Blocks are computed again in the backward pass instead of kept."""

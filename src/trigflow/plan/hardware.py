@@ -13,13 +13,13 @@ class GPU:
 
     Attributes:
         title: its full name.
-        bf16: peak TFLOP/s of dense (not sparse) matrix products in bfloat16 with sums in float32.
+        half: peak TFLOP/s of dense (not sparse) matrix products in bfloat16 or float16 with sums in float32; they are the same.
         fp32: peak TFLOP/s in float32 outside of the tensor cores.
         memory: GiB that a process can allocate: what the driver reports, less than the round number of the data sheet.
     """
 
     title: str
-    bf16: float
+    half: float
     fp32: float
     memory: float
 

@@ -11,8 +11,9 @@ from trigflow.errors import UserError
 from trigflow.networks import name_of
 from trigflow.plan.hardware import get_gpu
 from trigflow.plan.memory import USABLE, Memory, Parallel, memory
-from trigflow.plan.step import Counted, Precision, Size, count_run
+from trigflow.plan.step import Counted, Size, count_run
 from trigflow.recipes import get_run
+from trigflow.training.config import Precision
 
 GIB = 2**30
 MOST_GPUS = 4096
@@ -100,7 +101,7 @@ def make_plan(
         utilization: share of the peak rate that training reaches, in (0, 1].
         memory_gib: memory of a GPU, in place of what the named one has.
         parallel: ddp (everything on each GPU) or fsdp2 (sharded).
-        precision: fp32 or bf16, in place of the recipe's.
+        precision: fp32, bf16 or fp16, in place of the recipe's.
         checkpointing: compute blocks again in the backward pass instead of keeping what is inside of them.
 
     Raises:
@@ -127,7 +128,7 @@ def make_plan(
     total = counted.step.total / counted.step.batch
     teacher = counted.step.teacher / counted.step.batch
     separate = total + (forward if config.objective.kind in ("sct", "scd", "scd-vsd") else 0)
-    peak = device.bf16 if config.loop.precision == "bf16" else device.fp32
+    peak = device.fp32 if config.loop.precision == "fp32" else device.half
     rate = gpus * peak * 1e12 * utilization * 3600
     work = {"engine": batch * total, "separate_jvp": batch * separate}
     return Plan(

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import functools
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,13 +24,11 @@ from trigflow.recipes.listing import resolve
 from trigflow.recipes.named import NamedRun
 from trigflow.samplers import VelocityFunction
 from trigflow.training.batch import Batch
-from trigflow.training.config import RunConfig
+from trigflow.training.config import Precision, RunConfig
 from trigflow.training.ema import EMA
 from trigflow.training.learner import Learner
 from trigflow.training.losses import Losses
 from trigflow.training.muon import hidden_matrices
-
-Precision = Literal["fp32", "bf16"]
 
 MANY = 1009
 """Samples in the step that is counted: a prime, so that what grows with it can be told from what does not."""

@@ -165,7 +165,7 @@ class Arithmetic(TorchFunctionMode):
 
 
 def _widened(x: Tensor) -> Tensor:
-    return x.float() if x.dtype == torch.bfloat16 else x
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 @contextlib.contextmanager

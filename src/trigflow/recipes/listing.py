@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -13,10 +13,10 @@ from trigflow.model import fit_network
 from trigflow.networks import EDM2Config, NetworkConfig, build, name_of
 from trigflow.recipes import RUNS, get_run
 from trigflow.recipes.named import NamedRun
-from trigflow.training.config import RunConfig, to_dict
+from trigflow.training.config import Precision, RunConfig, to_dict
 
 
-def resolve(run: NamedRun, precision: Literal["fp32", "bf16"] | None = None) -> RunConfig:
+def resolve(run: NamedRun, precision: Precision | None = None) -> RunConfig:
     """The settings of a run as they are once the data it is meant for are there; in another precision, when given."""
     labels = torch.zeros(0, dtype=torch.int64) if run.classes else None
     names = tuple(str(i) for i in range(run.classes))

@@ -19,6 +19,7 @@ from trigflow.segments import segment_jumps
 
 T = TypeVar("T")
 Kind = Literal["diffusion", "sct", "scd", "vsd", "scd-vsd", "ct", "cd", "meanflow", "meanflow-distill"]
+Precision = Literal["fp32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True)
@@ -170,7 +171,7 @@ class LoopConfig:
     """Samples per optimizer step."""
     accumulate: int = 1
     """Parts the batch is split into, one backward pass each."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Precision = "fp32"
     """Arithmetic of the network; bf16 and fp16 are autocast, weights stay fp32. With fp16 the loss is scaled."""
     device: str = "auto"
     """cpu, cuda, cuda:1, ...; auto takes CUDA where there is one."""
