@@ -10,6 +10,7 @@ import pytest
 from trigflow.recipes import RECIPES
 from trigflow.study import BASES, FINDINGS, STUDIES, Arm, Base, Study
 from trigflow.study.bases import OF_KIND
+from trigflow.study.figure import COLOURS, MARKERS
 from trigflow.study.plan import expand, resolve
 from trigflow.study.rivals import SCALES
 from trigflow.training.config import RunConfig
@@ -66,6 +67,12 @@ def test_definitions_are_complete(study: Study) -> None:
         assert "section" in study.claim or "paper" in study.claim or "published" in study.claim
         assert study.expectations
         assert len(study.seeds) >= 3
+
+
+def test_lines_of_a_figure_can_be_told_apart() -> None:
+    for study in STUDIES.values():
+        lines = {arm.line or arm.name for arm in study.arms}
+        assert len(lines) <= min(len(set(MARKERS)), len(set(COLOURS))), study.name
 
 
 def test_every_finding_is_there_and_the_central_ones_on_both_data_sets() -> None:

@@ -18,10 +18,10 @@ WIDTH, POINTS, DPI = 3.5, 8, 200
 """Inches across, size of the smallest letters, dots per inch."""
 FILLS = (("0.25", ""), ("0.75", ""), ("white", "////"), ("0.5", "...."), ("white", ""), ("0.85", "xxxx"))
 """Gray and hatching of bars, so that they can be told apart without colour."""
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", "h")
 STROKES: tuple[Any, ...] = ("-", "--", ":", "-.")
 """Of lines: markers tell arms apart, strokes the figures of an arm."""
-COLOURS = ("#00429d", "#b3611f", "#3a7d44", "#7b3294", "#555555", "#c2185b", "#00838f", "#8d6e00")
+COLOURS = ("#00429d", "#b3611f", "#3a7d44", "#7b3294", "#555555", "#c2185b", "#00838f", "#8d6e00", "#111111", "#e07b91")
 """Of lines; markers and strokes tell them apart where there is no colour."""
 SPREAD = 5.0
 """Largest value over smallest above which values are drawn on a logarithmic axis."""
