@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -22,6 +23,7 @@ from trigflow.errors import UserError
 
 T = TypeVar("T")
 R = TypeVar("R")
+Indices = np.ndarray[Any, np.dtype[np.int64]]
 
 
 def in_order(function: Callable[[T], R], items: Sequence[T], workers: int = 0) -> Iterator[R]:
@@ -130,17 +132,19 @@ class Loader:
 
     def _take(self) -> tuple[Tensor, Tensor]:
         self._next += 1
-        return _take(self._coming)
+        planned, stored = _take(self._coming)
+        return torch.from_numpy(planned), stored
 
 
 class _Steps:
-    """The indices of one step after another."""
+    """The indices of one step after another, as arrays: a tensor would be handed over through shared memory, from a thread of
+    this process, which is loud about a worker that ends meanwhile."""
 
     def __init__(self, plan: Callable[[int], Tensor], end: int) -> None:
         self.plan, self.start, self.end = plan, 0, end
 
-    def __iter__(self) -> Iterator[Tensor]:
-        return map(self.plan, range(self.start, self.end))
+    def __iter__(self) -> Iterator[Indices]:
+        return (self.plan(step).numpy() for step in range(self.start, self.end))
 
     def __len__(self) -> int:
         return self.end - self.start
@@ -152,9 +156,9 @@ class _Stored:
     def __init__(self, dataset: ImageDataset) -> None:
         self.rows = dataset.rows
 
-    def __call__(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, indices: Indices) -> tuple[Indices, Tensor]:
         assert self.rows is not None
-        return indices, self.rows[indices]
+        return indices, self.rows[torch.from_numpy(indices)]
 
 
 class _Results(Dataset[Any], Generic[T, R]):
