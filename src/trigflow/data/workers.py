@@ -9,8 +9,10 @@ trained on.
 from __future__ import annotations
 
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -186,14 +188,25 @@ def _processes(
         prefetch_factor=ahead,
         persistent_workers=True,
         pin_memory=pin,
-        worker_init_fn=_outlast_signals,
+        worker_init_fn=_begin_worker,
         generator=torch.Generator(),  # of the seeds of the workers, which draw nothing; torch's own is left alone
     )
 
 
-def _outlast_signals(worker: int) -> None:
+def _begin_worker(worker: int) -> None:
     """Have a worker outlast Ctrl-C and the first SIGTERM, which reach every process of a job: training still asks for data,
-    until the step after which it saves and ends its workers."""
+    until the step after which it saves and ends its workers.
+
+    And have it leave quietly where the training ends while a tensor is being handed over: the thread that does so would
+    print a traceback.
+    """
+    loud = sys.excepthook
+
+    def unless_left_alone(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if not issubclass(kind, ConnectionError | EOFError):
+            loud(kind, error, trace)
+
+    sys.excepthook = unless_left_alone
 
     def once(number: int, frame: object) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
