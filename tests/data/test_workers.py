@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from trigflow.data import ImageDataset, Loader, Order, open_dataset
-from trigflow.data.workers import in_order
+from trigflow.data.workers import _begin_worker, in_order
 from trigflow.errors import MissingExtraError, UserError
 
 Save = Callable[..., Path]
@@ -176,3 +176,15 @@ def test_numbers_out_of_range_are_refused(photos: Path, workers: int, ahead: int
     dataset = open_dataset(photos)
     with pytest.raises(UserError, match="expected 0 or more"):
         Loader(dataset, plans(dataset), 5, workers=workers, ahead=ahead)
+
+
+def test_a_worker_is_quiet_about_a_training_that_has_gone_and_loud_about_all_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said: list[type[BaseException]] = []
+    monkeypatch.setattr(signal, "signal", lambda number, handler: None)
+    monkeypatch.setattr(sys, "excepthook", lambda kind, error, trace: said.append(kind))
+    _begin_worker(0)
+    for error in (ConnectionResetError(), BrokenPipeError(), EOFError(), OSError(), ValueError()):
+        sys.excepthook(type(error), error, None)
+    assert said == [OSError, ValueError]

@@ -197,8 +197,8 @@ def _begin_worker(worker: int) -> None:
     """Have a worker outlast Ctrl-C and the first SIGTERM, which reach every process of a job: training still asks for data,
     until the step after which it saves and ends its workers.
 
-    And have it leave quietly where the training ends while a tensor is being handed over: the thread that does so would
-    print a traceback.
+    And have it leave quietly where a signal breaks off the training while it is being handed a tensor: the worker's thread that
+    does so would print a traceback.
     """
     loud = sys.excepthook
 

@@ -107,5 +107,5 @@ RECIPES: dict[str, Recipe] = {
         ),
     ),
 }
-"""`digits` is the demo's, measured in benchmarks/digits.py, and `mnist` in benchmarks/mnist.py. `images`, for any folder
-or zip, is a starting point."""
+"""`digits` is the demo's, measured in benchmarks/digits.py, `mnist` is to be by benchmarks/mnist.py. `images`, for any
+folder or zip, is a starting point."""

@@ -78,4 +78,4 @@ BASES: dict[str, Base] = {
 }
 """By name. `digits` is the demo with a third of the student's iterations, and three times those of the teacher: one that is
 trained as briefly as the demo's is what limits its students (study `teacher`). `mnist` has a network of larger patches, whose
-steps are about three times as fast as those of its recipe."""
+steps are quicker than those of its recipe."""
