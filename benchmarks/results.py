@@ -168,10 +168,19 @@ def machine(facts: dict[str, Any]) -> str:
 
 
 def bars(title: str, raw: dict[str, Any]) -> str:
-    """A benchmark of whole demos against its bars."""
-    lines = [[b["what"], f"{b['measured']:.3g}", b["bar"], "met" if b["met"] else "**missed**"] for b in raw["bars"]]
-    made = f"Made by `{raw['command']}` on {machine(raw['machine'])}."
-    return f"## {title}\n\n{rows(('what', 'measured', 'bar', ''), lines)}\n\n{len(raw['reports'])} seeds. {made}"
+    """A benchmark of whole demos: its distances, and what is asked of it."""
+    fd, count = raw["mean"]["fd"], len(raw["reports"])
+    distances = (
+        f"Fréchet distance{', mean over seeds' if count > 1 else ''}: teacher {fd['teacher']:.3f}, student with one evaluation "
+        f"{fd['student_1']:.3f}, with two {fd['student_2']:.3f}; real against real {fd['real']:.3f}."
+    )
+    lines = [[b["what"], _plain(b["measured"]), b["bar"], "met" if b["met"] else "**missed**"] for b in raw["bars"]]
+    made = f"{count} {'seeds' if count > 1 else 'seed'}. Made by `{raw['command']}` on {machine(raw['machine'])}."
+    return f"## {title}\n\n{distances}\n\n{rows(('what', 'measured', 'bar', ''), lines)}\n\n{made}"
+
+
+def _plain(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def bases_of(study: Study, found: dict[tuple[str, str], Results]) -> list[str]:

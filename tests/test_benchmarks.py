@@ -23,17 +23,16 @@ def command(*args: object) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="module")
 def result(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     path = tmp_path_factory.mktemp("benchmarks") / "new" / "tangent.json"
-    done = command("--quick", "--cases", "unet-1m", "dit-small", "--repeats", 2, "--threads", 1, "--json", path)
+    done = command("--quick", "--cases", "unet-1m", "--repeats", 2, "--threads", 1, "--json", path)
     assert done.returncode == 0, done.stderr
-    for case in ("unet-1m", "dit-small"):
-        assert case in done.stdout
+    assert "unet-1m" in done.stdout
     found: dict[str, Any] = json.loads(path.read_text())
     return found
 
 
 def test_cases(result: dict[str, Any]) -> None:
     cases = {case["case"]: case for case in result["cases"] if case["device"] == "cpu"}
-    assert set(cases) == {"unet-1m", "dit-small"}
+    assert set(cases) == {"unet-1m"}
     for case in cases.values():
         assert case["parameters"] > 1000
         assert case["repeats"] == 2

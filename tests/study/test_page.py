@@ -182,12 +182,18 @@ def test_bars_of_whole_demos(folder: Path) -> None:
     bars = [
         {"what": "ratio", "measured": 1.0723, "bar": "<= 1.1", "met": True},
         {"what": "skipped", "measured": 3, "bar": "<= 0", "met": False},
+        {"what": "seconds", "measured": 3167.5, "bar": "<= 3600", "met": True},
     ]
-    raw = {"command": "python benchmarks/digits.py", "machine": MACHINE, "bars": bars, "reports": [{}] * 20}
+    mean = {"fd": {"teacher": 0.5, "student_1": 0.8, "student_2": 0.54, "real": 0.36}}
+    raw = {
+        "command": "python benchmarks/digits.py", "machine": MACHINE, "mean": mean, "bars": bars, "reports": [{}] * 20,
+    }  # fmt: skip
     (folder / "seeds.json").write_text(json.dumps(raw))
     section = part(PAGE.page(folder), "## Default settings")
     assert "| ratio | 1.07 | <= 1.1 | met |" in section
     assert "| skipped | 3 | <= 0 | **missed** |" in section
+    assert "| seconds | 3,168 | <= 3600 | met |" in section
+    assert "mean over seeds: teacher 0.500, student with one evaluation 0.800, with two 0.540" in section
     assert "20 seeds. Made by `python benchmarks/digits.py` on Abacus" in section
 
 

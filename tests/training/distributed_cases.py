@@ -21,7 +21,8 @@ from trigflow.training.trainer import Trainer
 Changes = dict[str, Any]
 
 FSDP: Changes = {"parallel.mode": "fsdp"}
-SHORT: Changes = {"loop.iterations": 5, "loop.log_every": 1, "loop.batch_size": 8}
+SHORT: Changes = {"loop.iterations": 3, "loop.log_every": 1, "loop.batch_size": 8}
+FIVE = SHORT | {"loop.iterations": 5}
 LONG = SHORT | {"loop.iterations": 50}
 SCT: Changes = {"objective.kind": "sct", "optimizer.lr": 1e-3}
 SCD = SCT | {"objective.kind": "scd"}
@@ -29,8 +30,8 @@ VSD = SCD | {
     "objective.kind": "scd-vsd",
     "objective.fake_updates": 2,
     "optimizer.clip": 0.5,
-    "ema.snapshot_every": 5,
-    "loop.sample_every": 5,
+    "ema.snapshot_every": 3,
+    "loop.sample_every": 3,
     "loop.accumulate": 2,
 }
 EDM2: Changes = {
@@ -51,8 +52,8 @@ CASES: dict[str, Changes] = {
     "bf16": SHORT | SCT | {"loop.precision": "bf16"},
     "gathered in bf16": SHORT | SCT | {"loop.precision": "bf16", "parallel.dtype": "bf16"},
     "instruments": SHORT | SCT | {"loop.instruments": True},
-    "poisoned": SHORT,
-    "stopped": SHORT,
+    "poisoned": FIVE,
+    "stopped": FIVE,
 }
 
 

@@ -1,4 +1,4 @@
-"""One of the processes of test_distributed.py, in the environment of torchrun: `distributed_worker.py FOLDER STEPS PORTS`.
+"""One of the processes of test_distributed.py, see `group.py`; its arguments are FOLDER STEPS PORTS.
 
 STEPS is JSON: names of runs, their cases and changes to these; see `distributed_cases`. Run folders are below FOLDER. With more
 than one port, commands are run too, and at last a process is lost; what was said is in FOLDER/said-RANK.json.
@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from training.distributed_cases import make_trainer, run_case
 from trigflow import cli
@@ -93,7 +91,3 @@ def main() -> None:
         os.environ["MASTER_PORT"] = str(ports.pop())
         said["lost"] = lost(folder, said)
         (folder / f"said-{os.environ['RANK']}.json").write_text(json.dumps(said))
-
-
-if __name__ == "__main__":
-    main()

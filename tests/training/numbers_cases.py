@@ -1,13 +1,12 @@
-"""Runs whose numbers go wrong, made by one process and by two, to be compared. As a program, one of the two processes:
+"""Runs whose numbers go wrong, made by one process and by two, to be compared.
 
-`numbers_cases.py FOLDER PORT`, in the environment of torchrun; run folders are below FOLDER.
+`main` is one of the two, see `group.py`; its argument is a folder, which gets a run folder for each case.
 """
 
 from __future__ import annotations
 
 import faulthandler
 import math
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from training.tiny import tiny_trainer, untrained_teacher
 from trigflow.distributed import process_group, rank, world_size
@@ -100,13 +97,9 @@ def folder_of(name: str, changes: Changes) -> str:
 
 
 def main() -> None:
-    folder, os.environ["MASTER_PORT"] = Path(sys.argv[1]), sys.argv[2]
+    folder = Path(sys.argv[1])
     faulthandler.dump_traceback_later(300, exit=True)
     torch.set_num_threads(1)
     with process_group("cpu", timeout=200):
         for name, changes in TWO:
             run_case(name, folder / folder_of(name, changes), changes)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""One of the processes of test_distributed_saving.py, in the environment of torchrun: `saving_worker.py FOLDER TASKS`.
+"""One of the processes of test_distributed_saving.py, see `group.py`; its arguments are FOLDER TASKS.
 
 TASKS is JSON, a list of task, name and mode of the weights. Each leaves in FOLDER/NAME-RANK.safetensors what the trainer holds,
 put together from all processes.
@@ -15,8 +15,6 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from training.distributed_cases import make_trainer
 from trigflow.distributed import is_first, on_first, process_group, rank
@@ -100,7 +98,3 @@ def main() -> None:
             save_file(state, root / f"{name}-{rank()}.safetensors")
             if is_first():
                 print(f"done: {name}", flush=True)
-
-
-if __name__ == "__main__":
-    main()

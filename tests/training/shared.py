@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -31,28 +33,25 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
 
 
 def run_group(folder: Path, script: str, arguments: list[str], processes: int, port: str, seconds: float) -> list[int]:
-    """Run a script beside this file in several processes, in the environment of torchrun, to the end.
+    """Run a script beside this file in several processes, in the environment of torchrun, to the end; see `group.py`.
 
     What they print is added to FOLDER/output. Gives their exit codes.
     """
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1"}
-    command = [sys.executable, str(Path(__file__).with_name(script)), str(folder), *arguments]
+    group = Path(__file__).with_name("group.py")
+    command = [sys.executable, str(group), str(processes), port, script, str(folder), *arguments]
+    (folder / "codes").unlink(missing_ok=True)  # of an earlier group
     with (folder / "output").open("a") as output:
-        group = [
-            subprocess.Popen(
-                command,
-                stdout=output,
-                stderr=output,
-                env={**environment, "RANK": str(i), "LOCAL_RANK": str(i), "MASTER_PORT": port},
-            )
-            for i in range(processes)
-        ]
+        process = subprocess.Popen(
+            command, stdout=output, stderr=output, env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True
+        )
         try:
-            return [process.wait(timeout=seconds) for process in group]
+            process.wait(timeout=seconds)
         finally:
-            for process in group:
-                process.kill()
-                process.wait()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    codes: list[int] = json.loads((folder / "codes").read_text())
+    return codes
 
 
 def free_ports(count: int) -> list[int]:

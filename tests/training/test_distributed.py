@@ -33,7 +33,7 @@ needs_gloo = pytest.mark.skipif(
     reason="needs torch.distributed with gloo",
 )
 
-FEW = {"loop.iterations": 10}
+FEW = {"loop.iterations": 5}
 
 TWO: list[tuple[str, str, dict[str, Any]]] = [
     ("teacher", "teacher", FEW),
@@ -68,7 +68,7 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> Path:
     def make(folder: Path) -> None:
         for steps, processes, commands in ((TWO, 2, 5), (FOUR, 4, 0)):
             arguments = [json.dumps(steps), json.dumps(free_ports(1 + commands))]
-            run_group(folder, "distributed_worker.py", arguments, processes, "0", 500)
+            run_group(folder, "distributed_worker", arguments, processes, "0", 500)
 
     return made_once(tmp_path_factory, "distributed", make)
 
@@ -110,7 +110,7 @@ def gap(folder: Path, other: Path) -> float:
 def test_losses_do_not_depend_on_the_number_of_processes(several: Path, alone: Any, kind: str, layout: str) -> None:
     here, there = alone(kind), several / f"{kind}{layout}"
     steps = len(read_metrics(there))
-    assert steps == (50 if f"{kind}{layout}" == "scd" else 10), (several / "output").read_text()[-3000:]
+    assert steps == (50 if f"{kind}{layout}" == "scd" else 5), (several / "output").read_text()[-3000:]
     for name in ("loss", "weighted_loss", "grad_norm"):
         torch.testing.assert_close(series(there, name), series(here, name)[:steps], atol=1e-5, rtol=1e-5)
 
@@ -132,7 +132,7 @@ def test_losses_do_not_depend_on_the_number_of_processes(several: Path, alone: A
 def test_every_part_of_training_works_with_several_processes(several: Path, alone: Any, name: str, case: str) -> None:
     """Accumulation, clipping, fake scores updated twice, snapshots, grids, recomputed blocks, scalars and matrices."""
     here, there = alone(case), several / name
-    assert len(read_metrics(there)) == 5, (several / "output").read_text()[-3000:]
+    assert len(read_metrics(there)) == 3, (several / "output").read_text()[-3000:]
     for figure in ("loss", "grad_norm"):
         torch.testing.assert_close(series(there, figure), series(here, figure), atol=1e-5, rtol=1e-5)
     assert gap(there, here) < 1e-4

@@ -42,7 +42,7 @@ FOUR = [("resume fsdp2", "fsdp2-fsdp4", "fsdp"), ("resume ddp2", "ddp2-ddp4", "d
 
 
 def run(folder: Path, tasks: list[tuple[str, str, str]], processes: int) -> None:
-    codes = run_group(folder, "saving_worker.py", [json.dumps(tasks)], processes, str(free_ports(1)[0]), 250)
+    codes = run_group(folder, "saving_worker", [json.dumps(tasks)], processes, str(free_ports(1)[0]), 250)
     assert codes == [0] * processes, (folder / "output").read_text()[-3000:]
 
 

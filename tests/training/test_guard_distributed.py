@@ -22,7 +22,7 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The runs of two processes, below one folder; what they printed is in `output`."""
 
     def make(folder: Path) -> None:
-        run_group(folder, "numbers_cases.py", [str(free_ports(1)[0])], 2, "0", 300)
+        run_group(folder, "numbers_cases", [], 2, str(free_ports(1)[0]), 300)
 
     return made_once(tmp_path_factory, "guarded", make)
 

@@ -1,4 +1,4 @@
-"""What happens before the first step: weights to start from, and what a killed run left behind."""
+"""What happens before the first step: weights to start from, settings of a run that goes on, what a killed run left behind."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from training.tiny import differing, state_of, tiny_trainer
 from trigflow.errors import UserError
 from trigflow.files import clear_leftovers, write_json
 from trigflow.training.checkpoint import list_checkpoints
-from trigflow.training.setup import start_from
+from trigflow.training.setup import compare_configs, start_from
 
 # Weights to start from ----------------------------------------------------------------------------------------------
 
@@ -141,3 +141,28 @@ def test_a_run_that_goes_on_clears_up_and_one_that_may_not_does_not(tmp_path: Pa
     assert not any(path.exists() for path in unfinished)
     assert [path.name for path in list_checkpoints(folder)] == ["00000002"]
     assert differing(state_of(resumed), before) == []
+
+
+@pytest.mark.parametrize("again", ["photos/", "./photos", "other/../photos", "HERE/photos"])
+def test_a_path_may_be_spelled_otherwise_when_a_run_goes_on(
+    again: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    again = again.replace("HERE", str(tmp_path))
+    compare_configs({"data": {"source": "photos"}, "teacher": "photos"}, {"data": {"source": again}, "teacher": again})
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("data.source", "photos", "more/photos"),
+        ("data.source", "digits", "./digits"),
+        ("teacher", None, "photos"),
+        ("loop.name", "photos", "./photos"),
+    ],
+)
+def test_another_place_is_another_setting(name: str, old: str | None, new: str) -> None:
+    part, _, setting = name.rpartition(".")
+    one, other = ({setting: value} for value in (old, new))
+    with pytest.raises(UserError, match=f"the run to resume has {name} = {old}, now it is {new}"):
+        compare_configs(*(({part: settings} if part else settings) for settings in (one, other)))

@@ -11,7 +11,7 @@ class Demo:
     """Train a diffusion teacher on real handwritten digits, distill it into a two-step student, and show both.
 
     Writes a run folder: the student, `teacher/`, pictures, `report.json` and `report.html`. A few minutes on two CPU cores;
-    with the recipe mnist, whose images have twelve times the pixels, far longer.
+    with the recipe mnist, whose images have twelve times the pixels, within the hour.
 
     Example: trigflow demo --out runs/demo --seed 0
     """

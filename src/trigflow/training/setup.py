@@ -18,6 +18,7 @@ from trigflow.data import (
     require_classes,
 )
 from trigflow.data.latents import NO_FLIP
+from trigflow.data.sources import EMBEDDED
 from trigflow.errors import UserError
 from trigflow.files import ensure_folder, read_json
 from trigflow.model import Model
@@ -36,6 +37,8 @@ MAY_CHANGE = frozenset(
 
 READING = frozenset({"data.memory_gib", "data.workers", "data.ahead"})
 """How data are read, which has no say in what is read."""
+PATHS = frozenset({"data.source", "teacher", "start", "negative"})
+"""Settings that name a file or folder, where `photos` and `./photos/` are the same."""
 
 
 def load_data(config: DataConfig, progress: bool = False) -> ImageDataset:
@@ -190,6 +193,7 @@ def compare_configs(old: dict[str, Any], new: dict[str, Any], path: str = "") ->
             compare_configs(a, b, f"{where}.")
         elif (
             a != b
+            and not (where in PATHS and _same_path(a, b))
             and path not in ("parallel.", "guard.")
             and where not in READING
             and not (path == "loop." and name in MAY_CHANGE)
@@ -197,3 +201,10 @@ def compare_configs(old: dict[str, Any], new: dict[str, Any], path: str = "") ->
             raise UserError(
                 f"the run to resume has {where} = {a}, now it is {b}; expected the same; restore the setting or start anew"
             )
+
+
+def _same_path(one: str | None, other: str | None) -> bool:
+    """Whether two settings lead from here to one place. The names of data that come along are no paths."""
+    if one is None or other is None or {one, other} & set(EMBEDDED):
+        return False
+    return Path(one).resolve() == Path(other).resolve()
