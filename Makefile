@@ -13,9 +13,10 @@ demo: $(STAMP)
 
 # Two processes of one thread each: the tensors of the tests are tiny.
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 2 --dist worksteal --ignore tests/browser
 
-# The page of `trigflow serve` in Chromium. Fails where there is none; `make test` leaves these tests out there.
+# The page of `trigflow serve` in Chromium, by itself: its clocks like a quiet machine. Fails where there is no Chromium; plain
+# `pytest` leaves these tests out there.
 test-browser: $(STAMP)
 	TRIGFLOW_BROWSER=required $(BIN)/python -m pytest tests/browser
 

@@ -3,15 +3,18 @@
     python benchmarks/digits.py                 # three demos, about five minutes each on two cores
     python benchmarks/digits.py --seeds 0 --json /tmp/one.json
     python benchmarks/digits.py --seeds $(seq 0 19) --out runs/seeds --untimed --json benchmarks/results/seeds.json
+    python benchmarks/digits.py --seeds 20 21 --add --untimed --json benchmarks/results/seeds.json
 
 Writes benchmarks/results/digits.json: the report of every seed, their means, and each bar with what was measured. Runs are
 made from nothing, in a temporary folder or in one folder a seed below `--out`, where finished ones are not repeated; nothing is
-chosen by hand between them. `--untimed` leaves out the bars on time, for runs beside other work.
+chosen by hand between them. `--untimed` leaves out the bars on time, for runs beside other work. `--add` keeps what the file
+says of other seeds, made on a machine of the same kind.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import shlex
 import sys
 import tempfile
@@ -74,23 +77,32 @@ def quality_and_time(result: dict[str, Any]) -> list[Bar]:
 
 
 def run(
-    recipe: str, seeds: Sequence[int], out: Path | None, bars_of: Callable[[dict[str, Any]], list[Bar]], json: Path
+    recipe: str,
+    seeds: Sequence[int],
+    out: Path | None,
+    bars_of: Callable[[dict[str, Any]], list[Bar]],
+    path: Path,
+    add: bool = False,
 ) -> None:
-    """A demo of each seed; prints each report and the bars, and writes all of it."""
-    reports = []
+    """A demo of each seed; prints each report and the bars, and writes all of it. `add`: to what is in the file already."""
+    command = shlex.join(["python", "benchmarks/" + Path(sys.argv[0]).name, *sys.argv[1:]])
+    here = machine()
+    reports: list[dict[str, Any]] = []
+    if add:
+        before = json.loads(path.read_text())
+        if before["machine"] != here:
+            sys.exit(f"{path} was made on {before['machine']}, this is {here}; expected the same; run all seeds anew")
+        reports = [report for report in before["reports"] if report["seed"] not in seeds]
+        command = f"{before['command']}; {command}"
     for seed in seeds:
         with tempfile.TemporaryDirectory() as folder:
             report = run_demo((out or Path(folder)) / str(seed), recipe=recipe, seed=seed)
         print(f"seed {seed}\n{report.table()}\n", flush=True)
         reports.append(report.figures)
-    result = {
-        "command": shlex.join(["python", "benchmarks/" + Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "machine": machine(),
-        **summarize(reports, bars_of),
-        "reports": reports,
-    }
-    json.parent.mkdir(parents=True, exist_ok=True)
-    write_json(json, result)
+    reports.sort(key=lambda figures: figures["seed"])
+    result = {"command": command, "machine": here, **summarize(reports, bars_of), "reports": reports}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, result)
     for bar in result["bars"]:
         print(f"{'met   ' if bar['met'] else 'MISSED'}  {bar['what']:45} {bar['measured']:8.3f}  {bar['bar']}")
 
@@ -101,8 +113,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / "digits.json")
     parser.add_argument("--out", type=Path, help="keep the runs below this folder")
     parser.add_argument("--untimed", action="store_true", help="leave out the bars on time")
+    parser.add_argument("--add", action="store_true", help="to the seeds that the file has already")
     args = parser.parse_args()
-    run("digits", args.seeds, args.out, quality if args.untimed else quality_and_time, args.json)
+    run("digits", args.seeds, args.out, quality if args.untimed else quality_and_time, args.json, args.add)
 
 
 if __name__ == "__main__":

@@ -40,8 +40,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / "mnist.json")
     parser.add_argument("--out", type=Path, help="keep the runs below this folder")
     parser.add_argument("--untimed", action="store_true", help="leave out the bar on time")
+    parser.add_argument("--add", action="store_true", help="to the seeds that the file has already")
     args = parser.parse_args()
-    run("mnist", args.seeds, args.out, quality if args.untimed else quality_and_time, args.json)
+    run("mnist", args.seeds, args.out, quality if args.untimed else quality_and_time, args.json, args.add)
 
 
 if __name__ == "__main__":

@@ -94,6 +94,9 @@ class Visit:
         rows, columns = (-(-size // 9) for size in sheet.shape)
         return np.stack([sheet[9 * r : 9 * r + 8, 9 * c : 9 * c + 8] for r in range(rows) for c in range(columns)])
 
+    def _asked_for(self, model: str) -> bool:
+        return any(asked["model"] == model for asked in self.asked)
+
     def last(self, model: str = "student") -> dict[str, Any]:
         """The newest request for this model."""
         return next(asked for asked in reversed(self.asked) if asked["model"] == model)
@@ -122,7 +125,9 @@ class Visit:
 
     def settle(self, model: str = "student", figure: str = "first") -> dict[str, Any]:
         """Wait until the newest request is on the canvas; that request."""
-        self.until(lambda: bool(self.asked) and self.shows(self.last(model), figure), "the picture that was asked for")
+        self.until(
+            lambda: self._asked_for(model) and self.shows(self.last(model), figure), "the picture that was asked for"
+        )
         return self.last(model)
 
     # What is done to it ----------------------------------------------------------------------------------------------

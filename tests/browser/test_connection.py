@@ -145,8 +145,8 @@ def test_token(visit: Open, drawer: StubDrawer) -> None:
         assert seen.page.evaluate("Object.values(sessionStorage)") == [TOKEN]
         assert seen.page.evaluate("Object.values(localStorage)") == []
         assert TOKEN not in "".join([seen.page.url, *seen.requests, *seen.sockets, seen.page.content()])
-        seen.page.reload()
         seen.asked.clear()
+        seen.page.reload()
         seen.settle()  # the tab still knows it
         assert not dialog.is_visible()
 
