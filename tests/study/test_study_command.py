@@ -150,6 +150,16 @@ def test_equal_seconds_are_fitted_once(
     assert len(measured) == 1
 
 
+def test_arms_whose_steps_take_as_long_share_a_measurement() -> None:
+    def timed(**changes: Any) -> Any:
+        return runner._timed(*runner.resolve(tiny_base(), Arm("arm", {"objective.kind": "cd", **changes}), 0, "cpu"))
+
+    coarse = timed(**{"objective.discrete.steps": 8})
+    assert coarse == timed(**{"objective.discrete.steps": 1024, "optimizer.lr": 0.5, "loop.iterations": 7})
+    assert coarse != timed(**{"objective.discrete.steps": 8, "objective.discrete.solver": "heun"})
+    assert coarse != timed(**{"objective.discrete.steps": 8, "objective.discrete.initial_steps": 2})
+
+
 def test_step_times_are_measured_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pace, "ROUND_SECONDS", 0.02)
     base = tiny_base()

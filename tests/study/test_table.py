@@ -202,11 +202,14 @@ def test_lines_join_arms_and_arms_without_a_place_are_levels(tmp_path: Path, mon
 
 def test_lines_over_scales_are_one_for_each_arm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     results = made_up(GUIDED, {"a": [1.0, 1.0], "b": [9.0, 9.0]})
+    for scores in (score for cell in results.of("b") for score in cell.scores.values()):
+        scores["recall"] = 0.01
     distance, recall = drawn(results, tmp_path, monkeypatch)
     assert names_of(distance) == ["teacher", "a, 1 step", "a, 2 steps", "b, 1 step", "b, 2 steps"]
     assert names_of(recall) == ["a", "b"]
     assert recall.containers[0].lines[0].get_xdata().tolist() == [1.0, 2.0]
     assert distance.get_yscale() == "log"  # 9 times apart
+    assert recall.get_yscale() == "linear"  # 25 times apart, but a share of all samples
 
 
 def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from trigflow.errors import MissingExtraError
 from trigflow.files import replacing
-from trigflow.study.results import Results, Summary
+from trigflow.study.results import HIGHER_IS_BETTER, Results, Summary
 from trigflow.study.spec import Arm
 from trigflow.study.table import NAMES, at, figure_at, label, places
 
@@ -118,7 +118,7 @@ def _bars(panel: Any, results: Results, kind: str, names: list[str]) -> None:
     teacher = _teacher(results, kind, names)
     if teacher is not None:
         panel.axvline(teacher, **TEACHER)
-    _scale(panel, "x", values)
+    _scale(panel, "x", kind, values)
     panel.set_yticks(range(len(arms)), [_with_counts(results, arm) for arm in arms])
     panel.invert_yaxis()
     panel.set_xlabel(NAMES.get(kind, label(kind)))
@@ -165,7 +165,7 @@ def _lines(panel: Any, results: Results, kind: str, names: list[str]) -> None:
     if study.log_axis:
         panel.set_xscale("log", base=2)
     _ticks(panel, xs, study.log_axis)
-    _scale(panel, "y", [mean for line in lines for _, mean, _ in line.points])
+    _scale(panel, "y", kind, [mean for line in lines for _, mean, _ in line.points])
     panel.set_xlabel(study.axis or {"steps": "steps", "guidance": "guidance scale"}.get(study.over, ""))
     panel.set_ylabel(NAMES.get(kind, label(kind)))
     count = len(lines) + (teacher is not None)
@@ -253,11 +253,11 @@ def _ticks(panel: Any, places: list[float], log: bool) -> None:
         panel.minorticks_off()
 
 
-def _scale(panel: Any, axis: str, values: list[float]) -> None:
-    """A logarithmic axis where values are far apart."""
+def _scale(panel: Any, axis: str, kind: str, values: list[float]) -> None:
+    """A logarithmic axis where values are far apart; none for precision and recall, which are shares of all samples."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    if not values or min(values) <= 0 or max(values) <= SPREAD * min(values):
+    if kind in HIGHER_IS_BETTER or not values or min(values) <= 0 or max(values) <= SPREAD * min(values):
         return
     getattr(panel, f"set_{axis}scale")("log")
     if axis == "x":

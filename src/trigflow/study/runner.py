@@ -24,7 +24,7 @@ from trigflow.study.pace import ROUNDS
 from trigflow.study.plan import Cell, Plan, change, choose_arms, expand, key_of, resolve, settings_of
 from trigflow.study.pool import Pool, Result, read_result, spawn, stop, threads_for
 from trigflow.study.results import CellResult, Results, load_results, save_results
-from trigflow.study.spec import Arm, Base, Draw, Study
+from trigflow.study.spec import Arm, Base, Changes, Draw, Study
 from trigflow.study.table import report
 from trigflow.training.config import RunConfig, to_dict
 
@@ -275,7 +275,9 @@ def _timed(teacher: RunConfig, student: RunConfig | None) -> Side | None:
     """What the step time of a student depends on: its settings and its teacher's, those left out that make no difference."""
     if student is None:
         return None
-    same = {"loop.iterations": 1000, "optimizer.lr": 1e-4, "objective.fake_lr": None, "teacher": "teacher"}
+    same: Changes = {"loop.iterations": 1000, "optimizer.lr": 1e-4, "objective.fake_lr": None, "teacher": "teacher"}
+    if student.objective.discrete.initial_steps is None:
+        same = {**same, "objective.discrete.steps": 64}  # how far apart two times are
     return change(teacher, {"loop.iterations": 1000, "optimizer.lr": 1e-4}), change(student, same)
 
 
