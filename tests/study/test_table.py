@@ -120,7 +120,8 @@ def test_tables_over_scales_and_steps_have_a_row_for_each() -> None:
         ("fd", "Fréchet distance"),
         ("2.ratio", "distance over the teacher's, 2 steps"),
         ("teacher.fd", "Fréchet distance, teacher"),
-        ("grad_norm_max", "grad norm max"),
+        ("grad_norm_max", "largest norm of the gradient"),
+        ("loss_first", "loss first"),
         ("loss_by_time.7", "loss by time, item 7"),
     ],
 )
@@ -202,7 +203,7 @@ def test_lines_join_arms_and_arms_without_a_place_are_levels(tmp_path: Path, mon
 
 def test_lines_over_scales_are_one_for_each_arm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     results = made_up(GUIDED, {"a": [1.0, 1.0], "b": [9.0, 9.0]})
-    for scores in (score for cell in results.of("b") for score in cell.scores.values()):
+    for scores in (score for cell in results.of("b").values() for score in cell.scores.values()):
         scores["recall"] = 0.01
     distance, recall = drawn(results, tmp_path, monkeypatch)
     assert names_of(distance) == ["teacher", "a, 1 step", "a, 2 steps", "b, 1 step", "b, 2 steps"]

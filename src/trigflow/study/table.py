@@ -15,10 +15,17 @@ NAMES = {
     "nfe": "evaluations",
 }
 """Of the figures of a draw."""
+OF_TRAINING = {
+    "grad_norm_max": "largest norm of the gradient",
+    "embedding_derivative_end": "time derivative of the embedding near pi/2",
+}
+"""Of figures of training that studies compare; others are called as they are in the metrics."""
 
 
 def label(figure: str) -> str:
     """A figure in words: `2.fd` is "Fréchet distance, 2 steps"."""
+    if figure in OF_TRAINING:
+        return OF_TRAINING[figure]
     head, _, name = figure.rpartition(".")
     if head == "teacher":
         return f"{NAMES.get(name, name)}, teacher"
