@@ -84,11 +84,11 @@ def run(
     path: Path,
     add: bool = False,
 ) -> None:
-    """A demo of each seed; prints each report and the bars, and writes all of it. `add`: to what is in the file already."""
+    """A demo of each seed; prints each report and the bars, and writes all of it. `add`: to what the file has, if there is one."""
     command = shlex.join(["python", "benchmarks/" + Path(sys.argv[0]).name, *sys.argv[1:]])
     here = machine()
     reports: list[dict[str, Any]] = []
-    if add:
+    if add and path.is_file():
         before = json.loads(path.read_text())
         if before["machine"] != here:
             sys.exit(f"{path} was made on {before['machine']}, this is {here}; expected the same; run all seeds anew")

@@ -62,7 +62,7 @@ def test_seeds_are_added_to_those_of_a_file(
     script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "seeds.json"
-    script.run("digits", [0, 2], None, script.quality, path)
+    script.run("digits", [0, 2], None, script.quality, path, add=True)  # there is no file yet
     monkeypatch.setattr("sys.argv", ["digits.py", "--add"])
     script.run("digits", [1, 2], None, script.quality, path, add=True)
     found = json.loads(path.read_text())
