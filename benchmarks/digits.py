@@ -84,7 +84,7 @@ def run(
     path: Path,
     add: bool = False,
 ) -> None:
-    """A demo of each seed; prints each report and the bars, and writes all of it. `add`: to what the file has, if there is one."""
+    """A demo of each seed; prints each report and the bars, and writes all of it; `add` keeps what the file has."""
     command = shlex.join(["python", "benchmarks/" + Path(sys.argv[0]).name, *sys.argv[1:]])
     here = machine()
     reports: list[dict[str, Any]] = []
