@@ -77,7 +77,7 @@ def test_the_student_follows_the_guided_teacher(
     away = raw(negative, x, t, label) if auto else raw(teacher, x, t, torch.full_like(label, 10))
     guided = away + scale[:, None, None, None] * (cond - away)
     expected = torch.where(inside[:, None, None, None], guided, cond)
-    torch.testing.assert_close(trainer.losses._teacher(batch)(x, t), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(trainer.losses.teacher_velocity(batch)(x, t), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_student_of_autoguidance_without_classes(teacher: Model, negative: Model, tmp_path: Path) -> None:

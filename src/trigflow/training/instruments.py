@@ -161,7 +161,7 @@ class Instruments:
         networks = {"": self.network.eval(), "_ema": self.average}
         if self.taken >= AT_LEAST:
             networks["_longer"] = self.longer
-        with self.losses._precision():
+        with self.losses.precision():
             result |= self._time_arithmetic(x_t / process.sigma_data, t, tuple(conditions))
             if objective.kind == "diffusion":
                 v = process.velocity(batch["x0"], batch["noise"], t)
@@ -174,7 +174,7 @@ class Instruments:
             elif objective.kind in ("sct", "scd", "scd-vsd", "ct", "cd"):
                 v = process.velocity(batch["x0"], batch["noise"], t)
                 if objective.distills:
-                    v = self.losses._teacher(batch)(x_t, t).to(x_t.dtype)
+                    v = self.losses.teacher_velocity(batch)(x_t, t).to(x_t.dtype)
                 figures = self._tangents(networks, x_t, v, t, conditions)
             else:
                 figures = {}

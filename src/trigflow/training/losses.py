@@ -104,7 +104,7 @@ class Losses:
 
     def diffusion(self, batch: Batch) -> Loss:
         """Velocity prediction."""
-        with self._precision():
+        with self.precision():
             return diffusion_loss(
                 self.student.network,
                 self.config.process,
@@ -119,14 +119,14 @@ class Losses:
         """Continuous-time consistency, along the teacher's velocity (scd) or the data's (sct), in one segment or several."""
         tangent, segments = self.config.objective.tangent, self.config.objective.segments
         loss = consistency_loss if segments == 1 else functools.partial(multistep_loss, segments=segments)
-        with self._precision():
+        with self.precision():
             return loss(
                 self.student.network,
                 self.config.process,
                 batch["x0"],
                 batch["noise"],
                 batch["t"],
-                teacher=self._teacher(batch) if self.config.objective.distills else None,
+                teacher=self.teacher_velocity(batch) if self.config.objective.distills else None,
                 label=batch.get("label"),
                 guidance=batch.get("guidance"),
                 tangent=tangent,
@@ -138,7 +138,7 @@ class Losses:
         """Discrete-time consistency, along the teacher (cd) or the trajectory of data and noise (ct)."""
         objective, process = self.config.objective, self.config.process
         t, s = objective.discrete.pairs(process, batch["t"], iteration, self.config.loop.iterations)
-        with self._precision():
+        with self.precision():
             return discrete_loss(
                 self.student.network,
                 process,
@@ -146,7 +146,7 @@ class Losses:
                 batch["noise"],
                 t,
                 s,
-                teacher=self._teacher(batch) if objective.distills else None,
+                teacher=self.teacher_velocity(batch) if objective.distills else None,
                 label=batch.get("label"),
                 guidance=batch.get("guidance"),
                 config=objective.discrete,
@@ -157,7 +157,7 @@ class Losses:
 
     def meanflow(self, batch: Batch) -> Loss:
         """Average velocities, of the teacher's flow (meanflow-distill) or from the data (meanflow)."""
-        with self._precision():
+        with self.precision():
             return meanflow_loss(
                 self.student.network,
                 self.config.process,
@@ -165,7 +165,7 @@ class Losses:
                 batch["noise"],
                 batch["t"],
                 batch["end"],
-                teacher=self._teacher(batch) if self.config.objective.distills else None,
+                teacher=self.teacher_velocity(batch) if self.config.objective.distills else None,
                 label=batch.get("label"),
                 guidance=batch.get("guidance"),
                 config=self.config.objective.meanflow,
@@ -174,7 +174,7 @@ class Losses:
 
     def generate(self, batch: Batch) -> Tensor:
         """The student's one-step samples."""
-        with self._precision():
+        with self.precision():
             return generate(
                 self.student.network,
                 self.config.process,
@@ -192,13 +192,13 @@ class Losses:
         """Variational score distillation of these samples."""
         assert self.fake is not None
         process, fake = self.config.process, self.fake.network.eval()
-        with self._precision():
+        with self.precision():
             return vsd_loss(
                 sample,
                 process,
                 batch["vsd_noise"],
                 batch["vsd_t"],
-                teacher=self._teacher(batch),
+                teacher=self.teacher_velocity(batch),
                 fake=network_velocity(fake, process, batch.get("label"), batch.get("guidance")),
                 weight=self.student.weights.get("vsd_weight"),
             )
@@ -206,7 +206,7 @@ class Losses:
     def fake_score(self, sample: Tensor, batch: Batch) -> Loss:
         """Velocity prediction of the fake score network on these samples."""
         assert self.fake is not None
-        with self._precision():
+        with self.precision():
             return diffusion_loss(
                 self.fake.network.train(),
                 self.config.process,
@@ -218,7 +218,8 @@ class Losses:
                 weight=self.fake.weights.get("fake_weight"),
             )
 
-    def _teacher(self, batch: Batch) -> VelocityFunction:
+    def teacher_velocity(self, batch: Batch) -> VelocityFunction:
+        """`v(x_t, t)` of the teacher with the labels of the batch and the guidance scale of each sample, 1 where it has none."""
         assert self.teacher is not None
         label, scale = batch.get("label"), batch.get("guidance", 1.0)
         interval = self.config.objective.guidance_interval
@@ -228,7 +229,7 @@ class Losses:
         """Add the gradients of a loss, times the scale."""
         (value if self.scale is None else self.scale.value * value).backward()
 
-    def _precision(self) -> contextlib.AbstractContextManager[Any]:
+    def precision(self) -> contextlib.AbstractContextManager[Any]:
         """Autocast to the half precision that the run asks for, if it does."""
         device, precision = next(self.student.network.parameters()).device, self.config.loop.precision
         dtype = torch.float16 if precision == "fp16" else torch.bfloat16
