@@ -219,7 +219,7 @@ class Losses:
             )
 
     def teacher_velocity(self, batch: Batch) -> VelocityFunction:
-        """`v(x_t, t)` of the teacher with the labels of the batch and the guidance scale of each sample, 1 where it has none."""
+        """`v(x_t, t)` of the teacher with the labels of the batch and its guidance scales, 1 where it has none."""
         assert self.teacher is not None
         label, scale = batch.get("label"), batch.get("guidance", 1.0)
         interval = self.config.objective.guidance_interval
