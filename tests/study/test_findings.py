@@ -77,7 +77,7 @@ def test_lines_of_a_figure_can_be_told_apart() -> None:
 
 def test_every_finding_is_there_and_the_central_ones_on_both_data_sets() -> None:
     assert {letter[0] for letter in FINDINGS} == set("abcdefghij")
-    assert all("digits" in study.bases for study in STUDIES.values())
+    assert all("digits" in study.bases for study in FINDINGS.values())
     for name in ("tangent", "weighting", "discrete", "rivals", "guidance"):
         assert STUDIES[name].bases == ("digits", "mnist")
 

@@ -6,7 +6,7 @@ Claims are in our own words. Where a claim comes from somewhere else, it says so
 from __future__ import annotations
 
 from trigflow.study.choices import OPTIMIZER, RATES
-from trigflow.study.rivals import DISCRETE, GUIDANCE, RIVALS, TEACHER
+from trigflow.study.rivals import DISCRETE, GUIDANCE, LENGTH, RIVALS, TEACHER
 from trigflow.study.spec import Arm, Changes, Draw, Expect, Study
 
 EMBEDDING = "network.conditioning"
@@ -228,5 +228,5 @@ FINDINGS = {
     "i": SIZE,
     "j": DERIVATIVE,
 }
-STUDIES: dict[str, Study] = {study.name: study for study in (*FINDINGS.values(), TEACHER, OPTIMIZER, RATES)}
+STUDIES: dict[str, Study] = {study.name: study for study in (*FINDINGS.values(), LENGTH, TEACHER, OPTIMIZER, RATES)}
 """Every study that comes with trigflow, by name."""

@@ -54,6 +54,37 @@ DISCRETE = Study(
     bases=("digits", "mnist"),
 )
 
+AHEAD = 32
+"""N of the discrete time that is ahead of continuous time on mnist, where a student of the studies trains briefly."""
+LENGTHS = (1.0, 3.0, 6.0)
+
+
+def _long(name: str, length: float) -> str:
+    return name if length == 1 else f"{name}, {length:g} times as long"
+
+
+def _same_length(length: float) -> tuple[Expect, ...]:
+    return tuple(Expect(_long("sCD", length), _long(f"CD, N = {AHEAD}", length), f) for f in ("1.fd", "2.fd"))
+
+
+LENGTH = Study(
+    name="length",
+    title="Discrete or continuous time, as training goes on",
+    claim="Few discrete steps pass what is known near the data on to noise in few updates; continuous time passes it on from "
+    "neighbour to neighbour, and has no error of discretization. So it may be behind in a brief training, and should be ahead "
+    "in a long one (our own question: why few discrete steps win where the study `discrete` is brief).",
+    arms=tuple(
+        Arm(_long(name, length), changes, length=length, x=length, line=name)
+        for name, changes in {"sCD": {}, f"CD, N = {AHEAD}": discrete(AHEAD)}.items()
+        for length in LENGTHS
+    ),
+    expectations=tuple(expect for length in LENGTHS for expect in _same_length(length)),
+    budget="seconds",
+    axis="length of training, times that of the other studies",
+    log_axis=True,
+    bases=("mnist",),
+)
+
 SOLVER_STEPS = (2, 4, 8)
 FINER = (16, 64)
 """Evaluations that come closer to the teacher's ODE: whether a few are good because, or although, they miss it."""
