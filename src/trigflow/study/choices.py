@@ -5,13 +5,13 @@ from __future__ import annotations
 from trigflow.study.rivals import ECT, MEANFLOW, MEANFLOW_DISTILL, SCT, discrete
 from trigflow.study.spec import Arm, Changes, Expect, Study
 
-ADAM_RATES = (2e-4, 5e-4, 1e-3, 2e-3, 4e-3)
+ADAM_RATES = (2e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)
 
 OPTIMIZER = Study(
     name="optimizer",
     title="Adam or Muon",
-    claim="The presets of small data train with Muon, because it gets further than Adam in the same time, at the best of five "
-    "learning rates of Adam (our own choice; the paper uses RAdam and Adam).",
+    claim="The presets of small data train with Muon, because it gets further than Adam in the same time, at the best of "
+    "seven learning rates of Adam (our own choice; the paper uses RAdam and Adam).",
     arms=(
         Arm("Muon", {"optimizer.name": "muon"}),
         *(Arm(f"Adam {rate:g}", {"optimizer.name": "adam", "optimizer.lr": rate}) for rate in ADAM_RATES),
