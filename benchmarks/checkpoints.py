@@ -23,11 +23,11 @@ from typing import Any
 import torch
 
 from trigflow.data import measure
-from trigflow.demo import machine
-from trigflow.files import write_json
-from trigflow.model import Model, fit_network
+from trigflow.lab.demo import machine
+from trigflow.lab.recipes import get_recipe
+from trigflow.models.model import Model, fit_network
 from trigflow.networks import build
-from trigflow.recipes import get_recipe
+from trigflow.runtime.files import write_json
 from trigflow.training.config import RunConfig
 from trigflow.training.setup import load_data
 from trigflow.training.trainer import Trainer

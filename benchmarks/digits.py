@@ -23,8 +23,8 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from trigflow.demo import machine, run_demo
-from trigflow.files import write_json
+from trigflow.lab.demo import machine, run_demo
+from trigflow.runtime.files import write_json
 
 Bar = tuple[str, float, str, float]
 """What was measured, its value, `<=` or `>=`, and the bar."""

@@ -16,12 +16,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from trigflow.files import read_json, write_json, write_text
-from trigflow.plan.hardware import GPUS
-from trigflow.plan.memory import USABLE, memory
-from trigflow.plan.report import GIB
-from trigflow.plan.step import Counted, Step
-from trigflow.recipes import get_run
+from trigflow.lab.plan.hardware import GPUS
+from trigflow.lab.plan.memory import USABLE, memory
+from trigflow.lab.plan.report import GIB
+from trigflow.lab.plan.step import Counted, Step
+from trigflow.lab.recipes import get_run
+from trigflow.runtime.files import read_json, write_json, write_text
 
 ROOT = Path(__file__).parents[1]
 JSON = ROOT / "benchmarks" / "results" / "fits.json"

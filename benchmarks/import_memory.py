@@ -20,12 +20,12 @@ import tempfile
 import time
 from pathlib import Path
 
-from trigflow.files import write_json
-from trigflow.hub import import_snapshot
+from trigflow.models.pretrained import import_snapshot
 from trigflow.networks.edm2 import EDM2Config, edm2_config
+from trigflow.runtime.files import write_json
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from hub.snapshots import edm2_snapshot, tiled_tensors, write
+from models.snapshots import edm2_snapshot, tiled_tensors, write
 
 PARAMETERS_OF_M = 497.78e6
 """Parameters of the size with 256 channels; they grow with the square of the channels."""
@@ -84,7 +84,7 @@ def main() -> None:
             before, peak = json.loads(in_process("--measure", path, out))
             seconds = time.perf_counter() - began
             size, written = path.stat().st_size, (out / "network.safetensors").stat().st_size
-        from trigflow.demo import machine
+        from trigflow.lab.demo import machine
 
         result = {
             "command": f"python benchmarks/import_memory.py --mib {args.mib:g}",

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from trigflow.data import open_dataset
-from trigflow.demo import machine
-from trigflow.files import write_json
-from trigflow.metrics import Reference, evaluate, feature_extractor
+from trigflow.evaluation import Reference, evaluate, feature_extractor
+from trigflow.lab.demo import machine
+from trigflow.runtime.files import write_json
 
 PAIRS = (("digits", "digits"), ("digits", "pixels"), ("mnist", "mnist"), ("mnist", "pixels"))
 

@@ -28,8 +28,8 @@ from typing import Any
 
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from trigflow.demo import machine
-from trigflow.files import write_json
+from trigflow.lab.demo import machine
+from trigflow.runtime.files import write_json
 
 PROBE = """
 window.seen = { frames: [], slides: [], event: null, events: new Map(), taken: -1 }

@@ -17,11 +17,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from trigflow.files import read_json, write_text
-from trigflow.study import FINDINGS, STUDIES, Study
-from trigflow.study.judge import Verdict, judge
-from trigflow.study.results import Results, load_results
-from trigflow.study.table import label, table, terms
+from trigflow.lab.study import FINDINGS, STUDIES, Study
+from trigflow.lab.study.judge import Verdict, judge
+from trigflow.lab.study.results import Results, load_results
+from trigflow.lab.study.table import label, table, terms
+from trigflow.runtime.files import read_json, write_text
 
 ROOT = Path(__file__).parent.parent
 FIGURE = re.compile(r"(?<![\w.])[\d.]*\d")
@@ -239,7 +239,7 @@ def main(arguments: list[str] | None = None) -> int:
         same = out.is_file() and out.read_text(encoding="utf-8") == text
         print(f"{out} is up to date" if same else f"{out} differs; write it with: python benchmarks/results.py")
         return 0 if same else 1
-    from trigflow.study.figure import figure
+    from trigflow.lab.study.figure import figure
 
     pictures = args.docs / "results"
     pictures.mkdir(parents=True, exist_ok=True)

@@ -27,13 +27,13 @@ from typing import Any
 import torch
 
 from trigflow.data import measure
-from trigflow.demo import machine
-from trigflow.distributed import is_first, process_group
-from trigflow.files import write_json
-from trigflow.heap import freed_memory_kept
-from trigflow.model import Model, fit_network
+from trigflow.lab.demo import machine
+from trigflow.lab.recipes import get_recipe
+from trigflow.models.model import Model, fit_network
 from trigflow.networks import UNetConfig, build
-from trigflow.recipes import get_recipe
+from trigflow.runtime.distributed import is_first, process_group
+from trigflow.runtime.files import write_json
+from trigflow.runtime.heap import freed_memory_kept
 from trigflow.training.config import ParallelConfig, RunConfig
 from trigflow.training.log import read_metrics
 from trigflow.training.setup import load_data

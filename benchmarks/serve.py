@@ -13,7 +13,7 @@ benchmarks/results/serve.json: figures, and each bar with what was measured.
     crowd       clients of all kinds (tests/serve/crowd.py), also slow, mute and malicious ones; memory is that of the server's
                 process (resident, Linux) after the first sixth of the time, against the most of the rest
 
-That a pipeline from a folder draws the same bits in a fresh process is a test: tests/hub/test_pipeline_files.py.
+That a pipeline from a folder draws the same bits in a fresh process is a test: tests/deploy/test_pipeline_files.py.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ import numpy as np
 import torch
 from websockets.sync.client import connect
 
-from trigflow.demo import machine
-from trigflow.files import write_json
-from trigflow.inference import Engine
-from trigflow.model import Model, load
+from trigflow.deploy import Engine
+from trigflow.lab.demo import machine
+from trigflow.models.model import Model, load
+from trigflow.runtime.files import write_json
 from trigflow.serve.limits import Limits
 from trigflow.serve.wire import unpack
 

@@ -21,7 +21,7 @@ training mixes them. Ratios are of medians over the rounds of a pair:
     memory_ratio          added peak memory, engine / plain: resident memory on the CPU
     live_memory_ratio     the same without the holes of the heap (tangent_parts/memory.py says how); on CUDA both are tensors
 
-On the CPU all of this runs as in `trigflow.training.Trainer`, with freed memory kept (`trigflow.heap`); `--heap default` leaves
+On the CPU all of this runs as in `trigflow.training.Trainer`, with freed memory kept (`runtime.heap`); `--heap default` leaves
 the allocator as it comes.
 
 Also measured: what the engine adds to a forward where tensors have no size, over the plain step of the named case (an upper
@@ -54,9 +54,9 @@ from tangent_parts.steps import (
     try_variants,
 )
 
-from trigflow.demo import machine
-from trigflow.files import ensure_folder, write_json
-from trigflow.heap import freed_memory_kept
+from trigflow.lab.demo import machine
+from trigflow.runtime.files import ensure_folder, write_json
+from trigflow.runtime.heap import freed_memory_kept
 
 LENGTHS = (1024, 2048, 4096, 8192)
 KERNEL_LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16_384)

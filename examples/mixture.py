@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from trigflow import Proposal, TrigFlow
-from trigflow.metrics import frechet_distance, gaussian_statistics
+from trigflow.evaluation import frechet_distance, gaussian_statistics
 from trigflow.networks import MLP, MLPConfig
 from trigflow.objectives import Loss, TangentConfig, consistency_loss, diffusion_loss
 from trigflow.samplers import consistency_sample, consistency_times, heun, network_velocity, sigma_grid

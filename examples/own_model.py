@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import trigflow
-from trigflow.bridge import FlowBridge
 from trigflow.data import ImageDataset, measure
+from trigflow.models.bridges import FlowBridge
 from trigflow.objectives import TangentConfig
 from trigflow.training.config import LoopConfig, ObjectiveConfig, OptimizerConfig, RunConfig
 from trigflow.training.trainer import Trainer

@@ -15,7 +15,7 @@ from PIL import Image
 from browser.found import missing
 from training.tiny import all_digits, tiny_config
 from trigflow.cli import main
-from trigflow.model import load
+from trigflow.models.model import load
 from trigflow.training.trainer import Trainer
 
 torch.set_num_threads(1)  # the tensors are tiny: more threads only wait for each other

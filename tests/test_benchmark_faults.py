@@ -20,7 +20,7 @@ sys.path.insert(0, str(BENCHMARKS))
 from fault_cases import damage, images, runs  # noqa: E402
 
 from training.tiny import tiny_trainer  # noqa: E402
-from trigflow.files import read_tensors, write_tensors  # noqa: E402
+from trigflow.runtime.files import read_tensors, write_tensors  # noqa: E402
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks processes and reads /proc")
 

@@ -10,9 +10,9 @@ from types import ModuleType
 
 import pytest
 
-from trigflow.files import read_json
-from trigflow.plan.report import make_plan
-from trigflow.plan.step import count_run
+from trigflow.lab.plan.report import make_plan
+from trigflow.lab.plan.step import count_run
+from trigflow.runtime.files import read_json
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "fits.py"
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from oracles.gaussian import GaussianOracle
 from oracles.mixture import MixtureOracle
-from trigflow.errors import UserError
 from trigflow.process import HALF_PI, Prediction, Proposal, TrigFlow, trig
+from trigflow.runtime.errors import UserError
 
 PREDICTIONS = get_args(Prediction)
 

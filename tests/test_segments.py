@@ -10,8 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trigflow.errors import UserError
 from trigflow.process import HALF_PI, Proposal, TrigFlow
+from trigflow.runtime.errors import UserError
 from trigflow.segments import segment_bounds, segment_ends, segment_jumps
 
 PROCESS = TrigFlow(sigma_data=0.5)

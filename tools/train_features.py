@@ -27,10 +27,10 @@ import torch.nn.functional as F
 from safetensors.torch import save
 from torch import Tensor
 
-from trigflow.errors import MissingExtraError, UserError
-from trigflow.metrics.features import FeatureNet
+from trigflow.evaluation.features.extractors import FeatureNet
+from trigflow.runtime.errors import MissingExtraError, UserError
 
-WEIGHTS = Path(__file__).resolve().parent.parent / "src" / "trigflow" / "metrics" / "weights"
+WEIGHTS = Path(__file__).resolve().parent.parent / "src" / "trigflow" / "evaluation" / "features" / "weights"
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from fault_cases.runs import (
     one_line,
     wait_until,
 )
-from trigflow.errors import EXIT_TERMINATED
+from trigflow.runtime.errors import EXIT_TERMINATED
 
 WRITING = 0.5
 """Share of kills that are aimed at the moment in which a checkpoint is written."""

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from fault_cases.runs import ITERATIONS, Bench, Command, Trial, checkpoint_tensors, expect, newest, read
-from trigflow.errors import EXIT_FAILED, UserError
-from trigflow.files import read_tensors
+from trigflow.lab.recipes import preset
 from trigflow.networks import ConditioningConfig, UNetConfig
-from trigflow.recipes import preset
+from trigflow.runtime.errors import EXIT_FAILED, UserError
+from trigflow.runtime.files import read_tensors
 from trigflow.tangent import Dual
 from trigflow.training.config import DataConfig, EMAConfig, GuardConfig, LoopConfig, RunConfig
 from trigflow.training.trainer import Trainer

@@ -23,8 +23,8 @@ from PIL import Image
 from torch import Tensor
 
 from trigflow import cli
-from trigflow.errors import EXIT_FAILED
-from trigflow.files import read_tensors
+from trigflow.runtime.errors import EXIT_FAILED
+from trigflow.runtime.files import read_tensors
 from trigflow.training.log import read_metrics
 
 IMPORTED = ("trigflow.training.runs", "trigflow.data.check", "torch._dynamo", "torch.utils.tensorboard")

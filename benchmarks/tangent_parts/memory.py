@@ -35,7 +35,7 @@ def can_measure() -> bool:
 def in_fresh_process(function: Callable[..., Any], *args: Any) -> Any:
     """`function(*args)` in a new process, forked from one that has imported the library and run nothing."""
     context = get_context("forkserver")
-    context.set_forkserver_preload(["trigflow.demo", "trigflow.tangent"])
+    context.set_forkserver_preload(["trigflow.lab.demo", "trigflow.tangent"])
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(function, *args).result()
 

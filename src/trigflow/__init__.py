@@ -14,38 +14,42 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from trigflow.errors import MissingExtraError, UserError
+from trigflow import moved
 from trigflow.process import Proposal, TrigFlow
+from trigflow.runtime.errors import MissingExtraError, UserError
 from trigflow.version import __version__
 
 if TYPE_CHECKING:
+    from trigflow.codecs.pictures import save_grid as save_grid
+    from trigflow.codecs.pictures import save_images as save_images
     from trigflow.data import open_dataset as open_dataset
-    from trigflow.evaluation import evaluate_model as evaluate_model
-    from trigflow.images import save_grid as save_grid
-    from trigflow.images import save_images as save_images
-    from trigflow.model import Model as Model
-    from trigflow.model import load as load
-    from trigflow.outside import model_of as model_of
-    from trigflow.recipes import get_recipe as get_recipe
+    from trigflow.evaluation.evaluate import evaluate_model as evaluate_model
+    from trigflow.lab.recipes import get_recipe as get_recipe
+    from trigflow.models.model import Model as Model
+    from trigflow.models.model import load as load
+    from trigflow.models.outside import model_of as model_of
     from trigflow.training.config import RunConfig as RunConfig
     from trigflow.training.runs import distill as distill
     from trigflow.training.runs import train as train
 
 _HOME = {
-    "Model": "trigflow.model",
+    "Model": "trigflow.models.model",
     "RunConfig": "trigflow.training.config",
     "distill": "trigflow.training.runs",
-    "evaluate_model": "trigflow.evaluation",
-    "get_recipe": "trigflow.recipes",
-    "load": "trigflow.model",
-    "model_of": "trigflow.outside",
+    "evaluate_model": "trigflow.evaluation.evaluate",
+    "get_recipe": "trigflow.lab.recipes",
+    "load": "trigflow.models.model",
+    "model_of": "trigflow.models.outside",
     "open_dataset": "trigflow.data",
-    "save_grid": "trigflow.images",
-    "save_images": "trigflow.images",
+    "save_grid": "trigflow.codecs.pictures",
+    "save_images": "trigflow.codecs.pictures",
     "train": "trigflow.training.runs",
 }
 
 __all__ = ["MissingExtraError", "Proposal", "TrigFlow", "UserError", "__version__", *_HOME]
+
+
+moved.install()
 
 
 def __getattr__(name: str) -> Any:

@@ -19,7 +19,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from trigflow.errors import UserError
+from trigflow.runtime.errors import UserError
 
 Prediction = Literal["F", "velocity", "x0", "noise", "score"]
 

@@ -14,8 +14,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from trigflow.errors import UserError
 from trigflow.process import HALF_PI, TrigFlow
+from trigflow.runtime.errors import UserError
 
 
 def segment_ends(segments: int) -> tuple[float, ...]:

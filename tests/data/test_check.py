@@ -19,7 +19,7 @@ from trigflow.cli import main
 from trigflow.data import open_dataset
 from trigflow.data.check import check_data
 from trigflow.data.findings import Report
-from trigflow.errors import UserError
+from trigflow.runtime.errors import UserError
 
 Save = Callable[..., Path]
 Pack = Callable[[Path], Path]

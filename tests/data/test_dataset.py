@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from trigflow.data import ImageDataset, check_labels, require_classes
-from trigflow.errors import UserError
+from trigflow.runtime.errors import UserError
 
 
 def counted(n: int, *, channels: int = 1) -> ImageDataset:

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from trigflow.data.decode import CorruptImageError, decode, fit
-from trigflow.errors import UserError
+from trigflow.runtime.errors import UserError
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:

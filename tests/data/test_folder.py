@@ -16,7 +16,7 @@ from PIL import Image
 
 from trigflow.data import open_dataset
 from trigflow.data import rows as rows_module
-from trigflow.errors import UserError
+from trigflow.runtime.errors import UserError
 
 Save = Callable[..., Path]
 Pack = Callable[[Path], Path]

@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 
 from trigflow.data import Loader, measure, open_dataset
-from trigflow.data import hub as hub_module
-from trigflow.data.hub import Address
-from trigflow.errors import MissingExtraError, UserError
+from trigflow.data.sources import hub as hub_module
+from trigflow.data.sources.hub import Address
+from trigflow.runtime.errors import MissingExtraError, UserError
 
 NOISE = np.random.Generator(np.random.PCG64(0)).integers(0, 256, (23, 6, 5, 3), dtype=np.uint8)
 PIXELS = torch.from_numpy(NOISE).permute(0, 3, 1, 2)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from trigflow.data import open_dataset
-from trigflow.errors import UserError
+from trigflow.runtime.errors import UserError
 
 Save = Callable[..., Path]
 Pack = Callable[[Path], Path]

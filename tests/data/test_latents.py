@@ -32,8 +32,8 @@ from trigflow.data import (
     open_dataset,
 )
 from trigflow.data.latents import VAESource
-from trigflow.errors import UserError
-from trigflow.model import Model, load
+from trigflow.models.model import Model, load
+from trigflow.runtime.errors import UserError
 from trigflow.training.trainer import Trainer
 
 Pack = Callable[[Path], Path]

@@ -14,9 +14,9 @@ import torch
 
 from trigflow.data import ImageDataset, measure, open_dataset
 from trigflow.data import scan as scan_module
-from trigflow.data.files import Names, OpenArchives
-from trigflow.data.zips import ZipFiles
-from trigflow.errors import UserError
+from trigflow.data.sources.files import Names, OpenArchives
+from trigflow.data.sources.zips import ZipFiles
+from trigflow.runtime.errors import UserError
 
 Save = Callable[..., Path]
 Pack = Callable[[Path], Path]
@@ -245,7 +245,7 @@ def test_a_forked_process_opens_its_own_file(tmp_path: Path) -> None:
 
 
 def test_few_archives_are_open_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trigflow.data.files.MOST_OPEN", 2)
+    monkeypatch.setattr("trigflow.data.sources.files.MOST_OPEN", 2)
     archives = OpenArchives()
     for name in "abcab":
         (tmp_path / name).write_text(name)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trigflow.data import Order, derive_seed, epoch_order
-from trigflow.errors import UserError
+from trigflow.runtime.errors import UserError
 
 quick = settings(max_examples=60, deadline=None, derandomize=True)
 

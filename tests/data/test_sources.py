@@ -12,7 +12,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from trigflow.data import open_dataset
-from trigflow.errors import MissingExtraError, UserError
+from trigflow.runtime.errors import MissingExtraError, UserError
 
 Save = Callable[..., Path]
 

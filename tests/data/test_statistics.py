@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from trigflow.data import ImageDataset, Normalization, measure, open_dataset, statistics
-from trigflow.errors import UserError
+from trigflow.runtime.errors import UserError
 
 ALL_BYTES = torch.arange(256, dtype=torch.uint8)
 

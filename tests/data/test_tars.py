@@ -16,8 +16,8 @@ import webdataset
 from PIL import Image
 
 from trigflow.data import open_dataset
-from trigflow.data import tars as tars_module
-from trigflow.errors import UserError
+from trigflow.data.sources import tars as tars_module
+from trigflow.runtime.errors import UserError
 
 Save = Callable[..., Path]
 RNG = np.random.Generator(np.random.PCG64(0))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from training.tiny import change, differing, state_of, tiny_config
-from trigflow.errors import UserError
+from trigflow.runtime.errors import UserError
 from trigflow.training.config import RunConfig
 from trigflow.training.log import read_metrics
 from trigflow.training.trainer import Trainer

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 
 from trigflow.data import open_dataset
-from trigflow.data import zips as zips_module
-from trigflow.errors import UserError
+from trigflow.data.sources import zips as zips_module
+from trigflow.runtime.errors import UserError
 
 Save = Callable[..., Path]
 

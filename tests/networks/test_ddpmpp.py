@@ -17,10 +17,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from networks.helpers import awake, draw
 from networks.test_tangent import check
-from trigflow.errors import UserError
 from trigflow.networks import DDPMPP, ConditioningConfig, DDPMPPConfig, build, name_of
 from trigflow.networks.ddpmpp import DDPMPPBlock
 from trigflow.networks.layers import ConditioningLinear
+from trigflow.runtime.errors import UserError
 from trigflow.tangent import coverage, jvp
 from trigflow.training.config import RunConfig, from_dict, to_dict
 from trigflow.training.muon import hidden_matrices

@@ -18,11 +18,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from networks.helpers import awake, draw
 from networks.test_tangent import check
 from training.tiny import all_digits, change
-from trigflow.errors import UserError
 from trigflow.networks import ConditioningConfig, DiT, DiTConfig, build, dit_config, name_of
 from trigflow.networks.dit import DiTBlock, Gate, rotary_positions, rotate, sine_positions
 from trigflow.networks.layers import ConditioningLinear
 from trigflow.objectives import TangentConfig
+from trigflow.runtime.errors import UserError
 from trigflow.tangent import coverage, jvp
 from trigflow.training.config import (
     EMAConfig,

@@ -18,12 +18,12 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from networks.helpers import draw
-from trigflow.errors import UserError
 from trigflow.networks import EDM2, ConditioningConfig, EDM2Config, build
 from trigflow.networks.edm2 import SIZES, EDM2Block, edm2_config
 from trigflow.networks.magnitude import MPConv
 from trigflow.objectives import AdaptiveWeight, Loss, consistency_loss, diffusion_loss
 from trigflow.process import Proposal, TrigFlow
+from trigflow.runtime.errors import UserError
 from trigflow.samplers.guidance import network_velocity
 from trigflow.tangent import coverage, jvp
 

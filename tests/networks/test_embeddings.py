@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from networks.helpers import EMBEDDINGS, TIME_MAPS, awake, draw
-from trigflow.errors import UserError
 from trigflow.networks import Conditioning, ConditioningConfig, FourierEmbedding, PositionalEmbedding
 from trigflow.process import HALF_PI
+from trigflow.runtime.errors import UserError
 
 
 def conditioning(seed: int = 0, **settings: Any) -> Conditioning:

@@ -11,7 +11,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from networks.helpers import awake, draw
 from trigflow import tangent
-from trigflow.errors import UserError
 from trigflow.networks import (
     ConditioningConfig,
     DDPMPPConfig,
@@ -22,6 +21,7 @@ from trigflow.networks import (
     UNetConfig,
     build,
 )
+from trigflow.runtime.errors import UserError
 from trigflow.training.setup import start_from
 
 

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from networks.helpers import awake, draw, network
-from trigflow.errors import UserError
 from trigflow.networks import MLP, MLPConfig
+from trigflow.runtime.errors import UserError
 
 
 def reference(net: MLP, x: Tensor, t: Tensor) -> Tensor:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from networks.helpers import KINDS, SWITCHES, awake, draw, inputs, network
-from trigflow.errors import UserError
 from trigflow.networks import (
     MLP,
     NETWORKS,
@@ -24,6 +23,7 @@ from trigflow.networks import (
 )
 from trigflow.networks.embeddings import Conditioning
 from trigflow.networks.layers import AdaptiveNorm
+from trigflow.runtime.errors import UserError
 
 pytestmark = pytest.mark.parametrize("kind", KINDS)
 

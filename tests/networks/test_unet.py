@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from networks.helpers import awake, draw, network
-from trigflow.errors import UserError
 from trigflow.networks import UNet, UNetConfig
 from trigflow.networks.unet import UNetBlock
+from trigflow.runtime.errors import UserError
 
 SIZES = [(1, 1), (1, 6), (2, 2), (7, 9), (11, 5), (28, 28)]
 

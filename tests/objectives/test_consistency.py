@@ -19,7 +19,6 @@ from objectives.helpers import (
     generator,
     student,
 )
-from trigflow.errors import UserError
 from trigflow.objectives import (
     AdaptiveWeight,
     TangentConfig,
@@ -28,6 +27,7 @@ from trigflow.objectives import (
     shape_tangent,
 )
 from trigflow.process import HALF_PI
+from trigflow.runtime.errors import UserError
 
 RAW = TangentConfig(mode="raw", warmup=0)
 

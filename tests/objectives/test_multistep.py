@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from objectives.helpers import GAUSSIAN, PROCESS, VARIANCES, batch, generator, student
 from oracles.jumps import ExactJumps
-from trigflow.errors import UserError
 from trigflow.networks import MLP, ConditioningConfig, MLPConfig
 from trigflow.objectives import (
     AdaptiveWeight,
@@ -21,6 +20,7 @@ from trigflow.objectives import (
     multistep_loss,
 )
 from trigflow.process import Proposal
+from trigflow.runtime.errors import UserError
 from trigflow.samplers import multistep_sample, network_velocity
 from trigflow.segments import segment_bounds, segment_ends
 

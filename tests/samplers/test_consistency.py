@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from oracles.gaussian import GaussianOracle
-from trigflow.errors import UserError
 from trigflow.process import HALF_PI, TrigFlow
+from trigflow.runtime.errors import UserError
 from trigflow.samplers import consistency_sample, consistency_times, network_velocity
 
 PROCESS = TrigFlow(sigma_data=0.5)

@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
-from trigflow.errors import UserError
 from trigflow.process import TrigFlow
+from trigflow.runtime.errors import UserError
 from trigflow.samplers import sigma_grid
 
 PROCESS = TrigFlow(sigma_data=0.5, sigma_min=0.002, sigma_max=80.0)

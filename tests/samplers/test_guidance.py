@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from oracles.gaussian import GaussianOracle
 from oracles.mixture import MixtureOracle
-from trigflow.errors import UserError
 from trigflow.process import TrigFlow
+from trigflow.runtime.errors import UserError
 from trigflow.samplers import SOLVERS, guided_velocity, network_velocity, sigma_grid
 from trigflow.samplers.guidance import inside_interval, time_interval
 

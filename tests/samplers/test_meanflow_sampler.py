@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from oracles.gaussian import GaussianOracle
-from trigflow.errors import UserError
 from trigflow.process import HALF_PI, TrigFlow
+from trigflow.runtime.errors import UserError
 from trigflow.samplers import meanflow_sample, meanflow_times
 
 PROCESS = TrigFlow()

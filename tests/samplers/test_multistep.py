@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from oracles.gaussian import GaussianOracle
 from oracles.jumps import ExactJumps
-from trigflow.errors import UserError
 from trigflow.process import TrigFlow
+from trigflow.runtime.errors import UserError
 from trigflow.samplers import consistency_sample, multistep_sample, network_velocity
 from trigflow.segments import segment_ends
 

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from oracles.gaussian import GaussianOracle
 from oracles.mixture import MixtureOracle
-from trigflow.errors import UserError
 from trigflow.process import HALF_PI, TrigFlow
+from trigflow.runtime.errors import UserError
 from trigflow.samplers import SOLVERS, VelocityFunction, get_solver, nfe, sigma_grid, steps_for_nfe
 
 PROCESS = TrigFlow()

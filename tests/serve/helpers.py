@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from torch import Tensor
 
 from training.tiny import untrained_teacher
-from trigflow.model import Model
+from trigflow.models.model import Model
 from trigflow.serve.drawing import Mix
 from trigflow.serve.limits import Limits
 from trigflow.serve.listen import bind

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from serve.helpers import student, teacher
-from trigflow.errors import UserError
-from trigflow.model import Model
+from trigflow.models.model import Model
+from trigflow.runtime.errors import UserError
 from trigflow.serve.drawing import ModelDrawer, Order, draw_together, mixed_velocity
 from trigflow.serve.limits import Limits
 from trigflow.serve.noise import NoiseSource

@@ -20,7 +20,7 @@ import torch
 
 from conftest import Result
 from serve.helpers import student, teacher
-from trigflow.errors import UserError
+from trigflow.runtime.errors import UserError
 from trigflow.serve.drawing import draw_together
 from trigflow.serve.limits import Limits
 from trigflow.serve.listen import bind, read_token, said_after, settled_heap, use_cores

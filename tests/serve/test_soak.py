@@ -17,9 +17,9 @@ from torch import Tensor
 
 from serve.crowd import Tally, crowd
 from serve.helpers import running, student, teacher, wait_for
-from trigflow.inference import Engine
-from trigflow.inference.traced import KEPT_BYTES, Kept, Traced
-from trigflow.model import Model
+from trigflow.deploy import Engine
+from trigflow.deploy.traced import KEPT_BYTES, Kept, Traced
+from trigflow.models.model import Model
 from trigflow.serve.app import create_app
 from trigflow.serve.batching import Job
 from trigflow.serve.drawing import ModelDrawer

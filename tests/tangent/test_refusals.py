@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tangent.helpers import draw, relative_error
-from trigflow.errors import UserError
+from trigflow.runtime.errors import UserError
 from trigflow.tangent import Dual, TangentError, jvp
 
 X, DX = draw(1, 4), draw(2, 4)

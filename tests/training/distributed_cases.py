@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from training.tiny import change, digits, tiny_config, tiny_trainer, untrained_teacher
-from trigflow.distributed import rank, world_size
 from trigflow.networks import ConditioningConfig, EDM2Config
+from trigflow.runtime.distributed import rank, world_size
 from trigflow.training.batch import Batch
 from trigflow.training.config import RunConfig
 from trigflow.training.saving import Resume

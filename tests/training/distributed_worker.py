@@ -18,8 +18,8 @@ import torch
 
 from training.distributed_cases import make_trainer, run_case
 from trigflow import cli
-from trigflow.distributed import is_first, process_group, rank, world_size
-from trigflow.errors import UserError
+from trigflow.runtime.distributed import is_first, process_group, rank, world_size
+from trigflow.runtime.errors import UserError
 
 
 def commands(folder: Path, ports: list[int]) -> None:

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from training.tiny import tiny_trainer, untrained_teacher
-from trigflow.distributed import process_group, rank, world_size
-from trigflow.distributed.shards import piece
+from trigflow.runtime.distributed import process_group, rank, world_size
+from trigflow.runtime.distributed.shards import piece
 from trigflow.training.trainer import Trainer
 
 Changes = dict[str, Any]

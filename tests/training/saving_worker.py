@@ -17,8 +17,8 @@ import torch
 from safetensors.torch import save_file
 
 from training.distributed_cases import make_trainer
-from trigflow.distributed import is_first, on_first, process_group, rank
-from trigflow.distributed.shards import whole
+from trigflow.runtime.distributed import is_first, on_first, process_group, rank
+from trigflow.runtime.distributed.shards import whole
 from trigflow.training.checkpoint import list_checkpoints, tensors_of
 from trigflow.training.checkpoint.part import Part
 from trigflow.training.trainer import Trainer

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from training.tiny import differing
-from trigflow.errors import UserError
+from trigflow.runtime.errors import UserError
 from trigflow.training.checkpoint import (
     CheckpointWriter,
     DamagedCheckpointError,

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from training.tiny import change, tiny_config
-from trigflow.errors import UserError
+from trigflow.lab.recipes import RECIPES
 from trigflow.networks import MLPConfig
-from trigflow.recipes import RECIPES
+from trigflow.runtime.errors import UserError
 from trigflow.training.config import RunConfig, from_dict, to_dict
 
 

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from training.test_checkpoint import make_old
 from training.tiny import differing, state_of, tiny_trainer
 from trigflow import cli, load
-from trigflow.errors import UserError
-from trigflow.files import write_json
+from trigflow.runtime.errors import UserError
+from trigflow.runtime.files import write_json
 from trigflow.training.config import to_dict
 from trigflow.training.consolidate import consolidate, describe_checkpoints
 from trigflow.training.trainer import Trainer

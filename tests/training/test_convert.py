@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from training.tiny import change, digits, tiny_config
 from trigflow import Proposal, TrigFlow, UserError, load
 from trigflow.data import measure
-from trigflow.model import Model, fit_network
+from trigflow.models.model import Model, fit_network
 from trigflow.networks import ConditioningConfig, DDPMPPConfig, DiTConfig, EDM2Config, MLPConfig, UNetConfig, build
 from trigflow.training.convert import SIGMAS, ConvertSettings, convert
 from trigflow.training.timepath import (

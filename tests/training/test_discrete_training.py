@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from training.tiny import differing, state_of, tiny_config, tiny_trainer, untrained_teacher
-from trigflow.errors import UserError
 from trigflow.objectives import DiscreteConfig, discrete_loss
+from trigflow.runtime.errors import UserError
 from trigflow.training import losses
 from trigflow.training.config import from_dict, to_dict
 

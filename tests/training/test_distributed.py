@@ -17,12 +17,12 @@ from torch import Tensor
 from training.distributed_cases import FSDP, make_trainer, run_case
 from training.shared import free_ports, made_once, run_group
 from training.tiny import NETWORK, tiny_config, tiny_trainer, untrained_teacher
+from trigflow.codecs.pictures import make_grid
 from trigflow.data import LatentDataset, LatentNormalization
-from trigflow.distributed import launched
-from trigflow.errors import UserError
-from trigflow.images import make_grid
-from trigflow.model import load
+from trigflow.models.model import load
 from trigflow.networks import build
+from trigflow.runtime.distributed import launched
+from trigflow.runtime.errors import UserError
 from trigflow.training.batch import Batches
 from trigflow.training.checkpoint import list_checkpoints, open_checkpoint
 from trigflow.training.log import read_metrics

@@ -19,7 +19,7 @@ from training.distributed_cases import make_trainer
 from training.saving_worker import CHANGES
 from training.shared import free_ports, made_once, run_group
 from training.tiny import differing
-from trigflow.model import load
+from trigflow.models.model import load
 from trigflow.training.checkpoint import list_checkpoints, open_checkpoint, tensors_of
 from trigflow.training.consolidate import consolidate
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from trigflow.errors import UserError
+from trigflow.runtime.errors import UserError
 from trigflow.training.config import EMAConfig
 from trigflow.training.ema import EMA, ema_decay, power_exponent
 

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from training.tiny import differing, state_of, tiny_trainer, untrained_teacher
-from trigflow.errors import UserError
-from trigflow.model import Model
+from trigflow.models.model import Model
 from trigflow.networks import ConditioningConfig, DiTConfig, EDM2Config, NetworkConfig, UNetConfig, build
 from trigflow.objectives import common, consistency_tangent, meanflow_loss
 from trigflow.process import TrigFlow
+from trigflow.runtime.errors import UserError
 from trigflow.training import scaling
 from trigflow.training.log import read_metrics
 from trigflow.training.scaling import LossScale

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from training.tiny import differing, state_of, tiny_trainer
-from trigflow.errors import DivergedError, UserError
-from trigflow.files import read_tensors
 from trigflow.objectives import Loss
+from trigflow.runtime.errors import DivergedError, UserError
+from trigflow.runtime.files import read_tensors
 from trigflow.training import losses
 from trigflow.training.checkpoint import list_checkpoints
 from trigflow.training.config import GuardConfig

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from training.tiny import tiny_trainer
-from trigflow.doctor import Diagnosis, examine
-from trigflow.errors import DivergedError
-from trigflow.study import cell
+from trigflow.lab.doctor import Diagnosis, examine
+from trigflow.lab.study import cell
+from trigflow.runtime.errors import DivergedError
 from trigflow.training.config import to_dict
 from trigflow.training.log import read_metrics
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from training.tiny import NETWORK, change, digits, tiny_config, untrained_teacher
-from trigflow.errors import UserError
-from trigflow.model import Model
+from trigflow.models.model import Model
 from trigflow.networks import build
+from trigflow.runtime.errors import UserError
 from trigflow.training.config import from_dict, to_dict
 from trigflow.training.runs import distill
 from trigflow.training.trainer import Trainer

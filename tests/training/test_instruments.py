@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from training.tiny import differing, state_of, tiny_trainer, untrained_teacher
-from trigflow.model import Model
+from trigflow.models.model import Model
 from trigflow.networks import (
     ConditioningConfig,
     DDPMPPConfig,

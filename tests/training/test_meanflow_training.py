@@ -10,13 +10,13 @@ from torch import Tensor
 
 from training.tiny import all_digits, change, differing, state_of, tiny_config, tiny_trainer, untrained_teacher
 from trigflow.cli import main
-from trigflow.errors import UserError
-from trigflow.evaluation import evaluations
-from trigflow.model import Model, load
+from trigflow.evaluation.evaluate import evaluations
+from trigflow.lab.plan.step import Step
+from trigflow.lab.recipes import get_run
+from trigflow.lab.recipes.named import NamedRun
+from trigflow.models.model import Model, load
 from trigflow.objectives import MeanFlowConfig, meanflow_loss
-from trigflow.plan.step import Step
-from trigflow.recipes import get_run
-from trigflow.recipes.named import NamedRun
+from trigflow.runtime.errors import UserError
 from trigflow.samplers import meanflow_times
 from trigflow.training.config import from_dict, to_dict
 from trigflow.training.trainer import Trainer

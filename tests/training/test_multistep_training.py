@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from training.tiny import change, differing, digits, state_of, tiny_config, tiny_trainer, untrained_teacher
 from trigflow import UserError, load, model_of
-from trigflow.evaluation import describe_run, evaluations
-from trigflow.model import Model, fit_network
+from trigflow.evaluation.evaluate import describe_run, evaluations
+from trigflow.lab.plan import Step
+from trigflow.lab.recipes import NamedRun, get_run
+from trigflow.models.model import Model, fit_network
 from trigflow.networks import ConditioningConfig, CustomConfig, DDPMPPConfig, EDM2Config, NetworkConfig, build
 from trigflow.objectives import multistep_loss
-from trigflow.plan import Step
 from trigflow.process import TrigFlow
-from trigflow.recipes import NamedRun, get_run
 from trigflow.samplers import multistep_sample, network_velocity
 from trigflow.training.config import from_dict, to_dict
 from trigflow.training.setup import start_from

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from trigflow.errors import UserError
+from trigflow.runtime.errors import UserError
 from trigflow.training.config import OptimizerConfig
 from trigflow.training.optimizer import build_optimizer, learning_rate
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from training.tiny import differing, digits, state_of, tiny_config
 from trigflow import TrigFlow, UserError, load, model_of
-from trigflow.bridge import FlowBridge
 from trigflow.data import Normalization, measure
+from trigflow.models.bridges import FlowBridge
 from trigflow.networks import CustomConfig, build
 from trigflow.training.runs import distill, train
 from trigflow.training.trainer import Trainer

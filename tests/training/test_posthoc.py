@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from training.tiny import tiny_trainer
 from trigflow import load
 from trigflow.data import Normalization
-from trigflow.errors import UserError
-from trigflow.files import read_json, read_tensors, write_json, write_tensors
-from trigflow.model import Model
+from trigflow.models.model import Model
 from trigflow.networks import ConditioningConfig, MLPConfig, build
+from trigflow.runtime.errors import UserError
+from trigflow.runtime.files import read_json, read_tensors, write_json, write_tensors
 from trigflow.training import posthoc
 from trigflow.training.config import EMAConfig, RunConfig, to_dict
 from trigflow.training.ema import EMA, power_exponent

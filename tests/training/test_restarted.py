@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 JOIN = """
 import os
-from trigflow.distributed import average, process_group
+from trigflow.runtime.distributed import average, process_group
 with process_group("cpu", timeout=60):
     mean = average({"rank": float(os.environ["RANK"])})["rank"]
 print(mean, flush=True)

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from training.tiny import change, differing, digits, state_of, tiny_config, tiny_trainer, untrained_teacher
-from trigflow.errors import UserError
-from trigflow.model import Model, load
+from trigflow.models.model import Model, load
+from trigflow.runtime.errors import UserError
+from trigflow.runtime.interrupt import uninterrupted
 from trigflow.training import losses
 from trigflow.training.checkpoint import list_checkpoints
 from trigflow.training.config import to_dict
-from trigflow.training.interrupt import uninterrupted
 from trigflow.training.log import read_metrics
 from trigflow.training.trainer import Trainer
 

@@ -16,11 +16,11 @@ import torch
 
 from training.tiny import differing, state_of, tiny_trainer
 from trigflow import cli
-from trigflow.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, UserError
+from trigflow.runtime.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, UserError
+from trigflow.runtime.interrupt import Stops, Terminated, terminable, uninterrupted
 from trigflow.training import saving
 from trigflow.training.checkpoint import list_checkpoints
 from trigflow.training.checkpoint.part import Part
-from trigflow.training.interrupt import Stops, Terminated, terminable, uninterrupted
 from trigflow.training.trainer import Trainer
 
 TINY = [
@@ -399,7 +399,7 @@ def test_of_several_processes_each_takes_notice_and_tells_the_others(monkeypatch
 @pytest.mark.parametrize("numbers", [("SIGTERM", "SIGTERM"), ("SIGINT", "SIGTERM"), ("SIGINT", "SIGINT")])
 def test_a_second_signal_ends_one_of_several_processes_at_once(numbers: tuple[str, str]) -> None:
     program = (
-        "import signal\nfrom trigflow.training.interrupt import Stops\nwith Stops(several=True):\n"
+        "import signal\nfrom trigflow.runtime.interrupt import Stops\nwith Stops(several=True):\n"
         + "".join(f"    signal.raise_signal(signal.{name})\n" for name in numbers)
         + "print('still there')"
     )

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from training.tiny import differing, state_of, tiny_trainer
-from trigflow.errors import UserError
-from trigflow.files import clear_leftovers, write_json
+from trigflow.runtime.errors import UserError
+from trigflow.runtime.files import clear_leftovers, write_json
 from trigflow.training.checkpoint import list_checkpoints
 from trigflow.training.setup import compare_configs, start_from
 
@@ -63,7 +63,7 @@ def test_other_differences_are_named(student: nn.Module, source: nn.Module, firs
 KILLED = """
 import os, sys
 from pathlib import Path
-from trigflow import files
+from trigflow.runtime import files
 
 def die(path):
     (path / "state.json").write_text("half of it")

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from training.tiny import differing, tiny_trainer
-from trigflow.errors import UserError
-from trigflow.files import read_tensors, replacing
+from trigflow.runtime.errors import UserError
+from trigflow.runtime.files import read_tensors, replacing
 from trigflow.training import snapshots as snapshots_module
 from trigflow.training import trainer as trainer_module
 from trigflow.training.config import EMAConfig

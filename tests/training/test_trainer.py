@@ -15,10 +15,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from training.tiny import NETWORK, change, differing, digits, state_of, tiny_config, tiny_trainer, untrained_teacher
-from trigflow.errors import UserError
-from trigflow.model import Model, load
+from trigflow.models.model import Model, load
 from trigflow.networks import MLPConfig, build
 from trigflow.objectives import Loss
+from trigflow.runtime.errors import UserError
 from trigflow.training import losses
 from trigflow.training.checkpoint import list_checkpoints
 from trigflow.training.ema import power_exponent

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from training.tiny import NETWORK, differing, digits, state_of, tiny_config, tiny_trainer, untrained_teacher
 from trigflow.cli import main
-from trigflow.errors import UserError
-from trigflow.model import Model, load
+from trigflow.models.model import Model, load
 from trigflow.networks import ConditioningConfig, DDPMPPConfig, DiTConfig, EDM2Config, NetworkConfig, build
 from trigflow.objectives import Loss, consistency_loss, diffusion_loss, generate, vsd_loss
+from trigflow.runtime.errors import UserError
 from trigflow.samplers import network_velocity
 from trigflow.training import losses
 from trigflow.training.log import FigureWindow, read_metrics

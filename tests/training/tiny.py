@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from trigflow.data import ImageDataset, open_dataset
-from trigflow.model import Model, fit_network
+from trigflow.models.model import Model, fit_network
 from trigflow.networks import ConditioningConfig, UNetConfig
 from trigflow.objectives import TangentConfig
 from trigflow.training.config import LoopConfig, ObjectiveConfig, OptimizerConfig, RunConfig

@@ -8,10 +8,10 @@ from trigflow.data.latents import (
     normalization_for,
     normalization_from_state,
 )
+from trigflow.data.loader import Loader
 from trigflow.data.order import Order, derive_seed, epoch_order
-from trigflow.data.sources import open_dataset
+from trigflow.data.sources.opening import open_dataset
 from trigflow.data.statistics import Normalization, measure
-from trigflow.data.workers import Loader
 
 __all__ = [
     "ImageDataset",

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trigflow.errors import UserError
-from trigflow.files import replacing
+from trigflow.runtime.errors import UserError
+from trigflow.runtime.files import replacing
 
 Arrays = dict[str, npt.NDArray[Any]]
 VERSION = 1

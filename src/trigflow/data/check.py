@@ -20,20 +20,20 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from trigflow.data.containers import examine_container
 from trigflow.data.decode import CorruptImageError, decode, is_turned, open_image
-from trigflow.data.files import Files
 from trigflow.data.findings import Report
 from trigflow.data.labels import find_labels
 from trigflow.data.latent_files import ENDING as LATENT_ENDING
 from trigflow.data.latent_files import parse
 from trigflow.data.latents import CHANNELS, LatentNormalization, normalization_from_state
+from trigflow.data.loader import in_order
 from trigflow.data.scan import chunks_of
-from trigflow.data.sources import EMBEDDED
+from trigflow.data.sources.containers import examine_container
+from trigflow.data.sources.files import Files
+from trigflow.data.sources.opening import EMBEDDED
 from trigflow.data.statistics import Normalization
-from trigflow.data.workers import in_order
-from trigflow.errors import UserError
-from trigflow.files import read_json
+from trigflow.runtime.errors import UserError
+from trigflow.runtime.files import read_json
 
 FLAT = 0.02
 """Standard deviation of pixels in [-1, 1] below which a data set is close to one single colour."""

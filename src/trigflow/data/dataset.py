@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from trigflow.data.order import Order, derive_seed
-from trigflow.errors import UserError
+from trigflow.runtime.errors import UserError
 
 D = TypeVar("D", bound="ImageDataset")
 

@@ -23,7 +23,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 from torch import Tensor
 
-from trigflow.errors import UserError
+from trigflow.runtime.errors import UserError
 
 READERS: dict[bytes, type[Any]] = {
     b"\x89PNG\r\n\x1a\n": PngImageFile,

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 from trigflow.data.dataset import number_classes
 from trigflow.data.decode import CorruptImageError
-from trigflow.data.files import Files
-from trigflow.data.hub import HubFiles
-from trigflow.data.tars import TarFiles, sample_key
-from trigflow.errors import UserError
+from trigflow.data.sources.files import Files
+from trigflow.data.sources.hub import HubFiles
+from trigflow.data.sources.tars import TarFiles, sample_key
+from trigflow.runtime.errors import UserError
 
 LABEL_FILE = "dataset.json"
 LABEL_FORMAT = '{"labels": [["path/img.png", 3], ...]} or {"labels": null}'

@@ -18,11 +18,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from trigflow.data.decode import CorruptImageError
-from trigflow.data.files import Files
 from trigflow.data.labels import LABEL_FILE, find_labels, read_named
 from trigflow.data.latents import CHANNELS, LatentDataset, LatentRows, VAESource
-from trigflow.data.zips import ZipFiles
-from trigflow.errors import UserError
+from trigflow.data.sources.files import Files
+from trigflow.data.sources.zips import ZipFiles
+from trigflow.runtime.errors import UserError
 
 ENDING = ".npy"
 PREFIX_BYTES = 1024

@@ -15,7 +15,7 @@ made elsewhere, such as an EDM2 network of shape (4, 64, 64), takes part with::
     Model(network, config, "diffusion", (4, 64, 64), class_names, LatentNormalization.edm2())
 
 and `LatentNormalization.edm2(vae="path/of/sd-vae-ft-mse")` where the autoencoder lies in a folder. Nothing here needs
-diffusers; `trigflow.latents` does, when pixels are wanted.
+diffusers; `trigflow.codecs.vae` does, when pixels are wanted.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ import torch
 from torch import Tensor
 
 from trigflow.data.dataset import ImageDataset
-from trigflow.data.files import OpenArchives
+from trigflow.data.sources.files import OpenArchives
 from trigflow.data.statistics import Normalization, measure
-from trigflow.errors import UserError
+from trigflow.runtime.errors import UserError
 
 DEFAULT_VAE = "stabilityai/sd-vae-ft-mse"
 CHANNELS = 4
@@ -53,7 +53,7 @@ class VAESource:
         name: an id of the Hugging Face hub or the path of a folder, as diffusers writes it.
         pixels: range of the pixels given to it and got from it: `unit` [0, 1] or `symmetric` [-1, 1]. SD-VAE was trained on
             [-1, 1]; EDM2 nevertheless uses [0, 1], and its statistics and published networks hold for that alone.
-        digest: of its weights (`trigflow.latents.VAE.digest`), so that another one is noticed; None where it is not known.
+        digest: of its weights (`trigflow.codecs.vae.VAE.digest`), so that another one is noticed; None where it is not known.
     """
 
     name: str = DEFAULT_VAE

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from trigflow.errors import UserError
+from trigflow.runtime.errors import UserError
 
 
 def derive_seed(seed: int, *path: int | str) -> int:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from trigflow.data.decode import CorruptImageError, decode
-from trigflow.data.files import Files
-from trigflow.errors import UserError
+from trigflow.data.sources.files import Files
+from trigflow.runtime.errors import UserError
 
 
 @dataclass(frozen=True)

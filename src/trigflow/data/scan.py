@@ -16,9 +16,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from trigflow.data.cache import Arrays, remembered
+from trigflow.data.loader import in_order
 from trigflow.data.rows import Decoder
 from trigflow.data.statistics import count_values
-from trigflow.data.workers import in_order
 
 CHUNK = 64
 """Images that a worker is given at a time."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from trigflow.data.dataset import ImageDataset
-from trigflow.errors import UserError
+from trigflow.runtime.errors import UserError
 
 CHUNK_ELEMENTS = 1 << 22
 """Pixels counted at a time by `measure`."""

@@ -23,10 +23,18 @@ from tqdm import tqdm
 from trigflow.data.cache import Arrays, remembered
 from trigflow.data.dataset import ImageDataset
 from trigflow.data.decode import CorruptImageError, decode
-from trigflow.data.hub import Address, Columns, check_labels_of, encoded_image, find_columns, load_table, undecoded
+from trigflow.data.loader import in_order
+from trigflow.data.sources.hub import (
+    Address,
+    Columns,
+    check_labels_of,
+    encoded_image,
+    find_columns,
+    load_table,
+    undecoded,
+)
 from trigflow.data.statistics import count_values
-from trigflow.data.workers import in_order
-from trigflow.errors import UserError
+from trigflow.runtime.errors import UserError
 
 NO_LABEL = -1
 

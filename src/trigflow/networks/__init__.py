@@ -11,7 +11,6 @@ from typing import Any
 
 from torch import nn
 
-from trigflow.errors import UserError
 from trigflow.networks.custom import Custom, CustomConfig
 from trigflow.networks.ddpmpp import DDPMPP, DDPMPPConfig
 from trigflow.networks.dit import DiT, DiTConfig, dit_config
@@ -19,6 +18,7 @@ from trigflow.networks.edm2 import EDM2, EDM2Config
 from trigflow.networks.embeddings import Conditioning, ConditioningConfig, FourierEmbedding, PositionalEmbedding
 from trigflow.networks.mlp import MLP, MLPConfig
 from trigflow.networks.unet import UNet, UNetConfig
+from trigflow.runtime.errors import UserError
 
 NetworkConfig = UNetConfig | MLPConfig | DDPMPPConfig | EDM2Config | DiTConfig | CustomConfig
 

@@ -8,8 +8,8 @@ from typing import NoReturn
 
 from torch import nn
 
-from trigflow.errors import UserError
 from trigflow.networks.embeddings import ConditioningConfig
+from trigflow.runtime.errors import UserError
 
 
 @dataclass(frozen=True)

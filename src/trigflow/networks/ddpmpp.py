@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trigflow.errors import UserError
 from trigflow.networks.embeddings import (
     ConditioningConfig,
     EndTimeEmbedding,
@@ -36,6 +35,7 @@ from trigflow.networks.layers import (
     upsample,
     zero_bias,
 )
+from trigflow.runtime.errors import UserError
 
 DDPMPPNorm = Literal["add", "adagn", "double"]
 Resample = Literal["down", "up"]

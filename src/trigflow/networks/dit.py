@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trigflow.errors import UserError
 from trigflow.networks.embeddings import Conditioning, ConditioningConfig
 from trigflow.networks.layers import (
     ConditioningLinear,
@@ -24,6 +23,7 @@ from trigflow.networks.layers import (
     to_patches,
     zero_bias,
 )
+from trigflow.runtime.errors import UserError
 
 DiTNorm = Literal["double", "adaln"]
 Positions = Literal["rotary", "sine"]

@@ -24,7 +24,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trigflow.errors import UserError
 from trigflow.networks.embeddings import ConditioningConfig, c_noise, check_conditions
 from trigflow.networks.layers import check_setting, full_precision
 from trigflow.networks.magnitude import (
@@ -37,6 +36,7 @@ from trigflow.networks.magnitude import (
     mp_sum,
     unit_magnitude,
 )
+from trigflow.runtime.errors import UserError
 
 Modulation = Literal["gain", "double"]
 Side = Literal["encoder", "decoder"]

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trigflow.errors import UserError
 from trigflow.networks.layers import ConditioningLinear, check_setting
+from trigflow.runtime.errors import UserError
 
 
 class PositionalEmbedding(nn.Module):

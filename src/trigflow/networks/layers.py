@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trigflow.errors import UserError
+from trigflow.runtime.errors import UserError
 
 NormKind = Literal["double", "adagn"]
 

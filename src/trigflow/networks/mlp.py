@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trigflow.errors import UserError
 from trigflow.networks.embeddings import Conditioning, ConditioningConfig
 from trigflow.networks.layers import AdaptiveNorm, NormKind, check_setting, full_precision
+from trigflow.runtime.errors import UserError
 
 
 @dataclass(frozen=True)

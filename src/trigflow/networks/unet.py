@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trigflow.errors import UserError
 from trigflow.networks.embeddings import Conditioning, ConditioningConfig
 from trigflow.networks.layers import (
     AdaptiveNorm,
@@ -29,6 +28,7 @@ from trigflow.networks.layers import (
     upsample,
     zero_bias,
 )
+from trigflow.runtime.errors import UserError
 
 
 @dataclass(frozen=True)

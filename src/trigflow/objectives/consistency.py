@@ -13,7 +13,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from trigflow.errors import UserError
 from trigflow.objectives.common import (
     Loss,
     Network,
@@ -24,6 +23,7 @@ from trigflow.objectives.common import (
     weighted_mean,
 )
 from trigflow.process import TrigFlow, trig
+from trigflow.runtime.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from trigflow.errors import UserError
 from trigflow.process import TrigFlow
+from trigflow.runtime.errors import UserError
 
 
 def sigma_grid(process: TrigFlow, steps: int, rho: float = 7.0) -> Tensor:

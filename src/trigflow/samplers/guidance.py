@@ -12,8 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from trigflow.errors import UserError
 from trigflow.process import TrigFlow
+from trigflow.runtime.errors import UserError
 
 VelocityFunction = Callable[[Tensor, Tensor], Tensor]
 """`velocity(x_t, t) -> dx_t/dt`; shapes `(b, ...)` and `(b,)` to `(b, ...)`."""

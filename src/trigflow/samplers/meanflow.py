@@ -12,8 +12,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from trigflow.errors import UserError
 from trigflow.process import HALF_PI, TrigFlow
+from trigflow.runtime.errors import UserError
 from trigflow.samplers.guidance import JumpFunction
 
 

@@ -28,8 +28,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from trigflow.errors import UserError
 from trigflow.process import HALF_PI
+from trigflow.runtime.errors import UserError
 from trigflow.samplers.guidance import VelocityFunction
 
 Times = Tensor | Sequence[float]

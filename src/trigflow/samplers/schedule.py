@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trigflow.errors import UserError
 from trigflow.process import TrigFlow
+from trigflow.runtime.errors import UserError
 
 Score = Callable[[tuple[float, ...]], float]
 

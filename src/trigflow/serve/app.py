@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
-from trigflow.errors import UserError
+from trigflow.runtime.errors import UserError
 from trigflow.serve.batching import BusyError, ClosedError, Drawn, Job
 from trigflow.serve.limits import Limits
 from trigflow.serve.offers import Offer

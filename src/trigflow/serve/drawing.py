@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from trigflow.model import Model
+from trigflow.models.model import Model
 from trigflow.samplers import VelocityFunction
 from trigflow.serve.noise import NoiseSource, Walk
 

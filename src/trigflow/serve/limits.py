@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 
-from trigflow.errors import UserError
+from trigflow.runtime.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from collections import OrderedDict
 from torch import Tensor
 
 from trigflow.data import derive_seed
-from trigflow.model import Model
+from trigflow.models.model import Model
 
 Walk = tuple[float, float]
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
-from trigflow.errors import UserError
-from trigflow.inference import Engine
-from trigflow.model import Model, load
+from trigflow.deploy import Engine
+from trigflow.models.model import Model, load
+from trigflow.runtime.errors import UserError
 from trigflow.serve.drawing import Drawer, Mix, ModelDrawer, Order, draw_together
 from trigflow.serve.limits import Limits
 from trigflow.serve.noise import NoiseSource, Walk
@@ -141,7 +141,7 @@ def offers_of(run: Path, limits: Limits, device: str = "auto", variant: str = "a
         run: folder of a student or a teacher.
         limits: see `offer_of`; `batch` is the size up to which the variant is made ready, see `Engine.settle`.
         device: cpu, cuda or auto.
-        variant: how their networks are computed, see `trigflow.inference.VARIANTS`.
+        variant: how their networks are computed, see `trigflow.deploy.VARIANTS`.
         workers: threads that draw with each, every one with buffers of its own.
 
     Raises:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, create_model
 from pydantic_core import from_json
 
-from trigflow.errors import UserError
+from trigflow.runtime.errors import UserError
 from trigflow.serve.limits import Limits
 from trigflow.serve.offers import Offer
 

@@ -10,7 +10,7 @@ from typing import Any
 from starlette.responses import JSONResponse
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from trigflow.errors import UserError
+from trigflow.runtime.errors import UserError
 from trigflow.serve.batching import BusyError, Drawn, Job
 from trigflow.serve.drawing import Order
 from trigflow.serve.requests import FrameRequest, Taken, check, parse_json

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trigflow.images import make_grid
+from trigflow.codecs.pictures import make_grid
 
 MEDIA_TYPES = {"png": "image/png", "webp": "image/webp", "npy": "application/octet-stream"}
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from trigflow.errors import UserError
+from trigflow.runtime.errors import UserError
 
 _CALL = nn.Module._call_impl.__code__
 

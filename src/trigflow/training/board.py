@@ -16,8 +16,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from trigflow.errors import UserError
-from trigflow.files import ensure_folder
+from trigflow.runtime.errors import UserError
+from trigflow.runtime.files import ensure_folder
 
 
 class Appended:

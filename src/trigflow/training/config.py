@@ -11,10 +11,10 @@ from typing import Annotated, Any, Literal, TypeVar
 import dacite
 import tyro
 
-from trigflow.errors import UserError
 from trigflow.networks import NETWORKS, NetworkConfig, UNetConfig, name_of
 from trigflow.objectives import DiscreteConfig, MeanFlowConfig, TangentConfig
 from trigflow.process import Proposal, TrigFlow
+from trigflow.runtime.errors import UserError
 from trigflow.segments import segment_jumps
 
 T = TypeVar("T")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from trigflow.errors import UserError
-from trigflow.files import read_json, write_folder, write_json, write_tensors
+from trigflow.runtime.errors import UserError
+from trigflow.runtime.files import read_json, write_folder, write_json, write_tensors
 from trigflow.training.checkpoint import check_checkpoint, list_checkpoints, open_checkpoint
 from trigflow.training.config import from_dict, to_dict
 

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from trigflow.data import ImageDataset, derive_seed
-from trigflow.errors import UserError
-from trigflow.files import ensure_folder, write_json
-from trigflow.model import Model, load
+from trigflow.models.model import Model, load
 from trigflow.networks import NetworkConfig, build
+from trigflow.runtime.errors import UserError
+from trigflow.runtime.files import ensure_folder, write_json
 from trigflow.training.config import EMAConfig, RunConfig
 from trigflow.training.setup import load_data
 from trigflow.training.timepath import ModulationChoice, TimeFit, fit_time_path, stable_config, transplant

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from trigflow.distributed import on_first
-from trigflow.distributed.shards import piece
-from trigflow.errors import UserError
+from trigflow.runtime.distributed import on_first
+from trigflow.runtime.distributed.shards import piece
+from trigflow.runtime.errors import UserError
 from trigflow.training.config import EMAConfig
 from trigflow.training.log import warn
 from trigflow.training.snapshots import snapshot_path, write_snapshot

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 
-from trigflow.distributed import average, is_first
-from trigflow.errors import UserError
-from trigflow.images import make_grid, save_picture
-from trigflow.latents import VAE
-from trigflow.model import Model
+from trigflow.codecs.pictures import make_grid, save_picture
+from trigflow.codecs.vae import VAE
+from trigflow.models.model import Model
+from trigflow.runtime.distributed import average, is_first
+from trigflow.runtime.errors import UserError
 from trigflow.training.log import MetricLog, warn
 
 SAMPLES = 40

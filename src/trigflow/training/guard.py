@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trigflow.distributed import average
-from trigflow.distributed.shards import piece
+from trigflow.runtime.distributed import average
+from trigflow.runtime.distributed.shards import piece
 from trigflow.training.config import GuardConfig
 from trigflow.training.scaling import LossScale
 from trigflow.training.spikes import Spikes

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from trigflow.distributed.shards import by_kind, is_sharded, piece, whole
+from trigflow.runtime.distributed.shards import by_kind, is_sharded, piece, whole
 from trigflow.training.config import OptimizerConfig
 from trigflow.training.optimizer import build_optimizer, learning_rate
 from trigflow.training.scaling import LossScale

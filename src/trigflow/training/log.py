@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from trigflow.distributed import gather_figures, is_first
-from trigflow.files import write_text
+from trigflow.runtime.distributed import gather_figures, is_first
+from trigflow.runtime.files import write_text
 from trigflow.training.board import Appended, Board
 
 TIME_BINS = 8

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trigflow.model import Model
+from trigflow.models.model import Model
 from trigflow.objectives import (
     Loss,
     VelocityFunction,

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adam import adam
 
-from trigflow.distributed.shards import cut_like, piece, whole
 from trigflow.networks.embeddings import Conditioning
 from trigflow.networks.layers import AdaptiveNorm, ConditioningLinear
+from trigflow.runtime.distributed.shards import cut_like, piece, whole
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients (a, b, c) of the odd polynomial `a s + b s^3 + c s^5`, which moves singular values in (0, 1] towards 1 fast."""

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from trigflow.distributed.shards import by_kind
-from trigflow.errors import UserError
+from trigflow.runtime.distributed.shards import by_kind
+from trigflow.runtime.errors import UserError
 from trigflow.training.config import OptimizerConfig
 from trigflow.training.muon import Muon, hidden_matrices
 

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trigflow.distributed import rank, world_size
-from trigflow.distributed.shards import is_sharded
-from trigflow.errors import UserError
 from trigflow.networks.layers import AdaptiveNorm, ConditioningLinear
+from trigflow.runtime.distributed import rank, world_size
+from trigflow.runtime.distributed.shards import is_sharded
+from trigflow.runtime.errors import UserError
 from trigflow.training.config import ParallelConfig
 
 

@@ -45,9 +45,9 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from trigflow.errors import UserError
-from trigflow.files import read_tensors, write_folder, write_json
-from trigflow.model import Model, unloaded
+from trigflow.models.model import Model, unloaded
+from trigflow.runtime.errors import UserError
+from trigflow.runtime.files import read_tensors, write_folder, write_json
 from trigflow.training.checkpoint import load_weights
 from trigflow.training.ema import power_exponent
 from trigflow.training.snapshots import Snapshot, list_snapshots

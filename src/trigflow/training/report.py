@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
-from trigflow.distributed import is_first
+from trigflow.runtime.distributed import is_first
 from trigflow.training.config import RunConfig
 from trigflow.training.guard import Guard
 from trigflow.training.log import FigureWindow, MetricLog

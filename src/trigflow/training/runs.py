@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
-from trigflow.model import Model
+from trigflow.models.model import Model
 from trigflow.networks import NetworkConfig
 from trigflow.training.config import RunConfig
 from trigflow.training.saving import Resume

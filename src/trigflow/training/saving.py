@@ -9,8 +9,9 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from trigflow.distributed import is_first, on_first
-from trigflow.errors import UserError
+from trigflow.runtime.distributed import is_first, on_first
+from trigflow.runtime.errors import UserError
+from trigflow.runtime.interrupt import uninterrupted
 from trigflow.training.checkpoint import (
     CheckpointWriter,
     DamagedCheckpointError,
@@ -20,7 +21,6 @@ from trigflow.training.checkpoint import (
     tensors_of,
 )
 from trigflow.training.config import LoopConfig
-from trigflow.training.interrupt import uninterrupted
 from trigflow.training.log import warn
 
 Resume = bool | Literal["auto"]

@@ -18,11 +18,11 @@ from trigflow.data import (
     require_classes,
 )
 from trigflow.data.latents import NO_FLIP
-from trigflow.data.sources import EMBEDDED
-from trigflow.errors import UserError
-from trigflow.files import ensure_folder, read_json
-from trigflow.model import Model
-from trigflow.negative import check_guidance
+from trigflow.data.sources.opening import EMBEDDED
+from trigflow.models.model import Model
+from trigflow.models.negative import check_guidance
+from trigflow.runtime.errors import UserError
+from trigflow.runtime.files import ensure_folder, read_json
 from trigflow.training.checkpoint import clear_unfinished
 from trigflow.training.config import DataConfig, RunConfig, from_dict, to_dict
 

@@ -17,10 +17,10 @@ from typing import Literal
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from trigflow.distributed import is_first
-from trigflow.distributed.shards import collect
-from trigflow.errors import UserError
-from trigflow.files import ensure_folder, write_tensors
+from trigflow.runtime.distributed import is_first
+from trigflow.runtime.distributed.shards import collect
+from trigflow.runtime.errors import UserError
+from trigflow.runtime.files import ensure_folder, write_tensors
 
 Format = Literal["fp32", "fp16"]
 

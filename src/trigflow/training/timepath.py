@@ -22,12 +22,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from trigflow.errors import UserError
 from trigflow.networks import DDPMPP, EDM2, Conditioning, DDPMPPConfig, EDM2Config, NetworkConfig
 from trigflow.networks.edm2 import EDM2Block
 from trigflow.networks.embeddings import c_noise
 from trigflow.networks.magnitude import MPConv
 from trigflow.process import Proposal, TrigFlow
+from trigflow.runtime.errors import UserError
 
 ModulationChoice = Literal["keep", "double"]
 

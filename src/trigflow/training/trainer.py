@@ -15,23 +15,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trigflow.codecs.vae import VAE
 from trigflow.data import ImageDataset, LatentNormalization, Loader, Order, derive_seed
-from trigflow.distributed import average, is_first, on_first, rank
-from trigflow.errors import DivergedError, UserError
-from trigflow.files import read_json, write_json
-from trigflow.heap import freed_memory_kept
-from trigflow.latents import VAE
-from trigflow.model import Model, fit_network, resolve_device, times_of
+from trigflow.models.model import Model, fit_network, resolve_device, times_of
 from trigflow.networks import build
 from trigflow.networks.custom import check_apart
 from trigflow.objectives import AdaptiveWeight
+from trigflow.runtime.distributed import average, is_first, on_first, rank
+from trigflow.runtime.errors import DivergedError, UserError
+from trigflow.runtime.files import read_json, write_json
+from trigflow.runtime.heap import freed_memory_kept
+from trigflow.runtime.interrupt import Stops, stop_for, uninterrupted
 from trigflow.training.batch import Batch, Batches, split
 from trigflow.training.config import RunConfig, to_dict
 from trigflow.training.ema import EMA
 from trigflow.training.grids import Grids
 from trigflow.training.guard import Guard, not_finite
 from trigflow.training.instruments import Instruments
-from trigflow.training.interrupt import Stops, stop_for, uninterrupted
 from trigflow.training.learner import Learner
 from trigflow.training.log import warn
 from trigflow.training.losses import Losses
@@ -190,7 +190,7 @@ class Trainer:
         other data and noise; see `trigflow.training.guard`.
 
         Raises:
-            KeyboardInterrupt: after Ctrl-C, and `Terminated` (see `trigflow.training.interrupt`) after SIGTERM, when a
+            KeyboardInterrupt: after Ctrl-C, and `Terminated` (see `trigflow.runtime.interrupt`) after SIGTERM, when a
                 checkpoint has been written; several processes stop after the same step. A second signal is not waited for.
             UserError: when the last checkpoint or the model cannot be written. Of others that is said, and training goes on.
         """

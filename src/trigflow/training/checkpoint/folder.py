@@ -8,9 +8,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from trigflow.distributed import gather, on_first, share_of
-from trigflow.errors import UserError
-from trigflow.files import clear_leftovers, read_json
+from trigflow.runtime.distributed import gather, on_first, share_of
+from trigflow.runtime.errors import UserError
+from trigflow.runtime.files import clear_leftovers, read_json
 from trigflow.training.checkpoint.part import digest_of
 from trigflow.training.checkpoint.stored import Stored
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trigflow.distributed.shards import cut_like
-from trigflow.errors import UserError
+from trigflow.runtime.distributed.shards import cut_like
+from trigflow.runtime.errors import UserError
 from trigflow.training.checkpoint.folder import check_checkpoint, files_of
 from trigflow.training.checkpoint.stored import Stored
 from trigflow.training.checkpoint.writer import CheckpointWriter

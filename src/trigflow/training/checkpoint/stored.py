@@ -14,8 +14,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from trigflow.distributed.shards import from_piece, is_sharded, place_of
-from trigflow.errors import UserError
+from trigflow.runtime.distributed.shards import from_piece, is_sharded, place_of
+from trigflow.runtime.errors import UserError
 from trigflow.training.checkpoint.part import DTYPES, ORIGIN, ORIGINS, Piece
 
 FORMATS = {name: dtype for dtype, name in DTYPES.items()}

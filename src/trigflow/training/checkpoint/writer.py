@@ -17,10 +17,10 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from trigflow.distributed import gather, is_first, on_first, rank, world_size
-from trigflow.distributed.shards import piece
-from trigflow.errors import UserError
-from trigflow.files import replace_folder, sync_folder
+from trigflow.runtime.distributed import gather, is_first, on_first, rank, world_size
+from trigflow.runtime.distributed.shards import piece
+from trigflow.runtime.errors import UserError
+from trigflow.runtime.files import replace_folder, sync_folder
 from trigflow.training.checkpoint.folder import FORMAT, retire, seal
 from trigflow.training.checkpoint.part import Part, Piece
 

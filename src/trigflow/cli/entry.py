@@ -1,0 +1,148 @@
+"""The command `trigflow`: parses, calls, prints. Everything it does can be done from Python in as many lines."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import itertools
+import operator
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from tyro import MISSING, MISSING_NONPROP
+from tyro.conf import subcommand
+
+from trigflow.cli.commands import COMMANDS, Command, Convert, Demo, Distill, Evaluate, Reference, Sample, Train
+from trigflow.lab.recipes import RUNS, preset, recipe_for
+from trigflow.runtime.distributed import launched, process_group, rank
+from trigflow.runtime.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_TERMINATED, UserError
+from trigflow.runtime.files import read_json
+from trigflow.runtime.interrupt import Terminated, terminable
+from trigflow.training.config import ParallelConfig, from_dict
+
+
+def main(args: list[str] | None = None) -> None:
+    """Entry point: exit code 0; 1 for what the doctor found, or a study with failed cells; 2 for input that cannot be used
+    (one line on stderr); 130 after Ctrl-C; and of commands that train, 143 after SIGTERM."""
+    given = list(sys.argv[1:] if args is None else args)
+    process = ""
+    try:
+        command = _parse(given)
+        with contextlib.ExitStack() as stack:
+            if isinstance(command, Convert | Demo | Distill | Train):
+                stack.enter_context(terminable())
+            if launched() > 1:
+                stack.enter_context(_joined(command))
+                process = f" in process {rank()}" if rank() else ""
+            command.run()
+    except UserError as error:
+        print(f"trigflow: error{process}: {error}", file=sys.stderr)
+        sys.exit(EXIT_FAILED)
+    except KeyboardInterrupt as stop:
+        terminated = isinstance(stop, Terminated)
+        what = "terminated" if terminated else "interrupted"
+        print(f"trigflow: {what}; what was saved can be resumed", file=sys.stderr)
+        sys.exit(EXIT_TERMINATED if terminated else EXIT_INTERRUPTED)
+
+
+@contextlib.contextmanager
+def _joined(command: Command) -> Iterator[None]:
+    """A command in one of the processes that torchrun started; only the first one prints."""
+    if not isinstance(command, Distill | Evaluate | Reference | Sample | Train):
+        raise UserError(
+            f"{type(command).__name__.lower()} in {launched()} processes; expected one process, or a command that several can "
+            "work on: train, distill, sample, evaluate or reference; start it without torchrun"
+        )
+    device = command.loop.device if isinstance(command, Distill | Train) else command.device
+    settings = command.parallel if isinstance(command, Distill | Train) else ParallelConfig()
+    with process_group(device, settings.timeout), contextlib.ExitStack() as stack:
+        if rank():
+            stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        yield
+
+
+def _parse(given: list[str]) -> Command:
+    """The command with its options. The defaults of train and distill come from a preset, which is looked up first."""
+    given = _with_resume(given)
+    defaults: dict[str, Any] = {}
+    if given[:1] == ["train"]:
+        name = _preset(given, _option(given, "--data", _option(given, "--data.source", "digits")))
+        recipe = preset(name, "train")
+        defaults["train"] = Train(
+            MISSING, name, data=recipe.data, process=recipe.process, network=recipe.network,
+            objective=recipe.objective, optimizer=recipe.optimizer, ema=recipe.ema, loop=recipe.loop,
+        )  # fmt: skip
+    elif given[:1] == ["distill"]:
+        name = _preset(given, _trained_on(given))
+        recipe = preset(name, "distill")
+        defaults["distill"] = Distill(
+            MISSING, MISSING, name, objective=recipe.objective, optimizer=recipe.optimizer, ema=recipe.ema, loop=recipe.loop,
+            dropout=recipe.network.dropout if name in RUNS else None,
+            dropout_up_to=getattr(recipe.network, "dropout_up_to", None) if name in RUNS else None,
+        )  # fmt: skip
+    commands: Any = [
+        Annotated[command, subcommand(name, default=defaults.get(name, MISSING_NONPROP))]
+        for name, command in COMMANDS.items()
+    ]
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed):
+            command: Command = tyro.cli(
+                functools.reduce(operator.or_, commands),
+                prog="trigflow",
+                description="Turn any diffusion or flow model into one that draws in one or two steps.",
+                args=given,
+            )
+    except SystemExit as stop:
+        if stop.code == 2:
+            raise UserError(_one_line(printed.getvalue(), given)) from None
+        raise
+    return command
+
+
+def _one_line(box: str, given: list[str]) -> str:
+    """The error that tyro draws as a box of several lines, in one: its text up to the first rule."""
+    title, *lines = [line.strip("╭╮╰╯│─ ") for line in box.splitlines()]
+    text = f"{title.lower()}: {' '.join(itertools.takewhile(bool, lines))}"
+    command = f"trigflow {given[0]} --help" if given and given[0] in COMMANDS else "trigflow --help"
+    return f"{text.rstrip('.:')}; expected options as in '{command}'; correct the command line"
+
+
+def _preset(given: list[str], data: str) -> str:
+    """The preset named on the command line, or the one that suits the data."""
+    named = _option(given, "--preset", "auto")
+    return recipe_for(data) if named == "auto" else named
+
+
+def _with_resume(given: list[str]) -> list[str]:
+    """The arguments of train or distill, in which `--resume` may stand alone, with a value for it."""
+    if given[:1] not in (["train"], ["distill"]):
+        return given
+    values = ("yes", "no", "auto")
+    bare = {
+        i for i, word in enumerate(given) if word == "--resume" and (i + 1 == len(given) or given[i + 1] not in values)
+    }
+    return ["--resume=yes" if i in bare else word for i, word in enumerate(given)]
+
+
+def _option(given: list[str], name: str, default: str) -> str:
+    """Value of `name VALUE` or `name=VALUE` among the arguments."""
+    for i, word in enumerate(given):
+        if word == name and i + 1 < len(given):
+            return given[i + 1]
+        if word.startswith(f"{name}="):
+            return word.split("=", 1)[1]
+    return default
+
+
+def _trained_on(given: list[str]) -> str:
+    """Data source of the first run folder among the arguments: that of the teacher."""
+    for word in given:
+        config = Path(word) / "config.json"
+        if config.is_file():
+            return from_dict(read_json(config, "configuration")).data.source
+    return "digits"

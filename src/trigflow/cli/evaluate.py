@@ -1,0 +1,108 @@
+"""`trigflow evaluate`."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from trigflow.runtime.errors import UserError
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Measure a run: Frechet distance, precision and recall against its data, beside the distance of real from real.
+
+    Example: trigflow evaluate runs/demo --steps 2 --num 2000
+    """
+
+    run_folder: Annotated[Positional[Path], arg(metavar="RUN")]
+    """Run folder of a teacher or a student."""
+    num: int | None = None
+    """Samples to draw (default 2000)."""
+    seeds: str | None = None
+    """Which samples to draw instead, as FIRST-LAST: 0-49999 for the first 50,000, 50000-99999 for the next."""
+    repeat: int = 1
+    """Draw so many sets of samples, one after another in the numbering, and report the one of lowest distance."""
+    steps: int | None = None
+    """As in `trigflow sample`."""
+    guidance: float = 1.0
+    """Guidance scale; 1 for none."""
+    guidance_interval: tuple[float, float] | None = None
+    """As in `trigflow sample`."""
+    negative: Annotated[Path | None, arg(metavar="RUN")] = None
+    """As in `trigflow sample`."""
+    solver: str = "heun"
+    """Solver of a teacher."""
+    seed: int = 0
+    """Seed of the samples; the noise of each is decided by it and the number of the sample."""
+    features: str = "auto"
+    """Feature network: inception (FID), dinov2 (FD-DINOv2), digits, mnist or pixels; auto chooses by the data or reference."""
+    reference: Annotated[Path | None, arg(metavar="FILE")] = None
+    """Statistics to compare with, instead of data: .npz of EDM or of trigflow reference, or .pkl of EDM2."""
+    weights: str | None = None
+    """A local copy of the weights of the features: of inception a file, of dinov2 a folder."""
+    data: str | None = None
+    """Other data than the run was trained on."""
+    batch_size: int = 256
+    """Samples drawn together."""
+    vae: str | None = None
+    """As in `trigflow sample`."""
+    out: Path | None = None
+    """Also write the figures to this JSON file."""
+    device: str = "auto"
+    """cpu, cuda, or auto."""
+    quiet: bool = False
+    """No progress bar."""
+
+    def run(self) -> None:
+        from trigflow.evaluation import Processes
+        from trigflow.evaluation.evaluate import evaluate_model
+        from trigflow.models.model import load
+        from trigflow.runtime.files import ensure_folder, write_json
+
+        first, num = self._range()
+        model = load(self.run_folder, self.device)
+        negative = None if self.negative is None else load(self.negative, self.device)
+        if self.vae is not None:
+            model.use_vae(self.vae)
+        if self.out is not None:
+            ensure_folder(self.out.parent)
+        result = evaluate_model(
+            model,
+            num=num,
+            steps=self.steps,
+            guidance=self.guidance,
+            guidance_interval=self.guidance_interval,
+            negative=negative,
+            solver=self.solver,
+            seed=self.seed,
+            features=self.features,
+            data=self.data,
+            progress=not self.quiet,
+            reference=self.reference,
+            weights=self.weights,
+            first=first,
+            repeat=self.repeat,
+            batch_size=self.batch_size,
+        )
+        if self.out is not None and Processes.present().rank == 0:
+            write_json(self.out, result)
+        for name, value in result.items():
+            print(f"{name:24} {value:.4f}" if isinstance(value, float) else f"{name:24} {value}")
+
+    def _range(self) -> tuple[int, int]:
+        """The first sample, and how many."""
+        if self.seeds is None:
+            return 0, 2000 if self.num is None else self.num
+        found = re.fullmatch(r"(\d{1,15})-(\d{1,15})", self.seeds)
+        first, last = (int(found[1]), int(found[2])) if found else (0, -1)
+        if self.num is not None or last < first:
+            raise UserError(
+                f"--seeds {self.seeds}{'' if self.num is None else f' and --num {self.num}'}; expected FIRST-LAST, such as "
+                "0-49999, and no --num; correct it"
+            )
+        return first, last - first + 1

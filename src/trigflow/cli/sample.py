@@ -1,0 +1,88 @@
+"""`trigflow sample`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Draw images from a run folder: a grid, or single files.
+
+    Example: trigflow sample runs/demo --steps 2 --labels 3 7 --num 64 --out grid.png
+    """
+
+    run_folder: Annotated[Positional[Path], arg(metavar="RUN")]
+    """Run folder of a teacher or a student."""
+    out: Path = Path("samples.png")
+    """A file (.png, .webp, .jpg) for a grid; anything else is a folder that gets one PNG per image."""
+    steps: int | None = None
+    """Evaluations of a student (default 2; of one with segments their number, and no other), or solver steps of a teacher
+    (default 18, that is 35 evaluations)."""
+    guidance: float = 1.0
+    """Guidance scale; 1 for none."""
+    guidance_interval: tuple[float, float] | None = None
+    """Guide a teacher only at noise levels sigma between these two."""
+    negative: Annotated[Path | None, arg(metavar="RUN")] = None
+    """Run folder of a worse teacher (smaller, or trained for less time) to guide away from; by default the model without
+    the class."""
+    labels: tuple[int, ...] = ()
+    """Classes to draw, in turn; all of them by default."""
+    seed: int = 0
+    """Seed; the same seed starts every model from the same noise."""
+    num: int = 64
+    """Number of images."""
+    columns: int | None = None
+    """Images per row of a grid."""
+    solver: str = "heun"
+    """Solver of a teacher: heun, dpm2s, dpm++2m or ddim."""
+    vae: str | None = None
+    """Autoencoder of a model of latents, where it is not to be found under the name it had: a folder, or an id of the hub."""
+    device: str = "auto"
+    """cpu, cuda, or auto."""
+    quiet: bool = False
+    """No progress bar."""
+
+    def run(self) -> None:
+        from trigflow.codecs.pictures import check_ending, save_grid, save_images
+        from trigflow.models.model import load
+        from trigflow.runtime.distributed import gather_rows, is_first, share_of, world_size
+        from trigflow.runtime.errors import UserError
+
+        if self.out.suffix:
+            check_ending(self.out)
+        negative = None if self.negative is None else load(self.negative, self.device)
+        model = load(self.run_folder, self.device)
+        if self.vae is not None:
+            model.use_vae(self.vae)
+        first, num = 0, self.num
+        if world_size() > 1:
+            share = share_of(self.num)
+            if self.num < world_size():
+                raise UserError(
+                    f"{self.num} images on {world_size()} processes; expected at least one each; raise --num or start fewer"
+                )
+            first, num = share.start, len(share)
+        drawn = model.sample(
+            num,
+            first=first,
+            steps=self.steps,
+            labels=self.labels or None,
+            guidance=self.guidance,
+            guidance_interval=self.guidance_interval,
+            negative=negative,
+            seed=self.seed,
+            solver=self.solver,
+            progress=not self.quiet and is_first(),
+        )
+        images = gather_rows(drawn)
+        if images is None:
+            return
+        if self.out.suffix:
+            print(save_grid(images, self.out, self.columns))
+        else:
+            print(f"{len(save_images(images, self.out))} images in {self.out}")

@@ -1,0 +1,110 @@
+"""Images out: uint8 tensors `(n, c, h, w)` to PNG grids and files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from trigflow.runtime.errors import UserError
+from trigflow.runtime.files import replacing
+
+
+def make_grid(images: Tensor, columns: int | None = None, *, gap: int = 1, scale: int | None = None) -> Image.Image:
+    """Images side by side on a white sheet.
+
+    Args:
+        images: uint8 `(n, c, h, w)` with 1 or 3 channels.
+        columns: images per row; as square as possible by default.
+        gap: pixels between images, before scaling.
+        scale: whole-number magnification without smoothing; by default small images are magnified to about 32 pixels.
+
+    Raises:
+        UserError: for other shapes or types.
+    """
+    if images.ndim != 4 or images.dtype != torch.uint8 or images.shape[1] not in (1, 3) or not len(images):
+        raise UserError(
+            f"cannot draw images of shape {tuple(images.shape)} and type {images.dtype}; expected uint8 (n, 1 or 3, h, w); "
+            "convert them first"
+        )
+    if columns is not None and columns < 1:
+        raise UserError(f"{columns} images per row; expected at least 1; change --columns")
+    n, c, h, w = images.shape
+    columns = columns or math.ceil(math.sqrt(n))
+    rows = math.ceil(n / columns)
+    sheet = torch.full((c, rows * (h + gap) + gap, columns * (w + gap) + gap), 255, dtype=torch.uint8)
+    for i, image in enumerate(images.cpu()):
+        top, left = gap + (i // columns) * (h + gap), gap + (i % columns) * (w + gap)
+        sheet[:, top : top + h, left : left + w] = image
+    picture = to_picture(sheet)
+    scale = scale or max(1, 32 // max(h, w))
+    return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
+
+
+def to_picture(image: Tensor) -> Image.Image:
+    """One uint8 image `(c, h, w)`, 1 or 3 channels, as a Pillow image."""
+    array = image.cpu().numpy()
+    return Image.fromarray(array[0] if array.shape[0] == 1 else array.transpose(1, 2, 0))
+
+
+def check_ending(path: Path) -> None:
+    """Raise a UserError unless `save_picture` can write a file with the ending of `path`."""
+    if path.suffix.lower() not in (".png", ".webp", ".jpg", ".jpeg"):
+        raise UserError(f"cannot write '{path}': unknown image ending; expected .png, .webp or .jpg; change --out")
+
+
+def save_picture(picture: Image.Image, path: str | Path) -> Path:
+    """Write a picture atomically; the ending of `path` (.png, .webp, .jpg) decides the format.
+
+    Raises:
+        UserError: for an unknown ending or a folder that cannot be written.
+    """
+    path = Path(path)
+    check_ending(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary:
+            picture.save(temporary)
+    except OSError as error:
+        raise UserError(
+            f"cannot write '{path}' ({error.strerror or error}); expected a folder that can be written; choose another --out"
+        ) from None
+    return path
+
+
+def save_grid(images: Tensor, path: str | Path, columns: int | None = None) -> Path:
+    """`make_grid` to a file; see there."""
+    return save_picture(make_grid(images, columns), path)
+
+
+def save_images(images: Tensor, folder: str | Path, names: Sequence[str] | None = None) -> list[Path]:
+    """Every image to its own PNG, `000000.png` onwards or `names`."""
+    names = names or [f"{i:06d}.png" for i in range(len(images))]
+    return [save_picture(to_picture(image), Path(folder) / name) for image, name in zip(images, names, strict=True)]
+
+
+def label_panels(panels: Mapping[str, Tensor], columns: int = 10, *, across: int = 2) -> Image.Image:
+    """Several grids with a line of text above each, `across` of them side by side, on one white sheet.
+
+    Args:
+        panels: text to images uint8 `(n, c, h, w)`, all of one shape.
+        columns: images per row of each grid.
+        across: grids per row.
+    """
+    grids = {text: make_grid(images, columns).convert("RGB") for text, images in panels.items()}
+    width = max(grid.width for grid in grids.values())
+    height = max(grid.height for grid in grids.values())
+    margin, line = 12, 26
+    rows = math.ceil(len(grids) / across)
+    sheet = Image.new("RGB", (across * (width + margin) + margin, rows * (height + line + margin) + margin), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=17)
+    for i, (text, grid) in enumerate(grids.items()):
+        left = margin + (i % across) * (width + margin)
+        top = margin + (i // across) * (height + line + margin)
+        draw.text((left + 2, top), text, fill="black", font=font)
+        sheet.paste(grid, (left, top + line))
+    return sheet

@@ -1,0 +1,168 @@
+"""The autoencoder between images and latents: diffusers' `AutoencoderKL`, loaded when first used.
+
+Bytes are given to it in the range that the latents are of, and come back from it in the same::
+
+    pixels = byte / 255             unit range, [0, 1], as EDM2
+    pixels = byte / 127.5 - 1       symmetric range, [-1, 1], as the autoencoder was trained
+
+All arithmetic is in float32, without its `scaling_factor`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trigflow.data.latents import CHANNELS, VAESource
+from trigflow.runtime.errors import MissingExtraError, UserError
+
+
+class VAE:
+    """An autoencoder whose weights are read when they are first needed, and then kept.
+
+    Args:
+        source: which one, and the range of its pixels.
+        batch_size: images it takes at once.
+        network: the `AutoencoderKL` itself, where it is at hand; it is taken as it is, and nothing is read.
+    """
+
+    def __init__(self, source: VAESource, batch_size: int = 8, network: Any = None) -> None:
+        self.source = source
+        self.batch_size = batch_size
+        self._network = network
+
+    def load(self, device: torch.device | str | None = None) -> Any:
+        """The diffusers `AutoencoderKL` in float32, moved to this device (None: left where it is).
+
+        Raises:
+            MissingExtraError: without diffusers.
+            UserError: if it cannot be read, is no autoencoder of RGB images with 4 latent channels, or has not the weights
+                that the latents were made with.
+        """
+        if self._network is None:
+            network = _read(self.source.name)
+            if self.source.digest is not None and digest_of(network) != self.source.digest:
+                raise UserError(
+                    f"the VAE '{self.source.name}' is not the one that these latents were made with; expected weights of "
+                    f"digest {self.source.digest}; restore the VAE, or encode the images again with this one"
+                )
+            self._network = network
+        if device is not None:
+            self._network.to(device)
+        return self._network
+
+    @property
+    def factor(self) -> int:
+        """Pixels a latent is wide and high; the autoencoder is loaded."""
+        return 2 ** (len(self.load().config.block_out_channels) - 1)
+
+    def digest(self) -> str:
+        """A fingerprint of the weights, the same whatever the parameters are called; the autoencoder is loaded."""
+        return digest_of(self.load())
+
+    def check_images(self, images: Tensor) -> None:
+        """Raise a UserError unless `encode` can take images of this shape; the autoencoder is loaded."""
+        factor = self.factor
+        if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] % factor or images.shape[3] % factor:
+            raise UserError(
+                f"images of shape {tuple(images.shape)}; expected (b, 3, h, w), height and width multiples of {factor}; "
+                f"use --resize N with a multiple of {factor}"
+            )
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Mean and standard deviation of the latents of images, computed where the images are.
+
+        Args:
+            images: uint8 `(b, 3, h, w)`, height and width multiples of `factor`.
+
+        Returns:
+            float32 `(b, 8, h / factor, w / factor)`: 4 channels of means, 4 of standard deviations.
+
+        Raises:
+            UserError: as `load`, and for images of another shape.
+        """
+        self.check_images(images)
+        network = self.load(images.device)
+        parts = []
+        for part in images.split(self.batch_size):
+            pixels = part.float() / 255 if self.source.pixels == "unit" else part.float() / 127.5 - 1
+            posterior = network.encode(pixels).latent_dist
+            parts.append(torch.cat([posterior.mean, posterior.std], dim=1))
+        return torch.cat(parts)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Images of latents, computed where the latents are.
+
+        Args:
+            latents: floating `(b, 4, h, w)`, as the encoder gives them.
+
+        Returns:
+            uint8 `(b, 3, factor h, factor w)`, rounded to the nearest and clamped.
+
+        Raises:
+            UserError: as `load`, and for latents of another shape.
+        """
+        if latents.ndim != 4 or latents.shape[1] != CHANNELS:
+            raise UserError(
+                f"latents of shape {tuple(latents.shape)}; expected (b, {CHANNELS}, h, w); give latents, not images"
+            )
+        network = self.load(latents.device)
+        parts = []
+        for part in latents.float().split(self.batch_size):
+            pixels = network.decode(part).sample
+            values = pixels * 255 if self.source.pixels == "unit" else (pixels + 1) * 127.5
+            parts.append(values.round().clamp(0, 255).to(torch.uint8))
+        return torch.cat(parts)
+
+
+def digest_of(network: Any) -> str:
+    """Fingerprint of the weights of a network: of the sorted fingerprints of its tensors, names aside."""
+    tensors = (t.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for t in network.state_dict().values())
+    parts = sorted(hashlib.blake2b(tensor.numpy().tobytes(), digest_size=16).digest() for tensor in tensors)
+    return hashlib.blake2b(b"".join(parts), digest_size=16).hexdigest()
+
+
+def _read(name: str) -> Any:
+    """The autoencoder of this folder or hub id, in float32 and eval mode, on the CPU. Only safetensors files are read."""
+    try:
+        from diffusers import AutoencoderKL
+    except ImportError as error:
+        raise MissingExtraError("an autoencoder of images", "diffusers", "latents") from error
+    path = os.path.expanduser(name)
+    try:
+        with torch.random.fork_rng():  # fresh weights, about to be replaced, draw from the default generator
+            network, report = AutoencoderKL.from_pretrained(  # type: ignore[no-untyped-call]
+                path if os.path.isdir(path) else name,
+                torch_dtype=torch.float32,
+                use_safetensors=True,
+                low_cpu_mem_usage=False,
+                output_loading_info=True,
+            )
+    except MemoryError:
+        raise
+    except Exception as error:  # diffusers and the hub raise all kinds
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise UserError(
+            f"the VAE '{name}' cannot be loaded ({reason}); expected a folder that diffusers wrote, with safetensors, or an id "
+            "of the Hugging Face hub; check the name, or the connection"
+        ) from None
+    absent = [*report["missing_keys"], *report["unexpected_keys"]]
+    if absent:
+        raise UserError(
+            f"the VAE '{name}' has not the weights of an AutoencoderKL (first difference '{absent[0]}'); expected a folder "
+            "that diffusers wrote of one; check the name"
+        )
+    config = network.config
+    found = (config.in_channels, config.latent_channels, config.out_channels)
+    if found != (3, CHANNELS, 3):
+        raise UserError(
+            f"the VAE '{name}' turns {found[0]} channels into latents of {found[1]} and back into {found[2]}; expected 3, "
+            f"{CHANNELS} and 3; use one like stabilityai/sd-vae-ft-mse"
+        )
+    return network.eval().requires_grad_(False)

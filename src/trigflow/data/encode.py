@@ -1,0 +1,248 @@
+"""A folder or zip of images to a zip of latents, in the layout of EDM2: one `.npy` an image and a `dataset.json`."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import posixpath
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from trigflow.codecs.vae import VAE
+from trigflow.data.archive import SIGNATURE, Entry, Fingerprint, appending, whole_entries
+from trigflow.data.decode import CorruptImageError, decode
+from trigflow.data.labels import LABEL_FILE, find_labels
+from trigflow.data.latents import DEFAULT_VAE, PixelRange, VAESource
+from trigflow.data.loader import in_order
+from trigflow.data.sources.files import Files
+from trigflow.data.sources.folder import image_files
+from trigflow.data.sources.opening import list_files
+from trigflow.runtime.errors import UserError
+from trigflow.runtime.files import ensure_folder
+
+PARTIAL = ".partial"
+"""Added to the name of the zip until it is whole."""
+
+
+def encode_images(
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    vae: str = DEFAULT_VAE,
+    pixels: PixelRange = "unit",
+    resize: int | None = None,
+    batch_size: int = 8,
+    device: torch.device | str = "cpu",
+    workers: int = 0,
+    progress: bool = False,
+) -> int:
+    """Write mean and standard deviation of the latents of every image to a zip; how many there are.
+
+    The zip holds for every image a float32 array of shape `(8, h / 8, w / 8)`, named like the image but for the ending
+    `.npy`, and `dataset.json` with the labels and what is needed to decode the latents. Nothing is drawn at random. While it
+    is written it is called `OUT.partial`; an interrupted encoding goes on from the last finished batch and gives the same file,
+    bit for bit.
+
+    Args:
+        source: folder or zip of images, as for training.
+        out: the zip to write.
+        vae: the autoencoder: an id of the Hugging Face hub or a folder that diffusers wrote.
+        pixels: range of the pixels given to it: `unit` [0, 1], as EDM2, or `symmetric` [-1, 1].
+        resize: side of the square to make of every image: the short side is scaled to it and the centre kept.
+        batch_size: images at once.
+        device: where the autoencoder runs.
+        workers: processes that read and decode images, ahead of the autoencoder; 0 for this one alone.
+        progress: draw a progress bar on stderr.
+
+    Raises:
+        MissingExtraError: without diffusers.
+        UserError: for images, labels or an autoencoder that cannot be used, a file that cannot be written, or an unfinished
+            encoding of other images or with other settings.
+    """
+    path, device = Path(out), torch.device(device)
+    if path.suffix.lower() != ".zip":
+        raise UserError(f"cannot write latents to '{path}'; expected the name of a .zip; change --out")
+    if path.exists():
+        raise UserError(f"'{path}' already exists; expected a new file; choose another --out, or delete it")
+    if batch_size < 1 or (resize is not None and resize < 1):
+        raise UserError(
+            f"batch size {batch_size} and resize {resize}; expected at least 1; change --batch-size or --resize"
+        )
+    images = _Images.find(list_files(os.fspath(source)), resize)
+    name = os.path.abspath(os.path.expanduser(vae)) if os.path.isdir(os.path.expanduser(vae)) else vae
+    encoder = VAE(VAESource(name, pixels), batch_size)
+    encoder.load(device)
+    first, _ = images.read(0)
+    encoder.check_images(first[None])
+    latents = {
+        "vae": VAESource(name, pixels, encoder.digest()).state(),
+        "class_names": list(images.class_names),
+        "size": list(first.shape[1:]),
+        "batch_size": batch_size,
+        "device": device.type,
+    }
+    description = json.dumps({"labels": images.labels, "latents": latents}).encode()
+    ensure_folder(path.parent)
+    partial = path.with_name(path.name + PARTIAL)
+    entries = _finished(partial, images, description, batch_size)
+    total, done = len(images.files), max(len(entries) - 1, 0)
+    bar = tqdm(total=total, initial=done, desc="encoding", unit="img", disable=not progress)
+    try:
+        with bar, appending(partial, entries) as add:
+            if not entries:
+                add(LABEL_FILE, Fingerprint.of(description), description)
+            pieces = [range(start, min(start + batch_size, total)) for start in range(done, total, batch_size)]
+            size = (first.shape[1], first.shape[2])
+            for indices, (batch, sources) in zip(pieces, in_order(_Read(images, size), pieces, workers), strict=True):
+                moments = encoder.encode(batch.to(device)).cpu()
+                for index, fingerprint, moment in zip(indices, sources, moments, strict=True):
+                    add(latent_name(images.files.names[index]), fingerprint, to_npy(moment))
+                done += len(indices)
+                bar.update(len(indices))
+        with partial.open("rb") as written:
+            os.fsync(written.fileno())
+        partial.replace(path)
+    except UserError:
+        if done == 0:
+            partial.unlink(missing_ok=True)
+        raise
+    except OSError as error:
+        raise UserError(
+            f"cannot write '{partial}' ({error.strerror or error}); expected a file that can be written, with space left; "
+            "choose another --out, or make room and run the same command again"
+        ) from None
+    return total
+
+
+def latent_name(name: str) -> str:
+    """Name of the latent of an image: the image's with another ending."""
+    return posixpath.splitext(name)[0] + ".npy"
+
+
+def to_npy(array: Tensor) -> bytes:
+    """A tensor as the content of a `.npy` file of float32."""
+    file = io.BytesIO()
+    np.lib.format.write_array(file, array.float().contiguous().numpy(), version=(1, 0), allow_pickle=False)
+    return file.getvalue()
+
+
+@dataclass(frozen=True)
+class _Images:
+    """The images to encode."""
+
+    files: Files
+    labels: list[tuple[str, int]] | None
+    """As `dataset.json` has them: the name of the latent and the class."""
+    class_names: tuple[str, ...]
+    resize: int | None
+
+    @classmethod
+    def find(cls, all_files: Files, resize: int | None) -> _Images:
+        files = image_files(all_files)
+        seen: dict[str, str] = {}
+        for name in files.names:
+            other = seen.setdefault(latent_name(name), name)
+            if other != name:
+                raise UserError(
+                    f"{other!r} and {name!r} in {files.where!r} would give one latent of the same name; expected names that "
+                    "differ before the ending; rename one of them"
+                )
+        labels, class_names = find_labels(all_files, files.names)
+        listed = (
+            None if labels is None else [(latent_name(n), label) for n, label in zip(files.names, labels, strict=True)]
+        )
+        return cls(files, listed, class_names, resize)
+
+    def read(self, index: int) -> tuple[Tensor, Fingerprint]:
+        """One image, uint8 `(3, h, w)`, and the fingerprint of its file."""
+        name = self.files.names[index]
+        try:
+            content = self.files.read(index)
+            return decode(content, name, channels=3, resize=self.resize, crop=True), Fingerprint.of(content)
+        except CorruptImageError:
+            raise UserError(
+                f"image {name!r} in {self.files.where!r} is corrupt or truncated; expected a whole PNG, JPEG or WebP file; "
+                "replace or remove it"
+            ) from None
+
+
+@dataclass(frozen=True)
+class _Read:
+    """Images as a batch, and the fingerprints of their files; they have to be of one size, height and width."""
+
+    images: _Images
+    size: tuple[int, int]
+
+    def __call__(self, indices: Sequence[int]) -> tuple[Tensor, list[Fingerprint]]:
+        batch, sources = zip(*map(self.images.read, indices), strict=True)
+        names = self.images.files.names
+        for index, image in zip(indices, batch, strict=True):
+            _, height, width = image.shape
+            if (height, width) != self.size:
+                raise UserError(
+                    f"images differ in size: {names[0]!r} is {self.size[1]}x{self.size[0]} and {names[index]!r} is "
+                    f"{width}x{height} (width x height); expected one size; use --resize N"
+                )
+        return torch.stack(batch), list(sources)
+
+
+# Going on ------------------------------------------------------------------------------------------------------------
+
+
+def _finished(partial: Path, images: _Images, description: bytes, batch_size: int) -> list[Entry]:
+    """What an interrupted encoding left: `dataset.json` and the latents of whole batches; empty to begin anew.
+
+    Raises:
+        UserError: if it is of other images, or made with other settings.
+    """
+    if not partial.exists():
+        return []
+    with partial.open("rb") as file:
+        found = whole_entries(file)
+        first = next(found, None)
+        if first is None:
+            file.seek(0)
+            if not SIGNATURE.startswith(file.read(len(SIGNATURE))):
+                raise _cannot_go_on(partial, "is no unfinished zip of latents", "one")
+            return []
+        entry, content = first
+        if content != description:
+            raise _cannot_go_on(partial, *_difference(content, description))
+        entries = [entry]
+        for (index, name), (entry, _) in zip(enumerate(images.files.names), found, strict=False):
+            if entry.info.filename != latent_name(name):
+                break
+            if entry.source != Fingerprint.of(images.files.read(index)):
+                raise _cannot_go_on(partial, f"holds the latent of another image {name!r}", "the same images")
+            entries.append(entry)
+    done = len(entries) - 1
+    return entries if done == len(images.files) else entries[: 1 + done - done % batch_size]
+
+
+def _difference(old: bytes, new: bytes) -> tuple[str, str]:
+    """What differs between two contents of `dataset.json`, and what was expected."""
+    try:
+        before, now = (_settings(json.loads(content)) for content in (old, new))
+    except (ValueError, TypeError, KeyError):
+        return "is no unfinished zip of latents", "one"
+    for key, value in now.items():
+        if before.get(key) != value:
+            return f"was begun with {key} {before.get(key)}, now it is {value}", "the same"
+    return "was begun with other images or labels", "the same"
+
+
+def _settings(content: dict[str, Any]) -> dict[str, Any]:
+    latents = content["latents"]
+    return {**{f"vae {key}": value for key, value in latents["vae"].items()}, **latents, "vae": None}
+
+
+def _cannot_go_on(partial: Path, wrong: str, expected: str) -> UserError:
+    return UserError(f"'{partial}' {wrong}; expected {expected}; restore that, or delete the file to begin anew")

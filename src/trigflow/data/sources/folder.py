@@ -1,0 +1,190 @@
+"""Images of a folder, a zip or tar shards, gone through before training starts, so that every fault in them is found first.
+
+They stay in memory, decoded, if they fit. Otherwise they stay where they are and are decoded as training asks for them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from trigflow.data.dataset import ImageDataset
+from trigflow.data.labels import find_labels
+from trigflow.data.loader import in_order
+from trigflow.data.rows import Decoder, ImageRows
+from trigflow.data.scan import Scan, chunks_of, scan
+from trigflow.data.sources.files import ENDINGS, Files
+from trigflow.runtime.errors import UserError
+
+
+class MemoryLimitError(UserError):
+    """Images that take more memory than they may."""
+
+
+class ImageStack:
+    """Equal-sized images gathered into one uint8 tensor: grayscale until the first RGB image comes, RGB from then on.
+
+    Args:
+        capacity: how many images may come.
+        memory_limit_gib: largest size of the tensor, in GiB.
+    """
+
+    def __init__(self, capacity: int, memory_limit_gib: float) -> None:
+        self.capacity = capacity
+        self.memory_limit_gib = memory_limit_gib
+        self.first = ""
+        self.count = 0
+        self._images = torch.empty(0, 0, 0, 0, dtype=torch.uint8)
+
+    @property
+    def images(self) -> Tensor:
+        """What was added so far, uint8, shape `(count, c, h, w)`."""
+        return self._images[: self.count]
+
+    def add(self, name: str, image: Tensor) -> None:
+        """Append one image, uint8, shape `(c, h, w)` with c 1 or 3.
+
+        Raises:
+            UserError: if its size is not that of the first image.
+            MemoryLimitError: if the memory limit is passed.
+        """
+        channels, height, width = image.shape
+        if self.count == 0:
+            self.first = name
+            self._images = self._allocate(channels, height, width)
+        _, stored_channels, *size = self._images.shape
+        if [height, width] != size:
+            raise _sizes_differ(self.first, size, name, (height, width))
+        if channels > stored_channels:
+            gray = self.images
+            self._images = self._allocate(channels, height, width)
+            self._images[: self.count] = gray
+        self._images[self.count] = image
+        self.count += 1
+
+    def check_memory(self, channels: int, height: int, width: int) -> None:
+        """Raise a MemoryLimitError if `capacity` images of this size would pass the memory limit."""
+        gib = self.capacity * channels * height * width / 2**30
+        if gib > self.memory_limit_gib:
+            raise MemoryLimitError(
+                f"{self.capacity} images of {width}x{height} with {channels} channel(s) take {gib:.3g} GiB; expected at most "
+                f"{self.memory_limit_gib:.3g} GiB in memory; use --resize N with a smaller N"
+            )
+
+    def _allocate(self, channels: int, height: int, width: int) -> Tensor:
+        self.check_memory(channels, height, width)
+        return torch.empty(self.capacity, channels, height, width, dtype=torch.uint8)
+
+
+def read_images(
+    files: Files,
+    *,
+    resize: int | None,
+    crop: bool,
+    channels: int | None,
+    skip_corrupt: bool,
+    progress: bool,
+    memory_limit_gib: float,
+    workers: int,
+) -> ImageDataset:
+    """The images among these files; the arguments and errors are those of `trigflow.data.open_dataset`."""
+    images = image_files(files)
+    labels, class_names = find_labels(files, images.names)
+    decoder = Decoder(images, channels, resize, crop)
+    try:
+        stack, corrupt = _into_memory(decoder, memory_limit_gib, workers, progress)
+        _check_corrupt(images, corrupt, skip_corrupt)
+        content: dict[str, Any] = {"images": stack.images}
+    except MemoryLimitError:
+        found = scan(decoder, workers=workers, progress=progress)
+        corrupt = (found.channels == 0).nonzero()[:, 0].tolist()
+        _check_corrupt(images, corrupt, skip_corrupt)
+        content = _left_in_place(decoder, found)
+    kept = torch.ones(len(images), dtype=torch.bool)
+    kept[corrupt] = False
+    return ImageDataset(
+        name=os.path.basename(os.path.abspath(files.where)),
+        labels=None if labels is None else torch.tensor(labels)[kept],
+        class_names=class_names,
+        skipped=tuple(images.names[index] for index in corrupt),
+        **content,
+    )
+
+
+def image_files(files: Files) -> Files:
+    """Those among the files that have the ending of an image.
+
+    Raises:
+        UserError: if there are none.
+    """
+    images = files.only(files.images())
+    if len(images) == 0:
+        raise UserError(
+            f"no images found in {files.where!r}; expected files ending in {', '.join(ENDINGS)}; "
+            "check the path or convert the images"
+        )
+    return images
+
+
+def _into_memory(decoder: Decoder, limit_gib: float, workers: int, progress: bool) -> tuple[ImageStack, list[int]]:
+    """All images that can be decoded, and the indices of the others."""
+    names = decoder.files.names
+    stack, corrupt = ImageStack(len(names), limit_gib), list[int]()
+    if decoder.resize is not None:
+        stack.check_memory(decoder.channels or 1, decoder.resize, decoder.resize)
+    pieces = [range(1), *chunks_of(len(names), first=1)]  # one image tells whether they will fit
+    with tqdm(total=len(names), desc="reading images", unit="image", disable=not progress) as bar:
+        for indices, images in zip(pieces, in_order(decoder.several, pieces, workers), strict=True):
+            for index, image in zip(indices, images, strict=True):
+                if image is None:
+                    corrupt.append(index)
+                else:
+                    stack.add(names[index], image)
+            bar.update(len(indices))
+    return stack, corrupt
+
+
+def _left_in_place(decoder: Decoder, found: Scan) -> dict[str, Any]:
+    """What a data set holds of images that are not in memory: the whole ones among those that were scanned."""
+    whole = found.channels.nonzero()[:, 0]
+    sizes, first = found.sizes[whole], int(whole[0])
+    others = (sizes != sizes[0]).any(dim=1).nonzero()
+    if len(others):
+        other = int(whole[others[0, 0]])
+        names = decoder.files.names
+        raise _sizes_differ(names[first], found.sizes[first].tolist(), names[other], found.sizes[other].tolist())
+    channels, (height, width) = int(found.channels.max()), sizes[0].tolist()
+    files = decoder.files.only(whole.tolist()) if len(whole) < len(decoder.files) else decoder.files
+    return {
+        "images": torch.empty(0, channels, height, width, dtype=torch.uint8),
+        "rows": ImageRows(replace(decoder, files=files, channels=channels), (height, width)),
+        "counts": found.counts_of(channels),
+    }
+
+
+def _sizes_differ(first: str, size: Sequence[int], name: str, other: Sequence[int]) -> UserError:
+    return UserError(
+        f"images differ in size: {first!r} is {size[1]}x{size[0]} and {name!r} is {other[1]}x{other[0]} "
+        "(width x height); expected one size; use --resize N"
+    )
+
+
+def _check_corrupt(images: Files, corrupt: Sequence[int], skip_corrupt: bool) -> None:
+    names, total, path = [images.names[index] for index in corrupt[:3]], len(images), images.where
+    listed = ", ".join(repr(name) for name in names) + (", ..." if len(corrupt) > 3 else "")
+    if len(corrupt) == total:
+        raise UserError(
+            f"all {total} images in {path!r} are corrupt or truncated: {listed}; "
+            "expected whole PNG, JPEG or WebP files; copy or download them again"
+        )
+    if corrupt and not skip_corrupt:
+        raise UserError(
+            f"{len(corrupt)} of {total} images in {path!r} corrupt or truncated: {listed}; "
+            "expected whole PNG, JPEG or WebP files; replace them, or leave them out with --skip-corrupt"
+        )

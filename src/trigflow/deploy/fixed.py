@@ -1,0 +1,158 @@
+"""Variants that are recorded once for each of a few batch sizes and then replayed, with buffers that stay in place."""
+
+from __future__ import annotations
+
+import threading
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from trigflow.runtime.errors import UserError
+
+SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+"""Batch sizes that are recorded: another is padded to the next of them, or cut into several."""
+PADDING = 8
+"""Rows that are padded at most where the alternative is another call: beyond its rows, a call of a small network costs about
+as much as this many of them."""
+
+Replay = Callable[[Tensor, list[Tensor]], Tensor]
+"""`F` from the buffer of x `(size, c, h, w)` and the conditions `(size,)` in use, in the order of the network's inputs."""
+
+
+class Variant(nn.Module):
+    """A network `F(x, t, label, guidance, end)` in the place of another, with its attributes.
+
+    Args:
+        network: the one that is replaced; in eval mode.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.null_label = getattr(network, "null_label", None)
+        self.takes_guidance = bool(getattr(network, "takes_guidance", False))
+        self.takes_end = bool(getattr(network, "takes_end", False))
+
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        label: Tensor | None = None,
+        guidance: Tensor | None = None,
+        end: Tensor | None = None,
+    ) -> Tensor:
+        return self.network(x, t, label, guidance, *(() if end is None else (end,)))
+
+
+class FixedSizes(Variant):
+    """Calls of any batch size, made of calls of a few.
+
+    The batch is cut into parts as `cut` says, and each part copied into a buffer of its size (what lies behind it is computed
+    and thrown away; samples of a batch know nothing of each other). Each size is recorded when it is first needed. Calls from
+    several threads take turns.
+
+    Args:
+        network: see `Variant`.
+        sizes: increasing batch sizes.
+    """
+
+    def __init__(self, network: nn.Module, sizes: Sequence[int] = SIZES) -> None:
+        super().__init__(network)
+        self.sizes = tuple(sizes)
+        self.lock = threading.Lock()
+        self.recorded: dict[tuple[object, ...], tuple[Tensor, list[Tensor], Replay]] = {}
+
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        label: Tensor | None = None,
+        guidance: Tensor | None = None,
+        end: Tensor | None = None,
+    ) -> Tensor:
+        given = (t, label, guidance, end)
+        parts = cut(len(x), self.sizes)
+        if len(parts) == 1:
+            return self._part(parts[0], x, given)
+        results, first = [], 0
+        for size in parts:
+            rows = slice(first, first + size)
+            results.append(self._part(size, x[rows], [None if v is None else v[rows] for v in given]))
+            first += size
+        return torch.cat(results)
+
+    def _part(self, size: int, x: Tensor, given: Sequence[Tensor | None]) -> Tensor:
+        """A call of at most `size` rows."""
+        n = len(x)
+        key = (size, x.dtype, x.shape[1:], *(v is not None for v in given))
+        conditions = [v for v in given if v is not None]
+        with self.lock:
+            if key not in self.recorded:
+                with torch.inference_mode(False), torch.no_grad():
+                    self.recorded[key] = self.start(size, x, given)
+            buffer, held, replay = self.recorded[key]
+            buffer[:n].copy_(x)
+            for mine, value in zip(held, conditions, strict=True):
+                mine[:n].copy_(value)
+                mine[n:].copy_(value[:1])  # a label and a time that exist
+            return replay(buffer, held)[:n].to(x.dtype)
+
+    def start(self, size: int, x: Tensor, given: Sequence[Tensor | None]) -> tuple[Tensor, list[Tensor], Replay]:
+        """Buffers for this size, and the call recorded on them."""
+        buffer = torch.zeros(size, *x.shape[1:], dtype=x.dtype, device=x.device)
+        buffer = buffer.to(memory_format=torch.channels_last)
+        buffer.copy_(x[:1])
+        held = [v[:1].expand(size).clone() for v in given if v is not None]
+        present = [v is not None for v in given]
+
+        def call(x: Tensor, *values: Tensor) -> Tensor:
+            left = iter(values)
+            t, label, guidance, end = (next(left) if there else None for there in present)
+            return self.network(x, t, label, guidance, *(() if end is None else (end,)))
+
+        replay = self.record(call, buffer, held)
+        self.check(call, replay, buffer, held, present[1])
+        return buffer, held, replay
+
+    def record(self, call: Callable[..., Tensor], buffer: Tensor, held: list[Tensor]) -> Replay:
+        """What computes `call(buffer, *held)` from now on."""
+        raise NotImplementedError
+
+    def check(
+        self, call: Callable[..., Tensor], replay: Replay, buffer: Tensor, held: list[Tensor], labelled: bool
+    ) -> None:
+        """Compare with the network at other inputs than the recorded ones.
+
+        Raises:
+            UserError: where they differ: the network decides by its inputs what it computes, which a recording cannot.
+        """
+        generator = torch.Generator().manual_seed(0)
+        buffer.copy_(torch.randn(buffer.shape, generator=generator))
+        held[0].mul_(0.5)
+        if labelled and self.null_label:
+            held[1].copy_(torch.arange(len(buffer)).add_(1).remainder_(self.null_label + 1))
+        expected = call(buffer, *held)
+        difference = float((replay(buffer, held) - expected).abs().max())
+        scale = float(expected.abs().max())
+        if not difference <= 1e-3 * max(scale, 1e-3):
+            raise UserError(
+                f"a recording of the network differs from it by {difference:.2g}; expected a network that computes the same "
+                "for every input; use the variant plain"
+            )
+
+
+def cut(rows: int, sizes: Sequence[int]) -> list[int]:
+    """The sizes of the calls that compute this many rows, the last of them padded where it is larger than what is left.
+
+    What is left is padded to the next size if that takes at most `PADDING` rows, or if no size is smaller; otherwise the next
+    smaller one is cut off.
+    """
+    parts = []
+    while rows > 0:
+        i = bisect_left(sizes, rows)
+        padded = i < len(sizes) and (i == 0 or sizes[i] - rows <= PADDING)
+        parts.append(sizes[i] if padded else sizes[i - 1])
+        rows -= parts[-1]
+    return parts

@@ -1,0 +1,369 @@
+"""Students in diffusers: a `DiffusionPipeline` and its model, saved as safetensors files with configurations.
+
+    from trigflow.deploy.pipeline import TrigFlowPipeline
+
+    pipe = TrigFlowPipeline.from_run("runs/demo")
+    pipe.save_pretrained("digits")
+    pipe = TrigFlowPipeline.from_pretrained("digits")
+    images = pipe(class_labels=[3, 7], num_inference_steps=2, generator=torch.Generator().manual_seed(0)).images
+
+The folder: `model_index.json`, `network/` and `scheduler/` (and `vae/` of a model of latents), a model card `README.md` with
+`samples.png`, and two files of one import each, `pipeline.py` and `network/trigflow.deploy.pipeline_network.py`, by which
+diffusers itself finds the classes: `DiffusionPipeline.from_pretrained("digits", trust_remote_code=True)`. `TrigFlowPipeline`
+runs no file of the folder.
+"""
+
+# mypy: disable-error-code="attr-defined, misc, no-untyped-call"
+# (a type checker does not see what diffusers puts together when it is imported)
+# No `from __future__ import annotations`: diffusers reads the types of the components off the signature.
+
+import math
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from trigflow.codecs.pictures import make_grid, save_picture, to_picture
+from trigflow.codecs.vae import VAE
+from trigflow.data import LatentNormalization, check_labels
+from trigflow.deploy.card import description_of, figures_of, model_card, recipe_of
+from trigflow.deploy.pipeline_network import (
+    TrigFlowModel,
+    check_supported,
+    local_folder,
+    read_component,
+    read_scheduler,
+    rewrite,
+)
+from trigflow.models.model import Model, load
+from trigflow.runtime.errors import MissingExtraError, UserError
+from trigflow.runtime.files import ensure_folder, read_json, write_text
+from trigflow.samplers import consistency_times
+
+try:
+    from diffusers import AutoencoderKL, DiffusionPipeline, SCMScheduler
+    from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
+    from diffusers.utils.torch_utils import randn_tensor
+    from huggingface_hub import create_repo
+except ImportError as error:
+    raise MissingExtraError("a pipeline", "diffusers", "diffusers") from error
+
+Output = Literal["pil", "np", "pt", "latent"]
+
+IMPORT = '''"""Finds {name} for DiffusionPipeline.from_pretrained(..., trust_remote_code=True)."""
+
+from {module} import {name}  # noqa: F401
+'''
+
+
+class TrigFlowPipeline(DiffusionPipeline):
+    """Draws from a consistency student in one or a few evaluations, with the stock `SCMScheduler`.
+
+    With times `t_1 > ... > t_n`, from `x = sd z`, n times: `x0 = cos(t) x - sin(t) v(x, t)`, then
+    `x = cos(s) x0 + sin(s) sd z'` with fresh noise at the next time s; the same as `trigflow.samplers.consistency_sample`.
+
+    Args:
+        network: a consistency student that jumps to time 0: of sct, scd, vsd, scd-vsd, ct or cd, without segments.
+        scheduler: its `sigma_data` is that of the student.
+        vae: the autoencoder of a student of latents.
+
+    Raises:
+        UserError: for a diffusion teacher, a multistep or a MeanFlow student, or a scheduler that does not fit.
+    """
+
+    model_cpu_offload_seq = "network->vae"
+    _optional_components = ["vae"]  # noqa: RUF012 - as the base class has it
+    _callback_tensor_inputs = ("latents",)
+
+    def __init__(self, network: TrigFlowModel, scheduler: SCMScheduler, vae: AutoencoderKL | None = None) -> None:
+        super().__init__()
+        check_supported(network.model)
+        sd = network.model.config.process.sigma_data
+        if scheduler.config.get("prediction_type") != "trigflow" or scheduler.config.sigma_data != sd:
+            raise UserError(
+                f"a {type(scheduler).__name__} with prediction_type {scheduler.config.get('prediction_type')} and sigma_data "
+                f"{scheduler.config.get('sigma_data')}; expected an SCMScheduler with trigflow and {sd}, as the student was "
+                "trained; leave the scheduler out or correct it"
+            )
+        if network.model.config.loop.channels_last:  # reading weights loses their order in memory
+            network.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if vae is not None and network.model.vae is not None:
+            network.model.vae = VAE(network.model.vae.source, network=vae)
+        self.register_modules(network=network, scheduler=scheduler, vae=vae)
+
+    # Making one ----------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_model(cls, model: Model, figures: Sequence[dict[str, Any]] = ()) -> "TrigFlowPipeline":
+        """A pipeline with a copy of the weights of a `trigflow.Model`, on its device; `figures` are for the model card.
+
+        Raises:
+            MissingExtraError, UserError: as the class, and for an autoencoder that cannot be read.
+        """
+        check_supported(model)
+        network = TrigFlowModel(run=recipe_of(model.config), model=description_of(model), figures=list(figures))
+        network.network.load_state_dict(model.network.state_dict())
+        vae = None if model.vae is None else model.vae.load()
+        scheduler = SCMScheduler(sigma_data=model.config.process.sigma_data)
+        return cls(network.eval().to(model.device), scheduler, vae)
+
+    @classmethod
+    def from_run(cls, folder: str | Path, device: str | torch.device | None = "cpu") -> "TrigFlowPipeline":
+        """The pipeline of a run folder, with the figures that were measured of it; see `trigflow.deploy.card.figures_of`.
+
+        Raises:
+            UserError: as `trigflow.load` and the class.
+        """
+        return cls.from_model(load(folder, device), figures_of(Path(folder)))
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        network: TrigFlowModel | None = None,
+        scheduler: SCMScheduler | None = None,
+        **download: Any,
+    ) -> "TrigFlowPipeline":
+        """The pipeline of a folder that `save_pretrained` wrote, or of a repository of the Hugging Face hub.
+
+        Only JSON and safetensors files are read, and no code of the folder is run.
+
+        Args:
+            pretrained_model_name_or_path: a folder, or an id such as `user/model`.
+            network: taken instead of the saved one.
+            scheduler: taken instead of the saved one.
+            download: for a repository: `revision`, `cache_dir`, `token`, `local_files_only`, `force_download`.
+
+        Raises:
+            UserError: when it cannot be found or read, is damaged, or is another pipeline.
+        """
+        folder = local_folder(pretrained_model_name_or_path, download)
+        index = read_json(folder / "model_index.json", "the index")
+        if not isinstance(index, dict) or "TrigFlowPipeline" not in index.get("_class_name", ()):
+            raise UserError(
+                f"'{folder}' holds another pipeline; expected one saved by TrigFlowPipeline; open it with diffusers"
+            )
+        if network is None:
+            network = read_component(TrigFlowModel, folder / "network")
+        if scheduler is None:
+            scheduler = read_scheduler(folder / "scheduler")
+        vae = read_component(AutoencoderKL, folder / "vae") if (folder / "vae").is_dir() else None
+        return cls(network, scheduler, vae)
+
+    # Saving --------------------------------------------------------------------------------------------------------
+
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        safe_serialization: bool = True,
+        *,
+        samples: int = 64,
+        push_to_hub: bool = False,
+        repo_id: str | None = None,
+        **options: Any,
+    ) -> None:
+        """Write the folder, model card and `samples.png` included.
+
+        Args:
+            save_directory: folder, created where it is missing.
+            safe_serialization: only True: weights are safetensors files.
+            samples: images that are drawn for the card, in two steps from seed 0; 0 for none.
+            push_to_hub: also upload it.
+            repo_id: repository of the hub; the name of the folder by default.
+            options: `variant` and `max_shard_size`; and for the hub `private`, `token`, `commit_message`, `create_pr`.
+
+        Raises:
+            UserError: for a folder that cannot be written, or weights in another format.
+        """
+        if not safe_serialization:
+            raise UserError("weights as a pickle; expected safetensors; leave out safe_serialization")
+        folder = ensure_folder(Path(save_directory))
+        hub = {
+            name: options.pop(name) for name in ("private", "token", "commit_message", "create_pr") if name in options
+        }
+        super().save_pretrained(str(folder), **options)
+        rewrite(folder / "model_index.json", _class_name=["pipeline", "TrigFlowPipeline"])
+        rewrite(folder / "network" / "config.json")
+        for name, cls in (("pipeline", TrigFlowPipeline), (f"network/{TrigFlowModel.__module__}", TrigFlowModel)):
+            write_text(folder / f"{name}.py", IMPORT.format(module=cls.__module__, name=cls.__name__))
+        if samples:
+            save_picture(self._draw_samples(samples), folder / "samples.png")
+        pictured = (folder / "samples.png").is_file()
+        write_text(folder / "README.md", model_card(self.network.model, self.network.config.figures or [], pictured))
+        if push_to_hub:
+            self._upload(folder, repo_id or folder.resolve().name, **hub)
+
+    def push_to_hub(self, repo_id: str, *, samples: int = 64, **options: Any) -> str:
+        """Upload what `save_pretrained` writes to a repository of the Hugging Face hub, created where it is missing.
+
+        Args:
+            repo_id: such as `user/model`.
+            samples: as in `save_pretrained`.
+            options: `private`, `token` (of the command `hf auth login` by default), `commit_message`, `create_pr`.
+
+        Returns:
+            The address of the commit.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, samples=samples)
+            return self._upload(Path(folder), repo_id, **options)
+
+    def _upload(
+        self,
+        folder: Path,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | None = None,
+        commit_message: str | None = None,
+        create_pr: bool = False,
+    ) -> str:
+        repo_id = create_repo(repo_id, exist_ok=True, private=private, token=token).repo_id
+        return self._upload_folder(folder, repo_id, token=token, commit_message=commit_message, create_pr=create_pr)
+
+    def _draw_samples(self, num: int) -> Image.Image:
+        """A sheet of about `num` images for the model card; up to 16 classes get a column each."""
+        classes = self.network.model.num_classes
+        columns = classes if 1 < classes <= 16 else math.ceil(math.sqrt(num))
+        num = columns * math.ceil(num / columns)
+        generator = torch.Generator().manual_seed(0)
+        (values,) = self(batch_size=num, generator=generator, output_type="pt", return_dict=False)
+        return make_grid((values * 255).round().to(torch.uint8).cpu(), columns)
+
+    # Drawing -------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        class_labels: int | Sequence[int] | Tensor | None = None,
+        num_inference_steps: int = 2,
+        guidance_scale: float = 1.0,
+        *,
+        batch_size: int | None = None,
+        timesteps: Sequence[float] | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: Tensor | None = None,
+        output_type: Output = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[[Any, int, Tensor, dict[str, Tensor]], dict[str, Tensor]] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+    ) -> ImagePipelineOutput | tuple[Any]:
+        """Draw images.
+
+        Args:
+            class_labels: one class, or one per image, repeated as needed; by default the classes in turn. None for an
+                unconditional student.
+            num_inference_steps: evaluations of the network.
+            guidance_scale: from 1 to what the student was distilled for; 1 is no guidance.
+            batch_size: images to draw; by default as many as there are latents, or else labels, or else 1.
+            timesteps: decreasing times in (0, pi/2], one per evaluation, instead of those of the student: what a search
+                found for this number of steps, or `consistency_times`.
+            generator: of all noise, or one per image. None draws from torch's default generator.
+            latents: the noise to start from, `N(0, I)`, `(b, c, h, w)`.
+            output_type: `pil`, a list of images; `np`, float32 `(b, h, w, c)` in [0, 1]; `pt`, float32 `(b, c, h, w)` in
+                [0, 1]; `latent`, `x0 / sd`, float32 `(b, c, h, w)`, as the network sees it, in no range.
+            return_dict: False for a tuple `(images,)`.
+            callback_on_step_end: called as `callback(pipe, step, t, {"latents": x})` after each step, x of standard deviation
+                `sd`; the `latents` in what it returns take the place of x.
+            callback_on_step_end_tensor_inputs: names of the tensors it is given; `latents` is the only one.
+
+        Raises:
+            UserError: for numbers, labels, shapes or scales out of range, or a network in half precision.
+        """
+        model: Model = self.network.model
+        if output_type not in get_args(Output):
+            raise UserError(f"output_type '{output_type}'; expected one of {', '.join(get_args(Output))}; correct it")
+        if set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
+            raise UserError(
+                f"callback_on_step_end_tensor_inputs {tuple(callback_on_step_end_tensor_inputs)}; expected latents, the only "
+                "tensor there is; correct it"
+            )
+        if self.dtype not in (torch.float32, torch.float64):
+            raise UserError(
+                f"a network of {self.dtype}; expected float32, because time is embedded in it; call the pipeline under "
+                "torch.autocast instead"
+            )
+        times = self._times(num_inference_steps, timesteps)
+        device, sd = self._execution_device, self.scheduler.config.sigma_data
+        labels, shape = self._batch(class_labels, batch_size, latents)
+        labels = None if labels is None else labels.to(device)
+        model.velocity(labels, guidance_scale)  # what is wrong with the guidance is said before anything is drawn
+        if isinstance(generator, list) and len(generator) != shape[0]:
+            raise UserError(f"{len(generator)} generators for {shape[0]} images; expected one per image; pass as many")
+        if latents is None:
+            latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+        x = latents.to(device, torch.float32) * sd
+        self.scheduler.set_timesteps(
+            len(times), timesteps=[*times, 0.0], device=device, max_timesteps=None, intermediate_timesteps=None
+        )
+        self.scheduler.set_begin_index(0)
+        with self.progress_bar(total=len(times)) as bar:
+            for step, t in enumerate(self.scheduler.timesteps[:-1]):
+                velocity = self.network(x, t, labels, guidance_scale)
+                x = self.scheduler.step(velocity, t, x, generator=generator, return_dict=False)[0]
+                if callback_on_step_end is not None:
+                    given = {"latents": x} if callback_on_step_end_tensor_inputs else {}
+                    x = (callback_on_step_end(self, step, t, given) or {}).get("latents", x)
+                bar.update()
+        images = x / sd if output_type == "latent" else self._decode(x, output_type)
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images=images) if return_dict else (images,)  # type: ignore[arg-type]
+
+    def _times(self, steps: int, given: Sequence[float] | None) -> tuple[float, ...]:
+        model = self.network.model
+        if given is None:
+            return tuple(model.times.get(steps) or consistency_times(model.config.process, steps))
+        times = tuple(float(t) for t in given)
+        if (
+            not times
+            or times[0] > torch.pi / 2
+            or not all(s < t for t, s in zip(times, (*times[1:], 0.0), strict=True))
+        ):
+            raise UserError(
+                f"timesteps {times}; expected one or more decreasing times in (0, pi/2], without the 0 at the end; "
+                "leave them out"
+            )
+        return times
+
+    def _batch(
+        self, labels: int | Sequence[int] | Tensor | None, batch_size: int | None, latents: Tensor | None
+    ) -> tuple[Tensor | None, tuple[int, int, int, int]]:
+        """One label per image (None for an unconditional student), and the shape of the batch."""
+        model = self.network.model
+        shape = (-1, *model.shape) if latents is None else tuple(latents.shape)
+        wrong = shape[1:] != model.shape or (latents is not None and batch_size not in (None, shape[0]))
+        if wrong or 0 in shape or (batch_size is not None and batch_size < 1):
+            raise UserError(
+                f"batch_size {batch_size} and latents of shape {shape}; expected 1 or more of shape {model.shape}; correct them"
+            )
+        known = latents.shape[0] if latents is not None else batch_size
+        if model.num_classes == 0:
+            if labels is not None:
+                raise UserError("class_labels for an unconditional student; expected none; leave them out")
+            return None, (known or 1, *model.shape)
+        chosen = torch.arange(model.num_classes) if labels is None else torch.as_tensor(labels, dtype=torch.int64)
+        chosen = chosen.reshape(-1)
+        b = known or (1 if labels is None else len(chosen))
+        if not len(chosen) or (labels is not None and len(chosen) > b):
+            raise UserError(
+                f"{len(chosen)} class_labels for {max(b, 1)} images; expected from 1 to {max(b, 1)}; pass as many"
+            )
+        check_labels(chosen, model.num_classes)
+        return chosen.repeat(-(-b // len(chosen)))[:b], (b, *model.shape)
+
+    def _decode(self, x0: Tensor, output_type: Output) -> Any:
+        """Bytes, as `Model.sample` gives them, in the form that is asked for."""
+        model = self.network.model
+        decoded = model.normalization.decode(x0)
+        if isinstance(model.normalization, LatentNormalization):
+            decoded = VAE(model.normalization.vae, network=self.vae).decode(decoded)
+        if output_type == "pil":
+            return [to_picture(image) for image in decoded]
+        values = decoded.float() / 255
+        return values if output_type == "pt" else np.ascontiguousarray(values.permute(0, 2, 3, 1).cpu().numpy())

@@ -1,0 +1,259 @@
+"""The variants by name, and which of them work here.
+
+==========  =====================================================================================  ===================
+name        what it is                                                                             pixels
+==========  =====================================================================================  ===================
+plain       the network as it is; weights normalized once where it has `for_sampling`              the reference
+traced      operations recorded, conditioning kept; see `trigflow.deploy.traced`                the same
+graph       CUDA graphs, one for each batch size                                                   the same
+graph-bf16  CUDA graphs of bf16                                                                    as bf16
+compiled    `torch.compile`                                                                        a few by one level
+onnx        onnxruntime on the CPU (extra `onnx`)                                                  a few by one level
+bf16        convolutions and linear layers in bfloat16, conditioning in float32                    some by a few levels
+fp16        the same in float16, on CUDA                                                           some by a few levels
+int8        linear layers in int8, conditioning and convolutions in float32, on the CPU            some by a few levels
+==========  =====================================================================================  ===================
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from trigflow.deploy.fixed import FixedSizes, Replay, Variant
+from trigflow.deploy.traced import Traced
+from trigflow.networks.embeddings import Conditioning
+from trigflow.networks.layers import AdaptiveNorm
+from trigflow.networks.magnitude import FixedConv
+from trigflow.runtime.errors import UserError
+
+
+def ready_to_draw(network: nn.Module) -> nn.Module:
+    """The network itself in eval mode and frozen, or where it offers one, a copy without what only training needs."""
+    settled = getattr(network, "for_sampling", None)
+    ready: nn.Module = network if settled is None else settled()
+    return ready.eval().requires_grad_(False)
+
+
+class CudaGraph(FixedSizes):
+    """The whole network as one CUDA graph for each batch size: one launch in place of hundreds."""
+
+    def record(self, call: Callable[..., Tensor], buffer: Tensor, held: list[Tensor]) -> Replay:
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                call(buffer, *held)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            result = call(buffer, *held)
+
+        def replay(x: Tensor, values: list[Tensor]) -> Tensor:
+            graph.replay()
+            return result.clone()  # the next replay writes to the same place
+
+        return replay
+
+
+class Compiled(Variant):
+    """The network through `torch.compile`, once for all batch sizes from 2 on; a batch of 1 is computed as one of 2."""
+
+    def __init__(self, network: nn.Module, backend: str = "inductor") -> None:
+        super().__init__(network)
+        self.lock = threading.Lock()
+        self.compiled = torch.compile(network, dynamic=True, backend=backend)
+
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        label: Tensor | None = None,
+        guidance: Tensor | None = None,
+        end: Tensor | None = None,
+    ) -> Tensor:
+        rows = max(2, len(x))
+        given = [
+            v if v is None or len(v) == rows else v.expand(rows, *v.shape[1:]) for v in (x, t, label, guidance, end)
+        ]
+        with self.lock:
+            values = given[:4] if end is None else given
+            return self.compiled(*(None if v is None else v.contiguous() for v in values))[: len(x)]
+
+
+class Half(Variant):
+    """Convolutions and linear layers in half precision by autocast, the weights of convolutions kept in it; the conditioning
+    path turns autocast off for itself and stays in float32."""
+
+    def __init__(self, network: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__(copy.deepcopy(network))
+        self.dtype = dtype
+        for module in self.network.modules():
+            if isinstance(module, nn.Conv2d) or (isinstance(module, FixedConv) and module.fixed.ndim == 4):
+                module.to(dtype)
+
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        label: Tensor | None = None,
+        guidance: Tensor | None = None,
+        end: Tensor | None = None,
+    ) -> Tensor:
+        with torch.autocast(x.device.type, self.dtype):
+            return super().forward(x.to(self.dtype), t, label, guidance, end).to(x.dtype)
+
+
+class Quantized(Variant):
+    """Linear layers in int8: weights beforehand, activations as they come. Convolutions stay in float32, and so does the path
+    from time, label and guidance to scales and shifts."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__(network)
+        apart = (Conditioning, AdaptiveNorm)
+        exact = {id(inner) for module in network.modules() if isinstance(module, apart) for inner in module.modules()}
+        names = [
+            name for name, module in network.named_modules() if type(module) is nn.Linear and id(module) not in exact
+        ]
+        if not names:
+            raise UserError(
+                "int8 for a network without linear layers beside its conditioning; expected one that has some, such as a dit; "
+                "use another variant"
+            )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            chosen = dict.fromkeys(names, torch.ao.quantization.default_dynamic_qconfig)
+            self.quantized = torch.ao.quantization.quantize_dynamic(network, chosen, dtype=torch.qint8)
+
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        label: Tensor | None = None,
+        guidance: Tensor | None = None,
+        end: Tensor | None = None,
+    ) -> Tensor:
+        return self.quantized(x, t, label, guidance, *(() if end is None else (end,)))
+
+
+def _on_cuda(what: str, device: torch.device) -> None:
+    if device.type != "cuda":
+        raise UserError(f"{what} on {device}; expected a CUDA device; use another variant")
+
+
+def _on_cpu(what: str, device: torch.device) -> None:
+    if device.type != "cpu":
+        raise UserError(f"{what} on {device}; expected the CPU; use another variant")
+
+
+def _traced(network: nn.Module, shape: tuple[int, int, int], device: torch.device) -> Variant:
+    return Traced(network)
+
+
+def _graph(network: nn.Module, shape: tuple[int, int, int], device: torch.device) -> Variant:
+    _on_cuda("CUDA graphs", device)
+    return CudaGraph(network)
+
+
+def _graph_bf16(network: nn.Module, shape: tuple[int, int, int], device: torch.device) -> Variant:
+    _on_cuda("CUDA graphs", device)
+    return CudaGraph(_bf16(network, shape, device))
+
+
+def _compiled(network: nn.Module, shape: tuple[int, int, int], device: torch.device) -> Variant:
+    return Compiled(network)
+
+
+def _bf16(network: nn.Module, shape: tuple[int, int, int], device: torch.device) -> Variant:
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        raise UserError(f"bfloat16 on {torch.cuda.get_device_name(device)}; expected a GPU that has it; use fp16")
+    return Half(network, torch.bfloat16)
+
+
+def _fp16(network: nn.Module, shape: tuple[int, int, int], device: torch.device) -> Variant:
+    _on_cuda("float16", device)
+    return Half(network, torch.float16)
+
+
+def _int8(network: nn.Module, shape: tuple[int, int, int], device: torch.device) -> Variant:
+    _on_cpu("int8", device)
+    return Quantized(network)
+
+
+def _onnx(network: nn.Module, shape: tuple[int, int, int], device: torch.device) -> Variant:
+    _on_cpu("onnxruntime", device)
+    from trigflow.deploy.onnx import Onnx
+
+    return Onnx(network, shape)
+
+
+Builder = Callable[[nn.Module, tuple[int, int, int], torch.device], Variant]
+
+VARIANTS: dict[str, Builder] = {
+    "plain": lambda network, shape, device: Variant(network),
+    "traced": _traced,
+    "graph": _graph,
+    "graph-bf16": _graph_bf16,
+    "compiled": _compiled,
+    "onnx": _onnx,
+    "bf16": _bf16,
+    "fp16": _fp16,
+    "int8": _int8,
+}
+"""From the name to what makes it of a network that is ready to draw, the shape of an image and the device."""
+
+
+def build_variant(name: str, network: nn.Module, shape: tuple[int, int, int]) -> Variant:
+    """The variant of this name, tried once with a batch of 1.
+
+    Args:
+        name: one of `VARIANTS`, or `auto`: graph on CUDA, otherwise traced, and plain where that is not possible.
+        network: `F(x, t, label, guidance, end)`; it is put into eval mode and frozen.
+        shape: `(c, h, w)` of one image.
+
+    Raises:
+        MissingExtraError: for onnx without onnxruntime.
+        UserError: for an unknown name, or a variant that does not work with this network on this machine, and why.
+    """
+    ready = ready_to_draw(network)
+    device = next(ready.parameters()).device
+    if name == "auto":
+        try:
+            return _tried("graph" if device.type == "cuda" else "traced", ready, shape, device)
+        except UserError:
+            return _tried("plain", ready, shape, device)
+    if name not in VARIANTS:
+        raise UserError(f"unknown variant '{name}'; expected auto or one of {', '.join(VARIANTS)}; correct --variant")
+    return _tried(name, ready, shape, device)
+
+
+def _tried(name: str, ready: nn.Module, shape: tuple[int, int, int], device: torch.device) -> Variant:
+    """The variant, after one call."""
+    try:
+        with torch.no_grad():
+            variant = VARIANTS[name](ready, shape, device).eval().requires_grad_(False)
+            variant(*example(ready, shape, 1, device))
+    except UserError:
+        raise
+    except Exception as error:  # compilers and runtimes raise what they like
+        lines = str(error).strip().splitlines() or [""]
+        raise UserError(
+            f"the variant {name} cannot be built here ({type(error).__name__}: {lines[0][:120]}); expected one that works with "
+            "this network and machine; use plain"
+        ) from error
+    return variant
+
+
+def example(network: nn.Module, shape: tuple[int, int, int], n: int, device: torch.device) -> list[Tensor | None]:
+    """Inputs of a batch of n: x of unit variance at half the way, and the first classes."""
+    x = torch.randn(n, *shape, generator=torch.Generator().manual_seed(n)).to(device)
+    t = torch.full((n,), 0.8, device=device)
+    classes = getattr(network, "null_label", None)
+    label = (torch.arange(n) % classes).to(device) if classes else None
+    guidance = torch.ones_like(t) if getattr(network, "takes_guidance", False) else None
+    return [x, t, label, guidance, *([t / 2] if getattr(network, "takes_end", False) else [])]

@@ -1,0 +1,339 @@
+"""Measuring a model against its data, and describing a run folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trigflow.data import ImageDataset
+from trigflow.evaluation import (
+    Processes,
+    Reference,
+    ReferenceStatistics,
+    default_features,
+    extract,
+    feature_extractor,
+    frechet_distance,
+    gather,
+    neighbour_radii,
+    overlap,
+    read_reference,
+    stream_features,
+)
+from trigflow.evaluation.scores import half_distance
+from trigflow.models.model import Model, load
+from trigflow.runtime.errors import UserError
+from trigflow.runtime.files import read_json
+from trigflow.samplers import get_solver, nfe, sigma_grid
+from trigflow.samplers.guidance import inside_interval, time_interval
+from trigflow.training.checkpoint import list_checkpoints
+from trigflow.training.config import from_dict, to_dict
+from trigflow.training.log import read_metrics
+from trigflow.training.setup import load_data
+
+NEIGHBOURS = 3
+"""Which neighbour the balls behind precision and recall reach to."""
+
+
+def evaluations(
+    model: Model,
+    steps: int | None,
+    solver: str = "heun",
+    guidance: float = 1.0,
+    guidance_interval: tuple[float, float] | None = None,
+) -> int:
+    """Network evaluations per sample (NFE). On a diffusion model those with guidance count twice: all, or the ones inside
+    the interval of noise levels; a negative model counts like the model itself."""
+    steps = model.default_steps() if steps is None else steps
+    if model.kind == "consistency":
+        return steps
+    if guidance == 1 or guidance_interval is None:
+        return nfe(solver, steps) * (1 if guidance == 1 else 2)
+    process, times = model.config.process, []
+
+    def record(x_t: Tensor, t: Tensor) -> Tensor:
+        times.append(t)
+        return x_t
+
+    get_solver(solver)(record, torch.zeros(1), sigma_grid(process, steps))
+    inside = inside_interval(torch.cat(times), time_interval(process, guidance_interval))
+    return len(times) + int(inside.sum())
+
+
+def score(model: Model, reference: Reference, *, num: int, **sampling: Any) -> dict[str, Any]:
+    """Draw `num` samples and score them: fd, fd_real, precision, recall, nfe, num, samples_per_second.
+
+    Args:
+        model: what to draw from.
+        reference: real data in feature space.
+        num: number of samples.
+        sampling: arguments of `Model.sample`.
+    """
+    began = time.perf_counter()
+    images = model.sample(num, **sampling)
+    seconds = time.perf_counter() - began
+    scores = reference.score(images)
+    counted = {
+        name: sampling[name] for name in ("steps", "solver", "guidance", "guidance_interval") if name in sampling
+    }
+    return {
+        "fd": scores.fd,
+        "fd_real": scores.fd_real,
+        "precision": scores.precision,
+        "recall": scores.recall,
+        "nfe": evaluations(model, **{"steps": None, **counted}),
+        "num": num,
+        "samples_per_second": num / seconds,
+    }
+
+
+def make_reference(dataset: ImageDataset, features: str = "auto", seed: int = 0) -> Reference:
+    """The data in the feature space named `features`; `auto` takes the network shipped for the data set, else pixels."""
+    name = default_features(dataset.name) if features == "auto" else features
+    images = dataset.images if dataset.rows is None else torch.cat(list(dataset.chunks()))
+    return Reference(images, feature_extractor(name), seed=seed)
+
+
+def evaluate_model(
+    model: Model,
+    *,
+    num: int = 2000,
+    steps: int | None = None,
+    guidance: float = 1.0,
+    guidance_interval: tuple[float, float] | None = None,
+    negative: Model | None = None,
+    solver: str = "heun",
+    seed: int = 0,
+    features: str = "auto",
+    data: str | None = None,
+    progress: bool = False,
+    reference: str | Path | None = None,
+    weights: str | None = None,
+    first: int = 0,
+    repeat: int = 1,
+    batch_size: int = 256,
+) -> dict[str, Any]:
+    """Frechet distance, precision, recall, density and coverage of `num` samples against the model's data set.
+
+    Samples are numbered, and the noise of sample i is decided by `seed` and i alone. They are drawn, looked at and let go a
+    batch at a time. Where `torch.distributed` is initialized all its processes share the work, each has to call this, and each
+    gets the same result, equal bit for bit to that of one process with the same `batch_size`.
+
+    Args:
+        model: what to draw from; latents are decoded by its autoencoder.
+        num: how many samples.
+        steps, guidance, guidance_interval, negative, solver, seed: see `Model.sample`.
+        features: see `feature_extractor`; `auto` takes those of the reference file, or the network shipped for
+            the data set, else pixels.
+        data: other data than the model was trained on: a name or a path.
+        progress: show bars.
+        reference: a file of statistics to compare with, instead of data; see `trigflow.evaluation.read_reference`.
+        weights: a local copy of the weights of the features `inception` or `dinov2`.
+        first: number of the first sample.
+        repeat: measure so many sets of `num` samples, one after another in the numbering, and take the one of lowest distance.
+        batch_size: samples drawn together.
+
+    Returns:
+        fd, fd_real (real against real, the floor of fd), precision, recall, density, coverage, nfe, num, samples_per_second,
+        data, features, seeds (numbers of the samples) and, with `repeat`, fd_of_each. A reference file without features gives
+        no precision to coverage, one that does not say it no fd_real.
+
+    Raises:
+        UserError: for data of another shape than the model draws, a reference file of other features, a model of latents
+            without images to compare with, or arguments out of range.
+        MissingExtraError: for features, data or an autoencoder whose package is not installed.
+    """
+    if num <= NEIGHBOURS:
+        raise UserError(f"{num} samples to measure; expected at least {NEIGHBOURS + 1}; raise --num")
+    if repeat < 1 or batch_size < 1:
+        raise UserError(f"repeat {repeat}, batches of {batch_size}; expected at least 1 of each; correct the numbers")
+    if data is not None and reference is not None:
+        raise UserError("both data and a reference file; expected one to compare with; drop --data or --reference")
+    if model.vae is not None and data is None and reference is None:
+        raise UserError(
+            "a model of latents, whose data are no images to compare with; expected images or their statistics; pass "
+            "--data IMAGES or --reference FILE"
+        )
+    processes = Processes.present()
+    sampling: dict[str, Any] = {
+        "steps": steps, "guidance": guidance, "guidance_interval": guidance_interval, "negative": negative, "solver": solver,
+    }  # fmt: skip
+    one = processes.agree(lambda: model.sample(1, first=first, seed=seed, **sampling))  # what is wrong is said at once
+    if reference is None:
+        real, extractor = _from_data(model, one, data, features, weights, batch_size, processes, progress)
+    else:
+        real, extractor = _from_file(model, one, reference, features, weights, processes, progress)
+    compare = _comparison(model, real, processes)
+    seconds = 0.0
+
+    def draw(begin: int, start: int, stop: int) -> Tensor:
+        nonlocal seconds
+        began = time.perf_counter()
+        count = stop - start
+        images = model.sample(count, first=begin + start, batch_size=count, seed=seed, **sampling)
+        seconds += time.perf_counter() - began
+        return images
+
+    results = []
+    for begin in range(first, first + repeat * num, num):
+        batches = stream_features(
+            functools.partial(draw, begin), num, extractor,
+            batch_size=batch_size, processes=processes, progress="sampling" if progress else None,
+        )  # fmt: skip
+        results.append({**compare(batches), "seeds": f"{begin}-{begin + num - 1}"})
+    best = min(results, key=lambda result: float(result["fd"]))
+    seeds = best.pop("seeds")
+    counted = {key: sampling[key] for key in ("steps", "solver", "guidance", "guidance_interval")}
+    return {
+        **best,
+        "nfe": evaluations(model, **counted),
+        "num": num,
+        "samples_per_second": repeat * num / max(processes.together(lambda: seconds)),
+        "data": real.data,
+        "features": real.extractor,
+        "seeds": seeds,
+        **({"fd_of_each": [result["fd"] for result in results]} if repeat > 1 else {}),
+    }
+
+
+def _comparison(
+    model: Model, real: ReferenceStatistics, processes: Processes
+) -> Callable[[Iterable[Tensor]], dict[str, Any]]:
+    """A function from batches of features to their distance from the real ones, and, where it has those, the overlap."""
+    device = model.device if model.device.type == "cuda" else torch.device("cpu")  # float64 is slow or absent elsewhere
+    features = None if real.features is None else real.features.to(device)
+    radii = None if features is None else neighbour_radii(features, NEIGHBOURS, processes=processes)
+    floor = {} if real.fd_real is None else {"fd_real": real.fd_real}
+
+    def compare(batches: Iterable[Tensor]) -> dict[str, Any]:
+        statistics, drawn = gather(batches, keep=features is not None)
+        result = {"fd": frechet_distance(statistics, real.statistics), **floor}
+        if features is not None and drawn is not None:
+            found = overlap(features, drawn.to(device), NEIGHBOURS, real_radii=radii, processes=processes)
+            result |= dataclasses.asdict(found)
+        return result
+
+    return compare
+
+
+def _from_data(
+    model: Model,
+    one: Tensor,
+    data: str | None,
+    features: str,
+    weights: str | None,
+    batch_size: int,
+    processes: Processes,
+    progress: bool,
+) -> tuple[ReferenceStatistics, nn.Module]:
+    """The images to compare with, of the shape of the one that was drawn, in feature space; and the extractor."""
+    dataset = processes.agree(lambda: _real_images(model, one, data, progress and processes.rank == 0))
+    name = default_features(dataset.name) if features == "auto" else features
+    extractor = _extractor(model, name, weights, processes, progress)
+    batches = stream_features(
+        lambda start, stop: dataset.batch(torch.arange(start, stop))[0], len(dataset), extractor,
+        batch_size=batch_size, processes=processes, progress="features of the data" if progress else None,
+    )  # fmt: skip
+    statistics, kept = gather(batches, keep=True)
+    floor = None if kept is None else half_distance(kept)
+    return ReferenceStatistics(statistics, kept, floor, name, dataset.name), extractor
+
+
+def _from_file(
+    model: Model,
+    one: Tensor,
+    path: str | Path,
+    features: str,
+    weights: str | None,
+    processes: Processes,
+    progress: bool,
+) -> tuple[ReferenceStatistics, nn.Module]:
+    """The statistics in a file, and an extractor that makes features as long as they are, of the one image drawn."""
+    real = processes.agree(lambda: read_reference(path, None if features == "auto" else features))
+    extractor = _extractor(model, real.extractor, weights, processes, progress)
+    found = extract(extractor, one).shape[1]
+    if found != len(real.statistics.mean):
+        raise UserError(
+            f"reference '{path}' of {len(real.statistics.mean)} features for '{real.extractor}' of {found}; expected the same; "
+            "choose --features, or another file"
+        )
+    return real, extractor
+
+
+def _extractor(model: Model, name: str, weights: str | None, processes: Processes, progress: bool) -> nn.Module:
+    show = progress and processes.rank == 0
+    return processes.one_first(lambda: feature_extractor(name, weights, show).to(model.device))
+
+
+def _real_images(model: Model, one: Tensor, data: str | None, progress: bool) -> ImageDataset:
+    """Images to compare with, of the shape of the one that was drawn."""
+    config = model.config.data if data is None else dataclasses.replace(model.config.data, source=data)
+    shape = tuple(one.shape[1:])
+    if model.vae is not None:
+        config = dataclasses.replace(config, resize=shape[1] if shape[1] == shape[2] else None, channels=3)
+    dataset = load_data(config, progress)
+    if dataset.shape != shape:
+        raise UserError(
+            f"data of shape {dataset.shape} for a model that draws {shape}; expected the same; use the data the model was "
+            "trained on"
+        )
+    return dataset
+
+
+def describe_run(folder: str | Path, *, as_json: bool = False) -> str:
+    """What a run folder holds, as text or JSON.
+
+    Raises:
+        UserError: when it is no run folder.
+    """
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise UserError(f"'{folder}' holds no config.json; expected a run folder written by trigflow; check the path")
+    config = to_dict(from_dict(read_json(folder / "config.json", "configuration")))
+    metrics, checkpoints = read_metrics(folder), list_checkpoints(folder)
+    finished = (folder / "model.json").is_file()
+    facts: dict[str, Any] = {
+        "folder": str(folder),
+        "objective": config["objective"]["kind"],
+        "data": config["data"]["source"],
+        "network": config["network"]["kind"],
+        "finished": finished,
+        "iterations": config["loop"]["iterations"],
+        "newest checkpoint": int(checkpoints[-1].name) if checkpoints else None,
+    }
+    if finished:
+        model = load(folder, "cpu")
+        facts["kind"] = model.kind
+        facts["parameters"] = sum(p.numel() for p in model.network.parameters())
+        facts["image shape (c, h, w)" if model.vae is None else "latent shape (c, h, w)"] = list(model.shape)
+        if model.vae is not None:
+            facts["autoencoder"] = model.vae.source.name
+        facts["classes"] = model.num_classes
+        taught = model.kind == "diffusion" and model.num_classes and model.config.objective.label_dropout > 0
+        facts["guidance"] = f"1 to {model.config.objective.guidance_max}" if model.takes_guidance else (
+            "classifier-free" if taught else "none"
+        )  # fmt: skip
+        facts["searched times"] = {steps: list(times) for steps, times in model.times.items()}
+    if metrics:
+        last = metrics[-1]
+        facts |= {name: last.get(name) for name in ("iteration", "loss", "grad_norm", "skipped")}
+    if as_json:
+        return json.dumps({**facts, "config": config}, indent=2)
+    lines = [f"{name:24} {value}" for name, value in facts.items()]
+    lines += ["", "settings"] + [f"  {name:36} {value}" for name, value in _flat(config)]
+    return "\n".join(lines)
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    rows: list[tuple[str, Any]] = []
+    for name, value in config.items():
+        rows += _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [(f"{prefix}{name}", value)]
+    return rows

@@ -1,0 +1,87 @@
+"""Work shared by the processes of `torch.distributed`, or done by one alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+
+from trigflow.runtime.errors import UserError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes that share a computation; without arguments, this one alone.
+
+    The methods are collective: every process of the group calls them, in the same order. What one process raises is raised in
+    all of them, so that none is left waiting for another that has given up.
+
+    Attributes:
+        rank: of this process, from 0.
+        count: of all.
+        group: a group of `torch.distributed`; None for all its processes.
+    """
+
+    rank: int = 0
+    count: int = 1
+    group: Any = None
+
+    @classmethod
+    def present(cls, group: Any = None) -> Processes:
+        """Those of an initialized `torch.distributed` (of one group, where it is given), else this one alone."""
+        if not (dist.is_available() and dist.is_initialized()):
+            return cls()
+        return cls(dist.get_rank(group), dist.get_world_size(group), group)
+
+    def together(self, compute: Callable[[], T]) -> list[T]:
+        """What `compute` gives in each process, in the order of the ranks; every process gets all of it.
+
+        The values travel between processes as pickles.
+
+        Raises:
+            UserError: the one that another process has raised.
+            RuntimeError: for any other error of another process; its own error is raised as it is.
+        """
+        if self.count == 1:
+            return [compute()]
+        value, error = None, None
+        try:
+            value = compute()
+        except Exception as raised:
+            error = raised
+        outcomes: list[Any] = [None] * self.count
+        dist.all_gather_object(outcomes, (value, _described(error)), group=self.group)
+        if error is not None:
+            raise error
+        for rank, (_, failure) in enumerate(outcomes):
+            if failure is not None:
+                expected, text = failure
+                raise UserError(text) if expected else RuntimeError(f"process {rank} failed: {text}")
+        return [value for value, _ in outcomes]
+
+    def agree(self, compute: Callable[[], T]) -> T:
+        """What `compute` gives in this process, once it has succeeded in all. Raises as `together`."""
+        kept: list[T] = []
+        self.together(lambda: kept.append(compute()))
+        return kept[0]
+
+    def one_first(self, compute: Callable[[], T]) -> T:
+        """As `agree`, but process 0 goes first: it may download a file that the others then find. Raises as `together`."""
+        kept: list[T] = []
+        for turn in (self.rank == 0, self.rank != 0):
+            self.together(lambda turn=turn: kept.append(compute()) if turn else None)  # type: ignore[misc]
+        return kept[0]
+
+
+ALONE = Processes()
+
+
+def _described(error: Exception | None) -> tuple[bool, str] | None:
+    """Whether an error is the user's to correct, and its text."""
+    if error is None:
+        return None
+    return isinstance(error, UserError), str(error) if isinstance(error, UserError) else repr(error)

@@ -1,0 +1,286 @@
+"""The demo: real digits to a two-step generator, with everything measured on the way."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trigflow.codecs.pictures import label_panels, save_picture
+from trigflow.evaluation import Reference
+from trigflow.evaluation.evaluate import evaluations, make_reference, score
+from trigflow.lab.recipes import Recipe, get_recipe
+from trigflow.models.model import Model, load
+from trigflow.runtime.errors import MissingExtraError, UserError
+from trigflow.runtime.files import ensure_folder, read_json, write_json, write_text
+from trigflow.samplers import search_times
+from trigflow.training.config import RunConfig, from_dict, to_dict
+from trigflow.training.runs import distill, train
+from trigflow.training.setup import compare_configs, load_data
+from trigflow.version import __version__
+
+DEMOS = ("digits", "mnist")
+"""Recipes that are small enough to be trained from nothing while one looks on."""
+TEACHER_STEPS = (18, 32)
+"""Heun steps the teacher is scored at: 35 and 63 evaluations; the better one is its figure."""
+PANEL = 50
+"""Images per panel of the picture."""
+
+
+@dataclass
+class Report:
+    """What the demo measured; `figures` is the content of report.json."""
+
+    figures: dict[str, Any]
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """The table, header first."""
+        f = self.figures
+        header = ("", "evaluations", "Frechet distance", "precision", "recall", "images / s")
+        rows: list[tuple[str, ...]] = [header]
+        for name, key in (("teacher", "teacher"), ("student, 1 step", "student_1"), ("student, 2 steps", "student_2")):
+            rows.append(
+                (
+                    name,
+                    str(f["nfe"][key]),
+                    f"{f['fd'][key]:.2f}",
+                    f"{f['precision'][key]:.2f}",
+                    f"{f['recall'][key]:.2f}",
+                    f"{f['samples_per_second'][key]:,.0f}",
+                )
+            )
+        rows.append(("real against real", "", f"{f['fd']['real']:.2f}", "", "", ""))
+        return rows
+
+    def table(self) -> str:
+        """The table as text, with the headline below."""
+        rows = self.rows()
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        lines = ["  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+                 for row in rows]  # fmt: skip
+        return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], "", self.headline()])
+
+    def headline(self) -> str:
+        """One sentence."""
+        f = self.figures
+        if f["resumed"]:
+            return (
+                f"Two steps draw {f['speedup_2']:.0f}x faster than the teacher at {f['nfe']['teacher_timed']} evaluations; "
+                "resumed after an interruption."
+            )
+        return (
+            f"Two steps draw {f['speedup_2']:.0f}x faster than the teacher at {f['nfe']['teacher_timed']} evaluations; "
+            f"trained in {f['seconds']['train']:.0f} s, distilled in {f['seconds']['distill']:.0f} s, "
+            f"{f['seconds']['total']:.0f} s in all."
+        )
+
+
+def run_demo(
+    out: str | Path, *, recipe: str = "digits", seed: int = 0, quick: bool = False, progress: bool = True
+) -> Report:
+    """Train a recipe's teacher into `out/teacher`, distill it into `out`, score and picture both, write the report.
+
+    An interrupted demo goes on where it stopped. A finished one is not repeated: its report is returned.
+
+    Args:
+        out: run folder of the student; gets teacher/, samples.png, report.json and report.html too.
+        recipe: one of `DEMOS`.
+        seed: of everything random.
+        quick: a tiny demo of a few seconds, to try the installation.
+        progress: draw progress bars on stderr.
+
+    Raises:
+        UserError: for an unknown recipe, and when `out` holds something else, or a demo with another recipe, seed or size.
+        MissingExtraError: when the `demo` extra is not installed.
+    """
+    began = time.perf_counter()
+    template = _template()
+    if recipe not in DEMOS:
+        raise UserError(f"there is no demo of '{recipe}'; expected {' or '.join(DEMOS)}; change --recipe")
+    runs = _seeded(get_recipe(recipe), seed, quick)
+    made = {"recipe": recipe, "seed": seed, "quick": quick}
+    out = Path(out)
+    if (out / "report.json").is_file():
+        report = Report(read_json(out / "report.json", "report"))
+        _check_same(out, report, made)
+        return report
+    resumed = (out / "teacher" / "config.json").is_file()
+    if not resumed and out.is_dir() and any(not path.is_dir() for path in out.rglob("*")):
+        raise UserError(f"'{out}' is not empty and holds no demo; expected a new folder; choose another --out")
+    for folder, run in ((out / "teacher", runs.teacher), (out, runs.student)):
+        if (folder / "config.json").is_file():
+            begun = to_dict(from_dict(read_json(folder / "config.json", "configuration")))
+            for part in ("data", "loop"):
+                compare_configs(begun[part], to_dict(run)[part], f"{part}.")
+    ensure_folder(out)
+    dataset = load_data(runs.teacher.data)
+
+    teacher, train_seconds = _timed(lambda: _finished_or(out / "teacher", runs.teacher, lambda: train(
+        runs.teacher, out / "teacher", resume=resumed and "auto", progress=progress
+    )))  # fmt: skip
+    config = dataclasses.replace(runs.student, teacher="teacher")
+    student, distill_seconds = _timed(
+        lambda: _finished_or(
+            out, config, lambda: distill(config, teacher, out, resume=resumed and "auto", progress=progress)
+        )
+    )
+
+    evaluate_began = time.perf_counter()
+    reference = make_reference(dataset)
+    num = 200 if quick else 2000
+    student.times[2] = _search_t_mid(student, reference, num)
+    student.save(out)
+    teachers = {steps: score(teacher, reference, num=num, steps=steps, seed=1) for steps in TEACHER_STEPS}
+    scores = {
+        "teacher": min(teachers.values(), key=lambda s: float(s["fd"])),
+        "student_1": score(student, reference, num=num, steps=1, seed=1),
+        "student_2": score(student, reference, num=num, steps=2, seed=1),
+    }
+    speed = _speeds(teacher, student, 32 if quick else 256)
+    figures: dict[str, Any] = {
+        name: {key: s[name] for key, s in scores.items()} for name in ("fd", "precision", "recall", "nfe")
+    }
+    figures["fd"]["real"] = scores["teacher"]["fd_real"]
+    figures["fd"] |= {f"teacher_{s['nfe']}": s["fd"] for s in teachers.values()}
+    figures["nfe"]["teacher_timed"] = evaluations(teacher, TEACHER_STEPS[-1])
+    figures["samples_per_second"] = speed
+    figures["speedup_2"] = speed["student_2"] / speed["teacher"]
+    figures["t_mid"] = student.times[2][1]
+    figures["skipped_steps"] = {"teacher": _skipped(out / "teacher"), "student": _skipped(out)}
+    figures["num"] = num
+    figures["parameters"] = sum(p.numel() for p in student.network.parameters())
+    figures["seconds"] = {
+        "train": train_seconds,
+        "distill": distill_seconds,
+        "evaluate": time.perf_counter() - evaluate_began,
+        "total": time.perf_counter() - began,
+    }
+    figures |= {**made, "resumed": resumed, "machine": machine()}
+    report = Report(figures)
+
+    panels = {f"teacher, {figures['nfe']['teacher_timed']} evaluations": teacher.sample(PANEL, steps=TEACHER_STEPS[-1])}
+    panels["student, 2 evaluations"] = student.sample(PANEL, steps=2)
+    panels["student, 1 evaluation"] = student.sample(PANEL, steps=1)
+    panels["real"] = _real_panel(dataset.images, dataset.labels)
+    picture = save_picture(label_panels(panels, columns=10), out / "samples.png")
+    write_text(out / "report.html", _render(template, report, picture))
+    write_json(out / "report.json", figures)
+    return report
+
+
+def machine() -> dict[str, Any]:
+    """What a figure depends on: processor, threads, versions."""
+    return {
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "trigflow": __version__,
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _seeded(recipe: Recipe, seed: int, quick: bool) -> Recipe:
+    def change(config: RunConfig) -> RunConfig:
+        loop = dataclasses.replace(config.loop, seed=seed)
+        network = config.network
+        if quick:
+            loop = dataclasses.replace(loop, iterations=30, batch_size=16, sample_every=15, checkpoint_every=15)
+            network = dataclasses.replace(network, width=16)  # type: ignore[arg-type]  # a U-Net
+        return dataclasses.replace(config, loop=loop, network=network)
+
+    return Recipe(change(recipe.teacher), change(recipe.student))
+
+
+def _check_same(out: Path, report: Report, made: dict[str, Any]) -> None:
+    found = {name: report.figures.get(name, "digits" if name == "recipe" else None) for name in made}
+    if found != made:
+        holds = ", ".join(f"{name} {value}" for name, value in found.items())
+        raise UserError(
+            f"'{out}' holds a finished demo with {holds}; expected a new folder for other settings; choose another --out"
+        )
+
+
+def _finished_or(folder: Path, config: RunConfig, make: Any) -> Model:
+    """The model of a folder, when its training has finished already, or what `make` returns."""
+    return load(folder, config.loop.device) if (folder / "model.json").is_file() else make()
+
+
+def _timed(action: Any) -> tuple[Model, float]:
+    began = time.perf_counter()
+    return action(), time.perf_counter() - began
+
+
+def _search_t_mid(student: Model, reference: Reference, num: int) -> tuple[float, ...]:
+    """Two-step times with the least Frechet distance, on noise that the final figures do not use."""
+
+    def distance(times: tuple[float, ...]) -> float:
+        return reference.score(student.sample(num, times=times, seed=2)).fd
+
+    return search_times(distance, student.config.process, 2, evaluations=10).times
+
+
+def _speeds(teacher: Model, student: Model, batch: int) -> dict[str, float]:
+    """Images per second at equal batch size: medians of interleaved repeats."""
+    variants: dict[str, Any] = {
+        "teacher": lambda: teacher.sample(batch, steps=TEACHER_STEPS[-1], batch_size=batch),
+        "student_1": lambda: student.sample(batch, steps=1, batch_size=batch),
+        "student_2": lambda: student.sample(batch, steps=2, batch_size=batch),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for repeat in range(4):
+        for name, draw in variants.items():
+            began = time.perf_counter()
+            draw()
+            if repeat:  # the first round warms up
+                seconds[name].append(time.perf_counter() - began)
+    return {name: batch / sorted(times)[len(times) // 2] for name, times in seconds.items()}
+
+
+def _skipped(folder: Path) -> int:
+    from trigflow.training.log import read_metrics
+
+    lines = read_metrics(folder)
+    return int(lines[-1]["skipped"]) if lines else 0
+
+
+def _real_panel(images: Tensor, labels: Tensor | None) -> Tensor:
+    """Real images with the classes in turn, as the samples have them."""
+    if labels is None:
+        return images[:PANEL]
+    classes = int(labels.max()) + 1
+    by_class = [images[labels == c][: -(-PANEL // classes)] for c in range(classes)]
+    return torch.stack(by_class, dim=1).flatten(0, 1)[:PANEL]
+
+
+def _template() -> Any:
+    try:
+        import jinja2
+    except ImportError:
+        raise MissingExtraError("the demo's report", "jinja2", "demo") from None
+    loader = jinja2.PackageLoader("trigflow", "templates")
+    return jinja2.Environment(loader=loader, autoescape=True).get_template("report.html")
+
+
+def _render(template: Any, report: Report, picture: Path) -> str:
+    import base64
+
+    encoded = base64.b64encode(picture.read_bytes()).decode("ascii")
+    rows = report.rows()
+    return str(
+        template.render(f=report.figures, header=rows[0], rows=rows[1:], headline=report.headline(), picture=encoded)
+    )

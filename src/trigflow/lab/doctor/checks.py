@@ -1,0 +1,372 @@
+"""What can be wrong with a training, how it shows, and what to do about it: one function for each.
+
+Every check looks at the medians of the last quarter of the log, so that neither the first steps nor a single line decides.
+The thresholds lie between what healthy runs show and what runs broken on purpose show, with a wide margin to both sides.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from trigflow.lab.doctor.numbers import gone_back, loss_scale, non_finite, spikes
+from trigflow.lab.doctor.outcome import Diagnosis, NotSeen, Outcome, Sound
+from trigflow.lab.doctor.record import Line, Record
+from trigflow.training.instruments import LONGER
+
+STEEP = 8.0
+"""||de/dt|| / ||e|| of a time embedding: 0.2 to 2 for positional features, 30 or more for Fourier features of scale 16."""
+DIVERGING = 5.0
+"""The same at t_max over its median in the middle: about 1 for identity time, 25 for log(sd tan t)."""
+MIDDLE = slice(2, 6)
+"""Time bins from pi/8 to 3 pi/8."""
+GROWN = 1.5
+"""Growth of a tangent or error that is no noise of a median."""
+HARM = 1.2
+"""Inconsistency of a student over that of its start: training should lower it."""
+FLAT = 0.1
+"""Share of the range of -log e(t) that a working w(t) covers at least."""
+UNEVEN = math.log(1.5)
+"""Range of log e(t) from which the weighting has something to even out."""
+EXPLODED = 20.0
+"""exp(w(t)) e(t), which is 1 where the weighting has converged."""
+EMA_HARM = 1.1
+"""Error of the averaged weights over that of the weights: averaging should lower it."""
+EMA_GAIN = 0.95
+"""Error with a longer average over that with the run's own."""
+SCALE = 1.2
+"""Factor between measured and assumed standard deviation."""
+
+
+def tangent_at_the_end(record: Record) -> Outcome:
+    """The tangent has a factor cos(t), so towards pi/2 it falls, unless the derivative of the network grows as fast.
+
+    Seen in the time embedding, whose derivative grows without bound with `c_noise = log(sd tan t)`, or in the tangent itself.
+    Source: Lu and Song 2025, section 4.1.
+    """
+    name = "tangent-end"
+    if not record.student:
+        return NotSeen(name, "only sct, scd and scd-vsd have a tangent")
+    embedding, end = record.by_time("embedding_derivative_by_time"), record.value("embedding_derivative_end")
+    tangent = record.by_time("tangent_norm_by_time")
+    evidence: list[str] = []
+    sound: list[str] = []
+    if embedding is not None and end is not None:
+        middle = _median(embedding[MIDDLE])
+        said = (
+            f"the time embedding changes by {end:.3g} times its size in a unit of time at t_max = "
+            f"{record.config.process.t_max:.3f}, and by {middle:.3g} times from pi/8 to 3 pi/8"
+        )
+        (evidence if end > max(DIVERGING * middle, STEEP / 2) else sound).append(said)
+    if tangent is not None and record.config.objective.segments == 1:
+        middle, last = _median(tangent[MIDDLE]), tangent[-1]
+        if last is not None and middle > 0:
+            said = f"the tangent is {last:.3g} in the last time bin, {last / middle:.2g} times what it is from pi/8 to 3 pi/8"
+            (evidence if last > middle else sound).append(said)
+    if not evidence:
+        return Sound(name, "; ".join(sound)) if sound else NotSeen(name, "the log has no tangent by time")
+    clock = record.by_time("probe_clock_by_time")
+    if clock is not None and clock[-1] is not None:
+        sound.append(
+            f"its part through the time is {clock[-1]:.3g} there and {_median(clock[MIDDLE]):.3g} in the middle"
+        )
+    conditioning = record.config.network.conditioning
+    told = f"(now {conditioning.time_map}, {conditioning.time_embedding})"
+    return Diagnosis(
+        name,
+        "The tangent diverges near t = pi/2.",
+        _sentence([*evidence, *sound]),
+        f"Train with network.conditioning.time-map identity and time-embedding positional {told}, the teacher too; "
+        "`trigflow convert` gives a teacher that was trained otherwise the stable time embedding.",
+    )
+
+
+def steep_embedding(record: Record) -> Outcome:
+    """A time embedding that oscillates in t makes the time derivative of the network large at all times.
+
+    Source: Lu and Song 2025, section 4.1, on Fourier features.
+    """
+    name = "time-embedding"
+    if not record.student:
+        return NotSeen(name, "only sct, scd and scd-vsd differentiate the time embedding")
+    embedding = record.by_time("embedding_derivative_by_time")
+    if embedding is None:
+        return NotSeen(
+            name, f"no derivative of the time embedding in the log and none from the weights; {_ask(record)}"
+        )
+    typical = _median(embedding)
+    if typical <= STEEP:
+        return Sound(name, f"the time embedding changes by {typical:.3g} times its size in a unit of time")
+    conditioning, clock = record.config.network.conditioning, record.value("probe_clock")
+    space = record.value("probe_space")
+    seen = [f"it changes by {typical:.3g} times its own size in a unit of time; below 1 is usual"]
+    if clock is not None and space is not None:
+        seen.append(f"the tangent's part through the time is {clock:.3g}, that through the image {space:.3g}")
+    fourier = conditioning.time_embedding == "fourier"
+    now = f"fourier of scale {conditioning.fourier_scale:g}" if fourier else conditioning.time_embedding
+    return Diagnosis(
+        name,
+        "The time embedding is too steep for a consistency model.",
+        _sentence(seen),
+        f"Train with network.conditioning.time-embedding positional, or fourier with fourier-scale 0.02 (now {now}), the "
+        "teacher too; `trigflow convert` gives a teacher that was trained otherwise the stable time embedding.",
+    )
+
+
+def half_precision(record: Record) -> Outcome:
+    """The time embedding and all that follows up to scales and shifts belong in float32, also under autocast."""
+    name = "half-precision"
+    operations, half = record.value("time_operations"), record.value("time_half")
+    if operations is None or half is None:
+        return NotSeen(name, f"the log does not say in which arithmetic the time embedding is computed; {_ask(record)}")
+    dtype = next(line["time_dtype"] for line in reversed(record.lines) if line.get("time_dtype"))
+    if not half:
+        return Sound(name, f"all {operations:.0f} operations of the time embedding are in {dtype} or finer")
+    return Diagnosis(
+        name,
+        "The time embedding is computed in half precision.",
+        f"{half:.0f} of the {operations:.0f} operations between t and the image features are in {dtype}, in which a time near "
+        f"pi/2 is known to {_spacing(dtype)} only; the tangent contains the derivative of that path.",
+        "In the network's forward, compute the time embedding and the scales, shifts and gates made from it inside "
+        "`with torch.autocast(device_type, enabled=False)` on float32 inputs and weights, or set loop.precision fp32.",
+    )
+
+
+def learning_rate(record: Record) -> Outcome:
+    """Training should make a student more consistent and a teacher's error smaller.
+
+    Of a student: the tangent grows after the warmup, when the loss no longer changes its meaning; or, in a distillation, at
+    full strength it is larger than it was for the weights the student started from. (Consistency training follows noisy
+    velocities, and the better its network, the more of that noise its derivative passes on.) Of a teacher: the error is
+    above its lowest.
+    """
+    name = "learning-rate"
+    optimizer, tangent = record.config.optimizer, record.config.objective.tangent
+    remedy = f"Lower optimizer.lr (now {optimizer.lr:g}), by a factor of 4 to begin with"
+    if not record.student:
+        return _rising_error(record, name, f"{remedy}, or raise optimizer.warmup (now {optimizer.warmup}).")
+    if isinstance(steep_embedding(record), Diagnosis):
+        return NotSeen(
+            name, "the tangent of a steep time embedding says nothing of the learning rate; see time-embedding"
+        )
+    remedy += f"; then raise objective.tangent.warmup (now {tangent.warmup})."
+    evidence: list[str] = []
+    sound: list[str] = []
+    start, now = record.value("probe_start"), record.value("probe_error_ema")
+    if record.config.objective.kind == "scd" and start is not None and now is not None:
+        said = (
+            f"the tangent at full strength is {now:.3g}, and was {start:.3g} for the weights the student started from"
+        )
+        (evidence if now > HARM * start else sound).append(said)
+    after = [line for line in record.lines if line["iteration"] > tangent.warmup]
+    early = after[: max(1, len(after) // 4)]
+    before, late = record.value("tangent_norm", early), record.value("tangent_norm")
+    if len(after) >= 4 and before is not None and late is not None:
+        said = f"the tangent was {before:.3g} when the warmup had ended and is {late:.3g} now"
+        (evidence if late > GROWN * before else sound).append(said)
+    if evidence:
+        return Diagnosis(
+            name, "The learning rate is too high for the tangent warmup.", _sentence([*evidence, *sound]), remedy
+        )
+    if sound:
+        return Sound(name, "; ".join(sound))
+    return NotSeen(
+        name, f"the tangent warmup of {tangent.warmup} iterations is not over; look again later, or {_ask(record)}"
+    )
+
+
+def _rising_error(record: Record, name: str, remedy: str) -> Outcome:
+    lines = record.lines
+    size = max(1, len(lines) // 8)
+    means = [record.value("loss", lines[i : i + size]) for i in range(0, len(lines) - size + 1, size)]
+    errors = [error for error in means if error is not None]
+    late = record.value("loss")
+    if len(errors) < 4 or late is None:
+        return NotSeen(name, "the log is too short; look again later")
+    lowest = min(errors)
+    said = f"the error is {late:.3g} and has been {lowest:.3g}"
+    if late <= GROWN * lowest:
+        return Sound(name, said)
+    return Diagnosis(name, "The learning rate is too high.", _sentence([said]), remedy)
+
+
+def adaptive_weight(record: Record) -> Outcome:
+    """Minimizing `exp(w) e - w` gives `w(t) = -log e(t)`, so that every time has a share of one in the gradient."""
+    name = "adaptive-weight"
+    if not record.config.objective.learns_weight or record.config.objective.kind == "vsd":
+        return NotSeen(name, "the run learns no weighting w(t)")
+    weight, error = record.by_time("weight_by_time"), record.by_time("loss_by_time")
+    if weight is None or error is None:
+        return NotSeen(name, f"no weighting w(t) in the log and no checkpoint; {_ask(record)}")
+    pairs = [(w, math.log(e)) for w, e in zip(weight, error, strict=True) if w is not None and e]
+    if not pairs:
+        return NotSeen(name, "the log has no error by time")
+    share = _largest_share(record, weight)
+    weights, errors = [w for w, _ in pairs], [e for _, e in pairs]
+    moved, needed = max(weights) - min(weights), max(errors) - min(errors)
+    seen = (
+        f"over time log e(t) spans {needed:.3g} and w(t) {moved:.3g}; exp(w) e is {share:.3g} at most, and 1 where the "
+        "weighting has converged"
+    )
+    if share > EXPLODED:
+        return Diagnosis(
+            name,
+            "The adaptive weighting has exploded.",
+            f"exp(w) e reaches {share:.3g} at some time, and is 1 where the weighting has converged: few times decide every "
+            "step.",
+            f"Lower optimizer.lr (now {record.config.optimizer.lr:g}), which is that of the weighting too, or switch "
+            "objective.adaptive-weight off.",
+        )
+    if needed < UNEVEN or moved >= FLAT * needed:
+        return Sound(name, seen)
+    if record.iteration < record.config.loop.iterations / 2:
+        return NotSeen(name, "the weighting w(t) has not moved yet; look again after half of the run")
+    return Diagnosis(
+        name,
+        "The adaptive weighting is dead.",
+        f"The error varies over time by a factor of {math.exp(needed):.3g} and w(t) by {math.exp(moved):.3g}.",
+        f"Lower optimizer.eps (now {record.config.optimizer.eps:g}; the paper's large presets use 1e-11) or raise optimizer.lr "
+        f"(now {record.config.optimizer.lr:g}); if that changes nothing, the weighting is not among the trained parameters.",
+    )
+
+
+def average_too_long(record: Record) -> Outcome:
+    """An average that reaches far back holds weights that are worse than the newest."""
+    name = "ema-long"
+    ratio = _median_ratio(record.late, "probe_error_ema", "probe_error")
+    if ratio is None:
+        return NotSeen(name, f"the log does not compare the averaged weights with the newest; {_ask(record)}")
+    seen = f"on the same samples the averaged weights have {ratio:.3g} times the error of the newest"
+    if ratio <= EMA_HARM:
+        return Sound(name, seen)
+    return Diagnosis(
+        name,
+        "The average of the weights (EMA) is too long for this run.",
+        _sentence([seen, f"they differ by {100 * (record.value('ema_lag') or 0):.2g} % of their norm"]),
+        _shorter(record),
+    )
+
+
+def average_too_short(record: Record) -> Outcome:
+    """An average that is too short leaves the noise of the last steps in the weights; a longer one has a smaller error."""
+    name = "ema-short"
+    lines = [line for line in record.late if line.get("probe_error_longer") is not None]
+    ratio = _median_ratio(lines, "probe_error_longer", "probe_error_ema")
+    newest = _median_ratio(lines, "probe_error_longer", "probe_error")
+    if ratio is None or newest is None or len(lines) < 3:
+        return NotSeen(name, f"no longer average in the log to compare with; {_ask(record)}")
+    seen = (
+        f"on the same samples an average of relative width {LONGER:g} over the lines of the log has {ratio:.3g} times the "
+        f"error of the run's average, and {newest:.3g} times that of the newest weights"
+    )
+    if max(ratio, newest) >= EMA_GAIN or isinstance(average_too_long(record), Diagnosis):
+        return Sound(name, seen)
+    return Diagnosis(
+        name,
+        "The average of the weights (EMA) is too short.",
+        _sentence([seen]),
+        _longer(record),
+    )
+
+
+def data_scale(record: Record) -> Outcome:
+    """Everything assumes data of standard deviation sigma_data."""
+    name = "data-scale"
+    measured, assumed = record.value("data_std"), record.config.process.sigma_data
+    if measured is None:
+        return NotSeen(name, f"the log has no standard deviation of the data; {_ask(record)}")
+    mean = record.value("data_mean") or 0.0
+    seen = f"x0 has standard deviation {measured:.3g} and mean {mean:.2g}; sigma_data is {assumed:g}"
+    if assumed / SCALE <= measured <= assumed * SCALE:
+        return Sound(name, seen)
+    return Diagnosis(
+        name,
+        "The data do not have the standard deviation that the process assumes.",
+        _sentence([seen]),
+        f"Set data.normalize to measured (now {record.config.data.normalize}), which scales the data to sigma_data, or "
+        f"process.sigma-data to {measured:.2g}; train the teacher anew with it.",
+    )
+
+
+CHECKS: tuple[Callable[[Record], Outcome], ...] = (
+    non_finite,
+    gone_back,
+    loss_scale,
+    spikes,
+    half_precision,
+    steep_embedding,
+    tangent_at_the_end,
+    learning_rate,
+    adaptive_weight,
+    average_too_short,
+    average_too_long,
+    data_scale,
+)
+"""In the order in which they are reported: causes before what they cause."""
+
+
+# Helpers -------------------------------------------------------------------------------------------------------------
+
+
+def _ask(record: Record) -> str:
+    """What would show what the log does not."""
+    if record.config.loop.instruments:
+        return "it needs more lines of log, or a kind of run in which it can be measured"
+    return "switch on loop.instruments (--loop.instruments)"
+
+
+def _median(values: list[float | None]) -> float:
+    known = sorted(value for value in values if value is not None)
+    return known[len(known) // 2] if known else 0.0
+
+
+def _median_ratio(lines: list[Line], above: str, below: str) -> float | None:
+    """Median over the lines of the ratio of two figures of the same line."""
+    ratios = [line[above] / line[below] for line in lines if line.get(above) is not None and line.get(below)]
+    return _median(ratios) if ratios else None
+
+
+def _largest_share(record: Record, saved: list[float | None]) -> float:
+    """Median over the late lines of the largest exp(w(t)) e(t); `saved` is w(t) where a line has none."""
+    largest = []
+    for line in record.late:
+        pairs = zip(line.get("weight_by_time") or saved, line["loss_by_time"], strict=True)
+        exponents = [w + math.log(e) for w, e in pairs if w is not None and e]
+        largest += [max(exponents)] if exponents else []
+    return math.exp(min(_median([*largest]), 700.0))
+
+
+def _sentence(parts: list[str]) -> str:
+    text = "; ".join(parts)
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _spacing(dtype: str) -> str:
+    """Distance between neighbouring numbers in [1, 2)."""
+    return {"bfloat16": "0.008", "float16": "0.001"}.get(dtype, "few digits")
+
+
+def _shorter(record: Record) -> str:
+    ema = record.config.ema
+    if ema.kind == "power":
+        return f"Lower ema.sigma-rel (now {ema.sigma_rel:g}), for example to 0.05, or train longer."
+    return (
+        f"Set ema.kind power with sigma-rel 0.1, or lower ema.halflife-mimg (now {ema.halflife_mimg:g}) or ema.rampup (now "
+        f"{ema.rampup:g}; 0 is none): the run has seen {_images(record):.3g} million images."
+    )
+
+
+def _longer(record: Record) -> str:
+    ema = record.config.ema
+    if ema.kind == "power":
+        return f"Raise ema.sigma-rel (now {ema.sigma_rel:g}) to 0.1."
+    if ema.kind == "none":
+        return "Set ema.kind power with sigma-rel 0.1 (now none)."
+    return (
+        f"Set ema.kind power with sigma-rel 0.1, or raise ema.halflife-mimg (now {ema.halflife_mimg:g}) or ema.rampup (now "
+        f"{ema.rampup:g}): the run has seen {_images(record):.3g} million images."
+    )
+
+
+def _images(record: Record) -> float:
+    return record.iteration * record.config.loop.batch_size / 1e6

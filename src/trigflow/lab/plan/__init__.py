@@ -1,0 +1,22 @@
+"""What a run will take, before it is started: operations, memory, hours. Nothing is computed, only counted."""
+
+from trigflow.lab.plan.hardware import GPU, GPUS, get_gpu
+from trigflow.lab.plan.memory import Memory, memory
+from trigflow.lab.plan.report import Plan, make_plan
+from trigflow.lab.plan.step import Counted, Step, StepCount, count_run
+from trigflow.lab.plan.trace import Trace
+
+__all__ = [
+    "GPU",
+    "GPUS",
+    "Counted",
+    "Memory",
+    "Plan",
+    "Step",
+    "StepCount",
+    "Trace",
+    "count_run",
+    "get_gpu",
+    "make_plan",
+    "memory",
+]

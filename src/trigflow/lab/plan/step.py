@@ -1,0 +1,283 @@
+"""One training step of a run, counted."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.checkpoint import checkpoint
+
+from trigflow import samplers
+from trigflow.data import Normalization
+from trigflow.lab.plan.trace import Target, Trace, arithmetic_of
+from trigflow.lab.recipes import get_run
+from trigflow.lab.recipes.listing import resolve
+from trigflow.lab.recipes.named import NamedRun
+from trigflow.models.model import Model
+from trigflow.networks import build
+from trigflow.objectives import AdaptiveWeight
+from trigflow.samplers import VelocityFunction
+from trigflow.training.batch import Batch
+from trigflow.training.config import Precision, RunConfig
+from trigflow.training.ema import EMA
+from trigflow.training.learner import Learner
+from trigflow.training.losses import Losses
+from trigflow.training.muon import hidden_matrices
+
+MANY = 1009
+"""Samples in the step that is counted: a prime, so that what grows with it can be told from what does not."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """Numbers of parameters of what one optimizer trains, or of a teacher.
+
+    Attributes:
+        parameters: all of them.
+        blocks: those of each block of the network, the largest first.
+        moments: numbers that the optimizer keeps; 0 for a teacher.
+    """
+
+    parameters: int
+    blocks: tuple[int, ...]
+    moments: int = 0
+
+
+@dataclass(frozen=True)
+class StepCount:
+    """What one step takes, for the whole batch.
+
+    Attributes:
+        batch: samples.
+        teacher: floating-point operations of the teacher's evaluations.
+        total: those of the step, backward and teacher included.
+        activations: bytes in use at the peak beside weights, gradients, optimizer states and averages.
+        growing: of these, the bytes that grow with the batch, where its size is such that `Trace` can tell.
+    """
+
+    batch: int
+    teacher: int
+    total: int
+    activations: int
+    growing: int
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What a run takes, whatever it runs on.
+
+    Attributes:
+        config: its settings, with the channels and classes of the data.
+        student: its size, weightings of the losses included; `teacher` and `fake` (score network) likewise, or None.
+        averages: number of averaged copies of the student's weights.
+        forward: floating-point operations of one evaluation of the student on one sample.
+        step: a step with `MANY` samples.
+    """
+
+    config: RunConfig
+    student: Size
+    teacher: Size | None
+    fake: Size | None
+    averages: int
+    forward: int
+    step: StepCount
+
+
+@functools.lru_cache(maxsize=64)
+def count_run(recipe: str, precision: Precision | None = None, checkpointing: bool = False) -> Counted:
+    """Count a recipe on the meta device.
+
+    Raises:
+        UserError: for an unknown name.
+    """
+    return Step(get_run(recipe), precision=precision, checkpointing=checkpointing).counted()
+
+
+class Step:
+    """The training step of a run, on tensors that have shapes and no values.
+
+    Args:
+        run: the recipe.
+        precision: in place of the recipe's.
+        checkpointing: keep only the inputs of blocks for the backward pass, which computes the rest again.
+        target: whose arithmetic to count.
+        values: make tensors that have values, for a step whose memory is measured.
+
+    Attributes:
+        config: the settings, with the channels and classes of the data.
+        student: its size, weightings of the losses included; `teacher` and `fake` (score network) likewise, or None.
+        averages: number of averaged copies of the student's weights.
+    """
+
+    def __init__(
+        self,
+        run: NamedRun,
+        *,
+        precision: Precision | None = None,
+        checkpointing: bool = False,
+        target: Target = "cuda",
+        values: bool = False,
+    ) -> None:
+        self.shape = run.shape
+        self.target: Target = target
+        self.config = config = resolve(run, precision)
+        self.averages = len(EMA(config.ema, nn.Linear(1, 1)).modules)
+        self.mode: contextlib.AbstractContextManager[Any] = contextlib.nullcontext() if values else FakeTensorMode()
+        objective = config.objective
+        with self.mode:
+            self.learner = self._learner("weight", *["vsd_weight"] * objective.uses_vsd)
+            fake = self._learner("fake_weight") if objective.uses_vsd else None
+            self.guide = _teacher(config, run.shape) if objective.distills else None
+        self.losses = Losses(config, self.learner, self.guide, fake)
+        self.learners = [learner for learner in (self.learner, fake) if learner is not None]
+        self.student = _size(self.learner)
+        self.fake = None if fake is None else _size(fake)
+        self.teacher = None if self.guide is None else Size(_count(self.guide.network), _blocks(self.guide.network))
+        if checkpointing:
+            for learner in self.learners:
+                checkpoint_blocks(learner.network, target)
+
+    def _learner(self, *weights: str) -> Learner:
+        config = self.config
+        made: dict[str, nn.Module] = {}
+        if config.objective.adaptive_weight:
+            made = {name: AdaptiveWeight(config.process) for name in weights}
+        network = build(config.network, config.process.sigma_data).train()
+        return Learner(network, made, config.optimizer, config.loop.iterations)
+
+    def forward_flops(self) -> int:
+        """Floating-point operations of one evaluation of the student on one sample."""
+        with self.mode, torch.no_grad(), Trace() as trace:
+            batch = self.batch(1)
+            ends = (torch.zeros_like(batch["t"]),) if self.learner.network.takes_end else ()
+            self.learner.network(batch["x0"], batch["t"], batch.get("label"), batch.get("guidance"), *ends)
+        return trace.flops
+
+    def counted(self) -> Counted:
+        """All that is to know of it."""
+        return Counted(
+            self.config, self.student, self.teacher, self.fake, self.averages, self.forward_flops(), self.count(MANY)
+        )
+
+    def count(self, batch_size: int) -> StepCount:
+        """What one step with this many samples takes."""
+        trace = Trace(batch_size)
+        with self.mode:
+            batch = self.batch(batch_size)
+            if self.guide is not None:
+                self.guide.trace, self.guide.flops = trace, 0
+            with trace, arithmetic_of(self.target):
+                self.backward(batch)
+        teacher = 0 if self.guide is None else self.guide.flops
+        return StepCount(batch_size, teacher, trace.flops, trace.peak, trace.growing)
+
+    def batch(self, size: int) -> Batch:
+        """What a step needs: its batch, and gradients to add to, as they are with parallel training or accumulation."""
+        for learner in self.learners:
+            for parameter in learner.parameters:
+                parameter.grad = torch.zeros_like(parameter)
+        images, times = ["x0", "noise"], ["t"]
+        if self.config.objective.uses_vsd:
+            images += ["z", "vsd_noise", "fake_noise"]
+            times += ["vsd_t", "fake_t"]
+        if self.config.objective.averages:
+            times.append("end")
+        network = self.learner.network
+        if network.takes_guidance:
+            times.append("guidance")
+        batch = {name: torch.zeros(size, *self.shape) for name in images}
+        batch |= {name: torch.ones(size) for name in times}
+        if network.null_label is not None:
+            batch["label"] = torch.zeros(size, dtype=torch.int64)
+        return batch
+
+    def backward(self, batch: Batch) -> None:
+        """All losses with their gradients, one after the other as in training."""
+        losses, objective = self.losses, self.config.objective
+        if objective.kind != "vsd":
+            losses.first(batch, self.config.loop.iterations).value.backward()
+        if objective.uses_vsd:
+            sample = losses.generate(batch)
+            losses.vsd(sample, batch).value.backward()
+            losses.fake_score(sample.detach(), batch).value.backward()
+
+
+@dataclass
+class Guide(Model):
+    """A teacher that notes what its evaluations take. Scales are not looked at, because they have no values.
+
+    Attributes:
+        trace: the count of the step.
+        flops: floating-point operations of its evaluations.
+    """
+
+    trace: Trace = field(default_factory=Trace)
+    flops: int = 0
+
+    def velocity(
+        self, label: Tensor | None = None, guidance: float | Tensor = 1.0, **settings: Any
+    ) -> VelocityFunction:
+        """Two evaluations where a scale is drawn, which is above 1 nearly always; otherwise one."""
+        process = self.config.process
+        if isinstance(guidance, Tensor):
+            evaluate = samplers.guided_velocity(self.network, process, label, 1.5)
+        else:
+            evaluate = samplers.network_velocity(self.network, process, label)
+
+        def velocity(x_t: Tensor, t: Tensor) -> Tensor:
+            before = self.trace.flops
+            v = evaluate(x_t, t)
+            self.flops += self.trace.flops - before
+            return v
+
+        return velocity
+
+
+def _teacher(config: RunConfig, shape: tuple[int, int, int]) -> Guide:
+    """The network of the student without its inputs for guidance and the end of a jump."""
+    conditioning = dataclasses.replace(config.network.conditioning, takes_guidance=False, takes_end=False)
+    network = build(dataclasses.replace(config.network, conditioning=conditioning), config.process.sigma_data)
+    network.eval().requires_grad_(False)
+    return Guide(network, config, "diffusion", shape, (), Normalization.symmetric(shape[0]))
+
+
+def _size(learner: Learner) -> Size:
+    parameters = sum(p.numel() for p in learner.parameters)
+    matrices = hidden_matrices(learner.network) if learner.config.name == "muon" else []
+    moments = 2 * parameters - sum(p.numel() for p in matrices)  # Adam has two, Muon one for matrices
+    return Size(parameters, _blocks(learner.network), moments)
+
+
+def _count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def _blocks(network: nn.Module) -> tuple[int, ...]:
+    return tuple(sorted((_count(block) for block in blocks(network)), reverse=True))
+
+
+def blocks(network: nn.Module) -> list[nn.Module]:
+    """The modules in the lists and dicts of a network: what is sharded, gathered and computed again as one."""
+    containers = (nn.ModuleList, nn.ModuleDict)
+    inside = [child for module in network.modules() if isinstance(module, containers) for child in module.children()]
+    return [module for module in inside if not isinstance(module, containers) and _count(module)]
+
+
+def checkpoint_blocks(network: nn.Module, target: Target) -> None:
+    """Have every block keep its inputs alone and run a second time in the backward pass."""
+
+    def contexts() -> tuple[contextlib.AbstractContextManager[Any], contextlib.AbstractContextManager[Any]]:
+        return contextlib.nullcontext(), arithmetic_of(
+            target
+        )  # of the first run, which has one already, and the second
+
+    for block in blocks(network):
+        block.forward = functools.partial(  # type: ignore[method-assign]
+            checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False, context_fn=contexts
+        )

@@ -1,0 +1,212 @@
+"""The runs of the paper: CIFAR-10, ImageNet 64x64 in pixels, and ImageNet 512x512 in latents of 64x64.
+
+Batch sizes, iterations, learning rates, schedules, betas, eps, dropout, averages, proposals and the shape of the tangent are
+those of Lu and Song 2025 (tables of the appendix). A comment `ours` marks what it leaves open; docs/recipes.md says why each
+is as it is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal
+
+from trigflow.lab.recipes.named import NamedRun
+from trigflow.networks import DDPMPPConfig, EDM2Config
+from trigflow.networks.edm2 import edm2_config
+from trigflow.objectives import TangentConfig
+from trigflow.process import Proposal
+from trigflow.training.config import (
+    DataConfig,
+    EMAConfig,
+    LoopConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    RunConfig,
+)
+
+TANGENT = TangentConfig(mode="normalize", c=0.1, warmup=10_000)
+
+
+def long_loop(iterations: int, batch_size: int, precision: Literal["fp32", "bf16"]) -> LoopConfig:
+    """The loop of a run of days. ours: how often it reports."""
+    return LoopConfig(
+        iterations=iterations,
+        batch_size=batch_size,
+        precision=precision,
+        channels_last=True,
+        log_every=100,
+        sample_every=10_000,
+        checkpoint_every=5_000,
+    )
+
+
+# CIFAR-10 -------------------------------------------------------------------------------------------------------------
+
+
+def _cifar10(kind: Literal["diffusion", "sct", "scd"], dropout: float) -> RunConfig:
+    """Teacher and students differ in the objective and in dropout alone."""
+    return RunConfig(
+        data=DataConfig(source="cifar10", flip=True, normalize="symmetric"),  # ours: flips
+        network=DDPMPPConfig(dropout=dropout),
+        objective=ObjectiveConfig(kind=kind, proposal=Proposal(-1.0, 1.4), label_dropout=0.0, tangent=TANGENT),
+        optimizer=OptimizerConfig(name="radam", lr=1e-4, betas=(0.9, 0.99), schedule="constant"),
+        ema=EMAConfig(kind="halflife", halflife_mimg=0.5),
+        loop=long_loop(400_000, 512, "fp32"),
+    )
+
+
+CIFAR10 = {
+    "teacher": _cifar10("diffusion", dropout=0.13),  # ours: that of EDM
+    "sct": _cifar10("sct", dropout=0.20),
+    "scd": _cifar10("scd", dropout=0.0),
+}
+
+
+# ImageNet -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Size:
+    """What the paper sets for a size of EDM2; 64 stands for ImageNet 64x64, 512 for 512x512."""
+
+    teacher_lr: float
+    student_lr: float
+    teacher_dropout: float
+    teacher_iterations_64: int
+    teacher_iterations_512: int
+    teacher_sigma_rel_64: float
+    teacher_sigma_rel_512: float
+    sct_dropout_512: float
+    scd_dropout_512: float
+
+
+SIZES = {
+    "s": Size(1e-2, 1e-4, 0.0, 1_048_000, 1_048_000, 0.075, 0.025, 0.25, 0.0),
+    "m": Size(9e-3, 9e-5, 0.1, 1_486_000, 1_048_000, 0.06, 0.03, 0.35, 0.1),
+    "l": Size(8e-3, 8e-5, 0.1, 761_000, 696_000, 0.04, 0.015, 0.35, 0.1),
+    "xl": Size(7e-3, 7e-5, 0.1, 540_000, 598_000, 0.04, 0.02, 0.35, 0.1),
+    "xxl": Size(6.5e-3, 6.5e-5, 0.1, 0, 376_000, 0.0, 0.015, 0.35, 0.1),  # trained on 512x512 alone
+}
+
+BATCH = 2048
+TEACHER_WARMUP = 10_000_000 // BATCH
+"""ours: the learning rate rises over the first 10 million images, as in EDM2; students start from trained weights."""
+STUDENT_SIGMA_REL = 0.05
+"""ours: the shorter one of the two averages that EDM2 tracks."""
+LOW = 16
+"""Resolutions up to this have the dropout of the students."""
+
+PIXELS = DataConfig(source="imagenet64", normalize="symmetric")
+LATENTS = DataConfig(source="imagenet512-latents", normalize="edm2")
+
+
+def _teacher(
+    data: DataConfig,
+    network: EDM2Config,
+    objective: ObjectiveConfig,
+    *,
+    lr: float,
+    t_ref: int,
+    iterations: int,
+    sigma_rel: float,
+) -> RunConfig:
+    return RunConfig(
+        data=data,
+        network=network,
+        objective=objective,
+        optimizer=OptimizerConfig(
+            name="adam",
+            lr=lr,
+            betas=(0.9, 0.99),
+            eps=1e-11,
+            schedule="inverse_sqrt",
+            t_ref=t_ref,
+            warmup=TEACHER_WARMUP,
+        ),
+        ema=EMAConfig(kind="power", sigma_rel=sigma_rel, snapshot_every=20_000),
+        loop=long_loop(iterations, BATCH, "bf16"),
+    )
+
+
+def _student(
+    teacher: RunConfig, objective: ObjectiveConfig, *, lr: float, iterations: int, dropout: float
+) -> RunConfig:
+    """Another objective, learning rate, length, dropout and average; all else is the teacher's."""
+    assert isinstance(teacher.network, EDM2Config)
+    return dataclasses.replace(
+        teacher,
+        network=dataclasses.replace(teacher.network, dropout=dropout, dropout_up_to=LOW if dropout else None),
+        objective=objective,
+        optimizer=dataclasses.replace(teacher.optimizer, lr=lr, warmup=0),
+        ema=dataclasses.replace(teacher.ema, sigma_rel=STUDENT_SIGMA_REL, snapshot_every=10_000),
+        loop=dataclasses.replace(teacher.loop, iterations=iterations),
+    )
+
+
+def _img64(name: str, size: Size) -> dict[str, RunConfig]:
+    """Pixels. ours: no label dropout, because nothing here is guided."""
+    teacher = _teacher(
+        PIXELS,
+        dataclasses.replace(edm2_config(f"img64-{name}"), dropout=size.teacher_dropout),
+        ObjectiveConfig(proposal=Proposal(-0.8, 1.6), label_dropout=0.0),
+        lr=size.teacher_lr,
+        t_ref=35_000,
+        iterations=size.teacher_iterations_64,
+        sigma_rel=size.teacher_sigma_rel_64,
+    )
+    objective = ObjectiveConfig(proposal=Proposal(-1.0, 1.6), label_dropout=0.0, tangent=TANGENT)
+    sct, scd = dataclasses.replace(objective, kind="sct"), dataclasses.replace(objective, kind="scd")
+    return {
+        "teacher": teacher,
+        "sct": _student(teacher, sct, lr=size.student_lr, iterations=400_000, dropout=0.45),
+        "scd": _student(teacher, scd, lr=size.student_lr, iterations=400_000, dropout=0.0),
+    }
+
+
+def _img512(name: str, size: Size) -> dict[str, RunConfig]:
+    """Latents. ours: a tenth of the labels dropped, which guidance needs; and no tangent warmup in scd-vsd, which starts
+    from a finished student: with r = 0 the loss would turn that back into its teacher."""
+    teacher = _teacher(
+        LATENTS,
+        dataclasses.replace(edm2_config(f"img512-{name}"), dropout=size.teacher_dropout),
+        ObjectiveConfig(proposal=Proposal(-0.4, 1.0), label_dropout=0.1),
+        lr=size.teacher_lr,
+        t_ref=70_000,
+        iterations=size.teacher_iterations_512,
+        sigma_rel=size.teacher_sigma_rel_512,
+    )
+    proposal = Proposal(-0.8, 1.6)
+    sct = ObjectiveConfig(kind="sct", proposal=proposal, tangent=TANGENT)
+    scd = ObjectiveConfig(kind="scd", proposal=proposal, tangent=TANGENT, guidance_max=2.0)
+    vsd = dataclasses.replace(
+        scd,
+        kind="scd-vsd",
+        lambda_vsd=1.0,
+        vsd_proposal=Proposal(0.4, 2.0),
+        fake_updates=1,
+        tangent=dataclasses.replace(TANGENT, warmup=0),
+    )
+    lr, dropout = size.student_lr, size.scd_dropout_512
+    return {
+        "teacher": teacher,
+        "sct": _student(teacher, sct, lr=lr, iterations=100_000, dropout=size.sct_dropout_512),
+        "scd": _student(teacher, scd, lr=lr, iterations=200_000, dropout=dropout),
+        "scd-vsd": _student(teacher, vsd, lr=lr, iterations=20_000, dropout=dropout),
+    }
+
+
+PAPER = (
+    *(NamedRun(f"cifar10-{role}", config, (3, 32, 32), 0) for role, config in CIFAR10.items()),
+    *(
+        NamedRun(f"img64-{name}-{role}", config, (3, 64, 64), 1000)
+        for name, size in SIZES.items()
+        if size.teacher_iterations_64
+        for role, config in _img64(name, size).items()
+    ),
+    *(
+        NamedRun(f"img512-{name}-{role}", config, (4, 64, 64), 1000)
+        for name, size in SIZES.items()
+        for role, config in _img512(name, size).items()
+    ),
+)

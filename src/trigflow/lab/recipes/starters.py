@@ -1,0 +1,111 @@
+"""Presets for the small data sets that come with trigflow, and for any folder of images."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from trigflow.lab.recipes.named import Recipe
+from trigflow.networks import ConditioningConfig, UNetConfig
+from trigflow.objectives import TangentConfig
+from trigflow.process import Proposal
+from trigflow.training.config import (
+    DataConfig,
+    LoopConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    RunConfig,
+)
+
+DIGITS_NETWORK = UNetConfig(patch=2, width=64, mult=(1,), blocks=1, conditioning=ConditioningConfig(width=32))
+MNIST_NETWORK = UNetConfig(patch=2, width=32, mult=(1, 2), blocks=1)
+IMAGES_NETWORK = UNetConfig(patch=2, width=96, mult=(1, 2, 2), blocks=2, attention=(2,), dropout=0.1)
+
+
+def _teacher(
+    data: str,
+    network: UNetConfig,
+    *,
+    iterations: int,
+    batch_size: int,
+    lr: float,
+    optimizer: Literal["adam", "muon"] = "adam",
+    every: int = 1_000,
+) -> RunConfig:
+    """Velocity prediction, a cosine schedule."""
+    return RunConfig(
+        data=DataConfig(source=data),
+        network=network,
+        objective=ObjectiveConfig(kind="diffusion", proposal=Proposal(-1.0, 1.4)),
+        optimizer=OptimizerConfig(name=optimizer, lr=lr, schedule="cosine", warmup=50),
+        loop=LoopConfig(
+            iterations=iterations, batch_size=batch_size, sample_every=every, checkpoint_every=every, channels_last=True
+        ),
+    )
+
+
+def _student(
+    teacher: RunConfig,
+    *,
+    iterations: int,
+    batch_size: int,
+    lr: float,
+    proposal: Proposal,
+    tangent: TangentConfig,
+    adaptive_weight: bool = True,
+) -> RunConfig:
+    """sCD with the data, network and intervals of the teacher."""
+    return dataclasses.replace(
+        teacher,
+        objective=ObjectiveConfig(kind="scd", proposal=proposal, tangent=tangent, adaptive_weight=adaptive_weight),
+        optimizer=dataclasses.replace(teacher.optimizer, lr=lr, warmup=0),
+        loop=dataclasses.replace(teacher.loop, iterations=iterations, batch_size=batch_size),
+    )
+
+
+DIGITS = _teacher("digits", DIGITS_NETWORK, iterations=1_000, batch_size=64, lr=5e-3, optimizer="muon", every=500)
+MNIST = _teacher("mnist", MNIST_NETWORK, iterations=2_500, batch_size=48, lr=5e-3, optimizer="muon")
+IMAGES = _teacher("images", IMAGES_NETWORK, iterations=50_000, batch_size=64, lr=1e-3, every=2_000)
+
+RECIPES: dict[str, Recipe] = {
+    "digits": Recipe(
+        DIGITS,
+        _student(
+            DIGITS,
+            iterations=3_600,
+            batch_size=48,
+            lr=5e-3,
+            # With 64 elements a sample, ||g|| is about 0.5: c = 0.1 would be a fifth of it. Normalized tangents have the same
+            # error at every time, which leaves a learned weighting nothing to do; less weight at high noise does more.
+            tangent=TangentConfig(warmup=100, c=0.01, prior=0.5),
+            adaptive_weight=False,
+            # About uniform in t. Errors made near t = 0 are carried to every later time, so mass there matters most.
+            proposal=Proposal(-1.2, 1.6),
+        ),
+    ),
+    "mnist": Recipe(
+        MNIST,
+        _student(
+            MNIST,
+            iterations=9_000,
+            batch_size=48,
+            lr=5e-3,
+            tangent=TangentConfig(warmup=200, c=0.03, prior=0.5),
+            adaptive_weight=False,
+            proposal=Proposal(-1.2, 1.6),
+        ),
+    ),
+    "images": Recipe(
+        IMAGES,
+        _student(
+            IMAGES,
+            iterations=100_000,
+            batch_size=64,
+            lr=1e-4,
+            tangent=TangentConfig(warmup=5_000),
+            proposal=Proposal(-1.0, 1.4),
+        ),
+    ),
+}
+"""`digits` is the demo's, measured in benchmarks/digits.py, and `mnist` in benchmarks/mnist.py. The teacher of `mnist` is brief
+so that both fit an hour of two cores. `images`, for any folder or zip, is a starting point."""

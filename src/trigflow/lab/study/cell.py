@@ -1,0 +1,216 @@
+"""One cell in its own process: `python -m trigflow.lab.study.cell OUT/cells/KEY`.
+
+Reads cell.json, trains the model unless that has been done, draws from it, and writes result.json. A cell that was killed goes
+on from the newest checkpoint of its model. With `--attended` it stops, as for Ctrl-C, when its standard input is closed: that
+happens when the runner ends, however it ends.
+"""
+
+from __future__ import annotations
+
+import _thread
+import os
+import signal
+import statistics
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from trigflow.data import LatentDataset
+from trigflow.evaluation import Reference
+from trigflow.evaluation.evaluate import make_reference, score
+from trigflow.lab.demo import machine
+from trigflow.lab.study.locks import lock_of, locked
+from trigflow.lab.study.spec import Draw
+from trigflow.models.model import Model, load
+from trigflow.runtime.errors import DivergedError, UserError
+from trigflow.runtime.files import read_json, write_json
+from trigflow.samplers import search_times
+from trigflow.training.config import RunConfig, from_dict
+from trigflow.training.log import read_metrics
+from trigflow.training.runs import distill, train
+from trigflow.training.setup import load_data
+
+MOST_SKIPPED = 0.1
+"""Share of steps that may be skipped, because loss or gradient are not finite, before a run counts as diverged."""
+JUDGED_FROM = 100
+"""Steps from which on a run that draws no better than noise counts as diverged."""
+BOOKKEEPING = frozenset({"iteration", "skipped", "images_per_second", "lr"})
+"""What the log has beside figures of training."""
+
+
+def main(arguments: list[str]) -> int:
+    """Exit code: 0 with a result.json, 130 when interrupted."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start background jobs without it
+    folder = Path(arguments[0])
+    if "--attended" in arguments:
+        threading.Thread(target=_stop_with_runner, daemon=True).start()
+    try:
+        cell = read_json(folder / "cell.json", "cell")
+        out = folder.parent.parent
+        with locked(lock_of(out, cell["model"])):
+            if not (folder / "result.json").is_file():
+                write_json(folder / "result.json", run_cell(cell, out))
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _stop_with_runner() -> None:
+    while os.read(0, 1024):
+        pass
+    _thread.interrupt_main()
+
+
+def run_cell(cell: dict[str, Any], out: Path) -> dict[str, Any]:
+    """The content of result.json: `status`, `reason`, and where it is not `failed` everything that was measured.
+
+    The status is done; failed, for an exception; or diverged:
+
+    * more than a tenth of the steps were skipped, because loss or gradient were not finite, or
+    * the training gave up because its numbers would not stay finite, or a weight of the averaged network is not, or
+    * after 100 steps or more, even its best draw has a Frechet distance above that of plain noise `N(0, sd^2)`, as if nothing
+      had been drawn.
+
+    Args:
+        cell: content of cell.json.
+        out: folder of all models and cells.
+    """
+    began = time.perf_counter()
+    try:
+        config = from_dict(cell["config"])
+        dataset = load_data(config.data)
+        if isinstance(dataset, LatentDataset):
+            raise UserError(
+                "a study of latents, which cannot be measured; expected images; choose another base or --data"
+            )
+        teacher = None if cell["teacher"] is None else load(out / cell["teacher"], config.loop.device)
+        model = trained(config, out / cell["model"], teacher, None if cell["start"] is None else out / cell["start"])
+        result = trained_result(model, out / cell["model"], config)
+        trained_at = time.perf_counter()
+        draws = [Draw(**draw) for draw in cell["draws"]]
+        result["scores"] = {}
+        if result["status"] == "done":
+            reference = make_reference(dataset)
+            result["scores"] = score_draws(model, reference, draws, cell["num"], config.loop.seed)
+            if result["iterations"] >= JUDGED_FROM:
+                result |= _check_scale(result["scores"], model, reference, cell["num"], config.loop.seed)
+        result["seconds"] |= {"evaluate": time.perf_counter() - trained_at, "process": time.perf_counter() - began}
+        return result
+    except DivergedError as error:
+        return {"status": "diverged", "reason": str(error), "scores": {}, "machine": machine()}
+    except Exception as error:
+        traceback.print_exc()
+        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+        return {"status": "failed", "reason": kind + (str(error).strip().splitlines() or [""])[0], "machine": machine()}
+
+
+def trained(config: RunConfig, folder: Path, teacher: Model | None, start: Path | None) -> Model:
+    """The model of this run folder, trained to its end unless it is already."""
+    if (folder / "model.json").is_file():
+        return load(folder, config.loop.device)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if teacher is None:
+        return train(config, folder, resume="auto", progress=False)
+    begin = None if start is None else load(start, config.loop.device)
+    return distill(config, teacher, folder, start=begin, resume="auto", progress=False)
+
+
+def trained_result(model: Model, folder: Path, config: RunConfig) -> dict[str, Any]:
+    """What the training of a model left: its figures, seconds, skipped steps, and whether it diverged."""
+    lines = read_metrics(folder)
+    skipped, iterations = int(lines[-1]["skipped"]), int(lines[-1]["iteration"])
+    reason = ""
+    if not all(bool(p.isfinite().all()) for p in model.network.parameters()):
+        reason = "weights are not finite"
+    elif skipped > MOST_SKIPPED * iterations:
+        reason = f"loss or gradient were not finite in {skipped} of {iterations} steps"
+    return {
+        "status": "diverged" if reason else "done",
+        "reason": reason,
+        "iterations": iterations,
+        "skipped": skipped,
+        "parameters": sum(p.numel() for p in model.network.parameters()),
+        "training": training_figures(lines),
+        "seconds": {"train": training_seconds(lines, config.loop.batch_size)},
+        "machine": {**machine(), **({"device": "cpu"} if model.device.type == "cpu" else {})},
+    }
+
+
+def training_figures(lines: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of each logged figure the mean over the last quarter of the log, item by item for lists, None where nothing was finite;
+    and the largest and the median norm of the gradient over all of it."""
+    tail = lines[-max(1, len(lines) // 4) :]
+    figures = {name: _mean([line.get(name) for line in tail]) for name in lines[-1] if name not in BOOKKEEPING}
+    norms = [line["grad_norm"] for line in lines if line.get("grad_norm") is not None]
+    seen = [
+        line["grad_norm_max"] for line in lines if line.get("grad_norm_max") is not None
+    ]  # by instruments, at every step
+    figures["grad_norm_max"] = max(seen or norms, default=None)
+    figures["grad_norm_median"] = statistics.median(norms) if norms else None
+    return figures
+
+
+def _mean(values: list[Any]) -> Any:
+    if any(isinstance(value, list) for value in values):
+        return [_mean(list(items)) for items in zip(*(v for v in values if isinstance(v, list)), strict=True)]
+    finite = [value for value in values if isinstance(value, int | float)]
+    return statistics.fmean(finite) if finite else None
+
+
+def training_seconds(lines: list[dict[str, Any]], batch_size: int) -> float:
+    """Seconds of training behind the log: those of an interrupted run's lost steps are not in it."""
+    seconds, before = 0.0, 0
+    for line in lines:
+        seconds += (line["iteration"] - before) * batch_size / line["images_per_second"]
+        before = line["iteration"]
+    return seconds
+
+
+# Drawing -------------------------------------------------------------------------------------------------------------
+
+
+def score_draws(model: Model, reference: Reference, draws: list[Draw], num: int, seed: int) -> dict[str, Any]:
+    """Scores by the name of the draw: fd, fd_real, precision, recall, nfe, times (None where they were not searched), seconds.
+
+    Noise is the same for all models of one seed, so that their differences are differences of models, and other noise finds
+    the times of a draw with search.
+    """
+    scores: dict[str, Any] = {}
+    for draw in draws:
+        began = time.perf_counter()
+        model.times = {}
+        searchable = model.kind == "consistency" and model.config.objective.segments == 1 and draw.steps > 1
+        if draw.search and searchable:
+            model.times[draw.steps] = _search(model, reference, draw, num, 2 * seed + 2)
+        found = score(
+            model, reference, num=num, steps=draw.steps, guidance=draw.guidance, solver=draw.solver, seed=2 * seed + 1
+        )
+        scores[draw.name] = {name: found[name] for name in ("fd", "fd_real", "precision", "recall", "nfe")}
+        scores[draw.name] |= {"times": model.times.get(draw.steps), "seconds": time.perf_counter() - began}
+    return scores
+
+
+def _search(model: Model, reference: Reference, draw: Draw, num: int, seed: int) -> tuple[float, ...]:
+    """Times with the least Frechet distance: 8 trials for two steps, 10 for each searched time of more."""
+
+    def distance(times: tuple[float, ...]) -> float:
+        return reference.score(model.sample(num, times=times, guidance=draw.guidance, seed=seed)).fd
+
+    trials = 8 if draw.steps == 2 else 10 * (draw.steps - 1)
+    return search_times(distance, model.config.process, draw.steps, evaluations=trials).times
+
+
+def _check_scale(scores: dict[str, Any], model: Model, reference: Reference, num: int, seed: int) -> dict[str, str]:
+    """Status and reason where the best draw is no better than noise."""
+    noise = model.normalization.decode(model.noise(2 * seed + 1, 0, 0, num)).cpu()
+    nothing, best = reference.score(noise).fd, min(s["fd"] for s in scores.values())
+    if best <= nothing:
+        return {}
+    return {"status": "diverged", "reason": f"Frechet distance {best:.1f}, that of noise is {nothing:.1f}"}
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,232 @@
+"""The findings of Lu and Song 2025 ("the paper"), each as a study, in the order of the paper's sections.
+
+Claims are in our own words. Where a claim comes from somewhere else, it says so.
+"""
+
+from __future__ import annotations
+
+from trigflow.lab.study.choices import OPTIMIZER, RATES
+from trigflow.lab.study.rivals import DISCRETE, GUIDANCE, LENGTH, RIVALS, TEACHER
+from trigflow.lab.study.spec import Arm, Changes, Draw, Expect, Study
+
+EMBEDDING = "network.conditioning"
+BOTH = ("digits", "mnist")
+STEEPEST = "embedding_derivative_end"
+"""Relative norm of the time derivative of the embedding at t_max, next to pi/2, as the instruments measure it."""
+
+
+def _better(better: str, *worse: str, figures: tuple[str, ...] = ("1.fd", "2.fd")) -> tuple[Expect, ...]:
+    """One arm is better than each of the others by each of these figures."""
+    return tuple(Expect(better, other, figure) for other in worse for figure in figures)
+
+
+# a, b, e: the objective (section 4.2) -----------------------------------------------------------------------------------
+
+PUBLISHED: Changes = {"objective.tangent.prior": 0.0, "objective.adaptive_weight": True}
+"""The weighting over time of the paper, which some presets depart from."""
+
+
+def _shaped(**settings: str | float) -> Changes:
+    return {**PUBLISHED, **{f"objective.tangent.{name}": value for name, value in settings.items()}}
+
+
+TANGENT = Study(
+    name="tangent",
+    title="Tangents: normalized, clipped, raw",
+    claim="The norm of the tangent varies greatly between samples and times. Normalizing each sample's tangent to about unit "
+    "length, or clipping its elements to [-1, 1], makes training stable and samples much better than the raw tangent does "
+    "(section 4.2).",
+    arms=(
+        Arm("normalized", PUBLISHED),
+        Arm("clipped", _shaped(mode="clip")),
+        Arm("raw", _shaped(mode="raw")),
+        # Not to mistake a rate that is too high for a method that fails.
+        Arm("clipped, a fifth of the rate", _shaped(mode="clip"), rate=0.2),
+        Arm("raw, a fifth of the rate", _shaped(mode="raw"), rate=0.2),
+        # The published limit, for larger data, is far above a tangent of small images.
+        Arm("clipped tightly", _shaped(mode="clip", limit=0.1)),
+        Arm("clipped tightly, a fifth of the rate", _shaped(mode="clip", limit=0.1), rate=0.2),
+    ),
+    expectations=_better("normalized", "raw", "raw, a fifth of the rate")
+    + _better("clipped", "raw")
+    + _better("clipped, a fifth of the rate", "raw, a fifth of the rate"),
+    bases=BOTH,
+)
+
+WEIGHTING = Study(
+    name="weighting",
+    title="Weighting over time: learned, none or fixed",
+    claim="A weighting over time that is learned along with the network, so that every time adds equally to the gradient, "
+    "improves one- and two-step samples and replaces a hand-made one (section 4.2).",
+    arms=(
+        Arm("adaptive weighting", PUBLISHED),
+        Arm("no weighting", {**PUBLISHED, "objective.adaptive_weight": False}),
+        # The factor that normalizing takes out of the tangent, or its square root.
+        *(
+            Arm(f"cos(t)^{power:g}", {"objective.tangent.prior": power, "objective.adaptive_weight": False})
+            for power in (0.5, 1.0)
+        ),
+        Arm("adaptive and cos(t)^0.5", {"objective.tangent.prior": 0.5, "objective.adaptive_weight": True}),
+        Arm("adaptive weighting, half the rate", PUBLISHED, rate=0.5),
+        Arm("no weighting, half the rate", {**PUBLISHED, "objective.adaptive_weight": False}, rate=0.5),
+    ),
+    expectations=_better("adaptive weighting", "no weighting", "cos(t)^0.5", "cos(t)^1")
+    + _better("adaptive weighting, half the rate", "no weighting, half the rate", "cos(t)^0.5", "cos(t)^1"),
+    bases=BOTH,
+)
+
+WARMUP = Study(
+    name="warmup",
+    title="Tangent warmup: on or off",
+    claim="The second term of the tangent, with the time derivative of the network, is where instability comes from. Bringing "
+    "it in over the first iterations keeps training stable at no cost in quality (section 4.2).",
+    arms=(Arm("with warmup"), Arm("without warmup", {"objective.tangent.warmup": 0})),
+    expectations=(
+        Expect("with warmup", "without warmup", "grad_norm_max"),
+        Expect("with warmup", "without warmup", "1.fd", within=1.05),
+        Expect("with warmup", "without warmup", "2.fd", within=1.05),
+    ),
+)
+
+
+# c, d: the network (section 4.1) ----------------------------------------------------------------------------------------
+
+
+def _embedding(name: str, **settings: str | float) -> Arm:
+    return Arm(name, teacher={f"{EMBEDDING}.{setting}": value for setting, value in settings.items()})
+
+
+EMBEDDINGS = Study(
+    name="embedding",
+    title="What the network is told of time",
+    claim="The tangent contains the time derivative of the embedding. Fourier features of scale 16 make it large everywhere, "
+    "and log(sd tan t) makes it grow without bound near pi/2; positional features (or Fourier features of scale 0.02) of t "
+    "itself keep it small and training stable, and cost the diffusion model nothing (section 4.1).",
+    arms=(
+        _embedding("positional, t"),
+        _embedding("Fourier 0.02, t", time_embedding="fourier", fourier_scale=0.02),
+        _embedding("Fourier 16, t", time_embedding="fourier", fourier_scale=16.0),
+        _embedding("positional, log", time_map="log"),
+        _embedding("Fourier 0.02, log", time_map="log", time_embedding="fourier", fourier_scale=0.02),
+        _embedding("Fourier 16, log", time_map="log", time_embedding="fourier", fourier_scale=16.0),
+    ),
+    expectations=(
+        *_better("positional, t", "Fourier 16, t", "Fourier 16, log", figures=("2.fd", "2.ratio", STEEPEST)),
+        *_better("positional, t", "positional, log", figures=("2.fd", "2.ratio", STEEPEST)),
+        Expect("positional, t", "Fourier 16, log", "teacher.fd", within=1.05),
+        Expect("positional, t", "Fourier 0.02, t", "2.ratio", within=1.1),
+    ),
+    shown=("teacher.fd", "2.fd", "2.ratio", STEEPEST),
+)
+
+NORMALIZATION = Study(
+    name="normalization",
+    title="Normalization: double normalization or AdaGN",
+    claim="Adaptive group normalization makes continuous-time training diverge; normalizing its scale and shift as well keeps "
+    "its expressiveness and trains stably (section 4.1).",
+    arms=(Arm("double normalization"), Arm("AdaGN", teacher={"network.norm": "adagn"})),
+    expectations=(
+        *_better("double normalization", "AdaGN", figures=("2.fd", "2.ratio")),
+        Expect("double normalization", "AdaGN", "teacher.fd", within=1.05),
+    ),
+    shown=("teacher.fd", "1.fd", "2.fd", "2.ratio"),
+)
+
+
+# h, i, j: steps, size, derivative (section 5) -----------------------------------------------------------------------------
+
+
+def _segments(count: int) -> Arm:
+    return Arm(
+        f"M = {count}", {"objective.segments": count}, draws=(Draw(count),), line="sCD in M segments, drawn in M steps"
+    )
+
+
+STEPS = Study(
+    name="steps",
+    title="More steps, more segments",
+    claim="A second step brings both sCD and sCT markedly closer to the teacher. Multistep models, which jump only to the end "
+    "of their segment of the trajectory, get better with the number of segments M = 1, 2, 4, 8, 16 (published tables).",
+    arms=(
+        Arm("sCD"),
+        Arm("sCT", {"objective.kind": "sct"}),
+        *(_segments(count) for count in (1, 2, 4, 8, 16)),
+    ),
+    draws=(Draw(1), Draw(2, search=True), Draw(4, search=True)),
+    expectations=(
+        Expect("sCD", "sCD", "2.fd", against="1.fd"),
+        Expect("sCT", "sCT", "2.fd", against="1.fd"),
+        Expect("sCD", "sCD", "4.fd", against="2.fd"),
+        Expect("M = 2", "M = 1", "2.fd", against="1.fd"),
+        Expect("M = 4", "M = 2", "4.fd", against="2.fd"),
+        Expect("M = 8", "M = 4", "8.fd", against="4.fd"),
+        Expect("M = 16", "M = 8", "16.fd", against="8.fd"),
+    ),
+    over="steps",
+    axis="evaluations",
+    log_axis=True,
+    shown=("fd",),
+)
+
+
+def _width(width: int) -> Arm:
+    changes = {"network.width": width, f"{EMBEDDING}.width": width // 2}
+    return Arm(f"width {width}", teacher=changes, x=width, line="sCD")
+
+
+SIZE = Study(
+    name="size",
+    title="Larger teachers",
+    claim="Student and teacher get better together as the network grows; the ratio of their distances stays about the same "
+    "(section 5.2). From the narrowest to the widest network here, parameters grow more than sixteenfold.",
+    arms=tuple(map(_width, (16, 32, 64, 96))),
+    expectations=(
+        Expect("width 96", "width 16", "teacher.fd"),
+        Expect("width 96", "width 16", "2.fd"),
+        Expect("width 96", "width 16", "2.ratio", within=1.1),
+        Expect("width 16", "width 96", "2.ratio", within=1.1),
+    ),
+    axis="width of teacher and student",
+    log_axis=True,
+    shown=("teacher.fd", "2.fd", "2.ratio"),
+)
+
+
+def _derivative(derivative: str, precision: str) -> Changes:
+    return {"objective.tangent.derivative": derivative, "loop.precision": precision}
+
+
+DERIVATIVE = Study(
+    name="derivative",
+    title="Exact derivatives or finite differences",
+    claim="The derivative is computed exactly, by forward-mode differentiation arranged so that half precision suffices "
+    "(section 5.1). Later work that takes finite differences instead reports lower quality (not a claim of the paper).",
+    arms=(
+        Arm("exact, fp32"),
+        Arm("exact, bf16", _derivative("exact", "bf16")),
+        Arm("differences, fp32", _derivative("finite-difference", "fp32")),
+        Arm("differences, bf16", _derivative("finite-difference", "bf16")),
+    ),
+    expectations=(
+        *_better("exact, fp32", "differences, fp32"),
+        *_better("exact, bf16", "differences, bf16"),
+        Expect("exact, bf16", "exact, fp32", "2.fd", within=1.1),
+    ),
+)
+
+
+FINDINGS = {
+    "a": TANGENT,
+    "b": WEIGHTING,
+    "c": EMBEDDINGS,
+    "d": NORMALIZATION,
+    "e": WARMUP,
+    "f": DISCRETE,
+    "f, rivals": RIVALS,
+    "g": GUIDANCE,
+    "h": STEPS,
+    "i": SIZE,
+    "j": DERIVATIVE,
+}
+STUDIES: dict[str, Study] = {study.name: study for study in (*FINDINGS.values(), LENGTH, TEACHER, OPTIMIZER, RATES)}
+"""Every study that comes with trigflow, by name."""

@@ -1,0 +1,279 @@
+"""From a study to its cells: complete settings, identified by a hash, so that what two studies share is trained once.
+
+::
+
+    OUT/teachers/KEY, OUT/students/KEY     run folders; KEY depends on every setting, on the teacher and on the start
+    OUT/cells/KEY                          a model and how it is drawn from: cell.json, result.json, log.txt
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from trigflow.lab.study.spec import Arm, Base, Changes, Draw, Study
+from trigflow.runtime.errors import UserError
+from trigflow.training.config import RunConfig, to_dict
+from trigflow.training.runs import with_dropout_of
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One model and how it is drawn from: what one process trains and scores.
+
+    Attributes:
+        name: for people.
+        model: its run folder, `teachers/KEY` or `students/KEY`.
+        config: complete settings.
+        teacher: run folder of the teacher; None for a teacher.
+        start: run folder of the student it starts from, instead of from the teacher.
+        draws: what is scored.
+        num: samples of each draw.
+        needs: keys of cells that must be finished before.
+        key: of this one.
+    """
+
+    name: str
+    model: str
+    config: RunConfig
+    teacher: str | None
+    start: str | None
+    draws: tuple[Draw, ...]
+    num: int
+    needs: tuple[str, ...]
+    key: str
+
+    def description(self) -> dict[str, Any]:
+        """The content of cell.json."""
+        return {
+            "model": self.model,
+            "config": to_dict(self.config),
+            "teacher": self.teacher,
+            "start": self.start,
+            "draws": [dataclasses.asdict(draw) for draw in self.draws],
+            "num": self.num,
+        }
+
+
+@dataclass
+class Plan:
+    """The cells of a study.
+
+    Attributes:
+        cells: by key, each after those it needs, all arms of one seed before the next seed.
+        of_arm: key of the cell of an arm and a seed.
+        teacher_of: key of the cell of its teacher.
+    """
+
+    cells: dict[str, Cell] = field(default_factory=dict)
+    of_arm: dict[tuple[str, int], str] = field(default_factory=dict)
+    teacher_of: dict[tuple[str, int], str] = field(default_factory=dict)
+
+
+def choose_arms(study: Study, only: Sequence[str]) -> tuple[Arm, ...]:
+    """The arms of these names (all of them without any), and those they start from, in the order of the study.
+
+    Raises:
+        UserError: for an unknown name; the message lists the known ones.
+    """
+    known = {arm.name: arm for arm in study.arms}
+    for name in only:
+        if name not in known:
+            raise UserError(
+                f"study '{study.name}' has no arm '{name}'; expected one of {', '.join(known)}; correct --only"
+            )
+    names = set(only) or set(known)
+    while more := {known[name].start for name in names} - names - {None}:
+        names |= {name for name in more if name is not None}
+    return tuple(arm for arm in study.arms if arm.name in names)
+
+
+def change(config: Any, changes: Changes) -> Any:
+    """A copy with settings changed by dotted name: `change(config, {"loop.seed": 1})`.
+
+    Raises:
+        UserError: for a setting that does not exist; the message lists its neighbours.
+    """
+    for name, value in changes.items():
+        head, _, rest = name.partition(".")
+        known = [f.name for f in dataclasses.fields(config)] if dataclasses.is_dataclass(config) else []
+        if head not in known:
+            raise UserError(f"unknown setting '{name}'; expected one of {', '.join(known)}; correct the study")
+        inner = change(getattr(config, head), {rest: value}) if rest else value
+        config = dataclasses.replace(config, **{head: inner})
+    return config
+
+
+def resolve(base: Base, arm: Arm, seed: int, device: str) -> tuple[RunConfig, RunConfig | None]:
+    """Teacher and student of an arm, with an equal number of iterations; the student is None where the teacher is all.
+
+    The student has the network of its teacher, apart from dropout.
+
+    Raises:
+        UserError: for settings that do not exist, make no sense, or change the student's network.
+    """
+    fixed = {"loop.seed": seed, "loop.device": device}
+    teacher: RunConfig = change(change(base.teacher, arm.teacher), fixed)
+    if arm.student is None:
+        return teacher, None
+    kind = arm.student.get("objective.kind", base.student.objective.kind)
+    network = with_dropout_of(base.student.network, teacher.network)
+    student = dataclasses.replace(base.student, network=network, process=teacher.process)
+    student = change(change(change(student, base.of_kind.get(kind, {})), arm.student), fixed)
+    if with_dropout_of(student.network, network) != student.network:
+        raise UserError(
+            f"arm '{arm.name}' changes the student's network; expected changes to the teacher's, which the student has too; "
+            "correct the study"
+        )
+    rate = base.rates.get(kind, 1.0) if arm.rate is None else arm.rate
+    fake_lr = student.objective.fake_lr
+    student = change(
+        student,
+        {"optimizer.lr": rate * student.optimizer.lr, "objective.fake_lr": None if fake_lr is None else rate * fake_lr},
+    )
+    return teacher, lengthen(student, arm.length)
+
+
+def lengthen(config: RunConfig, factor: float) -> RunConfig:
+    """The run with `factor` times its iterations. What is counted in iterations keeps its share of the run: the warmups of
+    tangent and learning rate, and the length after which the inverse square root sets in."""
+    if factor == 1:
+        return config
+
+    def scaled(count: int) -> int:
+        return max(1, round(factor * count)) if count > 0 else count
+
+    return change(
+        config,
+        {
+            "loop.iterations": scaled(config.loop.iterations),
+            "objective.tangent.warmup": scaled(config.objective.tangent.warmup),
+            "optimizer.warmup": scaled(config.optimizer.warmup),
+            "optimizer.t_ref": scaled(config.optimizer.t_ref),
+        },
+    )
+
+
+def expand(
+    study: Study,
+    base: Base,
+    arms: Iterable[Arm],
+    seeds: Sequence[int],
+    *,
+    device: str = "cpu",
+    num: int = 2000,
+    pace: Mapping[str, float] | None = None,
+) -> Plan:
+    """The cells of these arms and seeds.
+
+    Args:
+        study: gives what is drawn.
+        base: teacher and student that the arms change.
+        arms: those of the study that are wanted, and those they start from; see `choose_arms`.
+        seeds: a teacher and a student of every arm for each.
+        device: cpu or cuda.
+        num: samples that are drawn for a score.
+        pace: by arm, its step time over that of the base; students get as many fewer iterations. None for equal iterations.
+
+    Raises:
+        UserError: for settings that do not exist or make no sense.
+    """
+    plan, arms = Plan(), list(arms)
+    for seed in seeds:
+        left, models = list(arms), dict[str, str]()
+        while left:
+            arm = next((a for a in left if a.start is None or a.start in models), None)
+            if arm is None:
+                raise UserError(
+                    f"arm '{left[0].name}' starts from '{left[0].start}', which trains no student before it; "
+                    "expected the name of another arm; correct the study"
+                )
+            left.remove(arm)
+            _add(plan, study, base, arm, seed, models, device, num, pace or {})
+    return plan
+
+
+def _add(
+    plan: Plan,
+    study: Study,
+    base: Base,
+    arm: Arm,
+    seed: int,
+    models: dict[str, str],
+    device: str,
+    num: int,
+    pace: Mapping[str, float],
+) -> None:
+    """Add the cells of an arm and a seed to the plan, and its model to those of this seed."""
+    teacher, student = resolve(base, arm, seed, device)
+    if student is not None and arm.name in pace:
+        student = lengthen(student, 1 / pace[arm.name])
+    draws, here = arm.draws or study.draws, (arm.name, seed)
+    teacher_model = f"teachers/{key_of(settings_of(teacher))}"
+    teacher.validate()
+    plan.teacher_of[here] = _cell(
+        plan, f"teacher, seed {seed}", teacher_model, teacher, None, None, base.teacher_draws, num, ()
+    )
+    name = f"{arm.name}, seed {seed}"
+    needs: tuple[str, ...] = (plan.teacher_of[here],)
+    if student is None:
+        plan.of_arm[here] = _cell(plan, name, teacher_model, teacher, None, None, draws, num, needs)
+        return
+    start = None
+    if arm.start is not None:
+        start = models[arm.start]
+        needs = (*needs, plan.of_arm[arm.start, seed])
+    student = dataclasses.replace(
+        student, teacher=f"../../{teacher_model}", start=None if start is None else f"../../{start}"
+    )
+    student.validate()
+    model = f"students/{student.objective.kind}-{key_of(settings_of(student))}"
+    models[arm.name] = model
+    plan.of_arm[here] = _cell(plan, name, model, student, teacher_model, start, draws, num, needs)
+
+
+def _cell(
+    plan: Plan,
+    name: str,
+    model: str,
+    config: RunConfig,
+    teacher: str | None,
+    start: str | None,
+    draws: tuple[Draw, ...],
+    num: int,
+    needs: tuple[str, ...],
+) -> str:
+    key = key_of({"model": model, "draws": [dataclasses.asdict(draw) for draw in draws], "num": num})
+    cell = Cell(name, model, config, teacher, start, draws, num, tuple(need for need in needs if need != key), key)
+    plan.cells.setdefault(key, cell)
+    return key
+
+
+def settings_of(config: RunConfig) -> dict[str, Any]:
+    """The settings that are not the default, by dotted name, and the kind of network: what a run is recognized by.
+
+    Defaults are left out so that a version of this package with one more setting finds what an earlier one has finished.
+    """
+    own, plain = to_dict(config), to_dict(RunConfig(network=type(config.network)()))
+    mine, usual = _flat(own), _flat(plain)
+    return {
+        name: value
+        for name, value in mine.items()
+        if name == "network.kind" or name not in usual or usual[name] != value
+    }
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
+
+
+def key_of(description: dict[str, Any]) -> str:
+    """12 hexadecimal digits that depend on all of a JSON value."""
+    return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:12]

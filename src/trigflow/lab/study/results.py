@@ -1,0 +1,184 @@
+"""What a study has found: one JSON file, from which table, figure and verdicts are made."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import dacite
+
+from trigflow.lab.study.spec import Study
+from trigflow.runtime.errors import UserError
+from trigflow.runtime.files import read_json, write_json
+
+FORMAT = 1
+HIGHER_IS_BETTER = ("precision", "recall")
+SCORES = ("fd", "fd_real", "precision", "recall", "nfe", "seconds")
+"""Figures of a draw; `ratio` is made from them."""
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """What came of one arm and one seed.
+
+    Attributes:
+        arm: its name.
+        seed: of its teacher and student.
+        status: done, diverged, failed, or missing where it has not been run (or not to its end) yet.
+        reason: in one line, where it is not done.
+        model: run folder below the folder of the study.
+        teacher: that of its teacher, a key of `Results.teachers`.
+        iterations, skipped, parameters: of the training; None where it failed.
+        seconds: of the training (`train`) and of drawing and scoring (`evaluate`).
+        training: figures of the training, see `trigflow.lab.study.cell.training_figures`.
+        scores: by name of the draw: fd, fd_real, precision, recall, nfe, times, seconds.
+        machine: number of the machine that ended it, in `Results.machines`.
+    """
+
+    arm: str
+    seed: int
+    status: str
+    reason: str = ""
+    model: str = ""
+    teacher: str = ""
+    iterations: int | None = None
+    skipped: int | None = None
+    parameters: int | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    scores: dict[str, dict[str, Any]] = field(default_factory=dict)
+    machine: int | None = None
+
+
+@dataclass(frozen=True)
+class Results:
+    """The content of results.json.
+
+    Attributes:
+        study: its definition.
+        base: name of the base.
+        seeds: those of its cells.
+        num: samples behind every score.
+        cells: every arm with every seed.
+        teachers: results of the teachers by run folder; arm and seed are those that came first.
+        recipe: settings of the base's `teacher` and `student`, and its choices by kind of objective.
+        pace: by arm, `pace` (its step time over that of the base), `seconds` and `base_seconds` of a step; empty where
+            iterations are equal.
+        command: what made it.
+        machines: processor, threads, device and versions, see `trigflow.lab.demo.machine`.
+    """
+
+    study: Study
+    base: str
+    seeds: tuple[int, ...]
+    num: int
+    cells: tuple[CellResult, ...]
+    teachers: dict[str, CellResult]
+    recipe: dict[str, Any]
+    pace: dict[str, dict[str, Any]]
+    command: str
+    machines: tuple[dict[str, Any], ...]
+
+    def of(self, arm: str) -> dict[int, CellResult]:
+        """The cells of an arm by seed."""
+        return {cell.seed: cell for cell in self.cells if cell.arm == arm}
+
+    def value(self, cell: CellResult, figure: str) -> float | None:
+        """A figure of a cell, named as in `trigflow.lab.study.spec.Expect`; None where it has none."""
+        if cell.status in ("failed", "missing"):
+            return None
+        head, _, name = figure.rpartition(".")
+        if head == "teacher":
+            found = self._teacher(cell).get(name)
+        elif head in cell.scores and name == "ratio":
+            own, teacher = cell.scores[head]["fd"], self._teacher(cell).get("fd")
+            found = own / teacher if teacher else None
+        elif head in cell.scores and name in SCORES:
+            found = cell.scores[head][name]
+        else:
+            found = _inside({**cell.training, **cell.seconds, "parameters": cell.parameters}, figure)
+        return float(found) if isinstance(found, int | float) and math.isfinite(found) else None
+
+    def _teacher(self, cell: CellResult) -> dict[str, Any]:
+        """The scores of the best draw of a cell's teacher."""
+        teacher = self.teachers.get(cell.teacher)
+        return min(teacher.scores.values(), key=lambda s: s["fd"], default={}) if teacher is not None else {}
+
+    def summary(self, arm: str, figure: str) -> Summary:
+        """Mean and standard error of a figure of an arm, over the cells that did not diverge."""
+        return summarize(self.value(cell, figure) for cell in self.of(arm).values() if cell.status == "done")
+
+    def count(self, arm: str, status: str) -> int:
+        """Cells of an arm with this status."""
+        return sum(cell.status == status for cell in self.of(arm).values())
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Mean of `n` values and its standard error, which one value has none of; no mean without values."""
+
+    mean: float | None
+    error: float | None
+    n: int
+
+
+def summarize(values: Iterable[float | None]) -> Summary:
+    """The summary of those that are numbers."""
+    finite = [value for value in values if value is not None]
+    return Summary(statistics.fmean(finite) if finite else None, standard_error(finite), len(finite))
+
+
+def standard_error(values: list[float]) -> float | None:
+    """Of a mean: `sqrt(sum (v - mean)^2 / (n - 1) / n)`; None for fewer than two values."""
+    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+
+
+def _inside(training: dict[str, Any], name: str) -> Any:
+    """`training[name]`, or item K of it for `name.K`."""
+    if name in training:
+        return training[name]
+    head, _, index = name.rpartition(".")
+    found = training.get(head)
+    return found[int(index)] if isinstance(found, list) and index.isdigit() and int(index) < len(found) else None
+
+
+# Files ---------------------------------------------------------------------------------------------------------------
+
+
+def save_results(results: Results, path: Path) -> None:
+    """Write results.json, whole or not at all."""
+    write_json(path, {"format": FORMAT, **_plain(dataclasses.asdict(results))})
+
+
+def load_results(path: str | Path) -> Results:
+    """Read a results.json.
+
+    Raises:
+        UserError: when it is missing, damaged or of another version.
+    """
+    path = Path(path)
+    raw = read_json(path, "results")
+    try:
+        if raw["format"] != FORMAT:
+            raise ValueError(f"format {raw['format']}")
+        raw["teachers"] = dict(raw["teachers"])
+        return dacite.from_dict(Results, raw, dacite.Config(cast=[tuple]))
+    except (KeyError, TypeError, ValueError, dacite.DaciteError) as error:
+        raise UserError(
+            f"'{path}' holds no results of a study ({type(error).__name__}: {error}); expected a results.json written by "
+            "trigflow study; check the path"
+        ) from None
+
+
+def _plain(value: Any) -> Any:
+    """For JSON, which has no infinities."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {str(name): _plain(v) for name, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,69 @@
+"""How a bridge calls the model it wraps.
+
+An adapter is `adapter(model, x, time, label)`: noisy input `(b, ...)`, model time `(b,)`, label int64 `(b,)` or None, to the
+model's prediction, of the shape of x. It is handed the model rather than keeping it, so that a copied bridge calls its own.
+A bridge made with `takes_guidance=True` passes the guidance scale `(b,)` as a fifth argument.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from trigflow.runtime.errors import UserError
+
+Adapter = Callable[..., Tensor]
+"""`adapter(model, x, time, label) -> prediction`, or with a fifth argument `guidance`."""
+
+
+def plain(model: Any, x: Tensor, time: Tensor, label: Tensor | None, *guidance: Tensor) -> Tensor:
+    """`model(x, time)`, `model(x, time, label)` where there are labels, then the guidance scale where there is one."""
+    return model(x, time, *(() if label is None and not guidance else (label,)), *guidance)
+
+
+@dataclass(frozen=True)
+class OneHot:
+    """`model(x, time, one_hot)`: labels as rows of zeros with a one, all zeros for the null label. What EDM and EDM2 take.
+
+    Attributes:
+        num_classes: classes of the model; this index is the null label.
+    """
+
+    num_classes: int
+
+    def __call__(self, model: Any, x: Tensor, time: Tensor, label: Tensor | None) -> Tensor:
+        if label is None:
+            return model(x, time, x.new_zeros(len(x), self.num_classes))
+        return model(x, time, F.one_hot(label, self.num_classes + 1)[:, : self.num_classes].to(x.dtype))
+
+
+@dataclass(frozen=True)
+class Diffusers:
+    """A model of diffusers: `model(x, timestep=time, class_labels=label)`, in the model's own precision.
+
+    Of a prediction with more channels than x (epsilon and variance, as DiT's), the first are taken.
+
+    Attributes:
+        states: for models conditioned on text: `(classes, tokens, width)`, the encoded prompt of each label, the empty
+            prompt at the null label. Passed as `encoder_hidden_states`, and the label itself is not.
+    """
+
+    states: Tensor | None = None
+
+    def __call__(self, model: Any, x: Tensor, time: Tensor, label: Tensor | None) -> Tensor:
+        conditions: dict[str, Tensor] = {}
+        if self.states is not None:
+            if label is None:
+                raise UserError(
+                    "no labels for a model conditioned on text; expected the index of a prompt for each sample; "
+                    "pass labels, or give the bridge the null_label of the empty prompt"
+                )
+            conditions["encoder_hidden_states"] = self.states.to(x.device, model.dtype)[label]
+        elif label is not None:
+            conditions["class_labels"] = label
+        prediction = model(x.to(model.dtype), timestep=time, return_dict=False, **conditions)[0]
+        return prediction[:, : x.shape[1]].to(x.dtype)

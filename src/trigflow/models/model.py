@@ -1,0 +1,433 @@
+"""A trained model: a network with everything needed to draw from it, saved as one folder.
+
+    config.json            the resolved configuration of the run
+    model.json             kind, image shape, classes, normalization, sampling times
+    network.safetensors    averaged weights
+
+Any run folder (of `train`, `distill` or `demo`) holds these three, so any of them can be loaded, sampled and evaluated.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from trigflow import samplers
+from trigflow.codecs.vae import VAE
+from trigflow.data import (
+    ImageDataset,
+    LatentNormalization,
+    Normalization,
+    check_labels,
+    derive_seed,
+    normalization_from_state,
+)
+from trigflow.models.negative import check_guidance
+from trigflow.networks import MLPConfig, build
+from trigflow.networks.custom import check_end, check_trainable, describe
+from trigflow.runtime.distributed import is_first
+from trigflow.runtime.distributed.shards import collect
+from trigflow.runtime.errors import UserError
+from trigflow.runtime.files import read_json, read_tensors, write_json, write_tensors
+from trigflow.training.checkpoint import load_weights
+from trigflow.training.config import RunConfig, from_dict, to_dict
+
+Kind = Literal["diffusion", "consistency"]
+KINDS: dict[str, Kind] = {"diffusion": "diffusion", "consistency": "consistency"}
+
+NOISE_BLOCK = 64
+"""Samples that share one noise generator; makes the noise of sample i independent of batch and total size."""
+
+
+@dataclass
+class Model:
+    """A network and what belongs to it.
+
+    Attributes:
+        network: `F(x_t / sd, t, label, guidance)`, or with a fifth argument `end`; in eval mode.
+        config: configuration of the run that made it.
+        kind: `diffusion` (drawn by solving the PF-ODE) or `consistency` (drawn in one or a few evaluations).
+        shape: `(c, h, w)` of one image.
+        class_names: names of the classes, empty for an unconditional model.
+        normalization: bytes to x0 and back, or latents to x0 and back.
+        times: sampling times of a consistency model by number of steps, where a search has found better than the default.
+        vae: the autoencoder that decodes latents, read when it is first needed; None for a model of images.
+    """
+
+    network: nn.Module
+    config: RunConfig
+    kind: Kind
+    shape: tuple[int, int, int]
+    class_names: tuple[str, ...]
+    normalization: Normalization | LatentNormalization
+    times: dict[int, tuple[float, ...]] = field(default_factory=dict)
+    vae: VAE | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.vae is None and isinstance(self.normalization, LatentNormalization):
+            self.vae = VAE(self.normalization.vae)
+
+    @property
+    def num_classes(self) -> int:
+        """Classes of a class-conditional network, 0 for an unconditional one."""
+        return self.config.network.conditioning.num_classes
+
+    @property
+    def takes_guidance(self) -> bool:
+        """Whether the guidance scale is an input of the network."""
+        return bool(getattr(self.network, "takes_guidance", False))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.network.parameters()).device
+
+    def velocity(
+        self,
+        label: Tensor | None = None,
+        guidance: float | Tensor = 1.0,
+        *,
+        interval: tuple[float, float] | None = None,
+        negative: Model | None = None,
+    ) -> samplers.VelocityFunction:
+        """The velocity function `v(x_t, t)` for these labels `(b,)` and this guidance scale, one number or `(b,)`.
+
+        A consistency model that was distilled with guidance takes the scale as an input. A diffusion model is guided by a
+        second evaluation, away from itself without the class or away from `negative`, unless the scale is 1; with an
+        `interval`, only at noise levels sigma inside it. See `trigflow.samplers.guided_velocity`.
+
+        Raises:
+            UserError: for guidance on a model that has none, or a negative that does not fit.
+        """
+        process, scales = self.config.process, torch.as_tensor(guidance)
+        shown = f"{scales.item():g}" if scales.numel() == 1 else f"from {scales.min():g} to {scales.max():g}"
+        if not bool(scales.isfinite().all()):
+            raise UserError(f"guidance {shown}; expected a finite scale, 1 for none; change --guidance")
+        if self.takes_guidance:
+            highest = self.config.objective.guidance_max
+            if not bool((scales >= 1).all() and (scales <= highest).all()):
+                raise UserError(
+                    f"guidance {shown}; expected a scale in [1, {highest}], the range this model was distilled for; "
+                    "change --guidance"
+                )
+            if interval is not None or negative is not None:
+                raise UserError(
+                    "a guidance interval or negative for a student that takes the scale as an input; expected the scale "
+                    "alone, the rest was settled when it was distilled; drop --guidance-interval and --negative"
+                )
+            return samplers.network_velocity(self.network, process, label, guidance)
+        if bool((scales == 1).all()):
+            return samplers.network_velocity(self.network, process, label)
+        if self.kind == "consistency" or (label is None and negative is None):
+            raise UserError(
+                f"guidance {shown} for a model without guidance; expected 1, or a class-conditional diffusion model, or a "
+                "student distilled with objective.guidance_max above 1; drop --guidance"
+            )
+        check_guidance(self, negative)
+        away_from = None if negative is None else negative.network
+        return samplers.guided_velocity(self.network, process, label, guidance, negative=away_from, interval=interval)
+
+    def use_vae(self, name: str) -> None:
+        """Decode latents with the autoencoder of this name, an id of the Hugging Face hub or a folder.
+
+        Raises:
+            UserError: for a model of images.
+        """
+        if not isinstance(self.normalization, LatentNormalization):
+            raise UserError("an autoencoder for a model of images; expected a model of latents; drop --vae")
+        self.vae = VAE(replace(self.normalization.vae, name=name))
+
+    def default_steps(self) -> int:
+        """2 for a consistency model, or the number of its segments where it has several; 18 for a diffusion model (35
+        evaluations of Heun)."""
+        if self.kind == "diffusion":
+            return 18
+        segments = self.config.objective.segments
+        return segments if segments > 1 else 2
+
+    @torch.no_grad()
+    def sample(
+        self,
+        num: int = 16,
+        *,
+        steps: int | None = None,
+        labels: int | Sequence[int] | Tensor | None = None,
+        guidance: float = 1.0,
+        guidance_interval: tuple[float, float] | None = None,
+        negative: Model | None = None,
+        seed: int = 0,
+        solver: str = "heun",
+        times: Sequence[float] | None = None,
+        batch_size: int = 256,
+        first: int = 0,
+        progress: bool = False,
+        decode: bool = True,
+    ) -> Tensor:
+        """Draw images.
+
+        The same seed gives the same noise for sample i, whatever `num`, `first`, `batch_size` and the model, so teacher and
+        student can be compared image by image.
+
+        Args:
+            num: how many.
+            steps: evaluations of a consistency model, for a multistep one the number of its segments and no other; or solver
+                steps of a diffusion model; see `default_steps`.
+            labels: one class, or one per sample, repeated as needed; by default the classes in turn. None for an
+                unconditional model.
+            guidance: guidance scale; 1 for none.
+            guidance_interval: noise levels sigma, low and high, between which a diffusion model is guided; None for all.
+            negative: diffusion model to guide away from (autoguidance); None for classifier-free guidance.
+            seed: of all noise.
+            solver: for a diffusion model: heun, dpm2s, dpm++2m or ddim.
+            times: sampling times of a consistency model, instead of `steps`.
+            batch_size: samples per call of the network.
+            first: which sample to begin with; samples first ... first + num - 1 are drawn.
+            progress: draw a progress bar on stderr.
+            decode: False leaves latents as they are drawn, before the autoencoder.
+
+        Returns:
+            uint8 `(num, c, h, w)`, on the CPU; of a model of latents, what the autoencoder makes of them, or with
+            `decode=False` the latents, float32 `(num, 4, h, w)`, in the autoencoder's own scale.
+
+        Raises:
+            MissingExtraError: for a model of latents, to decode them without diffusers.
+            UserError: for numbers out of range, labels the model does not know, guidance it does not have.
+        """
+        if num < 1 or batch_size < 1:
+            raise UserError(f"{num} samples in batches of {batch_size}; expected at least 1; raise --num")
+        if first < 0:
+            raise UserError(f"first sample {first}; expected 0 or more; correct the argument")
+        if not decode and self.vae is None:
+            raise UserError("decode=False for a model of images; expected a model of latents; leave it out")
+        draw = self.sampler(steps, solver, times)
+        chosen = self._labels(labels, num, first)
+        if guidance == 1 and (guidance_interval is not None or negative is not None):
+            raise UserError(
+                "a guidance interval or negative with guidance 1, which is none; expected another scale; pass --guidance"
+            )
+        guided = functools.partial(self.velocity, guidance=guidance, interval=guidance_interval, negative=negative)
+        guided(chosen)  # what is wrong with the guidance is said before a bar is drawn
+        if self.vae is not None and decode:
+            self.vae.load(self.device)  # what is wrong with it is said now, too
+        images = []
+        bar = tqdm(total=num, desc="sampling", unit="img", disable=not progress)
+        for start in range(0, num, batch_size):
+            stop = min(start + batch_size, num)
+            label = None if chosen is None else chosen[start:stop].to(self.device)
+            noise = functools.partial(self.noise, seed, start=first + start, stop=first + stop)
+            x0 = draw(guided(label), noise)
+            drawn = self.normalization.decode(x0)
+            images.append((self.vae.decode(drawn) if self.vae is not None and decode else drawn).cpu())
+            bar.update(stop - start)
+        bar.close()
+        return torch.cat(images)
+
+    def noise(self, seed: int, k: int, start: int, stop: int) -> Tensor:
+        """Noise `N(0, sd^2 I)` of samples start ... stop - 1, drawn on the CPU; k = 0 is the start, later k fresh noise."""
+        blocks = []
+        for block in range(start // NOISE_BLOCK, (stop - 1) // NOISE_BLOCK + 1):
+            generator = torch.Generator().manual_seed(derive_seed(seed, "noise", k, block))
+            blocks.append(torch.randn(NOISE_BLOCK, *self.shape, generator=generator))
+        offset = start % NOISE_BLOCK
+        noise = torch.cat(blocks)[offset : offset + stop - start]
+        return self.config.process.sigma_data * noise.to(self.device)
+
+    def sampler(
+        self, steps: int | None = None, solver: str = "heun", times: Sequence[float] | None = None
+    ) -> Callable[[samplers.VelocityFunction, Callable[[int], Tensor]], Tensor]:
+        """A function `draw(velocity, noise) -> x0` that draws one batch; arguments as in `sample`.
+
+        `noise(k)` is the noise of the batch, `(b, c, h, w)` of standard deviation sd: k = 0 where sampling starts, k > 0 the
+        fresh noise of later steps.
+
+        Raises:
+            UserError: for numbers out of range.
+        """
+        process = self.config.process
+        steps = self.default_steps() if steps is None else steps
+        solve = samplers.get_solver(solver)
+        if self.kind == "diffusion":
+            if times is not None:
+                raise UserError("sampling times for a diffusion model; expected a consistency model; use steps instead")
+            grid = samplers.sigma_grid(process, steps)
+            return lambda velocity, noise: solve(velocity, noise(0), grid)
+        segments = self.config.objective.segments
+        if segments > 1:
+            if steps != segments or times is not None:
+                given = f"{steps} steps" if times is None else "sampling times"
+                raise UserError(
+                    f"{given} for a multistep model of {segments} segments; expected {segments} steps, one for each; drop "
+                    f"{'--steps' if times is None else 'times'}"
+                )
+            return lambda velocity, noise: samplers.multistep_sample(velocity, process, noise(0), segments)
+        averages = self.config.objective.averages
+        if times is None:
+            default = samplers.meanflow_times if averages else samplers.consistency_times
+            times = self.times.get(steps) or default(process, steps)
+        schedule = tuple(times)
+        if averages:
+            return lambda velocity, noise: samplers.meanflow_sample(velocity, process, noise(0), schedule)
+
+        def draw(velocity: samplers.VelocityFunction, noise: Callable[[int], Tensor]) -> Tensor:
+            fresh = [noise(k) for k in range(1, len(schedule))]
+            return samplers.consistency_sample(velocity, process, noise(0), schedule, fresh=fresh)
+
+        return draw
+
+    def _labels(self, labels: int | Sequence[int] | Tensor | None, num: int, first: int = 0) -> Tensor | None:
+        if self.num_classes == 0:
+            if labels is not None:
+                raise UserError("labels for an unconditional model; expected none; drop --labels")
+            return None
+        chosen = torch.arange(self.num_classes) if labels is None else torch.as_tensor(labels, dtype=torch.int64)
+        chosen = chosen.reshape(-1)
+        if not len(chosen):
+            raise UserError("an empty list of labels; expected at least one class; name a class or drop --labels")
+        check_labels(chosen, self.num_classes)
+        return chosen[torch.arange(first, first + num) % len(chosen)]
+
+    # Files ---------------------------------------------------------------------------------------------------------
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the three files of a model folder; each appears whole or not at all, the weights first.
+
+        Where there are several processes, all of them call this and the first one writes.
+        """
+        folder, tensors = Path(folder), collect(self.network.state_dict())
+        if not is_first():
+            return folder
+        folder.mkdir(parents=True, exist_ok=True)
+        write_tensors(folder / "network.safetensors", tensors)
+        write_json(folder / "config.json", to_dict(self.config))
+        write_json(folder / "model.json", self.description())
+        return folder
+
+    def description(self) -> dict[str, Any]:
+        """The content of `model.json`."""
+        return {
+            "kind": self.kind,
+            "shape": list(self.shape),
+            "class_names": list(self.class_names),
+            "normalization": self.normalization.state(),
+            "times": {str(steps): list(times) for steps, times in self.times.items()},
+        }
+
+
+def load(folder: str | Path, device: str | torch.device | None = None, *, network: nn.Module | None = None) -> Model:
+    """The model of a run folder, with its averaged weights.
+
+    Args:
+        folder: a folder written by `trigflow train`, `distill`, `demo`, or `Model.save`.
+        device: where to put it; CUDA where there is one, otherwise the CPU.
+        network: the module that the run trained, where it was one of your own; the weights are read into it.
+
+    Raises:
+        UserError: when the folder or a file is missing, damaged, or the weights belong to another network.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"run folder '{folder}' does not exist; expected a folder written by trigflow; check the path")
+    if not (folder / "model.json").is_file():
+        raise UserError(
+            f"'{folder}' holds no model.json; expected a folder written by trigflow train, distill or demo; "
+            "check the path, or let the run finish"
+        )
+    model = unloaded(folder / "config.json", folder / "model.json", network)
+    load_weights(model.network, read_tensors(folder / "network.safetensors", "weights"), f"'{folder}'")
+    model.network.to(resolve_device(device))
+    return model
+
+
+def unloaded(config_file: Path, description: Path, network: nn.Module | None = None) -> Model:
+    """The model of these two files, on the CPU, with fresh weights (or around `network`) in place of trained ones.
+
+    Raises:
+        UserError: when a file is missing or damaged.
+    """
+    config = from_dict(read_json(config_file, "configuration"))
+    return described(config, read_json(description, "model description"), f"'{description}'", network)
+
+
+def described(config: RunConfig, raw: dict[str, Any], what: str, network: nn.Module | None = None) -> Model:
+    """The model of a configuration and a description as `Model.description` gives it; else as `unloaded`.
+
+    Raises:
+        UserError: when the description is no such; `what` names it in the message.
+    """
+    try:
+        kind = KINDS[raw["kind"]]
+        c, h, w = (int(size) for size in raw["shape"])
+        normalization = normalization_from_state(raw["normalization"])
+        names = tuple(str(name) for name in raw["class_names"])
+        times = times_of(raw)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{what} cannot be used ({type(error).__name__}: {error}); expected a file written by trigflow; "
+            "restore it from the run"
+        ) from None
+    with torch.random.fork_rng():  # fresh weights, about to be replaced, draw from the default generator
+        network = build(config.network, config.process.sigma_data) if network is None else network
+    memory_format = torch.channels_last if config.loop.channels_last else torch.contiguous_format
+    network.eval().requires_grad_(False).to(memory_format=memory_format)  # type: ignore[call-overload]
+    return Model(network, config, kind, (c, h, w), names, normalization, times)
+
+
+def times_of(description: dict[str, Any]) -> dict[int, tuple[float, ...]]:
+    """`Model.times` as the content of `model.json` has it."""
+    return {int(steps): tuple(float(t) for t in times) for steps, times in description["times"].items()}
+
+
+def resolve_device(device: str | torch.device | None) -> torch.device:
+    """`auto` or None: CUDA where there is one, otherwise the CPU; else the named device.
+
+    Raises:
+        UserError: for a device that does not exist here.
+    """
+    if device is None or device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(
+            f"device '{device}' cannot be used ({str(error).splitlines()[0]}); expected cpu, cuda or auto; change loop.device"
+        ) from None
+    return found
+
+
+def fit_network(config: RunConfig, dataset: ImageDataset, network: nn.Module | None = None) -> RunConfig:
+    """The configuration with the network's channels, classes and (where it has one) resolution taken from the data, and its
+    inputs for guidance and the end of a jump from the objective.
+
+    With a `network` of the user's own, the one in the configuration is replaced by what is known of that module.
+
+    Raises:
+        UserError: for an MLP: images need a network for images.
+    """
+    objective = config.objective
+    takes_guidance = objective.distills and objective.guidance_max > 1
+    num_classes = dataset.num_classes if dataset.num_classes > 1 else 0
+    if network is not None:
+        known = dataclasses.replace(describe(network, num_classes, takes_guidance), channels=dataset.channels)
+        check_end(known, objective.jumps, objective.averages)
+        check_trainable(network)
+        return dataclasses.replace(config, network=known)
+    if isinstance(config.network, MLPConfig):
+        raise UserError(
+            "an MLP for images; expected a network for images; set the network to unet, ddpmpp, edm2 or dit"
+        )
+    conditioning = dataclasses.replace(
+        config.network.conditioning, num_classes=num_classes, takes_guidance=takes_guidance, takes_end=objective.jumps
+    )
+    changes: dict[str, Any] = {"channels": dataset.channels, "conditioning": conditioning}
+    if hasattr(config.network, "resolution"):
+        changes["resolution"] = max(dataset.height, dataset.width)
+    return dataclasses.replace(config, network=dataclasses.replace(config.network, **changes))

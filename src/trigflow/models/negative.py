@@ -1,0 +1,39 @@
+"""Which diffusion models can be guided, and away from what."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from trigflow.runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from trigflow.models.model import Model
+
+
+def check_guidance(model: Model, negative: Model | None = None) -> None:
+    """Check that a diffusion model can be guided, away from `negative` or from itself without the class.
+
+    Raises:
+        UserError: for a negative of another kind, shape, scaling or set of classes; without one, for a class-conditional
+            model whose unconditional branch was never trained.
+    """
+    if negative is None:
+        if model.num_classes and model.config.objective.label_dropout == 0:
+            raise UserError(
+                "guidance for a model trained with objective.label_dropout 0; expected one trained with label dropout, "
+                "which is what teaches it to do without the class; train it so, or give a negative (--negative RUN)"
+            )
+        return
+    if negative.kind != "diffusion":
+        raise UserError("the negative is a consistency model; expected a diffusion model; use the run of its teacher")
+    for what, mine, theirs in (
+        ("draws images of shape", model.shape, negative.shape),
+        ("has sigma_data", model.config.process.sigma_data, negative.config.process.sigma_data),
+        ("scales data by", *({**m.normalization.state(), "vae": None} for m in (model, negative))),
+        ("has classes", model.num_classes, negative.num_classes or model.num_classes),
+    ):
+        if mine != theirs:
+            raise UserError(
+                f"the model {what} {mine} and its negative {theirs}; expected the same; "
+                "use a negative that was trained on the same data"
+            )

@@ -1,0 +1,64 @@
+"""A network from outside as a model: a bridged teacher, or any module `F(x_t / sd, t, label, guidance)`, ready to use."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torch import nn
+
+from trigflow.data import LatentNormalization, Normalization
+from trigflow.models.model import Kind, Model
+from trigflow.networks import CustomConfig
+from trigflow.networks.custom import describe
+from trigflow.process import TrigFlow
+from trigflow.runtime.errors import UserError
+from trigflow.training.config import DataConfig, RunConfig
+
+
+def model_of(
+    network: nn.Module,
+    shape: tuple[int, int, int],
+    *,
+    process: TrigFlow | None = None,
+    num_classes: int = 0,
+    class_names: Sequence[str] = (),
+    normalization: Normalization | LatentNormalization | None = None,
+    kind: Kind = "diffusion",
+    data: str = "digits",
+) -> Model:
+    """A `Model` around a network, to draw from, to evaluate, or as the teacher of a `Trainer`.
+
+    The network is put into eval mode and frozen; pass a copy where it is to be trained further.
+
+    Args:
+        network: `F(x_t / sd, t, label, guidance)`, such as a `trigflow.models.bridges.Bridge`.
+        shape: `(c, h, w)` of one image.
+        process: the process that the network belongs to; that of a bridge by default.
+        num_classes: classes of a network with a `null_label`; the number of `class_names` by default.
+        class_names: names of the classes.
+        normalization: bytes to x0 and back; pixels in [-1, 1] by default (`Normalization.symmetric`).
+        kind: `diffusion`, or `consistency` for a student.
+        data: what it was trained on, for `evaluate_model`: digits, mnist, a folder or a zip.
+
+    Raises:
+        UserError: if the network is no module, or classes and `null_label` do not go together.
+    """
+    if process is None:
+        process = getattr(network, "process", None) or TrigFlow()
+    known = describe(network, 0, bool(getattr(network, "takes_guidance", False)))
+    classes = num_classes or len(class_names)
+    if (network.null_label is None) != (classes == 0) or (class_names and len(class_names) != classes):
+        raise UserError(
+            f"a network with null_label = {network.null_label}, {classes} classes and {len(class_names)} names; expected "
+            "classes for exactly the networks with a null label, each with a name or none; correct the arguments"
+        )
+    conditioning = replace(known.conditioning, num_classes=classes)
+    config = RunConfig(
+        data=DataConfig(source=data),
+        process=process,
+        network=CustomConfig(channels=shape[0], dropout=known.dropout, conditioning=conditioning),
+    )
+    if normalization is None:
+        normalization = Normalization.symmetric(shape[0])
+    return Model(network.eval().requires_grad_(False), config, kind, shape, tuple(class_names), normalization)

@@ -1,0 +1,176 @@
+"""Files that are either whole or absent: everything is written beside its destination and renamed into place."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from trigflow.runtime.errors import UserError
+
+LEFTOVER = re.compile(r"\.(?P<stem>.+)-[a-z0-9_]{8}(?P<end>\.\w+|-before)?")
+"""Temporary names of `replacing` (stem and ending of a file) and of `write_folder` (name of a folder)."""
+
+
+def ensure_folder(path: Path) -> Path:
+    """Create a folder (and its parents) that can be written to.
+
+    Raises:
+        UserError: when it is a file, or cannot be created or written.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"cannot write to '{path}' ({error.strerror or error}); expected a folder that can be written; "
+            "choose another --out"
+        ) from None
+    return path
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path in the same folder that becomes `path` when the block ends well, and vanishes otherwise.
+
+    Raises:
+        UserError: when it cannot be written: no such folder, no permission, no space.
+    """
+    temporary: Path | None = None
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)  # mkstemp is private; a result file has the user's usual permissions
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise UserError(
+            f"cannot write '{path}' ({reason}); expected a file in a folder that can be written, with space left; "
+            "choose another --out"
+        ) from None
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically, indented. NaN and infinity are refused, because JSON has none."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path, what: str) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        UserError: when it is missing or no JSON; `what` names it in the message.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
+        raise UserError(f"{what} '{path}' {reason}; expected a JSON file; check the path") from None
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file atomically, from any device."""
+    with replacing(path) as temporary:
+        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary, metadata)
+
+
+def read_tensors(path: Path, what: str) -> dict[str, Tensor]:
+    """Read a safetensors file onto the CPU.
+
+    Raises:
+        UserError: when it is missing, truncated or no safetensors file; `what` names it in the message.
+    """
+    if not path.is_file():
+        raise UserError(f"{what} '{path}' does not exist; expected a safetensors file; check the path")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"{what} '{path}' cannot be read ({error}); expected a whole safetensors file; restore it or use another"
+        ) from None
+
+
+def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
+    """Create the folder `path` with the files that `fill(folder)` writes, all of them or none."""
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))
+    try:
+        temporary.chmod(0o755)
+        fill(temporary)
+        replace_folder(path, temporary)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def replace_folder(path: Path, temporary: Path) -> None:
+    """Give the folder `temporary`, beside `path`, that name; what has had it is deleted."""
+    if path.exists():
+        before = path.rename(temporary.with_name(f"{temporary.name}-before"))
+        temporary.rename(path)
+        shutil.rmtree(before)
+    else:
+        temporary.rename(path)
+
+
+def sync_folder(path: Path) -> None:
+    """Have the names in a folder reach the disk, where the file system can do that."""
+    with contextlib.suppress(OSError):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def clear_leftovers(folder: Path, mine: Callable[[str], bool]) -> None:
+    """Remove what writers that were killed left in `folder`; nobody may be writing there.
+
+    Where `write_folder` was killed between setting a folder aside and putting the new one in its place, the one set aside
+    is put back.
+
+    Args:
+        folder: may be missing.
+        mine: whether a file or folder of this final name is the caller's to clear up.
+    """
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        match = LEFTOVER.fullmatch(path.name)
+        if match is None:
+            continue
+        stem, end = match["stem"], match["end"] or ""
+        set_aside = end == "-before"
+        if not mine(stem if set_aside else stem + end):
+            continue
+        if set_aside and not (folder / stem).exists():
+            path.rename(folder / stem)
+        elif path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()

@@ -1,0 +1,220 @@
+"""Evaluation: figures against what they are made of, and descriptions of run folders."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from training.tiny import all_digits, change, digits, tiny_config, tiny_trainer
+from trigflow.data import ImageDataset
+from trigflow.evaluation import evaluate, feature_extractor
+from trigflow.evaluation.evaluate import describe_run, evaluate_model, evaluations, make_reference, score
+from trigflow.models.model import Model, load
+from trigflow.runtime.errors import UserError
+from trigflow.samplers import nfe
+
+
+@pytest.fixture(scope="module")
+def teacher(teacher_folder: Path) -> Model:
+    return load(teacher_folder, "cpu")
+
+
+@pytest.fixture(scope="module")
+def student(student_folder: Path) -> Model:
+    return load(student_folder, "cpu")
+
+
+class Counting:
+    """A velocity network that counts its evaluations per sample, guidance branches included."""
+
+    def __init__(self, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.samples = 0
+        forward = model.network.forward
+
+        def counted(x: torch.Tensor, *rest: Any) -> torch.Tensor:
+            self.samples += len(x)
+            return forward(x, *rest)
+
+        monkeypatch.setattr(model.network, "forward", counted)
+
+
+@pytest.mark.parametrize("solver", ["heun", "dpm2s", "dpm++2m", "ddim"])
+@pytest.mark.parametrize("guidance", [1.0, 1.5])
+@pytest.mark.parametrize("steps", [1, 5])
+def test_evaluations_of_a_teacher_are_the_calls_of_its_network(
+    steps: int, guidance: float, solver: str, teacher: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counting = Counting(teacher, monkeypatch)
+    teacher.sample(3, steps=steps, solver=solver, guidance=guidance)
+    assert counting.samples == 3 * evaluations(teacher, steps, solver, guidance)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+@pytest.mark.parametrize("steps", [None, 1, 3])
+def test_evaluations_of_a_student_are_its_steps(
+    steps: int | None, guidance: float, student: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counting = Counting(student, monkeypatch)
+    student.sample(3, steps=steps, guidance=guidance)
+    assert counting.samples == 3 * evaluations(student, steps, guidance=guidance)
+    assert evaluations(student, steps) == (steps or 2)
+
+
+def test_the_default_teacher_takes_35_evaluations(teacher: Model) -> None:
+    assert evaluations(teacher, None) == nfe("heun", 18) == 35
+
+
+def test_scores_are_those_of_the_samples(student: Model) -> None:
+    reference = make_reference(all_digits())
+    result = score(student, reference, num=40, steps=1, seed=3)
+    expected = evaluate(student.sample(40, steps=1, seed=3), all_digits().images, feature_extractor("digits"))
+    for name in ("fd", "fd_real", "precision", "recall"):
+        assert result[name] == pytest.approx(getattr(expected, name), rel=1e-6)
+    assert (result["nfe"], result["num"]) == (1, 40)
+    assert result["samples_per_second"] > 0
+
+
+def test_evaluate_model(student: Model) -> None:
+    result = evaluate_model(student, num=40, steps=1, guidance=1.5)
+    assert list(result) == [
+        "fd",
+        "fd_real",
+        "precision",
+        "recall",
+        "density",
+        "coverage",
+        "nfe",
+        "num",
+        "samples_per_second",
+        "data",
+        "features",
+        "seeds",
+    ]
+    assert (result["data"], result["features"], result["num"]) == ("digits", "digits", 40)
+    assert result["fd"] > result["fd_real"] > 0  # four iterations of training draw nothing like a digit
+
+
+def test_real_images_score_well() -> None:
+    """The measure itself: real digits in place of samples are near the floor, noise is far off."""
+    first, second = all_digits().split(0.5, seed=0)
+    reference = make_reference(first)
+    real, noise = reference.score(second.images), reference.score(torch.randint_like(second.images, 256))
+    assert real.fd < 3 * real.fd_real
+    assert noise.fd > 20 * real.fd
+    assert real.precision > 0.8 > 0.2 > noise.precision
+
+
+def test_features_by_data_or_by_name(student: Model) -> None:
+    assert evaluate_model(student, num=8, features="pixels")["features"] == "pixels"
+    named = dataclasses.replace(all_digits(), name="photos")
+    assert make_reference(named).features.shape[1] == 64  # 8x8 pixels
+    assert make_reference(named, "digits").features.shape == make_reference(all_digits()).features.shape
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"features": "clip"}, "unknown features 'clip'"),
+        ({"features": "mnist"}, r"images of shape \(1797, 1, 8, 8\)|expects \(b, 1, 28, 28\)"),
+        ({"data": "nowhere"}, "no data named 'nowhere'"),
+        ({"num": 0}, "0 samples"),
+        ({"num": 1}, "1 samples to measure; expected at least 4; raise --num"),
+        ({"steps": 0}, "expected at least 1"),
+        ({"guidance": 9.0}, "guidance 9; expected a scale in"),
+    ],
+)
+def test_what_cannot_be_evaluated(arguments: dict[str, Any], message: str, student: Model) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        evaluate_model(student, **arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_data_of_another_shape(student: Model, photos: Callable[..., Path]) -> None:
+    folder = photos("a.png", "b.png", "c.png", "d.png")
+    with pytest.raises(
+        UserError, match=r"data of shape \(3, 10, 12\) for a model that draws \(1, 8, 8\); expected the same"
+    ):
+        evaluate_model(student, num=8, data=str(folder))
+
+
+# Descriptions --------------------------------------------------------------------------------------------------------
+
+
+def test_a_finished_teacher(teacher_folder: Path, teacher: Model) -> None:
+    facts = json.loads(describe_run(teacher_folder, as_json=True))
+    assert facts["objective"] == "diffusion"
+    assert facts["kind"] == "diffusion"
+    assert facts["data"] == "digits"
+    assert facts["finished"] is True
+    assert (facts["iterations"], facts["iteration"], facts["newest checkpoint"]) == (6, 6, 6)
+    assert facts["parameters"] == sum(p.numel() for p in teacher.network.parameters())
+    assert facts["image shape (c, h, w)"] == [1, 8, 8]
+    assert facts["classes"] == 10
+    assert facts["guidance"] == "classifier-free"
+    assert facts["skipped"] == 0
+    assert facts["config"] == json.loads((teacher_folder / "config.json").read_text())
+
+
+def test_a_finished_student_and_an_unconditional_teacher(student_folder: Path, unconditional_folder: Path) -> None:
+    facts = json.loads(describe_run(student_folder, as_json=True))
+    assert (facts["kind"], facts["guidance"], facts["objective"]) == ("consistency", "1 to 2.0", "scd")
+    facts = json.loads(describe_run(unconditional_folder, as_json=True))
+    assert (facts["classes"], facts["guidance"]) == (0, "none")
+
+
+def test_the_text_says_the_same(student_folder: Path) -> None:
+    text = describe_run(student_folder)
+    for words in ("consistency", "1 to 2.0", "loop.batch_size", "objective.tangent.warmup", "network.width"):
+        assert words in text
+    lines = dict(
+        line.split(maxsplit=1) for line in text.splitlines() if line.startswith("  optimizer.") and "clip" not in line
+    )
+    assert lines["optimizer.lr"] == "0.002"
+
+
+def test_a_run_that_has_not_finished(tmp_path: Path) -> None:
+    trainer = tiny_trainer(tmp_path / "run")
+    trainer.run()
+    (tmp_path / "run" / "model.json").unlink()
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    (tmp_path / "run" / "metrics.jsonl").unlink()
+    facts = json.loads(describe_run(tmp_path / "run", as_json=True))
+    assert facts["finished"] is False
+    assert facts["newest checkpoint"] is None
+    assert "kind" not in facts
+    assert "iteration" not in facts
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "{", '{"objective": 3}'])
+def test_a_damaged_configuration(content: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UserError, match="cannot be read") as caught:
+        describe_run(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_no_run_at_all(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(UserError, match=r"holds no config\.json; expected a run folder written by trigflow; check"):
+            describe_run(folder)
+
+
+def test_data_come_from_the_configuration_of_the_run(student: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def load_data(config: Any, progress: bool = False) -> ImageDataset:
+        asked.append(config)
+        return digits()
+
+    monkeypatch.setattr("trigflow.evaluation.evaluate.load_data", load_data)
+    model = dataclasses.replace(student, config=change(tiny_config(), {"data.source": "photos", "data.resize": 8}))
+    model = dataclasses.replace(model, config=change(model.config, {"network": student.config.network}))
+    assert evaluate_model(model, num=8, steps=1)["num"] == 8
+    assert (asked[0].source, asked[0].resize) == ("photos", 8)

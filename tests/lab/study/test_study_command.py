@@ -1,0 +1,240 @@
+"""`trigflow study`, with cells that are done by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import Result
+from lab.study.lab import MACHINE, STUDY, tiny_base
+from trigflow.lab.study import bases, findings, pace, pool, runner
+from trigflow.lab.study.plan import Cell
+from trigflow.lab.study.pool import Pool
+from trigflow.lab.study.results import load_results
+from trigflow.lab.study.runner import base_of, with_data
+from trigflow.lab.study.spec import Arm
+from trigflow.runtime.errors import UserError
+from trigflow.runtime.files import read_json, write_json
+
+Cli = Callable[..., Result]
+
+
+@pytest.fixture(autouse=True)
+def known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One study, on one base."""
+    monkeypatch.setattr(findings, "STUDIES", {"tiny": STUDY})
+    monkeypatch.setattr(bases, "BASES", {"digits": tiny_base(100), "other": tiny_base(50)})
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[Cell]:
+    """Cells that were started, which are done at once; failed where the name of the arm is in `failing`."""
+    cells: list[Cell] = []
+
+    def start(self: Pool, cell: Cell) -> None:
+        cells.append(cell)
+        scores = {draw.name: {"fd": 1.0 + draw.steps + cell.config.loop.seed, "nfe": draw.steps} for draw in cell.draws}
+        scores = {name: {**s, "fd_real": 0.5, "precision": 0.5, "recall": 0.5} for name, s in scores.items()}
+        result: dict[str, Any] = {
+            "status": "done", "reason": "", "scores": scores, "seconds": {"train": 2.0, "process": 3.0, "evaluate": 1.0},
+            "iterations": cell.config.loop.iterations, "skipped": 0, "parameters": 10, "training": {}, "machine": MACHINE,
+        }  # fmt: skip
+        if cell.name in FAILING:
+            result = {"status": "failed", "reason": "no luck", "machine": MACHINE}
+        write_json(self.out / "cells" / cell.key / "result.json", result)
+
+    monkeypatch.setattr(Pool, "_start", start)
+    FAILING.clear()
+    return cells
+
+
+FAILING: set[str] = set()
+
+
+def test_a_study_writes_results_table_and_figure(
+    cli: Cli, started: list[Cell], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["/usr/bin/trigflow", "study", "tiny", "--out", "my lab"])
+    result = cli("study", "tiny", "--out", tmp_path)
+    assert (result.code, result.err) == (0, "")
+    folder = tmp_path / "tiny-digits"
+    assert sorted(path.name for path in folder.iterdir()) == ["figure.png", "results.json", "table.md"]
+    assert len(started) == 10
+    assert result.out.splitlines()[0] == "[1/10] teacher, seed 0: done in 3 s; 2: 3.00; 9 left, about 0 min"
+    assert "normalized against clipped, 2.fd: not settled by 2 seeds; better by 0 ± 0" in result.out
+    results = load_results(folder / "results.json")
+    assert results.seeds == (0, 1)
+    assert results.study == STUDY
+    assert results.command == "trigflow study tiny --out 'my lab'"
+    assert {cell.status for cell in results.cells} == {"done"}
+    assert results.machines == (MACHINE,)
+    assert results.recipe["student"]["loop"]["iterations"] == 100
+
+
+def test_what_is_finished_is_not_repeated_and_more_can_be_added(cli: Cli, started: list[Cell], tmp_path: Path) -> None:
+    cli("study", "tiny", "--out", tmp_path, "--seeds", 0, "--only", "clipped")
+    assert [cell.name for cell in started] == ["teacher, seed 0", "clipped, seed 0"]
+    results = load_results(tmp_path / "tiny-digits" / "results.json")
+    assert [cell.status for cell in results.of("normalized").values()] == ["missing"]
+    started.clear()
+    result = cli("study", "tiny", "--out", tmp_path, "--seeds", 0, 5, "--quiet")
+    assert len(started) == 3 + 5
+    assert "[" not in result.out
+    assert load_results(tmp_path / "tiny-digits" / "results.json").seeds == (0, 5)
+    started.clear()
+    cli("study", "tiny", "--out", tmp_path, "--seeds", 7, "--only", "solver")
+    results = load_results(tmp_path / "tiny-digits" / "results.json")
+    assert results.seeds == (0, 5, 7)
+    assert results.of("clipped")[5].status == "done"
+
+
+def test_another_base_has_cells_and_results_of_its_own(cli: Cli, started: list[Cell], tmp_path: Path) -> None:
+    cli("study", "tiny", "--out", tmp_path, "--only", "clipped")
+    cli("study", "tiny", "--out", tmp_path, "--only", "clipped", "--base", "other")
+    assert len(started) == 2 * 2 + 2  # the teachers are the same
+    assert (tmp_path / "tiny-other" / "results.json").is_file()
+
+
+def test_failed_cells_are_left_until_asked_for(cli: Cli, started: list[Cell], tmp_path: Path) -> None:
+    FAILING.add("normalized, seed 1")
+    result = cli("study", "tiny", "--out", tmp_path)
+    assert result.code == 1
+    assert result.err == "2 cells failed; their reasons are in table.md, run them again with --retry\n"
+    table = (tmp_path / "tiny-digits" / "table.md").read_text()
+    assert "* normalized, seed 1, failed: no luck" in table
+    assert "* continued, seed 1, failed: normalized, seed 1: no luck" in table
+    started.clear()
+    FAILING.clear()
+    assert cli("study", "tiny", "--out", tmp_path).code == 1
+    assert started == []
+    assert cli("study", "tiny", "--out", tmp_path, "--retry").code == 0
+    assert [cell.name for cell in started] == ["normalized, seed 1", "continued, seed 1"]
+
+
+def test_equal_seconds_are_fitted_once(
+    cli: Cli, started: list[Cell], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed = dataclasses.replace(STUDY, budget="seconds", arms=(*STUDY.arms, Arm("short", length=0.5, rate=0.1)))
+    monkeypatch.setattr(findings, "STUDIES", {"tiny": timed})
+    measured: list[Path] = []
+
+    class Process:
+        stdin = None
+
+        def wait(self) -> int:
+            return 0
+
+        def kill(self) -> None:
+            pass
+
+    def spawn(module: str, arguments: list[str], threads: int, log: Path) -> Any:
+        measured.append(Path(arguments[0]))
+        request = read_json(measured[-1], "request")
+        assert request["arm"]["student"]["objective"]["tangent"]["mode"] == "clip"
+        assert request["base"]["student"]["loop"]["instruments"] is False
+        write_json(measured[-1].with_suffix(".measured.json"), {"pace": 2.0, "seconds": 0.2, "base_seconds": 0.1})
+        return Process()
+
+    monkeypatch.setattr(runner, "spawn", spawn)
+    cli("study", "tiny", "--out", tmp_path, "--seeds", 0)
+    assert len(measured) == 1  # the others take the base's steps
+    results = load_results(tmp_path / "tiny-digits" / "results.json")
+    iterations = {arm.name: results.of(arm.name)[0].iterations for arm in timed.arms if arm.student is not None}
+    assert iterations == {"normalized": 100, "clipped": 50, "continued": 100, "short": 50}
+    assert results.pace["clipped"]["pace"] == 2.0
+    cli("study", "tiny", "--out", tmp_path, "--seeds", 0)
+    assert len(measured) == 1
+
+
+def test_arms_whose_steps_take_as_long_share_a_measurement() -> None:
+    def timed(**changes: Any) -> Any:
+        return runner._timed(*runner.resolve(tiny_base(), Arm("arm", {"objective.kind": "cd", **changes}), 0, "cpu"))
+
+    coarse = timed(**{"objective.discrete.steps": 8})
+    assert coarse == timed(**{"objective.discrete.steps": 1024, "optimizer.lr": 0.5, "loop.iterations": 7})
+    assert coarse != timed(**{"objective.discrete.steps": 8, "objective.discrete.solver": "heun"})
+    assert coarse != timed(**{"objective.discrete.steps": 8, "objective.discrete.initial_steps": 2})
+
+
+def test_step_times_are_measured_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pace, "ROUND_SECONDS", 0.02)
+    base = tiny_base()
+    student = dataclasses.replace(base.student, teacher="teacher")
+    found = pace.measure_pace((base.teacher, student), (base.teacher, student), rounds=2)
+    assert 0.2 < found["pace"] < 5
+    assert found["seconds"] > 0
+    assert found["pace"] == pytest.approx(found["seconds"] / found["base_seconds"], rel=1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nothing"], "unknown study 'nothing'; expected one of tiny, all or list"),
+        (["tiny", "--only", "raw"], "no arm 'raw'; expected one of normalized, clipped, continued, solver"),
+        (["tiny", "--base", "cifar"], "unknown base 'cifar'; expected one of digits, other"),
+        (["tiny", "--teacher-preset", "digits"], "a base is named in two ways, or half"),
+        (["tiny", "--base", "digits", "--teacher-preset", "digits", "--student-preset", "digits"], "two ways, or half"),
+        (["tiny", "--teacher-preset", "digits", "--student-preset", "none"], "unknown preset 'none'"),
+        (["tiny", "--jobs", "0"], "0 jobs, 2000 samples; expected at least 1 job"),
+        (["tiny", "--device", "abacus"], "device 'abacus' cannot be used"),
+        (["all", "--only", "clipped"], "--only with all studies"),
+    ],
+)
+def test_what_cannot_be_run_is_said_in_a_line(cli: Cli, tmp_path: Path, arguments: list[str], message: str) -> None:
+    result = cli("study", *arguments, "--out", tmp_path / "lab")
+    assert result.code == 2
+    assert message in result.err
+    assert result.err.count("\n") == 1
+    assert not (tmp_path / "lab").exists()
+
+
+def test_the_list_has_every_study(cli: Cli) -> None:
+    assert cli("study", "list").out == "tiny           Normalized, clipped, continued (digits)\n"
+
+
+def test_all_are_those_of_the_base(
+    cli: Cli, started: list[Cell], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = dataclasses.replace(STUDY, name="more", bases=("other",))
+    monkeypatch.setattr(findings, "STUDIES", {"tiny": STUDY, "more": more})
+    assert cli("study", "all", "--out", tmp_path).code == 0
+    assert (tmp_path / "tiny-digits").is_dir()
+    assert not (tmp_path / "more-digits").exists()
+
+
+def test_smoke_is_small(cli: Cli, started: list[Cell], tmp_path: Path) -> None:
+    assert cli("study", "tiny", "--smoke", "--out", tmp_path).code == 0
+    assert [cell.name for cell in started] == ["teacher, seed 0", "normalized, seed 0", "clipped, seed 0"]
+    assert max(cell.config.loop.iterations for cell in started) <= 4
+    assert {cell.num for cell in started} == {64}
+    assert (tmp_path / "tiny-digits-smoke" / "figure.png").is_file()
+    assert [arm.name for arm in load_results(tmp_path / "tiny-digits-smoke" / "results.json").study.arms] == [
+        "normalized", "clipped"
+    ]  # fmt: skip
+
+
+def test_presets_and_data_make_a_base() -> None:
+    base = with_data(base_of("img64-s-teacher", "img64-s-scd"), "/data")
+    assert base.student.objective.kind == "scd"
+    assert {base.teacher.data.source, base.student.data.source} == {"/data"}
+    with pytest.raises(UserError, match="trains a teacher"):
+        base_of("img64-s-teacher", "img64-s-teacher")
+
+
+def test_interrupted_studies_leave_what_is_known(
+    cli: Cli, started: list[Cell], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(_: float) -> None:
+        if len(started) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(pool.time, "sleep", interrupt)
+    monkeypatch.setattr(Pool, "_is_free", lambda self, cell: len(started) < 3)
+    result = cli("study", "tiny", "--out", tmp_path)
+    assert result.code == 130
+    results = load_results(tmp_path / "tiny-digits" / "results.json")
+    assert [cell.status for cell in results.of("normalized").values()] == ["done", "missing"]

@@ -1,0 +1,434 @@
+"""Models: what they draw, and that their folders can be trusted or are refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from training.tiny import all_digits, change, tiny_config, untrained_teacher
+from trigflow.data import Normalization
+from trigflow.models.model import NOISE_BLOCK, Model, fit_network, load, resolve_device
+from trigflow.networks import MLPConfig
+from trigflow.runtime.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def teacher(teacher_folder: Path) -> Model:
+    return load(teacher_folder, "cpu")
+
+
+@pytest.fixture(scope="module")
+def student(student_folder: Path) -> Model:
+    """A student that takes the guidance scale, in [1, 2]."""
+    return load(student_folder, "cpu")
+
+
+@pytest.fixture(scope="module")
+def unconditional(unconditional_folder: Path) -> Model:
+    return load(unconditional_folder, "cpu")
+
+
+class LabelNetwork(nn.Module):
+    """`F = -class` everywhere, 0 for class 10 (no class): one evaluation at t_max draws almost exactly `sd class`."""
+
+    null_label = 10
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.zero = nn.Parameter(torch.zeros(()))
+        self.batches: list[int] = []
+
+    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None, guidance: Tensor | None = None) -> Tensor:
+        assert label is not None
+        self.batches.append(len(x))
+        value = torch.where(label == self.null_label, torch.zeros_like(label), label)
+        return -value.to(x)[:, None, None, None].expand_as(x) + self.zero
+
+
+def label_model(kind: Any = "consistency") -> Model:
+    config = fit_network(tiny_config(), all_digits())
+    # x0 = sd class = 0.5 class is decoded to the byte 10 class
+    normalization = Normalization(mean=(-1.0,), scale=0.5 * 127.5 / 10)
+    return Model(LabelNetwork(), config, kind, (1, 8, 8), all_digits().class_names, normalization)
+
+
+def drawn_labels(images: Tensor) -> list[int]:
+    return [round(float(image.double().mean()) / 10) for image in images]
+
+
+def close(a: Tensor, b: Tensor) -> bool:
+    """Equal up to one level: a batch of another size may round its sums in another order."""
+    return a.shape == b.shape and int((a.int() - b.int()).abs().max()) <= 1
+
+
+# Noise ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0, 1), (3, 9), (60, 70), (64, 128), (100, 300), (127, 129)])
+def test_the_noise_of_a_sample_does_not_depend_on_its_neighbours(start: int, stop: int, teacher: Model) -> None:
+    whole = teacher.noise(5, 0, 0, 300)
+    assert torch.equal(teacher.noise(5, 0, start, stop), whole[start:stop])
+
+
+def test_noise_is_new_for_every_sample_draw_and_seed(teacher: Model) -> None:
+    noise = teacher.noise(0, 0, 0, 2 * NOISE_BLOCK).flatten(1)
+    assert len({tuple(row.tolist()) for row in noise}) == 2 * NOISE_BLOCK
+    assert not torch.equal(teacher.noise(0, 1, 0, 1), teacher.noise(0, 0, 0, 1))
+    assert not torch.equal(teacher.noise(1, 0, 0, 1), teacher.noise(0, 0, 0, 1))
+
+
+def test_noise_has_the_standard_deviation_of_the_process(teacher: Model) -> None:
+    noise = teacher.noise(0, 0, 0, 1000)
+    assert noise.std().item() == pytest.approx(0.5, rel=0.01)
+    assert noise.mean().item() == pytest.approx(0.0, abs=0.01)
+
+
+def test_teacher_and_student_start_from_the_same_noise(teacher: Model, student: Model) -> None:
+    assert torch.equal(teacher.noise(7, 0, 10, 90), student.noise(7, 0, 10, 90))
+
+
+# Sampling ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["teacher", "student", "unconditional"])
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_a_sample_does_not_depend_on_how_many_are_drawn_at_once(
+    name: str, steps: int, request: pytest.FixtureRequest
+) -> None:
+    model: Model = request.getfixturevalue(name)
+    whole = model.sample(70, steps=steps, seed=1)
+    assert whole.shape == (70, 1, 8, 8)
+    assert whole.dtype == torch.uint8
+    assert len({image.numpy().tobytes() for image in whole}) > 60
+    assert close(model.sample(70, steps=steps, seed=1, batch_size=7), whole)
+    assert close(model.sample(5, steps=steps, seed=1), whole[:5])
+    assert close(model.sample(66, steps=steps, seed=1, batch_size=65), whole[:66])
+
+
+def test_the_same_seed_draws_the_same_and_another_seed_others(student: Model) -> None:
+    assert torch.equal(student.sample(8, seed=1), student.sample(8, seed=1))
+    assert not torch.equal(student.sample(8, seed=1), student.sample(8, seed=2))
+
+
+def test_sampling_leaves_the_global_state_alone(student_folder: Path) -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    load(student_folder, "cpu").sample(3)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_one_step_is_the_consistency_function_of_the_noise(student: Model) -> None:
+    process, labels = student.config.process, torch.arange(6)
+    noise, t = student.noise(4, 0, 0, 6), torch.full((6,), process.t_max)
+    with torch.no_grad():
+        velocity = 0.5 * student.network(noise / 0.5, t, labels, torch.full((6,), 1.5))
+    expected = student.normalization.decode(math.cos(process.t_max) * noise - math.sin(process.t_max) * velocity)
+    assert close(student.sample(6, steps=1, seed=4, guidance=1.5), expected)
+
+
+def test_further_steps_add_fresh_noise_of_their_own() -> None:
+    """With F = 0 a jump is `cos(t) x_t`, so the result is a known mixture of the three noises."""
+    model, times = label_model(), (1.5, 1.0, 0.5)
+    model = dataclasses.replace(model, normalization=Normalization(mean=(0.0,), scale=0.5))
+    first, second, third = (model.noise(9, k, 0, 70) for k in range(3))
+    x0 = math.cos(1.5) * first
+    x0 = math.cos(1.0) * (math.cos(1.0) * x0 + math.sin(1.0) * second)
+    x0 = math.cos(0.5) * (math.cos(0.5) * x0 + math.sin(0.5) * third)
+    images = model.sample(70, times=times, labels=0, seed=9, batch_size=33)
+    assert close(images, model.normalization.decode(x0))
+
+
+def test_default_steps(teacher: Model, student: Model) -> None:
+    assert (teacher.default_steps(), student.default_steps()) == (18, 2)
+    assert torch.equal(teacher.sample(3), teacher.sample(3, steps=18))
+    assert torch.equal(student.sample(3), student.sample(3, steps=2))
+
+
+def test_searched_times_are_used_unless_others_are_given(student: Model) -> None:
+    t_max = student.config.process.t_max
+    searched = dataclasses.replace(student, times={2: (t_max, 0.6)})
+    assert torch.equal(searched.sample(6), student.sample(6, times=(t_max, 0.6)))
+    assert torch.equal(searched.sample(6, times=(t_max, 1.1)), student.sample(6))
+    assert torch.equal(searched.sample(6, steps=3), student.sample(6, steps=3))
+    assert not torch.equal(searched.sample(6), student.sample(6))
+
+
+@pytest.mark.parametrize("solver", ["heun", "dpm2s", "dpm++2m", "ddim"])
+def test_every_solver_draws(solver: str, teacher: Model) -> None:
+    images = teacher.sample(4, steps=12, solver=solver)
+    reference = teacher.sample(4, steps=60, solver="heun")
+    difference = (images.double() - reference.double()).abs().mean().item()
+    spread = (reference.double() - reference.double().mean()).abs().mean().item()
+    assert difference < 0.25 * spread
+
+
+# Labels --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        (None, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1]),
+        (3, [3] * 12),
+        ([7], [7] * 12),
+        ((4, 2), [4, 2] * 6),
+        (torch.tensor([9, 0, 5]), [9, 0, 5] * 4),
+        (list(range(9, -1, -1)) * 2, [9, 8, 7, 6, 5, 4, 3, 2, 1, 0, 9, 8]),
+    ],
+)
+@pytest.mark.parametrize("batch_size", [256, 5])
+def test_labels(labels: Any, expected: list[int], batch_size: int) -> None:
+    images = label_model().sample(12, steps=1, labels=labels, batch_size=batch_size)
+    assert drawn_labels(images) == expected
+
+
+def test_batches() -> None:
+    model = label_model()
+    model.sample(12, steps=2, batch_size=5)
+    assert model.network.batches == [5, 5, 5, 5, 2, 2]
+
+
+@pytest.mark.parametrize("labels", [10, -1, [3, 10], torch.tensor([11])])
+def test_labels_out_of_range(labels: Any, teacher: Model) -> None:
+    with pytest.raises(UserError, match=r"is out of range; expected 0 to 9 for 10 classes"):
+        teacher.sample(2, labels=labels)
+
+
+def test_labels_that_make_no_sense(teacher: Model, unconditional: Model) -> None:
+    with pytest.raises(UserError, match="an empty list of labels"):
+        teacher.sample(2, labels=[])
+    with pytest.raises(UserError, match="labels for an unconditional model; expected none; drop --labels"):
+        unconditional.sample(2, labels=0)
+
+
+def test_a_class_label_changes_the_picture() -> None:
+    model = untrained_teacher()
+    assert not torch.equal(model.sample(2, labels=1, steps=4), model.sample(2, labels=7, steps=4))
+
+
+# Guidance ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", [1.0, 1.5, 3.0, 0.5, 0.0])
+def test_classifier_free_guidance_scales_the_difference(scale: float) -> None:
+    """With `F_uncond = 0` and a velocity that depends on nothing else, the guided one is `scale` times the conditional."""
+    model = label_model("diffusion")
+    x, t = torch.zeros(3, 1, 8, 8), torch.full((3,), 0.5)
+    velocity = model.velocity(torch.tensor([2, 4, 6]), scale)(x, t)
+    assert velocity[:, 0, 0, 0].tolist() == pytest.approx([-scale * 0.5 * c for c in (2, 4, 6)])
+
+
+def test_a_guided_student_takes_scales_of_its_range(student: Model) -> None:
+    assert student.takes_guidance
+    images = [student.sample(4, guidance=scale) for scale in (1.0, 1.5, 2.0)]
+    assert all(image.shape == (4, 1, 8, 8) for image in images)
+    for scale in (0.9, 2.1):
+        with pytest.raises(UserError, match=rf"guidance {scale}; expected a scale in \[1, 2\.0\]"):
+            student.sample(4, guidance=scale)
+
+
+def test_models_without_guidance_say_so(unconditional: Model) -> None:
+    plain = label_model("consistency")
+    for model in (unconditional, plain):
+        with pytest.raises(UserError, match=r"guidance 1\.5 for a model without guidance; expected 1"):
+            model.sample(2, guidance=1.5)
+        assert model.sample(2, steps=1, guidance=1.0).shape == (2, 1, 8, 8)
+
+
+@pytest.mark.parametrize("scale", [math.nan, math.inf])
+def test_guidance_must_be_finite(scale: float, teacher: Model, student: Model, unconditional: Model) -> None:
+    for model in (teacher, student, unconditional):
+        with pytest.raises(UserError, match="expected a finite scale"):
+            model.sample(2, guidance=scale)
+
+
+def test_scales_per_sample_are_named_in_one_line(student: Model) -> None:
+    with pytest.raises(UserError) as caught:
+        student.velocity(torch.arange(3), torch.tensor([1.0, 2.0, 5.0]))
+    assert str(caught.value).startswith("guidance from 1 to 5; expected a scale in [1, 2.0]")
+
+
+# Numbers out of range ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num": 0}, "0 samples in batches of 256; expected at least 1"),
+        ({"num": -5}, "-5 samples"),
+        ({"batch_size": 0}, "in batches of 0; expected at least 1"),
+        ({"steps": 0}, "expected at least 1"),
+        ({"steps": -1}, "expected at least 1"),
+        ({"solver": "euler"}, "solver"),
+    ],
+)
+@pytest.mark.parametrize("name", ["teacher", "student"])
+def test_numbers_out_of_range(
+    name: str, arguments: dict[str, Any], message: str, request: pytest.FixtureRequest
+) -> None:
+    model: Model = request.getfixturevalue(name)
+    with pytest.raises(UserError, match=message) as caught:
+        model.sample(**arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_sampling_times(teacher: Model, student: Model) -> None:
+    with pytest.raises(UserError, match="sampling times for a diffusion model"):
+        teacher.sample(1, times=(1.5,))
+    for times in [(), (1.0, 1.2), (math.nan,), (1.5, 0.0), (2.0,)]:
+        with pytest.raises(UserError, match="expected one or more decreasing times"):
+            student.sample(1, times=times)
+
+
+def test_mistakes_are_found_before_a_bar_is_drawn(student: Model, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in ({"guidance": 5.0}, {"labels": 99}, {"steps": 0}):
+        with pytest.raises(UserError):
+            student.sample(4, progress=True, **arguments)
+    assert capsys.readouterr().err == ""
+
+
+# Folders -------------------------------------------------------------------------------------------------------------
+
+
+def test_save_and_load_give_the_same_model(student: Model, tmp_path: Path) -> None:
+    times = {2: (student.config.process.t_max, 0.8), 3: (1.5, 1.0, 0.3)}
+    model = dataclasses.replace(student, times=times)
+    again = load(model.save(tmp_path / "deep" / "model"), "cpu")
+    for name in ("config", "kind", "shape", "class_names", "normalization", "times"):
+        assert getattr(again, name) == getattr(model, name)
+    mine, theirs = model.network.state_dict(), again.network.state_dict()
+    assert list(mine) == list(theirs)
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+    assert torch.equal(again.sample(5), model.sample(5))
+    assert not again.network.training
+    assert not any(p.requires_grad for p in again.network.parameters())
+    assert sorted(path.name for path in (tmp_path / "deep" / "model").iterdir()) == [
+        "config.json",
+        "model.json",
+        "network.safetensors",
+    ]
+
+
+Damage = Callable[[Path], object]
+
+
+def edit(name: str, change: Callable[[Any], Any]) -> Damage:
+    def damage(folder: Path) -> None:
+        path = folder / name
+        path.write_text(json.dumps(change(json.loads(path.read_text()))))
+
+    return damage
+
+
+def cut(name: str, share: float) -> Damage:
+    def damage(folder: Path) -> None:
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content[: int(share * len(content))])
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "model.json").unlink(), "holds no model.json; expected a folder written by trigflow"),
+        (lambda folder: (folder / "config.json").unlink(), r"config\.json' does not exist"),
+        (lambda folder: (folder / "network.safetensors").unlink(), r"network\.safetensors' does not exist"),
+        (lambda folder: (folder / "model.json").write_bytes(b"\xff\xfe{"), r"model\.json' cannot be read"),
+        (cut("model.json", 0.5), r"model\.json' cannot be read"),
+        (cut("config.json", 0.5), r"config\.json' cannot be read"),
+        (cut("network.safetensors", 0.9), r"network\.safetensors' cannot be read"),
+        (cut("network.safetensors", 0.01), r"network\.safetensors' cannot be read"),
+        (cut("network.safetensors", 0), r"network\.safetensors' cannot be read"),
+        (edit("model.json", lambda raw: []), r"model\.json' cannot be used"),
+        (edit("model.json", lambda raw: {**raw, "kind": "gan"}), "model.json' cannot be used .*gan"),
+        (edit("model.json", lambda raw: {**raw, "kind": []}), "model.json' cannot be used"),
+        (edit("model.json", lambda raw: {**raw, "shape": [8, 8]}), "model.json' cannot be used"),
+        (edit("model.json", lambda raw: {**raw, "shape": "square"}), "model.json' cannot be used"),
+        (edit("model.json", lambda raw: {**raw, "times": {"two": [1.5]}}), "model.json' cannot be used"),
+        (edit("model.json", lambda raw: {**raw, "normalization": None}), "model.json' cannot be used"),
+        (edit("model.json", lambda raw: {**raw, "normalization": {}}), "normalization"),
+        (edit("config.json", lambda raw: {**raw, "extra": 1}), "extra"),
+        (edit("config.json", lambda raw: []), "configuration cannot be read"),
+        (
+            edit("config.json", lambda raw: {**raw, "network": {**raw["network"], "width": 16}}),
+            r"belongs to another network \(.*misshapen, first 'inp\.weight' \(8, 4, 3, 3\) instead of \(16, 4, 3, 3\)",
+        ),
+    ],
+)
+def test_damaged_folders(damage: Damage, message: str, teacher_folder: Path, tmp_path: Path) -> None:
+    for name in ("config.json", "model.json", "network.safetensors"):
+        shutil.copy(teacher_folder / name, tmp_path)
+    assert load(tmp_path, "cpu").kind == "diffusion"
+    damage(tmp_path)
+    with pytest.raises(UserError, match=message) as caught:
+        load(tmp_path, "cpu")
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).count("; ") >= 2
+
+
+def test_weights_of_another_network(teacher_folder: Path, unconditional_folder: Path, tmp_path: Path) -> None:
+    for name in ("config.json", "model.json"):
+        shutil.copy(teacher_folder / name, tmp_path)
+    shutil.copy(unconditional_folder / "network.safetensors", tmp_path)
+    with pytest.raises(UserError, match=r"another network \(1 missing, first 'conditioning\.label\.weight'\)"):
+        load(tmp_path, "cpu")
+    tensors = load_file(teacher_folder / "network.safetensors")
+    save_file({**tensors, "stray.weight": torch.zeros(2)}, tmp_path / "network.safetensors")
+    with pytest.raises(UserError, match=r"another network \(1 unexpected, first 'stray\.weight'\)"):
+        load(tmp_path, "cpu")
+
+
+def test_folders_that_are_none(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not exist; expected a folder written by trigflow; check the path"):
+        load(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"holds no model\.json"):
+        load(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="does not exist"):
+        load(tmp_path / "file")
+
+
+# Devices and networks ------------------------------------------------------------------------------------------------
+
+
+def test_devices() -> None:
+    automatic = "cuda" if torch.cuda.is_available() else "cpu"
+    assert resolve_device(None).type == resolve_device("auto").type == automatic
+    assert resolve_device("cpu") == torch.device("cpu")
+    for name in ("cuda:99", "abacus", ""):
+        with pytest.raises(UserError, match=f"device '{name}' cannot be used") as caught:
+            resolve_device(name)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "classes", "guided"),
+    [
+        ({}, 10, False),
+        ({"objective.guidance_max": 2.0}, 10, False),
+        ({"objective.kind": "sct", "objective.guidance_max": 2.0}, 10, False),
+        ({"objective.kind": "scd"}, 10, False),
+        ({"objective.kind": "scd", "objective.guidance_max": 2.0}, 10, True),
+    ],
+)
+def test_the_network_fits_the_data(changes: dict[str, Any], classes: int, guided: bool) -> None:
+    config = fit_network(tiny_config({"network.channels": 7, **changes}), all_digits())
+    conditioning = config.network.conditioning
+    assert (config.network.channels, conditioning.num_classes, conditioning.takes_guidance) == (1, classes, guided)
+    assert change(config, {"network": tiny_config().network}) == tiny_config(changes)
+
+
+def test_an_mlp_draws_no_images() -> None:
+    with pytest.raises(UserError, match="an MLP for images; expected a network for images"):
+        fit_network(tiny_config({"network": MLPConfig()}), all_digits())
