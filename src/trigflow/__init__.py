@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from trigflow.codecs.pictures import save_grid as save_grid
     from trigflow.codecs.pictures import save_images as save_images
     from trigflow.data import open_dataset as open_dataset
-    from trigflow.evaluation.evaluate import evaluate_model as evaluate_model
+    from trigflow.evaluation.evaluate_model import evaluate_model as evaluate_model
     from trigflow.lab.recipes import get_recipe as get_recipe
     from trigflow.models.model import Model as Model
     from trigflow.models.model import load as load
@@ -36,7 +36,7 @@ _HOME = {
     "Model": "trigflow.models.model",
     "RunConfig": "trigflow.training.config",
     "distill": "trigflow.training.runs",
-    "evaluate_model": "trigflow.evaluation.evaluate",
+    "evaluate_model": "trigflow.evaluation.evaluate_model",
     "get_recipe": "trigflow.lab.recipes",
     "load": "trigflow.models.model",
     "model_of": "trigflow.models.outside",

@@ -20,7 +20,7 @@ import pytest
 import torch
 from PIL import Image
 
-from trigflow import cli as cli_module
+from trigflow.cli import entry as cli_module
 from trigflow.cli.commands import COMMANDS
 from trigflow.models.model import load
 from trigflow.training.checkpoint import list_checkpoints

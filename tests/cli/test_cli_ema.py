@@ -14,7 +14,7 @@ from PIL import Image
 
 from training.tiny import all_digits, tiny_config
 from trigflow.codecs.pictures import make_grid
-from trigflow.evaluation.evaluate import evaluations
+from trigflow.evaluation.evaluate_model import evaluations
 from trigflow.models.model import load
 from trigflow.runtime.files import read_json
 from trigflow.training.trainer import Trainer

@@ -15,7 +15,7 @@ import torch
 from training.tiny import all_digits, change, digits, tiny_config, tiny_trainer
 from trigflow.data import ImageDataset
 from trigflow.evaluation import evaluate, feature_extractor
-from trigflow.evaluation.evaluate import describe_run, evaluate_model, evaluations, make_reference, score
+from trigflow.evaluation.evaluate_model import describe_run, evaluate_model, evaluations, make_reference, score
 from trigflow.models.model import Model, load
 from trigflow.runtime.errors import UserError
 from trigflow.samplers import nfe
@@ -213,7 +213,7 @@ def test_data_come_from_the_configuration_of_the_run(student: Model, monkeypatch
         asked.append(config)
         return digits()
 
-    monkeypatch.setattr("trigflow.evaluation.evaluate.load_data", load_data)
+    monkeypatch.setattr("trigflow.evaluation.evaluate_model.load_data", load_data)
     model = dataclasses.replace(student, config=change(tiny_config(), {"data.source": "photos", "data.resize": 8}))
     model = dataclasses.replace(model, config=change(model.config, {"network": student.config.network}))
     assert evaluate_model(model, num=8, steps=1)["num"] == 8

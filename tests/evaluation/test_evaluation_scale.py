@@ -29,7 +29,7 @@ from trigflow.evaluation import (
     read_reference,
     write_reference,
 )
-from trigflow.evaluation.evaluate import evaluate_model, evaluations
+from trigflow.evaluation.evaluate_model import evaluate_model, evaluations
 from trigflow.evaluation.make_reference import measure_reference
 from trigflow.evaluation.scores import half_distance
 from trigflow.models.model import Model, load

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from training.tiny import all_digits, change, differing, state_of, tiny_config, tiny_trainer, untrained_teacher
 from trigflow.cli import main
-from trigflow.evaluation.evaluate import evaluations
+from trigflow.evaluation.evaluate_model import evaluations
 from trigflow.lab.plan.step import Step
 from trigflow.lab.recipes import get_run
 from trigflow.lab.recipes.named import NamedRun

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from training.tiny import change, differing, digits, state_of, tiny_config, tiny_trainer, untrained_teacher
 from trigflow import UserError, load, model_of
-from trigflow.evaluation.evaluate import describe_run, evaluations
+from trigflow.evaluation.evaluate_model import describe_run, evaluations
 from trigflow.lab.plan import Step
 from trigflow.lab.recipes import NamedRun, get_run
 from trigflow.models.model import Model, fit_network

@@ -60,7 +60,7 @@ class Evaluate:
 
     def run(self) -> None:
         from trigflow.evaluation import Processes
-        from trigflow.evaluation.evaluate import evaluate_model
+        from trigflow.evaluation.evaluate_model import evaluate_model
         from trigflow.models.model import load
         from trigflow.runtime.files import ensure_folder, write_json
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from trigflow.codecs.pictures import label_panels, save_picture
 from trigflow.evaluation import Reference
-from trigflow.evaluation.evaluate import evaluations, make_reference, score
+from trigflow.evaluation.evaluate_model import evaluations, make_reference, score
 from trigflow.lab.recipes import Recipe, get_recipe
 from trigflow.models.model import Model, load
 from trigflow.runtime.errors import MissingExtraError, UserError

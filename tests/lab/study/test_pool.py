@@ -230,7 +230,7 @@ def test_killed_children_and_parents_lose_nothing_but_steps(tmp_path: Path) -> N
     (out / "teachers").mkdir(parents=True)
     (whole / teacher.model).rename(out / teacher.model)
 
-    command = [sys.executable, "-m", "study.lab", str(out)]
+    command = [sys.executable, "-m", "lab.study.lab", str(out)]
     environment = {**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
     runner = subprocess.Popen(command, env=environment, start_new_session=True)
     student = out / cell.model

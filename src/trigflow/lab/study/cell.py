@@ -20,7 +20,7 @@ from typing import Any
 
 from trigflow.data import LatentDataset
 from trigflow.evaluation import Reference
-from trigflow.evaluation.evaluate import make_reference, score
+from trigflow.evaluation.evaluate_model import make_reference, score
 from trigflow.lab.demo import machine
 from trigflow.lab.study.locks import lock_of, locked
 from trigflow.lab.study.spec import Draw
