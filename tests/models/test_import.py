@@ -37,11 +37,8 @@ from trigflow.models.pretrained import describe, import_snapshot, open_snapshot
 from trigflow.networks import DDPMPPConfig, EDM2Config, build
 from trigflow.runtime.errors import UserError
 
-FIXTURES = Path(__file__).parents[3] / "shared" / "fixtures"
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "import_memory.py"
-needs_fixtures = pytest.mark.skipif(
-    not (FIXTURES / "edm2_tiny.safetensors").is_file(), reason="the reference vectors are not beside this checkout"
-)
 LATENTS = {**EDM2_TINY, "img_channels": 4, "label_dim": 0}
 
 
@@ -127,7 +124,6 @@ def test_ddpmpp_is_minus_the_published_network(tmp_path: Path) -> None:
     assert (model.config.objective.proposal.mean, model.config.objective.proposal.std) == (-1.2, 1.2)
 
 
-@needs_fixtures
 @pytest.mark.parametrize("name", ["edm2_tiny", "edm_ddpmpp_tiny"])
 @torch.no_grad()
 def test_denoiser_of_the_reference_network(tmp_path: Path, name: str) -> None:
@@ -153,7 +149,6 @@ def test_denoiser_of_the_reference_network(tmp_path: Path, name: str) -> None:
         assert (denoised - vectors[expected]).abs().max() < 1e-5
 
 
-@needs_fixtures
 @pytest.mark.parametrize(
     ("shapes", "make", "kwargs", "parameters"),
     [

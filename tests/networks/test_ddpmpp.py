@@ -26,10 +26,7 @@ from trigflow.training.config import RunConfig, from_dict, to_dict
 from trigflow.training.muon import hidden_matrices
 from trigflow.training.setup import start_from
 
-REFERENCE = Path(__file__).parents[3] / "shared" / "fixtures"
-needs_reference = pytest.mark.skipif(
-    not REFERENCE.is_dir(), reason="reference outputs of the published network are not beside this checkout"
-)
+REFERENCE = Path(__file__).parents[1] / "fixtures"
 NORMS = ("add", "adagn", "double")
 PUBLISHED = DDPMPPConfig(norm="add", augment=9, conditioning=ConditioningConfig(width=128, time_map="log"))
 
@@ -64,7 +61,6 @@ def on_meta(config: DDPMPPConfig) -> DDPMPP:
 # The published network ---------------------------------------------------------------------------------------------------
 
 
-@needs_reference
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_denoiser_of_the_published_code(dtype: torch.dtype) -> None:
     """`D(x; sigma) = c_skip x + c_out F(c_in x, log(sigma) / 4)`, the network being given `t = atan(sigma / sd)`."""
@@ -81,7 +77,6 @@ def test_denoiser_of_the_published_code(dtype: torch.dtype) -> None:
     torch.testing.assert_close(denoised.float(), values["out.denoised"], rtol=1e-5, atol=1e-5)
 
 
-@needs_reference
 def test_names_and_shapes_of_the_published_weights() -> None:
     expected = json.loads((REFERENCE / "edm_cifar10_ddpmpp_state_shapes.json").read_text())
     assert {name: list(value.shape) for name, value in on_meta(PUBLISHED).state_dict().items()} == expected
