@@ -231,7 +231,8 @@ def test_killed_children_and_parents_lose_nothing_but_steps(tmp_path: Path) -> N
     (whole / teacher.model).rename(out / teacher.model)
 
     command = [sys.executable, "-m", "lab.study.lab", str(out)]
-    environment = {**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
+    places = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "PYTHONPATH": places, "OMP_NUM_THREADS": "1"}
     runner = subprocess.Popen(command, env=environment, start_new_session=True)
     student = out / cell.model
 
