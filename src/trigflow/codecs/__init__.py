@@ -1,1 +1,7 @@
-"""Between stored data and x0, and between x0 and what a person gets to see."""
+"""Between stored data and x0, and between x0 and what a person gets: one file a kind of data."""
+
+from trigflow.codecs.codec import CODECS, Codec, codec_from_state, register
+from trigflow.codecs.latents import Latents
+from trigflow.codecs.pixels import Pixels
+
+__all__ = ["CODECS", "Codec", "Latents", "Pixels", "codec_from_state", "register"]

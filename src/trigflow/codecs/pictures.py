@@ -108,3 +108,11 @@ def label_panels(panels: Mapping[str, Tensor], columns: int = 10, *, across: int
         draw.text((left + 2, top), text, fill="black", font=font)
         sheet.paste(grid, (left, top + line))
     return sheet
+
+
+def save_pictures(images: Tensor, path: str | Path, columns: int | None = None) -> str:
+    """A grid where the path has an ending (.png, .webp, .jpg), else a folder of one PNG an image; returns what was written."""
+    path = Path(path)
+    if path.suffix:
+        return str(save_grid(images, path, columns))
+    return f"{len(save_images(images, path))} images in {path}"

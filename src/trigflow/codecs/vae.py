@@ -12,13 +12,69 @@ from __future__ import annotations
 
 import hashlib
 import os
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 
-from trigflow.data.latents import CHANNELS, VAESource
 from trigflow.runtime.errors import MissingExtraError, UserError
+
+DEFAULT_VAE = "stabilityai/sd-vae-ft-mse"
+CHANNELS = 4
+"""Channels of a latent of SD-VAE."""
+PixelRange = Literal["unit", "symmetric"]
+RANGES = ("unit", "symmetric")
+
+
+@dataclass(frozen=True)
+class VAESource:
+    """Which autoencoder latents belong to.
+
+    Attributes:
+        name: an id of the Hugging Face hub or the path of a folder, as diffusers writes it.
+        pixels: range of the pixels given to it and got from it: `unit` [0, 1] or `symmetric` [-1, 1]. SD-VAE was trained on
+            [-1, 1]; EDM2 nevertheless uses [0, 1], and its statistics and published networks hold for that alone.
+        digest: of its weights (`VAE.digest`), so that another one is noticed; None where it is not known.
+    """
+
+    name: str = DEFAULT_VAE
+    pixels: PixelRange = "unit"
+    digest: str | None = None
+
+    def state(self) -> dict[str, object]:
+        """A plain dict for JSON; `from_state` gives back an equal object."""
+        return {"name": self.name, "pixels": self.pixels, "digest": self.digest}
+
+    @classmethod
+    def from_state(cls, state: object) -> VAESource:
+        """The inverse of `state`.
+
+        Raises:
+            UserError: if it is no such dict.
+        """
+        found = state if isinstance(state, Mapping) else {}
+        name, pixels, digest = (found.get(key) for key in ("name", "pixels", "digest"))
+        if not isinstance(name, str) or pixels not in RANGES or not isinstance(digest, str | None):
+            raise UserError(
+                f"an autoencoder given as {state!r}; expected its name, pixels (unit or symmetric) and digest; "
+                "take the file as trigflow wrote it"
+            )
+        return cls(name, cast(PixelRange, pixels), digest)
+
+    def check_same(self, other: VAESource, mine: str, theirs: str) -> None:
+        """Raise a UserError if latents of `other` are not latents of this one, as far as the two are known."""
+        if self.pixels != other.pixels:
+            raise UserError(
+                f"{mine} are latents of {self.pixels} pixels and {theirs} of {other.pixels} pixels; expected the same; "
+                f"encode the images again with --pixels {other.pixels}"
+            )
+        if self.digest and other.digest and self.digest != other.digest:
+            raise UserError(
+                f"{mine} are latents of the VAE '{self.name}' and {theirs} of another, '{other.name}'; expected the same; "
+                f"encode the images again with --vae {other.name}"
+            )
 
 
 class VAE:

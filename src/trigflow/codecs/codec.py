@@ -1,0 +1,129 @@
+"""What a codec is: the way from stored data to the x0 of the process, and from x0 to what a person gets.
+
+=========  ==============================================  =====================================
+codec      stored                                          drawn
+=========  ==============================================  =====================================
+`pixels`   bytes, uint8 `(b, c, h, w)`                     images, uint8 `(b, c, h, w)`
+`latents`  latents of an autoencoder, float `(b, c, h, w)`  what the autoencoder makes of them
+=========  ==============================================  =====================================
+
+Networks and samplers see x0 `(b, *shape)` alone, and nothing else in the package asks what kind of data it is. Another kind is
+another class with the members of `Codec`, entered into `CODECS` under its `kind`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from trigflow.runtime.errors import UserError
+
+
+class Codec(Protocol):
+    """Stored data to x0 of standard deviation sigma_data, and x0 to what a person gets.
+
+    A codec is immutable, and two that are equal turn the same data into the same x0.
+    """
+
+    kind: ClassVar[str]
+    """Its name in `CODECS` and in `model.json`."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one x0."""
+
+    @property
+    def drawn_shape(self) -> tuple[int, ...]:
+        """Shape of one drawn item. What it needs is loaded, as by `prepare`."""
+
+    def encode(self, stored: Tensor) -> Tensor:
+        """Stored data `(b, ...)` to x0, float32 `(b, *shape)`, on the same device."""
+
+    def stored(self, x0: Tensor) -> Tensor:
+        """x0 to data as they are stored: the inverse of `encode`, up to rounding."""
+
+    def decode(self, x0: Tensor) -> Tensor:
+        """x0 to what a person gets, on the same device."""
+
+    def prepare(self, device: torch.device | str | None = None) -> None:
+        """Load what `decode` needs, so that what is wrong with it is said before anything is drawn.
+
+        Raises:
+            MissingExtraError: without a package that it needs.
+            UserError: for what cannot be read.
+        """
+
+    def pictures(self, drawn: Tensor) -> Tensor:
+        """What was drawn as images uint8 `(n, c, h, w)` with 1 or 3 channels, for metrics that look at images."""
+
+    def preview(self, drawn: Tensor, columns: int | None = None) -> Image.Image:
+        """What was drawn, on one sheet."""
+
+    def save(self, drawn: Tensor, path: Path, columns: int | None = None) -> str:
+        """Write what was drawn to a file, or item by item into a folder; returns a line that says what was written."""
+
+    def describe(self) -> dict[str, Any]:
+        """Facts about it, names to values, for people."""
+
+    def state(self) -> dict[str, Any]:
+        """A plain dict for JSON with its `kind`; `from_state` gives back an equal codec."""
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Codec:
+        """The inverse of `state`.
+
+        Raises:
+            UserError: if a key is missing or a value is not what it should be.
+        """
+
+
+CODECS: dict[str, type[Codec]] = {}
+"""From the kind to the class. A codec of one's own is entered here before a model of it is loaded."""
+
+
+def register(codec: type[Any]) -> type[Any]:
+    """Enter a class into `CODECS`; to be used as a decorator."""
+    CODECS[codec.kind] = codec
+    return codec
+
+
+def codec_from_state(state: object) -> Codec:
+    """The codec that `state()` was taken of.
+
+    Raises:
+        UserError: if it is none, or its kind is not known.
+    """
+    kind = state.get("kind") if isinstance(state, Mapping) else None
+    if not isinstance(state, Mapping) or not isinstance(kind, str):
+        raise UserError(f"a codec saved as {state!r}; expected what trigflow wrote; take the file from a finished run")
+    if kind not in CODECS:
+        raise UserError(
+            f"data of the kind '{kind}'; expected one of {', '.join(CODECS)}; import the module that defines it first "
+            "(--plugin FILE on the command line)"
+        )
+    return CODECS[kind].from_state(state)
+
+
+def are_numbers(values: object) -> bool:
+    """Whether this is a list of plain numbers (True is none)."""
+    return isinstance(values, list | tuple) and all(type(value) in (int, float) for value in values)
+
+
+def shape_from_state(state: Mapping[str, Any]) -> tuple[int, ...]:
+    """The shape in a saved codec.
+
+    Raises:
+        UserError: if there is none.
+    """
+    shape = state.get("shape")
+    if not isinstance(shape, list | tuple) or not all(type(size) is int and size > 0 for size in shape):
+        raise UserError(
+            f"a codec saved with the shape {shape!r}; expected a list of whole numbers above 0; take the file from a finished "
+            "run, unedited"
+        )
+    return tuple(shape)
