@@ -17,6 +17,7 @@ from trigflow.training.config import (
     ObjectiveConfig,
     OptimizerConfig,
     ParallelConfig,
+    RunConfig,
 )
 
 
@@ -61,6 +62,7 @@ class Distill:
     guard: GuardConfig = field(default_factory=GuardConfig)
 
     def run(self) -> None:
+        from trigflow.data.config import data_of
         from trigflow.lab.recipes import require_data
         from trigflow.models.model import load
         from trigflow.training.runs import distill
@@ -74,8 +76,8 @@ class Distill:
         teacher = load(self.teacher, device)
         start = None if self.start is None else load(self.start, device)
         negative = None if self.negative is None else load(self.negative, self.loop.device)
-        config = dataclasses.replace(
-            teacher.config,
+        config = RunConfig(
+            data_of(teacher.origin), teacher.process, teacher.spec,
             objective=self.objective, optimizer=self.optimizer, ema=self.ema, loop=self.loop,
             parallel=self.parallel, guard=self.guard, teacher=str(self.teacher),
             start=None if self.start is None else str(self.start),

@@ -39,7 +39,7 @@ class Encode:
 
     def run(self) -> None:
         from trigflow.data.encode import encode_images
-        from trigflow.models.model import resolve_device
+        from trigflow.runtime.machine import resolve_device
 
         count = encode_images(
             self.data,

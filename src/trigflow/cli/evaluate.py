@@ -68,7 +68,7 @@ class Evaluate:
         model = load(self.run_folder, self.device)
         negative = None if self.negative is None else load(self.negative, self.device)
         if self.vae is not None:
-            model.use_vae(self.vae)
+            model.codec = model.codec.with_autoencoder(self.vae)
         if self.out is not None:
             ensure_folder(self.out.parent)
         result = evaluate_model(

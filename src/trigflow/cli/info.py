@@ -22,6 +22,6 @@ class Info:
     """Print JSON instead of text."""
 
     def run(self) -> None:
-        from trigflow.evaluation.evaluate_model import describe_run
+        from trigflow.training.describe import describe_run
 
         print(describe_run(self.run_folder, as_json=self.json))

@@ -41,9 +41,9 @@ class Reference:
     def run(self) -> None:
         from trigflow.evaluation import Processes, write_reference
         from trigflow.evaluation.make_reference import measure_reference
-        from trigflow.models.model import resolve_device
         from trigflow.runtime.errors import UserError
         from trigflow.runtime.files import ensure_folder
+        from trigflow.runtime.machine import resolve_device
 
         if self.out.suffix != ".npz":
             raise UserError(f"'{self.out}' is no .npz; expected a file of that ending; rename --out")

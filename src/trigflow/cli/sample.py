@@ -48,7 +48,7 @@ class Sample:
     """No progress bar."""
 
     def run(self) -> None:
-        from trigflow.codecs.pictures import check_ending, save_grid, save_images
+        from trigflow.codecs.pictures import check_ending
         from trigflow.models.model import load
         from trigflow.runtime.distributed import gather_rows, is_first, share_of, world_size
         from trigflow.runtime.errors import UserError
@@ -58,7 +58,7 @@ class Sample:
         negative = None if self.negative is None else load(self.negative, self.device)
         model = load(self.run_folder, self.device)
         if self.vae is not None:
-            model.use_vae(self.vae)
+            model.codec = model.codec.with_autoencoder(self.vae)
         first, num = 0, self.num
         if world_size() > 1:
             share = share_of(self.num)
@@ -82,7 +82,4 @@ class Sample:
         images = gather_rows(drawn)
         if images is None:
             return
-        if self.out.suffix:
-            print(save_grid(images, self.out, self.columns))
-        else:
-            print(f"{len(save_images(images, self.out))} images in {self.out}")
+        print(model.codec.save(images, self.out, self.columns))

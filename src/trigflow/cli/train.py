@@ -8,11 +8,11 @@ from typing import Annotated, Literal
 
 from tyro.conf import AvoidSubcommands
 
+from trigflow.data.config import DataConfig
 from trigflow.networks import NetworkConfig, UNetConfig
 from trigflow.process import TrigFlow
 from trigflow.runtime.errors import UserError
 from trigflow.training.config import (
-    DataConfig,
     EMAConfig,
     GuardConfig,
     LoopConfig,

@@ -33,9 +33,16 @@ class Codec(Protocol):
     kind: ClassVar[str]
     """Its name in `CODECS` and in `model.json`."""
 
+    pictured: ClassVar[bool]
+    """Whether stored data are what is drawn, so that samples and data can be compared as they are."""
+
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of one x0."""
+
+    @property
+    def sigma_data(self) -> float:
+        """Standard deviation that x0 is meant to have."""
 
     @property
     def drawn_shape(self) -> tuple[int, ...]:
@@ -58,6 +65,15 @@ class Codec(Protocol):
             UserError: for what cannot be read.
         """
 
+    def component(self) -> Any:
+        """The module that `decode` needs, loaded, as it lies beside the network in a pipeline of diffusers; None for none."""
+
+    def with_autoencoder(self, name: str) -> Codec:
+        """The same with the autoencoder of this name. Raises a UserError where none is needed."""
+
+    def with_component(self, module: Any) -> Codec:
+        """The same with this module as what `decode` needs; itself where there is no module, or none is needed."""
+
     def pictures(self, drawn: Tensor) -> Tensor:
         """What was drawn as images uint8 `(n, c, h, w)` with 1 or 3 channels, for metrics that look at images."""
 
@@ -66,6 +82,9 @@ class Codec(Protocol):
 
     def save(self, drawn: Tensor, path: Path, columns: int | None = None) -> str:
         """Write what was drawn to a file, or item by item into a folder; returns a line that says what was written."""
+
+    def normalized(self, mean: list[float], std: list[float]) -> list[tuple[str, float, float]]:
+        """Mean and deviation of x0, by name, of data whose channels have these as they are stored; none where not known."""
 
     def describe(self) -> dict[str, Any]:
         """Facts about it, names to values, for people."""

@@ -47,6 +47,7 @@ class Latents:
     """
 
     kind: ClassVar[str] = "latents"
+    pictured: ClassVar[bool] = False
     shape: tuple[int, ...]
     raw_mean: tuple[float, ...] = EDM2_RAW_MEAN
     raw_std: tuple[float, ...] = EDM2_RAW_STD
@@ -60,8 +61,9 @@ class Latents:
         channels = {len(self.raw_mean), len(self.raw_std), *self.shape[:1]}
         if len(self.shape) != 3 or len(channels) != 1 or not finite or not positive:
             raise UserError(
-                f"latents of shape {self.shape}, raw_mean={self.raw_mean}, raw_std={self.raw_std}, sigma_data={self.sigma_data}; "
-                "expected (c, h, w), a finite mean and a positive deviation a channel; measure the data again"
+                f"latents of shape {self.shape}, raw_mean={self.raw_mean}, raw_std={self.raw_std}, "
+                f"sigma_data={self.sigma_data}; expected (c, h, w), a finite mean and a positive deviation a channel; "
+                "measure the data again"
             )
         if self.autoencoder is None:
             object.__setattr__(self, "autoencoder", VAE(self.vae))
@@ -79,7 +81,7 @@ class Latents:
 
     def with_autoencoder(self, name: str) -> Latents:
         """The same with the autoencoder of this name, an id of the Hugging Face hub or a folder."""
-        return replace(self, vae=replace(self.vae, name=name), autoencoder=None)
+        return replace(self, vae=replace(self.vae, name=name), autoencoder=VAE(replace(self.vae, name=name)))
 
     def encode(self, stored: Tensor) -> Tensor:
         """Latents `z`, floating `(b, c, h, w)`, to `x0`, float32 of the same shape and device.
@@ -115,6 +117,14 @@ class Latents:
         """
         self.autoencoder.load(device)
 
+    def component(self) -> Any:
+        """The `AutoencoderKL`, loaded."""
+        return self.autoencoder.load()
+
+    def with_component(self, module: Any) -> Latents:
+        """The same with this `AutoencoderKL`."""
+        return self if module is None else replace(self, autoencoder=VAE(self.vae, network=module))
+
     def pictures(self, drawn: Tensor) -> Tensor:
         """The decoded images."""
         return drawn
@@ -126,6 +136,14 @@ class Latents:
     def save(self, drawn: Tensor, path: Path, columns: int | None = None) -> str:
         """A grid, or with a path without ending a folder of one PNG an image; see `save_pictures`."""
         return save_pictures(drawn, path, columns)
+
+    def normalized(self, mean: list[float], std: list[float]) -> list[tuple[str, float, float]]:
+        """Of each channel by itself."""
+        known = enumerate(zip(mean, std, self.raw_mean, self.raw_std, strict=False))
+        sd = self.sigma_data
+        return [
+            (f"channel {c}", (m - center) * (sd / spread), s * (sd / spread)) for c, (m, s, center, spread) in known
+        ]
 
     def describe(self) -> dict[str, Any]:
         """Shape and autoencoder."""

@@ -42,6 +42,7 @@ class Pixels:
     """
 
     kind: ClassVar[str] = "pixels"
+    pictured: ClassVar[bool] = True
     shape: tuple[int, ...]
     mean: tuple[float, ...]
     scale: float
@@ -62,7 +63,9 @@ class Pixels:
         return cls(shape, (0.0,) * shape[0], 1.0, sigma_data)
 
     @classmethod
-    def measured(cls, shape: tuple[int, ...], counts: Tensor, sigma_data: float = 0.5, name: str = "the data") -> Pixels:
+    def measured(
+        cls, shape: tuple[int, ...], counts: Tensor, sigma_data: float = 0.5, name: str = "the data"
+    ) -> Pixels:
         """The codec under which data have zero mean a channel and standard deviation `sigma_data` overall.
 
         With pixels `p` in [-1, 1]::
@@ -129,6 +132,17 @@ class Pixels:
     def prepare(self, device: torch.device | str | None = None) -> None:
         """Nothing is needed."""
 
+    def component(self) -> None:
+        """None is needed."""
+
+    def with_component(self, module: Any) -> Pixels:
+        """Itself."""
+        return self
+
+    def with_autoencoder(self, name: str) -> Pixels:
+        """Raise a UserError: pixels need none."""
+        raise UserError("an autoencoder for a model of images; expected a model of latents; drop --vae")
+
     def pictures(self, drawn: Tensor) -> Tensor:
         """The images themselves."""
         return drawn
@@ -140,6 +154,14 @@ class Pixels:
     def save(self, drawn: Tensor, path: Path, columns: int | None = None) -> str:
         """A grid, or with a path without ending a folder of one PNG an image; see `save_pictures`."""
         return save_pictures(drawn, path, columns)
+
+    def normalized(self, mean: list[float], std: list[float]) -> list[tuple[str, float, float]]:
+        """Of all channels together, of pixels in [-1, 1]; nothing where the codec was not measured."""
+        if len(mean) != len(self.mean) or self == Pixels.symmetric(self.shape, self.sigma_data):
+            return []
+        furthest = max((m - center for m, center in zip(mean, self.mean, strict=True)), key=abs)
+        spread = math.sqrt(sum(s**2 for s in std) / len(std))
+        return [("", furthest * self.scale, spread * self.scale)]
 
     def describe(self) -> dict[str, Any]:
         """The shape."""

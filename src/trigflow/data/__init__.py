@@ -1,32 +1,35 @@
-"""Images or latents to train on: reading them, normalizing them, and the order in which training sees them."""
+"""Data to train on: reading them, and the order in which training sees them."""
 
-from trigflow.data.dataset import ImageDataset, check_labels, require_classes
-from trigflow.data.latents import (
-    LatentDataset,
-    LatentNormalization,
-    measure_latents,
-    normalization_for,
-    normalization_from_state,
-)
+from trigflow.data.dataset import Dataset, ImageDataset, require_classes
+from trigflow.data.latents import LatentDataset, measure_latents
 from trigflow.data.loader import Loader
-from trigflow.data.order import Order, derive_seed, epoch_order
+from trigflow.data.order import Order, epoch_order
 from trigflow.data.sources.opening import open_dataset
-from trigflow.data.statistics import Normalization, measure
 
 __all__ = [
+    "Dataset",
     "ImageDataset",
     "LatentDataset",
-    "LatentNormalization",
     "Loader",
-    "Normalization",
     "Order",
-    "check_labels",
-    "derive_seed",
     "epoch_order",
-    "measure",
     "measure_latents",
-    "normalization_for",
-    "normalization_from_state",
     "open_dataset",
     "require_classes",
 ]
+
+RENAMED = {
+    "Normalization": "trigflow.codecs.Pixels(shape, mean, scale, sigma_data)",
+    "LatentNormalization": "trigflow.codecs.Latents(shape, raw_mean, raw_std, sigma_data, vae)",
+    "normalization_for": "Dataset.codec(normalize, sigma_data)",
+    "normalization_from_state": "trigflow.codecs.codec_from_state(state)",
+    "measure": "ImageDataset.codec('measured', sigma_data)",
+    "check_labels": "trigflow.models.labels.check_labels",
+    "derive_seed": "trigflow.runtime.seeds.derive_seed",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name in RENAMED:
+        raise ImportError(f"trigflow.data.{name} is now {RENAMED[name]}; use it by that name")
+    raise AttributeError(f"module 'trigflow.data' has no attribute '{name}'")

@@ -6,10 +6,9 @@ Problems are what training would stop at, pass over or learn wrongly. Notes are 
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,20 +19,19 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from trigflow.codecs import codec_from_state
 from trigflow.data.decode import CorruptImageError, decode, is_turned, open_image
 from trigflow.data.findings import Report
 from trigflow.data.labels import find_labels
 from trigflow.data.latent_files import ENDING as LATENT_ENDING
 from trigflow.data.latent_files import parse
-from trigflow.data.latents import CHANNELS, LatentNormalization, normalization_from_state
 from trigflow.data.loader import in_order
 from trigflow.data.scan import chunks_of
 from trigflow.data.sources.containers import examine_container
 from trigflow.data.sources.files import Files
 from trigflow.data.sources.opening import EMBEDDED
-from trigflow.data.statistics import Normalization
+from trigflow.models.model import read_description
 from trigflow.runtime.errors import UserError
-from trigflow.runtime.files import read_json
 
 FLAT = 0.02
 """Standard deviation of pixels in [-1, 1] below which a data set is close to one single colour."""
@@ -111,7 +109,7 @@ def check_data(
         UserError: if there is no such data, or it cannot be read at all.
         MissingExtraError: for a Hugging Face data set, without `datasets`.
     """
-    model = None if like is None else read_json(Path(like) / "model.json", "the model to compare with")
+    model = None if like is None else read_description(Path(like) / "model.json")
     if source in EMBEDDED:
         raise UserError(f"{source!r} comes with a package; expected data of your own to check; pass a path")
     files, report = examine_container(source)
@@ -302,50 +300,28 @@ def _compare_with(model: Any, run: str, seen: Sequence[Seen], class_names: Seque
         UserError: if the description of the model cannot be read.
     """
     try:
-        shape, names = tuple(model["shape"]), tuple(model["class_names"])
-        normalization = normalization_from_state(model["normalization"])
+        codec, names = codec_from_state(model["codec"]), tuple(model["class_names"])
     except (KeyError, TypeError) as error:
         raise UserError(
             f"'{run}' holds a model.json without {error}; expected a finished run; choose another with --like"
         ) from None
     found = Counter(one.shape for one in seen if one.shape)
-    latents = isinstance(normalization, LatentNormalization)
-    if latents != (report.of == "latents"):
-        expected = "latents" if latents else "images"
+    if codec.kind != {"images": "pixels"}.get(report.of, report.of):
+        expected = {"pixels": "images"}.get(codec.kind, codec.kind)
         report.problem("unlike", report.source, f"holds {report.of} where {run!r} was trained on {expected}")
         return
     if found:
-        shapes = {(CHANNELS, *one[1:]) if latents else (max(o[0] for o in found), *one[1:]) for one in found}
-        if shapes != {shape}:
-            other = next(iter(shapes - {shape}))
-            report.problem("unlike", report.source, f"has the shape {other} where {run!r} was trained on {shape}")
+        channels = max(one[0] for one in found) if codec.pictured else codec.shape[0]
+        shapes = {(channels, *one[1:]) for one in found}
+        if shapes != {codec.shape}:
+            other = next(iter(shapes - {codec.shape}))
+            report.problem("unlike", report.source, f"has the shape {other} where {run!r} was trained on {codec.shape}")
     if tuple(class_names) != names and (names or class_names):
         report.problem(
             "unlike", report.source, f"has {len(class_names)} classes where {run!r} has {len(names)}, or other names"
         )
-    for name, mean, std in _normalized(normalization, report):
-        sd = normalization.sigma_data
+    for name, mean, std in codec.normalized(report.mean, report.std):
+        sd = codec.sigma_data
         if abs(mean) > sd / 5 or not 0.75 * sd <= std <= 1.25 * sd:
             what = f"has mean {mean:.3f} and deviation {std:.3f} as {run!r} normalizes; expected 0 and {sd:g}"
-            report.problem("unlike", name, what)
-
-
-def _normalized(
-    normalization: Normalization | LatentNormalization, report: Report
-) -> Iterator[tuple[str, float, float]]:
-    """What to call them, mean and deviation: of each channel of latents, of all channels of images together."""
-    measured = list(zip(report.mean, report.std, strict=True))
-    if isinstance(normalization, LatentNormalization):
-        known = zip(measured, normalization.raw_mean, normalization.raw_std, strict=False)
-        for channel, ((mean, std), center, spread) in enumerate(known):
-            factor = normalization.sigma_data / spread
-            yield f"channel {channel}", (mean - center) * factor, std * factor
-    elif (
-        measured
-        and len(measured) == len(normalization.mean)
-        and normalization != Normalization.symmetric(len(measured))
-    ):
-        offsets = [mean - center for (mean, _), center in zip(measured, normalization.mean, strict=True)]
-        furthest = max(offsets, key=abs)
-        spread = math.sqrt(sum(std**2 for _, std in measured) / len(measured))
-        yield report.source, furthest * normalization.scale, spread * normalization.scale
+            report.problem("unlike", name or report.source, what)

@@ -1,41 +1,22 @@
-"""Images, in memory or read as they are asked for, with or without labels, and the checks that training asks of them."""
+"""Samples, in memory or read as they are asked for, with or without labels, and the checks that training asks of them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from trigflow.data.order import Order, derive_seed
+from trigflow.codecs import Codec, Pixels
+from trigflow.codecs.pixels import count_all, count_values
+from trigflow.data.order import Order
+from trigflow.models.labels import check_labels
 from trigflow.runtime.errors import UserError
+from trigflow.runtime.seeds import derive_seed
 
-D = TypeVar("D", bound="ImageDataset")
-
-
-def check_labels(labels: Tensor, num_classes: int) -> None:
-    """Require every label to be an integer in `0 ... num_classes - 1`.
-
-    Args:
-        labels: class indices of any shape.
-        num_classes: number of classes of the data set or the network; 0 means that there are none.
-
-    Raises:
-        UserError: naming the first label out of range, and the range.
-    """
-    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise UserError(f"labels of type {labels.dtype}; expected integers; convert them with labels.long()")
-    outside = labels[(labels < 0) | (labels >= num_classes)]
-    if outside.numel() == 0:
-        return
-    if num_classes < 1:
-        raise UserError(f"label {int(outside[0])} where there are no classes; expected no labels; leave the labels out")
-    raise UserError(
-        f"label {int(outside[0])} is out of range; expected 0 to {num_classes - 1} for {num_classes} classes; "
-        "correct the labels or the number of classes"
-    )
+D = TypeVar("D", bound="Dataset")
 
 
 def number_classes(labels: Iterable[int]) -> tuple[str, ...]:
@@ -64,32 +45,32 @@ class Rows(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class ImageDataset:
-    """Equal-sized images, in memory as bytes or read and decoded as they are asked for.
+class Dataset:
+    """Equal-sized samples, in memory as they are stored or read as they are asked for.
+
+    Data of another kind are a subclass that says what is stored (`_check_values`) and which codec makes x0 of it (`codec`).
 
     Attributes:
         name: what the data is called in logs and reports.
-        images: uint8, shape `(n, c, h, w)`, values 0 to 255. With `rows`, of the same shape with n = 0.
+        values: what is stored, shape `(n, ...)`. With `rows`, of the same shape with n = 0.
         labels: int64, shape `(n,)`, in `0 ... num_classes - 1`; or None.
         class_names: one name a class, in the order of the labels; empty without labels.
         skipped: names of the corrupt files that were left out when reading, relative to the folder or zip.
-        rows: images that stay where they are; None when they are in memory.
-        counts: how often each byte occurs in each channel, int64, shape `(c, 256)`, where that is known; else None.
+        rows: samples that stay where they are; None when they are in memory.
 
     Raises:
         UserError: if shapes or types are not as above, or a label is out of range.
     """
 
     name: str
-    images: Tensor
+    values: Tensor
     labels: Tensor | None = None
     class_names: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
     rows: Rows | None = None
-    counts: Tensor | None = None
 
     def __post_init__(self) -> None:
-        self._check_images()
+        self._check_values()
         if self.labels is None:
             if self.class_names:
                 raise UserError(
@@ -99,44 +80,46 @@ class ImageDataset:
         if self.labels.dtype != torch.int64 or self.labels.shape != (len(self),):
             raise UserError(
                 f"labels of type {self.labels.dtype} and shape {tuple(self.labels.shape)}; "
-                f"expected int64 of shape ({len(self)},); pass one label an image"
+                f"expected int64 of shape ({len(self)},); pass one label a sample"
             )
         check_labels(self.labels, self.num_classes)
 
-    def _check_images(self) -> None:
-        if self.images.dtype != torch.uint8 or self.images.ndim != 4:
-            raise UserError(
-                f"images of type {self.images.dtype} and shape {tuple(self.images.shape)}; "
-                "expected uint8 of shape (n, c, h, w); convert them to 0..255 first"
-            )
+    def _check_values(self) -> None:
+        """Raise a UserError if `values` are not what this kind of data stores."""
 
     def __len__(self) -> int:
-        return len(self.images if self.rows is None else self.rows)
+        return len(self.values if self.rows is None else self.rows)
 
     @property
-    def channels(self) -> int:
-        """1 (grayscale) or 3 (RGB)."""
-        return self.images.shape[1]
-
-    @property
-    def height(self) -> int:
-        """Height in pixels."""
-        return self.images.shape[2]
-
-    @property
-    def width(self) -> int:
-        """Width in pixels."""
-        return self.images.shape[3]
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """`(c, h, w)` of one image."""
-        return self.channels, self.height, self.width
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one sample, as the network sees it."""
+        return tuple(self.values.shape[1:])
 
     @property
     def num_classes(self) -> int:
         """Number of classes; 0 without labels."""
         return len(self.class_names)
+
+    def codec(self, normalize: Literal["measured", "symmetric", "edm2"], sigma_data: float) -> Codec:
+        """The codec that makes x0 of standard deviation `sigma_data` of these data.
+
+        Args:
+            normalize: measured on the data, or one of the fixed ones; see `DataConfig.normalize`.
+            sigma_data: standard deviation of x0.
+
+        Raises:
+            UserError: if there is no such codec for data of this kind.
+        """
+        raise UserError(
+            f"data of the kind {type(self).__name__} without a codec; expected a method codec(normalize, sigma_data); write one"
+        )
+
+    def check_flip(self) -> None:
+        """Raise a UserError if samples cannot be mirrored left to right, as images can."""
+        raise UserError(f"data.flip for {type(self).__name__}; expected images, which can be mirrored; turn it off")
+
+    def check_codec(self, codec: object, name: str) -> None:
+        """Raise a UserError if samples are not what the codec of the model called `name` was made for."""
 
     def batch(
         self,
@@ -147,36 +130,38 @@ class ImageDataset:
         rows: Tensor | None = None,
         stored: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Copies of the chosen images, uint8 `(b, c, h, w)`, and their labels, int64 `(b,)` or None.
+        """Copies of the chosen samples as they are stored, `(b, ...)`, and their labels, int64 `(b,)` or None.
 
         Args:
-            indices: which images, int64, shape `(b,)`; one may come up several times.
-            flip: bool, shape `(b,)`; images where it is true are mirrored left to right.
-            generator: for data with randomness of its own, which images have not (see `trigflow.data.latents`).
+            indices: which samples, int64, shape `(b,)`; one may come up several times.
+            flip: bool, shape `(b,)`; samples where it is true are mirrored left to right.
+            generator: for data with randomness of its own, which most have not (see `trigflow.data.latents`).
             rows: which of the indices are wanted, int64; None for all.
             stored: what `stored` gave for the wanted indices, where that was asked for before (see `Loader`).
 
         Raises:
-            UserError: if `flip` is not a bool mask of shape `(b,)`.
+            UserError: if `flip` is not a bool mask of shape `(b,)`, or samples cannot be mirrored.
         """
         if rows is not None:
             indices, flip = indices[rows], None if flip is None else flip[rows]
-        images = self.stored(indices) if stored is None else stored
+        values = self.stored(indices) if stored is None else stored
         if flip is not None:
+            self.check_flip()
             if flip.dtype != torch.bool or flip.shape != indices.shape:
                 raise UserError(
                     f"flip of type {flip.dtype} and shape {tuple(flip.shape)}; "
-                    f"expected a bool mask of shape {tuple(indices.shape)}; pass one flag an image"
+                    f"expected a bool mask of shape {tuple(indices.shape)}; pass one flag a sample"
                 )
-            images = torch.where(flip.to(images.device)[:, None, None, None], images.flip(-1), images)
-        return images, self._labels_of(indices)
+            mask = flip.to(values.device).reshape(-1, *[1] * (values.ndim - 1))
+            values = torch.where(mask, values.flip(-1), values)
+        return values, self._labels_of(indices)
 
     def stored(self, indices: Tensor) -> Tensor:
-        """Copies of what is stored of the chosen images, of the type of `images`, shape `(b, c, h, w)`."""
-        return self.images[indices.to(self.images.device)] if self.rows is None else self.rows[indices.cpu()]
+        """Copies of what is stored of the chosen samples, of the type of `values`, shape `(b, ...)`."""
+        return self.values[indices.to(self.values.device)] if self.rows is None else self.rows[indices.cpu()]
 
     def chunks(self, size: int = 64) -> Iterator[Tensor]:
-        """All that is stored, `size` images at a time: how to go through images that may not fit into memory."""
+        """All that is stored, `size` samples at a time: how to go through data that may not fit into memory."""
         for indices in torch.arange(len(self)).split(size):
             yield self.stored(indices)
 
@@ -187,17 +172,17 @@ class ImageDataset:
         return Order(len(self), batch_size, seed, shards=self.rows.shards, window=self.rows.window)
 
     def subset(self: D, indices: Tensor) -> D:
-        """The chosen images as a data set of their own, with the same classes; `indices` is int64, shape `(m,)`."""
+        """The chosen samples as a data set of their own, with the same classes; `indices` is int64, shape `(m,)`."""
         labels = self._labels_of(indices)
         if self.rows is not None:
-            return replace(self, labels=labels, rows=self.rows.only(indices.cpu()), counts=None)
-        return replace(self, labels=labels, images=self.stored(indices), counts=None)
+            return replace(self, labels=labels, rows=self.rows.only(indices.cpu()))
+        return replace(self, labels=labels, values=self.stored(indices))
 
     def _labels_of(self, indices: Tensor) -> Tensor | None:
         return None if self.labels is None else self.labels[indices.to(self.labels.device)]
 
     def split(self: D, fraction: float, seed: int) -> tuple[D, D]:
-        """Two disjoint parts, the first of `round(fraction * n)` images, that together hold every image once.
+        """Two disjoint parts, the first of `round(fraction * n)` samples, that together hold every sample once.
 
         The choice is random but depends on `(n, fraction, seed)` alone. The distance between two halves of real data is
         the floor that a distance between generated and real data is read against.
@@ -208,15 +193,64 @@ class ImageDataset:
         size = round(fraction * len(self)) if 0 < fraction < 1 else 0
         if not 0 < size < len(self):
             raise UserError(
-                f"a split of {len(self)} images at fraction {fraction}; expected two parts of at least one image; "
-                "choose a fraction between 0 and 1, or use more images"
+                f"a split of {len(self)} samples at fraction {fraction}; expected two parts of at least one sample; "
+                "choose a fraction between 0 and 1, or use more samples"
             )
         generator = torch.Generator().manual_seed(derive_seed(seed, "split"))
         order = torch.randperm(len(self), generator=generator)
         return self.subset(order[:size].sort().values), self.subset(order[size:].sort().values)
 
 
-def require_classes(dataset: ImageDataset) -> None:
+@dataclass(frozen=True, eq=False)
+class ImageDataset(Dataset):
+    """Equal-sized images, in memory as bytes or read and decoded as they are asked for.
+
+    Attributes:
+        values: uint8, shape `(n, c, h, w)`, values 0 to 255. With `rows`, of the same shape with n = 0.
+        counts: how often each byte occurs in each channel, int64, shape `(c, 256)`, where that is known; else None.
+
+    The other attributes, and what is raised, are those of `Dataset`.
+    """
+
+    counts: Tensor | None = None
+
+    def _check_values(self) -> None:
+        if self.values.dtype != torch.uint8 or self.values.ndim != 4:
+            raise UserError(
+                f"images of type {self.values.dtype} and shape {tuple(self.values.shape)}; "
+                "expected uint8 of shape (n, c, h, w); convert them to 0..255 first"
+            )
+
+    @property
+    def images(self) -> Tensor:
+        """The images in memory, uint8 `(n, c, h, w)`."""
+        return self.values
+
+    def check_flip(self) -> None:
+        """Images can be mirrored."""
+
+    def codec(self, normalize: Literal["measured", "symmetric", "edm2"], sigma_data: float) -> Pixels:
+        """Pixels measured or in [-1, 1]; see `Dataset.codec`."""
+        if normalize == "edm2":
+            raise UserError(
+                f"data.normalize is edm2 and {self.name!r} holds images; expected latents; set it to measured or "
+                "symmetric, or encode the images with: trigflow encode"
+            )
+        if normalize == "symmetric":
+            return Pixels.symmetric(self.shape)
+        return Pixels.measured(self.shape, self._counts(), sigma_data, self.name)
+
+    def subset(self, indices: Tensor) -> ImageDataset:
+        """The chosen images as a data set of their own; how often each byte occurs is counted anew."""
+        return replace(super().subset(indices), counts=None)
+
+    def _counts(self) -> Tensor:
+        if self.counts is not None:
+            return self.counts
+        return count_values(self.values) if self.rows is None else count_all(self.chunks(), self.shape[0])
+
+
+def require_classes(dataset: Dataset) -> None:
     """Require what class-conditional training needs: labels, of at least two classes.
 
     Raises:

@@ -16,11 +16,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from trigflow.codecs.vae import VAE
+from trigflow.codecs.vae import DEFAULT_VAE, VAE, PixelRange, VAESource
 from trigflow.data.archive import SIGNATURE, Entry, Fingerprint, appending, whole_entries
 from trigflow.data.decode import CorruptImageError, decode
 from trigflow.data.labels import LABEL_FILE, find_labels
-from trigflow.data.latents import DEFAULT_VAE, PixelRange, VAESource
 from trigflow.data.loader import in_order
 from trigflow.data.sources.files import Files
 from trigflow.data.sources.folder import image_files

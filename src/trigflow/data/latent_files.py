@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from trigflow.codecs.vae import CHANNELS, VAESource
 from trigflow.data.decode import CorruptImageError
 from trigflow.data.labels import LABEL_FILE, find_labels, read_named
-from trigflow.data.latents import CHANNELS, LatentDataset, LatentRows, VAESource
+from trigflow.data.latents import LatentDataset, LatentRows
 from trigflow.data.sources.files import Files
 from trigflow.data.sources.zips import ZipFiles
 from trigflow.runtime.errors import UserError
@@ -73,7 +74,7 @@ def read_latents(files: Files, *, skip_corrupt: bool, progress: bool, memory_lim
             )
     return LatentDataset(
         name=os.path.basename(os.path.abspath(files.where)),
-        images=images,
+        values=images,
         labels=None if labels is None else torch.tensor([labels[index] for index in kept]),
         class_names=given_names or class_names,
         skipped=tuple(corrupt),

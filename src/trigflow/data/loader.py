@@ -18,9 +18,10 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
 
-from trigflow.data.dataset import ImageDataset
+from trigflow.data.dataset import Dataset
 from trigflow.runtime.errors import UserError
 
 T = TypeVar("T")
@@ -61,7 +62,7 @@ class Loader:
 
     def __init__(
         self,
-        dataset: ImageDataset,
+        dataset: Dataset,
         plan: Callable[[int], Tensor],
         steps: int,
         *,
@@ -155,7 +156,7 @@ class _Steps:
 class _Stored:
     """Indices, and what is stored of them."""
 
-    def __init__(self, dataset: ImageDataset) -> None:
+    def __init__(self, dataset: Dataset) -> None:
         self.rows = dataset.rows
 
     def __call__(self, indices: Indices) -> tuple[Indices, Tensor]:
@@ -163,7 +164,7 @@ class _Stored:
         return indices, self.rows[torch.from_numpy(indices)]
 
 
-class _Results(Dataset[Any], Generic[T, R]):
+class _Results(TorchDataset[Any], Generic[T, R]):
     """The function as something that a DataLoader can index: with its result, or with the message of a user's mistake."""
 
     def __init__(self, function: Callable[[T], R]) -> None:

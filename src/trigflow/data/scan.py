@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from trigflow.codecs.pixels import count_values
 from trigflow.data.cache import Arrays, remembered
 from trigflow.data.loader import in_order
 from trigflow.data.rows import Decoder
-from trigflow.data.statistics import count_values
 
 CHUNK = 64
 """Images that a worker is given at a time."""

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from trigflow.codecs.pixels import count_values
 from trigflow.data.cache import Arrays, remembered
 from trigflow.data.dataset import ImageDataset
 from trigflow.data.decode import CorruptImageError, decode
@@ -33,7 +34,6 @@ from trigflow.data.sources.hub import (
     load_table,
     undecoded,
 )
-from trigflow.data.statistics import count_values
 from trigflow.runtime.errors import UserError
 
 NO_LABEL = -1
@@ -244,7 +244,7 @@ def open_stream(
     counts = found["counts"][:1] if shape[0] == 1 else found["counts"][1:] + found["counts"][:1]
     return ImageDataset(
         name=address.name,
-        images=torch.empty(0, *shape, dtype=torch.uint8),
+        values=torch.empty(0, *shape, dtype=torch.uint8),
         labels=None if labels is None else torch.from_numpy(labels[whole]),
         class_names=class_names if labels is not None else (),
         skipped=tuple(f"row {row}" for row in np.flatnonzero(of_channels == 0)),

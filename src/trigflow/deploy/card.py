@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from trigflow.data import LatentNormalization
+from trigflow.data.config import data_of
+from trigflow.migrations import stamped
 from trigflow.models.model import Model
 from trigflow.runtime.errors import UserError
 from trigflow.runtime.files import read_json
-from trigflow.training.config import RunConfig, to_dict
+from trigflow.training.config import RunConfig, from_dict, to_dict
 
 COLUMNS = {
     "model": "model",
@@ -80,8 +81,8 @@ Continuous-Time Consistency Models*, ICLR 2025, arXiv 2410.11081.
 
 
 def recipe_of(config: RunConfig) -> dict[str, Any]:
-    """The configuration as `to_dict` gives it, folders and files by their last name only: a card is read by others."""
-    raw = to_dict(config)
+    """The configuration for `config.json`, folders and files by their last name only: a card is read by others."""
+    raw = stamped("config", to_dict(config))
     for name in ("teacher", "start", "negative"):
         raw[name] = raw[name] and Path(raw[name]).name
     raw["data"]["source"] = Path(raw["data"]["source"]).name
@@ -89,12 +90,16 @@ def recipe_of(config: RunConfig) -> dict[str, Any]:
 
 
 def description_of(model: Model) -> dict[str, Any]:
-    """`Model.description`, the autoencoder of a model of latents by its last name only where it is a folder."""
+    """`Model.description`, folders and files by their last name only: it is read by others."""
     raw = model.description()
-    source = raw["normalization"].get("vae")
+    source, origin = raw["codec"].get("vae"), dict(raw["origin"])
     if source and Path(source["name"]).expanduser().exists():
-        raw["normalization"]["vae"] = {**source, "name": Path(source["name"]).name}
-    return raw
+        raw["codec"]["vae"] = {**source, "name": Path(source["name"]).name}
+    if origin.get("teacher"):
+        origin["teacher"] = _last_name(origin["teacher"])
+    if origin.get("data"):
+        origin["data"] = {**origin["data"], "source": _last_name(origin["data"]["source"])}
+    return {**raw, "origin": origin}
 
 
 def figures_of(folder: Path) -> list[dict[str, Any]]:
@@ -119,27 +124,26 @@ def figures_of(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def model_card(model: Model, figures: list[dict[str, Any]], pictured: bool) -> str:
+def model_card(model: Model, figures: list[dict[str, Any]], pictured: bool, run: dict[str, Any] | None = None) -> str:
     """The text of `README.md`.
 
     Args:
         model: a consistency student.
         figures: rows as `figures_of` gives them; none says so.
         pictured: whether there is a `samples.png` beside the card.
+        run: the configuration of the run, where it is known.
     """
-    c, h, w = model.shape
-    config, latents = model.config, isinstance(model.normalization, LatentNormalization)
-    content = (
-        f"latents of {h}x{w} with {c} channels" if latents else f"images of {h}x{w} with {c} channel{'s' * (c > 1)}"
-    )
+    channels, *sides = model.shape
+    content = "images" if model.codec.pictured else model.codec.kind
+    content += f" of {'x'.join(map(str, sides))} with {channels} channel{'s' * (channels > 1)}"
     parameters = sum(p.numel() for p in model.network.parameters())
     kind = f"{model.num_classes} classes" if model.num_classes else "no classes"
-    title = f"{_code(_last_name(config.data.source))}, drawn in one or two steps"
+    title = f"{_code(_last_name(data_of(model.origin).source))}, drawn in one or two steps"
     lines = [f"Classes: {', '.join(map(_code, model.class_names[:100]))}"] if model.class_names else []
     if len(model.class_names) > 100:
         lines[0] += ", ..."
     if model.takes_guidance:
-        lines.append(f"Guidance: `guidance_scale` from 1 to {config.objective.guidance_max:g}, at no extra cost.")
+        lines.append(f"Guidance: `guidance_scale` from 1 to {model.sampling.guidance_max:g}, at no extra cost.")
     else:
         lines.append("Guidance: none; `guidance_scale` is 1.")
     times = {steps: ", ".join(f"{t:.4f}" for t in found) for steps, found in sorted(model.times.items())}
@@ -152,7 +156,7 @@ def model_card(model: Model, figures: list[dict[str, Any]], pictured: bool) -> s
         arguments="class_labels=[0, 1], num_inference_steps=2, " if model.num_classes else "num_inference_steps=2, ",
         conditions="\n\n".join(lines),
         figures=table(figures) if figures else "Not measured.",
-        recipe=table(_recipe(config)),
+        recipe=table(_recipe(from_dict(run))) if run else "Not recorded.",
     )
 
 

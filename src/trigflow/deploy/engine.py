@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from trigflow.data import check_labels
 from trigflow.deploy.fixed import SIZES, FixedSizes
 from trigflow.deploy.variants import build_variant
+from trigflow.models.labels import check_labels
 from trigflow.models.model import Model
 from trigflow.runtime.errors import UserError
 
@@ -52,9 +52,7 @@ class Engine:
     def fresh_needed(self, steps: int | None = None) -> int:
         """How many tensors of fresh noise `draw` wants: `steps - 1` of a student with neither segments nor average
         velocities, otherwise none."""
-        objective = self.model.config.objective
-        again = self.model.kind == "consistency" and objective.segments == 1 and not objective.averages
-        return (self.steps if steps is None else steps) - 1 if again else 0
+        return (self.steps if steps is None else steps) - 1 if self.model.sampling.fresh else 0
 
     def draw(
         self,
@@ -82,10 +80,10 @@ class Engine:
             UserError: for shapes that do not fit, labels or guidance that the model does not have, or steps it cannot take.
         """
         model, expected = self.model, self.fresh_needed(steps)
-        if noise.ndim != 4 or tuple(noise.shape[1:]) != model.shape or not len(noise) or not noise.is_floating_point():
+        if not noise.ndim or tuple(noise.shape[1:]) != model.shape or not len(noise) or not noise.is_floating_point():
             raise UserError(
-                f"noise of shape {tuple(noise.shape)} and type {noise.dtype}; expected floating (b, c, h, w) with b at least 1 "
-                f"and (c, h, w) = {model.shape}; pass Model.noise(seed, 0, 0, b)"
+                f"noise of shape {tuple(noise.shape)} and type {noise.dtype}; expected floating (b, *shape) with b at least 1 "
+                f"and shape {model.shape}; pass Model.noise(seed, 0, 0, b)"
             )
         if [z.shape for z in fresh] != [noise.shape] * expected:
             raise UserError(
@@ -96,9 +94,7 @@ class Engine:
         with torch.inference_mode():
             every = [z.to(model.device, torch.float32) for z in (noise, *fresh)]
             velocity = model.velocity(self._labels(labels, len(noise)), guidance)
-            drawn = model.normalization.decode(sampler(velocity, every.__getitem__))
-            if model.vae is not None:
-                drawn = model.vae.decode(drawn)
+            drawn = model.codec.decode(sampler(velocity, every.__getitem__))
         return drawn.cpu().clone()  # an ordinary tensor, which may be changed, instead of one of inference mode
 
     def warm(self, *batches: int) -> None:

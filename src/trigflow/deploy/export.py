@@ -39,14 +39,14 @@ EMBEDDED = 1 << 30
 class Velocity(nn.Module):
     """`v = sd F(x / sd, t, label, guidance, end)`, with exactly the inputs that the network takes, in this order.
 
-    Shapes: x `(b, c, h, w)`, t `(b,)`, label int64 `(b,)`, guidance `(b,)`, end `(b,)`; result like x.
+    Shapes: x `(b, *shape)`, t `(b,)`, label int64 `(b,)`, guidance `(b,)`, end `(b,)`; result like x.
     """
 
     def __init__(self, model: Model) -> None:
         super().__init__()
         fixed = getattr(model.network, "for_sampling", None)
         self.network = model.network if fixed is None else fixed()
-        self.sd = model.config.process.sigma_data
+        self.sd = model.process.sigma_data
         self.inputs = ["x", "t"]
         if model.num_classes:
             self.inputs.append("label")
@@ -183,12 +183,12 @@ def _quiet() -> Iterator[None]:
 
 def _inputs(model: Model, velocity: Velocity, b: int) -> tuple[Tensor, ...]:
     """Inputs for a batch of b, spread over the times."""
-    t = torch.linspace(model.config.process.t_max, 0.1, b)
+    t = torch.linspace(model.process.t_max, 0.1, b)
     values = {
-        "x": model.config.process.sigma_data * torch.randn(b, *model.shape, generator=torch.Generator().manual_seed(b)),
+        "x": model.process.sigma_data * torch.randn(b, *model.shape, generator=torch.Generator().manual_seed(b)),
         "t": t,
         "label": torch.arange(b) % max(model.num_classes, 1),
-        "guidance": torch.linspace(1, model.config.objective.guidance_max, b),
+        "guidance": torch.linspace(1, model.sampling.guidance_max, b),
         "end": t / 2,
     }
     return tuple(values[name] for name in velocity.inputs)
@@ -196,21 +196,19 @@ def _inputs(model: Model, velocity: Velocity, b: int) -> tuple[Tensor, ...]:
 
 def _description(model: Model) -> dict[str, Any]:
     """What a program without trigflow has to know; the times are those of `trigflow sample`."""
-    config, process = model.config, model.config.process
-    jumps = model.kind == "diffusion" or config.objective.jumps
+    process, sampling = model.process, model.sampling
     times: dict[int, tuple[float, ...]]
     if model.kind == "diffusion":
         times = {steps: tuple(sigma_grid(process, steps)[:-1].tolist()) for steps in (model.default_steps(), 64)}
-    elif config.objective.segments > 1:
-        segments = config.objective.segments
-        times = {segments: tuple(t for t, _ in segment_jumps(process, segments))}
+    elif sampling.jumps == "segments":
+        times = {sampling.segments: tuple(t for t, _ in segment_jumps(process, sampling.segments))}
     else:
-        default = meanflow_times if config.objective.averages else consistency_times
+        default = meanflow_times if sampling.jumps == "any" else consistency_times
         times = {steps: default(process, steps) for steps in STEPS} | model.times
-    guidance = [1.0, config.objective.guidance_max] if model.takes_guidance else None
+    guidance = [1.0, sampling.guidance_max] if model.takes_guidance else None
     described = {
         **description_of(model),
-        "sampler": "jump" if jumps else "renoise",
+        "sampler": "renoise" if sampling.fresh else "jump",
         "sigma_data": process.sigma_data,
         "null_label": getattr(model.network, "null_label", None),
         "guidance": guidance,

@@ -23,14 +23,14 @@ class Onnx(Variant):
 
     Args:
         network: see `Variant`.
-        shape: `(c, h, w)` of one image.
+        shape: of one x0.
 
     Raises:
         MissingExtraError: without onnx, onnxscript or onnxruntime.
         UserError: for a network too large for one file (2 GB of weights).
     """
 
-    def __init__(self, network: nn.Module, shape: tuple[int, int, int]) -> None:
+    def __init__(self, network: nn.Module, shape: tuple[int, ...]) -> None:
         super().__init__(network)
         try:
             import onnx  # noqa: F401
@@ -49,7 +49,7 @@ class Onnx(Variant):
             exported(network, self.example(shape)), options, providers=["CPUExecutionProvider"]
         )
 
-    def example(self, shape: tuple[int, int, int]) -> dict[str, Tensor]:
+    def example(self, shape: tuple[int, ...]) -> dict[str, Tensor]:
         """The inputs that the network takes, for a batch of 3."""
         t = torch.full((3,), 0.8)
         given = {"x": torch.zeros(3, *shape), "t": t}

@@ -29,8 +29,6 @@ from PIL import Image
 from torch import Tensor
 
 from trigflow.codecs.pictures import make_grid, save_picture, to_picture
-from trigflow.codecs.vae import VAE
-from trigflow.data import LatentNormalization, check_labels
 from trigflow.deploy.card import description_of, figures_of, model_card, recipe_of
 from trigflow.deploy.pipeline_network import (
     TrigFlowModel,
@@ -40,10 +38,13 @@ from trigflow.deploy.pipeline_network import (
     read_scheduler,
     rewrite,
 )
+from trigflow.models.labels import check_labels
 from trigflow.models.model import Model, load
 from trigflow.runtime.errors import MissingExtraError, UserError
 from trigflow.runtime.files import ensure_folder, read_json, write_text
 from trigflow.samplers import consistency_times
+from trigflow.training.config import RunConfig
+from trigflow.training.setup import config_of
 
 try:
     from diffusers import AutoencoderKL, DiffusionPipeline, SCMScheduler
@@ -83,33 +84,37 @@ class TrigFlowPipeline(DiffusionPipeline):
     def __init__(self, network: TrigFlowModel, scheduler: SCMScheduler, vae: AutoencoderKL | None = None) -> None:
         super().__init__()
         check_supported(network.model)
-        sd = network.model.config.process.sigma_data
+        sd = network.model.process.sigma_data
         if scheduler.config.get("prediction_type") != "trigflow" or scheduler.config.sigma_data != sd:
             raise UserError(
                 f"a {type(scheduler).__name__} with prediction_type {scheduler.config.get('prediction_type')} and sigma_data "
                 f"{scheduler.config.get('sigma_data')}; expected an SCMScheduler with trigflow and {sd}, as the student was "
                 "trained; leave the scheduler out or correct it"
             )
-        if network.model.config.loop.channels_last:  # reading weights loses their order in memory
+        if network.model.channels_last:  # reading weights loses their order in memory
             network.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if vae is not None and network.model.vae is not None:
-            network.model.vae = VAE(network.model.vae.source, network=vae)
+        network.model.codec = network.model.codec.with_component(vae)
         self.register_modules(network=network, scheduler=scheduler, vae=vae)
 
     # Making one ----------------------------------------------------------------------------------------------------
 
     @classmethod
-    def from_model(cls, model: Model, figures: Sequence[dict[str, Any]] = ()) -> "TrigFlowPipeline":
-        """A pipeline with a copy of the weights of a `trigflow.Model`, on its device; `figures` are for the model card.
+    def from_model(
+        cls, model: Model, figures: Sequence[dict[str, Any]] = (), run: RunConfig | None = None
+    ) -> "TrigFlowPipeline":
+        """A pipeline with a copy of the weights of a `trigflow.Model`, on its device; `figures` and the configuration `run`
+        are for the model card.
 
         Raises:
             MissingExtraError, UserError: as the class, and for an autoencoder that cannot be read.
         """
         check_supported(model)
-        network = TrigFlowModel(run=recipe_of(model.config), model=description_of(model), figures=list(figures))
+        network = TrigFlowModel(
+            model=description_of(model), run=None if run is None else recipe_of(run), figures=list(figures)
+        )
         network.network.load_state_dict(model.network.state_dict())
-        vae = None if model.vae is None else model.vae.load()
-        scheduler = SCMScheduler(sigma_data=model.config.process.sigma_data)
+        vae = model.codec.component()
+        scheduler = SCMScheduler(sigma_data=model.process.sigma_data)
         return cls(network.eval().to(model.device), scheduler, vae)
 
     @classmethod
@@ -119,7 +124,9 @@ class TrigFlowPipeline(DiffusionPipeline):
         Raises:
             UserError: as `trigflow.load` and the class.
         """
-        return cls.from_model(load(folder, device), figures_of(Path(folder)))
+        model = load(folder, device)
+        run = config_of(Path(folder), model) if (Path(folder) / "config.json").is_file() else None
+        return cls.from_model(model, figures_of(Path(folder)), run)
 
     @classmethod
     def from_pretrained(
@@ -195,7 +202,10 @@ class TrigFlowPipeline(DiffusionPipeline):
         if samples:
             save_picture(self._draw_samples(samples), folder / "samples.png")
         pictured = (folder / "samples.png").is_file()
-        write_text(folder / "README.md", model_card(self.network.model, self.network.config.figures or [], pictured))
+        write_text(
+            folder / "README.md",
+            model_card(self.network.model, self.network.config.figures or [], pictured, self.network.config.run),
+        )
         if push_to_hub:
             self._upload(folder, repo_id or folder.resolve().name, **hub)
 
@@ -318,7 +328,7 @@ class TrigFlowPipeline(DiffusionPipeline):
     def _times(self, steps: int, given: Sequence[float] | None) -> tuple[float, ...]:
         model = self.network.model
         if given is None:
-            return tuple(model.times.get(steps) or consistency_times(model.config.process, steps))
+            return tuple(model.times.get(steps) or consistency_times(model.process, steps))
         times = tuple(float(t) for t in given)
         if (
             not times
@@ -333,7 +343,7 @@ class TrigFlowPipeline(DiffusionPipeline):
 
     def _batch(
         self, labels: int | Sequence[int] | Tensor | None, batch_size: int | None, latents: Tensor | None
-    ) -> tuple[Tensor | None, tuple[int, int, int, int]]:
+    ) -> tuple[Tensor | None, tuple[int, ...]]:
         """One label per image (None for an unconditional student), and the shape of the batch."""
         model = self.network.model
         shape = (-1, *model.shape) if latents is None else tuple(latents.shape)
@@ -360,9 +370,8 @@ class TrigFlowPipeline(DiffusionPipeline):
     def _decode(self, x0: Tensor, output_type: Output) -> Any:
         """Bytes, as `Model.sample` gives them, in the form that is asked for."""
         model = self.network.model
-        decoded = model.normalization.decode(x0)
-        if isinstance(model.normalization, LatentNormalization):
-            decoded = VAE(model.normalization.vae, network=self.vae).decode(decoded)
+        codec = model.codec.with_component(self.vae)
+        decoded = codec.pictures(codec.decode(x0))
         if output_type == "pil":
             return [to_picture(image) for image in decoded]
         values = decoded.float() / 255

@@ -11,11 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trigflow.models.model import Model, described
+from trigflow.models.model import Model, current_description, described
 from trigflow.networks import CustomConfig
 from trigflow.runtime.errors import MissingExtraError, UserError
 from trigflow.runtime.files import read_json, write_json
-from trigflow.training.config import from_dict
 
 try:
     from diffusers import ConfigMixin, ModelMixin, SCMScheduler
@@ -35,8 +34,8 @@ class TrigFlowModel(ModelMixin, ConfigMixin):
     This is what `SCMScheduler` takes as its model output: `x0 = cos(t) x_t - sin(t) v`.
 
     Args:
-        run: the configuration of the run, as in the `config.json` of its folder.
-        model: its `model.json`: kind, image shape, class names, normalization, sampling times.
+        model: the `model.json` of its folder.
+        run: of a pipeline that was written with format 1, the configuration of the run; else None.
         figures: what was measured, rows of a table for the model card; see `trigflow.deploy.card.figures_of`.
 
     Attributes:
@@ -47,9 +46,12 @@ class TrigFlowModel(ModelMixin, ConfigMixin):
     """
 
     @register_to_config  # type: ignore[untyped-decorator]
-    def __init__(self, run: dict[str, Any], model: dict[str, Any], figures: list[dict[str, Any]] | None = None) -> None:
+    def __init__(
+        self, model: dict[str, Any], run: dict[str, Any] | None = None, figures: list[dict[str, Any]] | None = None
+    ) -> None:
         super().__init__()
-        self.model = described(from_dict(dict(run)), dict(model), "the model in config.json")
+        what = "the model in config.json"
+        self.model = described(current_description(dict(model), what, run), what)
         self.network = self.model.network
 
     def forward(
@@ -62,7 +64,7 @@ class TrigFlowModel(ModelMixin, ConfigMixin):
         """The velocity at `(x_t, t)`.
 
         Args:
-            sample: `x_t`, `(b, c, h, w)`, whose noise has standard deviation `sd`, not 1.
+            sample: `x_t`, `(b, *shape)`, whose noise has standard deviation `sd`, not 1.
             timestep: t in (0, pi/2], one number or `(b,)`.
             class_labels: int64 `(b,)`; None for an unconditional model.
             guidance_scale: one number or `(b,)`; other than 1 only for a student distilled with guidance.
@@ -80,19 +82,18 @@ class TrigFlowModel(ModelMixin, ConfigMixin):
 def check_supported(model: Model) -> None:
     """Raise a UserError unless the model is a consistency student that jumps to time 0, which `SCMScheduler` draws from, and
     its network can be built from a configuration."""
-    if isinstance(model.config.network, CustomConfig):
+    if isinstance(model.spec, CustomConfig):
         raise UserError(
             "a network of your own for a diffusers pipeline; expected one of trigflow's, which a configuration is enough to "
             "build; export it to onnx or torchscript with trigflow.deploy.export.export_network"
         )
-    segments, objective = model.config.objective.segments, model.config.objective.kind
     what = None
     if model.kind == "diffusion":
         what = "a diffusion teacher"
-    elif segments > 1:
-        what = f"a multistep student of {segments} segments"
-    elif model.config.objective.averages:
-        what = f"a student of average velocities ({objective})"
+    elif model.sampling.jumps == "segments":
+        what = f"a multistep student of {model.sampling.segments} segments"
+    elif model.sampling.jumps != "zero":
+        what = f"a student of average velocities ({model.origin.get('objective', 'any jump')})"
     if what is not None:
         raise UserError(
             f"{what} for a diffusers pipeline; expected a consistency student that jumps to time 0, which SCMScheduler can "

@@ -151,48 +151,48 @@ def _on_cpu(what: str, device: torch.device) -> None:
         raise UserError(f"{what} on {device}; expected the CPU; use another variant")
 
 
-def _traced(network: nn.Module, shape: tuple[int, int, int], device: torch.device) -> Variant:
+def _traced(network: nn.Module, shape: tuple[int, ...], device: torch.device) -> Variant:
     return Traced(network)
 
 
-def _graph(network: nn.Module, shape: tuple[int, int, int], device: torch.device) -> Variant:
+def _graph(network: nn.Module, shape: tuple[int, ...], device: torch.device) -> Variant:
     _on_cuda("CUDA graphs", device)
     return CudaGraph(network)
 
 
-def _graph_bf16(network: nn.Module, shape: tuple[int, int, int], device: torch.device) -> Variant:
+def _graph_bf16(network: nn.Module, shape: tuple[int, ...], device: torch.device) -> Variant:
     _on_cuda("CUDA graphs", device)
     return CudaGraph(_bf16(network, shape, device))
 
 
-def _compiled(network: nn.Module, shape: tuple[int, int, int], device: torch.device) -> Variant:
+def _compiled(network: nn.Module, shape: tuple[int, ...], device: torch.device) -> Variant:
     return Compiled(network)
 
 
-def _bf16(network: nn.Module, shape: tuple[int, int, int], device: torch.device) -> Variant:
+def _bf16(network: nn.Module, shape: tuple[int, ...], device: torch.device) -> Variant:
     if device.type == "cuda" and not torch.cuda.is_bf16_supported():
         raise UserError(f"bfloat16 on {torch.cuda.get_device_name(device)}; expected a GPU that has it; use fp16")
     return Half(network, torch.bfloat16)
 
 
-def _fp16(network: nn.Module, shape: tuple[int, int, int], device: torch.device) -> Variant:
+def _fp16(network: nn.Module, shape: tuple[int, ...], device: torch.device) -> Variant:
     _on_cuda("float16", device)
     return Half(network, torch.float16)
 
 
-def _int8(network: nn.Module, shape: tuple[int, int, int], device: torch.device) -> Variant:
+def _int8(network: nn.Module, shape: tuple[int, ...], device: torch.device) -> Variant:
     _on_cpu("int8", device)
     return Quantized(network)
 
 
-def _onnx(network: nn.Module, shape: tuple[int, int, int], device: torch.device) -> Variant:
+def _onnx(network: nn.Module, shape: tuple[int, ...], device: torch.device) -> Variant:
     _on_cpu("onnxruntime", device)
     from trigflow.deploy.onnx import Onnx
 
     return Onnx(network, shape)
 
 
-Builder = Callable[[nn.Module, tuple[int, int, int], torch.device], Variant]
+Builder = Callable[[nn.Module, tuple[int, ...], torch.device], Variant]
 
 VARIANTS: dict[str, Builder] = {
     "plain": lambda network, shape, device: Variant(network),
@@ -208,13 +208,13 @@ VARIANTS: dict[str, Builder] = {
 """From the name to what makes it of a network that is ready to draw, the shape of an image and the device."""
 
 
-def build_variant(name: str, network: nn.Module, shape: tuple[int, int, int]) -> Variant:
+def build_variant(name: str, network: nn.Module, shape: tuple[int, ...]) -> Variant:
     """The variant of this name, tried once with a batch of 1.
 
     Args:
         name: one of `VARIANTS`, or `auto`: graph on CUDA, otherwise traced, and plain where that is not possible.
         network: `F(x, t, label, guidance, end)`; it is put into eval mode and frozen.
-        shape: `(c, h, w)` of one image.
+        shape: of one x0.
 
     Raises:
         MissingExtraError: for onnx without onnxruntime.
@@ -232,7 +232,7 @@ def build_variant(name: str, network: nn.Module, shape: tuple[int, int, int]) ->
     return _tried(name, ready, shape, device)
 
 
-def _tried(name: str, ready: nn.Module, shape: tuple[int, int, int], device: torch.device) -> Variant:
+def _tried(name: str, ready: nn.Module, shape: tuple[int, ...], device: torch.device) -> Variant:
     """The variant, after one call."""
     try:
         with torch.no_grad():
@@ -249,7 +249,7 @@ def _tried(name: str, ready: nn.Module, shape: tuple[int, int, int], device: tor
     return variant
 
 
-def example(network: nn.Module, shape: tuple[int, int, int], n: int, device: torch.device) -> list[Tensor | None]:
+def example(network: nn.Module, shape: tuple[int, ...], n: int, device: torch.device) -> list[Tensor | None]:
     """Inputs of a batch of n: x of unit variance at half the way, and the first classes."""
     x = torch.randn(n, *shape, generator=torch.Generator().manual_seed(n)).to(device)
     t = torch.full((n,), 0.8, device=device)

@@ -1,10 +1,9 @@
-"""Measuring a model against its data, and describing a run folder."""
+"""Measuring a model against its data."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -13,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trigflow.data import ImageDataset
+from trigflow.data import Dataset
+from trigflow.data.config import data_of, load_data
 from trigflow.evaluation import (
     Processes,
     Reference,
@@ -29,15 +29,10 @@ from trigflow.evaluation import (
     stream_features,
 )
 from trigflow.evaluation.scores import half_distance
-from trigflow.models.model import Model, load
+from trigflow.models.model import Model
 from trigflow.runtime.errors import UserError
-from trigflow.runtime.files import read_json
 from trigflow.samplers import get_solver, nfe, sigma_grid
 from trigflow.samplers.guidance import inside_interval, time_interval
-from trigflow.training.checkpoint import list_checkpoints
-from trigflow.training.config import from_dict, to_dict
-from trigflow.training.log import read_metrics
-from trigflow.training.setup import load_data
 
 NEIGHBOURS = 3
 """Which neighbour the balls behind precision and recall reach to."""
@@ -57,7 +52,7 @@ def evaluations(
         return steps
     if guidance == 1 or guidance_interval is None:
         return nfe(solver, steps) * (1 if guidance == 1 else 2)
-    process, times = model.config.process, []
+    process, times = model.process, []
 
     def record(x_t: Tensor, t: Tensor) -> Tensor:
         times.append(t)
@@ -78,7 +73,7 @@ def score(model: Model, reference: Reference, *, num: int, **sampling: Any) -> d
         sampling: arguments of `Model.sample`.
     """
     began = time.perf_counter()
-    images = model.sample(num, **sampling)
+    images = model.codec.pictures(model.sample(num, **sampling))
     seconds = time.perf_counter() - began
     scores = reference.score(images)
     counted = {
@@ -95,10 +90,10 @@ def score(model: Model, reference: Reference, *, num: int, **sampling: Any) -> d
     }
 
 
-def make_reference(dataset: ImageDataset, features: str = "auto", seed: int = 0) -> Reference:
+def make_reference(dataset: Dataset, features: str = "auto", seed: int = 0) -> Reference:
     """The data in the feature space named `features`; `auto` takes the network shipped for the data set, else pixels."""
     name = default_features(dataset.name) if features == "auto" else features
-    images = dataset.images if dataset.rows is None else torch.cat(list(dataset.chunks()))
+    images = dataset.values if dataset.rows is None else torch.cat(list(dataset.chunks()))
     return Reference(images, feature_extractor(name), seed=seed)
 
 
@@ -157,16 +152,19 @@ def evaluate_model(
         raise UserError(f"repeat {repeat}, batches of {batch_size}; expected at least 1 of each; correct the numbers")
     if data is not None and reference is not None:
         raise UserError("both data and a reference file; expected one to compare with; drop --data or --reference")
-    if model.vae is not None and data is None and reference is None:
+    if data is None and reference is None and not model.codec.pictured:
         raise UserError(
-            "a model of latents, whose data are no images to compare with; expected images or their statistics; pass "
-            "--data IMAGES or --reference FILE"
+            f"a model of {model.codec.kind}, whose data are no images to compare with; expected images or their statistics; "
+            "pass --data IMAGES or --reference FILE"
         )
     processes = Processes.present()
     sampling: dict[str, Any] = {
         "steps": steps, "guidance": guidance, "guidance_interval": guidance_interval, "negative": negative, "solver": solver,
     }  # fmt: skip
-    one = processes.agree(lambda: model.sample(1, first=first, seed=seed, **sampling))  # what is wrong is said at once
+    drawn = processes.agree(
+        lambda: model.sample(1, first=first, seed=seed, **sampling)
+    )  # what is wrong is said at once
+    one = model.codec.pictures(drawn)
     if reference is None:
         real, extractor = _from_data(model, one, data, features, weights, batch_size, processes, progress)
     else:
@@ -178,7 +176,7 @@ def evaluate_model(
         nonlocal seconds
         began = time.perf_counter()
         count = stop - start
-        images = model.sample(count, first=begin + start, batch_size=count, seed=seed, **sampling)
+        images = model.codec.pictures(model.sample(count, first=begin + start, batch_size=count, seed=seed, **sampling))
         seconds += time.perf_counter() - began
         return images
 
@@ -273,12 +271,13 @@ def _extractor(model: Model, name: str, weights: str | None, processes: Processe
     return processes.one_first(lambda: feature_extractor(name, weights, show).to(model.device))
 
 
-def _real_images(model: Model, one: Tensor, data: str | None, progress: bool) -> ImageDataset:
+def _real_images(model: Model, one: Tensor, data: str | None, progress: bool) -> Dataset:
     """Images to compare with, of the shape of the one that was drawn."""
-    config = model.config.data if data is None else dataclasses.replace(model.config.data, source=data)
+    config = data_of(model.origin)
+    config = config if data is None else dataclasses.replace(config, source=data)
     shape = tuple(one.shape[1:])
-    if model.vae is not None:
-        config = dataclasses.replace(config, resize=shape[1] if shape[1] == shape[2] else None, channels=3)
+    if not model.codec.pictured:
+        config = dataclasses.replace(config, resize=shape[1] if shape[1] == shape[2] else None, channels=shape[0])
     dataset = load_data(config, progress)
     if dataset.shape != shape:
         raise UserError(
@@ -286,54 +285,3 @@ def _real_images(model: Model, one: Tensor, data: str | None, progress: bool) ->
             "trained on"
         )
     return dataset
-
-
-def describe_run(folder: str | Path, *, as_json: bool = False) -> str:
-    """What a run folder holds, as text or JSON.
-
-    Raises:
-        UserError: when it is no run folder.
-    """
-    folder = Path(folder)
-    if not (folder / "config.json").is_file():
-        raise UserError(f"'{folder}' holds no config.json; expected a run folder written by trigflow; check the path")
-    config = to_dict(from_dict(read_json(folder / "config.json", "configuration")))
-    metrics, checkpoints = read_metrics(folder), list_checkpoints(folder)
-    finished = (folder / "model.json").is_file()
-    facts: dict[str, Any] = {
-        "folder": str(folder),
-        "objective": config["objective"]["kind"],
-        "data": config["data"]["source"],
-        "network": config["network"]["kind"],
-        "finished": finished,
-        "iterations": config["loop"]["iterations"],
-        "newest checkpoint": int(checkpoints[-1].name) if checkpoints else None,
-    }
-    if finished:
-        model = load(folder, "cpu")
-        facts["kind"] = model.kind
-        facts["parameters"] = sum(p.numel() for p in model.network.parameters())
-        facts["image shape (c, h, w)" if model.vae is None else "latent shape (c, h, w)"] = list(model.shape)
-        if model.vae is not None:
-            facts["autoencoder"] = model.vae.source.name
-        facts["classes"] = model.num_classes
-        taught = model.kind == "diffusion" and model.num_classes and model.config.objective.label_dropout > 0
-        facts["guidance"] = f"1 to {model.config.objective.guidance_max}" if model.takes_guidance else (
-            "classifier-free" if taught else "none"
-        )  # fmt: skip
-        facts["searched times"] = {steps: list(times) for steps, times in model.times.items()}
-    if metrics:
-        last = metrics[-1]
-        facts |= {name: last.get(name) for name in ("iteration", "loss", "grad_norm", "skipped")}
-    if as_json:
-        return json.dumps({**facts, "config": config}, indent=2)
-    lines = [f"{name:24} {value}" for name, value in facts.items()]
-    lines += ["", "settings"] + [f"  {name:36} {value}" for name, value in _flat(config)]
-    return "\n".join(lines)
-
-
-def _flat(config: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    rows: list[tuple[str, Any]] = []
-    for name, value in config.items():
-        rows += _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [(f"{prefix}{name}", value)]
-    return rows

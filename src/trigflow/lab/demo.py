@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from trigflow.codecs.pictures import label_panels, save_picture
+from trigflow.data.config import load_data
 from trigflow.evaluation import Reference
 from trigflow.evaluation.evaluate_model import evaluations, make_reference, score
 from trigflow.lab.recipes import Recipe, get_recipe
@@ -22,7 +23,7 @@ from trigflow.runtime.files import ensure_folder, read_json, write_json, write_t
 from trigflow.samplers import search_times
 from trigflow.training.config import RunConfig, from_dict, to_dict
 from trigflow.training.runs import distill, train
-from trigflow.training.setup import compare_configs, load_data
+from trigflow.training.setup import compare_configs
 from trigflow.version import __version__
 
 DEMOS = ("digits", "mnist")
@@ -167,7 +168,7 @@ def run_demo(
     panels = {f"teacher, {figures['nfe']['teacher_timed']} evaluations": teacher.sample(PANEL, steps=TEACHER_STEPS[-1])}
     panels["student, 2 evaluations"] = student.sample(PANEL, steps=2)
     panels["student, 1 evaluation"] = student.sample(PANEL, steps=1)
-    panels["real"] = _real_panel(dataset.images, dataset.labels)
+    panels["real"] = _real_panel(dataset.values, dataset.labels)
     picture = save_picture(label_panels(panels, columns=10), out / "samples.png")
     write_text(out / "report.html", _render(template, report, picture))
     write_json(out / "report.json", figures)
@@ -231,7 +232,7 @@ def _search_t_mid(student: Model, reference: Reference, num: int) -> tuple[float
     def distance(times: tuple[float, ...]) -> float:
         return reference.score(student.sample(num, times=times, seed=2)).fd
 
-    return search_times(distance, student.config.process, 2, evaluations=10).times
+    return search_times(distance, student.process, 2, evaluations=10).times
 
 
 def _speeds(teacher: Model, student: Model, batch: int) -> dict[str, float]:

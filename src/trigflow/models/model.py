@@ -1,47 +1,42 @@
 """A trained model: a network with everything needed to draw from it, saved as one folder.
 
-    config.json            the resolved configuration of the run
-    model.json             kind, image shape, classes, normalization, sampling times
+    model.json             process, network, codec, classes, and how samples are drawn
     network.safetensors    averaged weights
 
-Any run folder (of `train`, `distill` or `demo`) holds these three, so any of them can be loaded, sampled and evaluated.
+The folder of a run (of `train`, `distill` or `demo`) also holds `config.json`, the settings of its training, which drawing
+never reads. Any of these folders can be loaded, sampled and evaluated.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from dacite import DaciteError
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from trigflow import samplers
-from trigflow.codecs.vae import VAE
-from trigflow.data import (
-    ImageDataset,
-    LatentNormalization,
-    Normalization,
-    check_labels,
-    derive_seed,
-    normalization_from_state,
-)
+from trigflow.codecs import Codec, codec_from_state
+from trigflow.migrations import migrated, stamped
+from trigflow.models.labels import check_labels
 from trigflow.models.negative import check_guidance
-from trigflow.networks import MLPConfig, build
-from trigflow.networks.custom import check_end, check_trainable, describe
+from trigflow.models.weights import load_weights
+from trigflow.networks import NetworkConfig, build, network_from_state, network_state
+from trigflow.process import TrigFlow
 from trigflow.runtime.distributed import is_first
 from trigflow.runtime.distributed.shards import collect
 from trigflow.runtime.errors import UserError
 from trigflow.runtime.files import read_json, read_tensors, write_json, write_tensors
-from trigflow.training.checkpoint import load_weights
-from trigflow.training.config import RunConfig, from_dict, to_dict
+from trigflow.runtime.machine import resolve_device
+from trigflow.runtime.seeds import derive_seed
+from trigflow.samplers import Sampling
 
 Kind = Literal["diffusion", "consistency"]
-KINDS: dict[str, Kind] = {"diffusion": "diffusion", "consistency": "consistency"}
 
 NOISE_BLOCK = 64
 """Samples that share one noise generator; makes the noise of sample i independent of batch and total size."""
@@ -53,32 +48,41 @@ class Model:
 
     Attributes:
         network: `F(x_t / sd, t, label, guidance)`, or with a fifth argument `end`; in eval mode.
-        config: configuration of the run that made it.
-        kind: `diffusion` (drawn by solving the PF-ODE) or `consistency` (drawn in one or a few evaluations).
-        shape: `(c, h, w)` of one image.
+        spec: configuration that the network is built from.
+        process: the TrigFlow process that it belongs to.
+        codec: stored data to x0, and x0 to what a person gets.
+        sampling: how samples are drawn.
         class_names: names of the classes, empty for an unconditional model.
-        normalization: bytes to x0 and back, or latents to x0 and back.
         times: sampling times of a consistency model by number of steps, where a search has found better than the default.
-        vae: the autoencoder that decodes latents, read when it is first needed; None for a model of images.
+        channels_last: whether the network computes images channels-last.
+        origin: facts about where it is from, for people and for comparisons: `objective`, `data` (settings of the data it was
+            trained on), `teacher`, `seed`, whatever else is known.
     """
 
     network: nn.Module
-    config: RunConfig
-    kind: Kind
-    shape: tuple[int, int, int]
-    class_names: tuple[str, ...]
-    normalization: Normalization | LatentNormalization
+    spec: NetworkConfig
+    process: TrigFlow
+    codec: Codec
+    sampling: Sampling = field(default_factory=Sampling)
+    class_names: tuple[str, ...] = ()
     times: dict[int, tuple[float, ...]] = field(default_factory=dict)
-    vae: VAE | None = field(default=None, repr=False)
+    channels_last: bool = False
+    origin: dict[str, Any] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        if self.vae is None and isinstance(self.normalization, LatentNormalization):
-            self.vae = VAE(self.normalization.vae)
+    @property
+    def kind(self) -> Kind:
+        """`diffusion` (drawn by solving the PF-ODE) or `consistency` (drawn in one or a few evaluations)."""
+        return "diffusion" if self.sampling.kind == "ode" else "consistency"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one x0."""
+        return self.codec.shape
 
     @property
     def num_classes(self) -> int:
         """Classes of a class-conditional network, 0 for an unconditional one."""
-        return self.config.network.conditioning.num_classes
+        return self.spec.conditioning.num_classes
 
     @property
     def takes_guidance(self) -> bool:
@@ -107,12 +111,12 @@ class Model:
         Raises:
             UserError: for guidance on a model that has none, or a negative that does not fit.
         """
-        process, scales = self.config.process, torch.as_tensor(guidance)
+        process, scales = self.process, torch.as_tensor(guidance)
         shown = f"{scales.item():g}" if scales.numel() == 1 else f"from {scales.min():g} to {scales.max():g}"
         if not bool(scales.isfinite().all()):
             raise UserError(f"guidance {shown}; expected a finite scale, 1 for none; change --guidance")
         if self.takes_guidance:
-            highest = self.config.objective.guidance_max
+            highest = self.sampling.guidance_max
             if not bool((scales >= 1).all() and (scales <= highest).all()):
                 raise UserError(
                     f"guidance {shown}; expected a scale in [1, {highest}], the range this model was distilled for; "
@@ -135,23 +139,12 @@ class Model:
         away_from = None if negative is None else negative.network
         return samplers.guided_velocity(self.network, process, label, guidance, negative=away_from, interval=interval)
 
-    def use_vae(self, name: str) -> None:
-        """Decode latents with the autoencoder of this name, an id of the Hugging Face hub or a folder.
-
-        Raises:
-            UserError: for a model of images.
-        """
-        if not isinstance(self.normalization, LatentNormalization):
-            raise UserError("an autoencoder for a model of images; expected a model of latents; drop --vae")
-        self.vae = VAE(replace(self.normalization.vae, name=name))
-
     def default_steps(self) -> int:
         """2 for a consistency model, or the number of its segments where it has several; 18 for a diffusion model (35
         evaluations of Heun)."""
         if self.kind == "diffusion":
             return 18
-        segments = self.config.objective.segments
-        return segments if segments > 1 else 2
+        return self.sampling.segments if self.sampling.jumps == "segments" else 2
 
     @torch.no_grad()
     def sample(
@@ -191,11 +184,11 @@ class Model:
             batch_size: samples per call of the network.
             first: which sample to begin with; samples first ... first + num - 1 are drawn.
             progress: draw a progress bar on stderr.
-            decode: False leaves latents as they are drawn, before the autoencoder.
+            decode: False gives data as they are stored, such as latents before the autoencoder.
 
         Returns:
-            uint8 `(num, c, h, w)`, on the CPU; of a model of latents, what the autoencoder makes of them, or with
-            `decode=False` the latents, float32 `(num, 4, h, w)`, in the autoencoder's own scale.
+            What the codec makes of x0, on the CPU: images uint8 `(num, c, h, w)`; of a model of latents, what the autoencoder
+            makes of them, or with `decode=False` the latents, float32 `(num, 4, h, w)`, in the autoencoder's own scale.
 
         Raises:
             MissingExtraError: for a model of latents, to decode them without diffusers.
@@ -205,8 +198,6 @@ class Model:
             raise UserError(f"{num} samples in batches of {batch_size}; expected at least 1; raise --num")
         if first < 0:
             raise UserError(f"first sample {first}; expected 0 or more; correct the argument")
-        if not decode and self.vae is None:
-            raise UserError("decode=False for a model of images; expected a model of latents; leave it out")
         draw = self.sampler(steps, solver, times)
         chosen = self._labels(labels, num, first)
         if guidance == 1 and (guidance_interval is not None or negative is not None):
@@ -215,20 +206,19 @@ class Model:
             )
         guided = functools.partial(self.velocity, guidance=guidance, interval=guidance_interval, negative=negative)
         guided(chosen)  # what is wrong with the guidance is said before a bar is drawn
-        if self.vae is not None and decode:
-            self.vae.load(self.device)  # what is wrong with it is said now, too
-        images = []
+        if decode:
+            self.codec.prepare(self.device)  # what is wrong with it is said now, too
+        drawn = []
         bar = tqdm(total=num, desc="sampling", unit="img", disable=not progress)
         for start in range(0, num, batch_size):
             stop = min(start + batch_size, num)
             label = None if chosen is None else chosen[start:stop].to(self.device)
             noise = functools.partial(self.noise, seed, start=first + start, stop=first + stop)
             x0 = draw(guided(label), noise)
-            drawn = self.normalization.decode(x0)
-            images.append((self.vae.decode(drawn) if self.vae is not None and decode else drawn).cpu())
+            drawn.append((self.codec.decode(x0) if decode else self.codec.stored(x0)).cpu())
             bar.update(stop - start)
         bar.close()
-        return torch.cat(images)
+        return torch.cat(drawn)
 
     def noise(self, seed: int, k: int, start: int, stop: int) -> Tensor:
         """Noise `N(0, sd^2 I)` of samples start ... stop - 1, drawn on the CPU; k = 0 is the start, later k fresh noise."""
@@ -238,20 +228,20 @@ class Model:
             blocks.append(torch.randn(NOISE_BLOCK, *self.shape, generator=generator))
         offset = start % NOISE_BLOCK
         noise = torch.cat(blocks)[offset : offset + stop - start]
-        return self.config.process.sigma_data * noise.to(self.device)
+        return self.process.sigma_data * noise.to(self.device)
 
     def sampler(
         self, steps: int | None = None, solver: str = "heun", times: Sequence[float] | None = None
     ) -> Callable[[samplers.VelocityFunction, Callable[[int], Tensor]], Tensor]:
         """A function `draw(velocity, noise) -> x0` that draws one batch; arguments as in `sample`.
 
-        `noise(k)` is the noise of the batch, `(b, c, h, w)` of standard deviation sd: k = 0 where sampling starts, k > 0 the
+        `noise(k)` is the noise of the batch, `(b, *shape)` of standard deviation sd: k = 0 where sampling starts, k > 0 the
         fresh noise of later steps.
 
         Raises:
             UserError: for numbers out of range.
         """
-        process = self.config.process
+        process = self.process
         steps = self.default_steps() if steps is None else steps
         solve = samplers.get_solver(solver)
         if self.kind == "diffusion":
@@ -259,8 +249,8 @@ class Model:
                 raise UserError("sampling times for a diffusion model; expected a consistency model; use steps instead")
             grid = samplers.sigma_grid(process, steps)
             return lambda velocity, noise: solve(velocity, noise(0), grid)
-        segments = self.config.objective.segments
-        if segments > 1:
+        segments = self.sampling.segments
+        if self.sampling.jumps == "segments":
             if steps != segments or times is not None:
                 given = f"{steps} steps" if times is None else "sampling times"
                 raise UserError(
@@ -268,7 +258,7 @@ class Model:
                     f"{'--steps' if times is None else 'times'}"
                 )
             return lambda velocity, noise: samplers.multistep_sample(velocity, process, noise(0), segments)
-        averages = self.config.objective.averages
+        averages = self.sampling.jumps == "any"
         if times is None:
             default = samplers.meanflow_times if averages else samplers.consistency_times
             times = self.times.get(steps) or default(process, steps)
@@ -297,7 +287,7 @@ class Model:
     # Files ---------------------------------------------------------------------------------------------------------
 
     def save(self, folder: str | Path) -> Path:
-        """Write the three files of a model folder; each appears whole or not at all, the weights first.
+        """Write the two files of a model folder; each appears whole or not at all, the weights first.
 
         Where there are several processes, all of them call this and the first one writes.
         """
@@ -306,19 +296,24 @@ class Model:
             return folder
         folder.mkdir(parents=True, exist_ok=True)
         write_tensors(folder / "network.safetensors", tensors)
-        write_json(folder / "config.json", to_dict(self.config))
         write_json(folder / "model.json", self.description())
         return folder
 
     def description(self) -> dict[str, Any]:
         """The content of `model.json`."""
-        return {
-            "kind": self.kind,
-            "shape": list(self.shape),
-            "class_names": list(self.class_names),
-            "normalization": self.normalization.state(),
-            "times": {str(steps): list(times) for steps, times in self.times.items()},
-        }
+        return stamped(
+            "model",
+            {
+                "process": asdict(self.process),
+                "network": network_state(self.spec),
+                "codec": self.codec.state(),
+                "class_names": list(self.class_names),
+                "sampling": self.sampling.state(),
+                "times": {str(steps): list(times) for steps, times in self.times.items()},
+                "channels_last": self.channels_last,
+                "origin": self.origin,
+            },
+        )
 
 
 def load(folder: str | Path, device: str | torch.device | None = None, *, network: nn.Module | None = None) -> Model:
@@ -340,94 +335,78 @@ def load(folder: str | Path, device: str | torch.device | None = None, *, networ
             f"'{folder}' holds no model.json; expected a folder written by trigflow train, distill or demo; "
             "check the path, or let the run finish"
         )
-    model = unloaded(folder / "config.json", folder / "model.json", network)
+    model = unloaded(folder / "model.json", network)
     load_weights(model.network, read_tensors(folder / "network.safetensors", "weights"), f"'{folder}'")
     model.network.to(resolve_device(device))
     return model
 
 
-def unloaded(config_file: Path, description: Path, network: nn.Module | None = None) -> Model:
-    """The model of these two files, on the CPU, with fresh weights (or around `network`) in place of trained ones.
+def unloaded(path: Path, network: nn.Module | None = None) -> Model:
+    """The model of this `model.json`, on the CPU, with fresh weights (or around `network`) in place of trained ones.
 
     Raises:
-        UserError: when a file is missing or damaged.
+        UserError: when the file is missing or damaged.
     """
-    config = from_dict(read_json(config_file, "configuration"))
-    return described(config, read_json(description, "model description"), f"'{description}'", network)
+    return described(read_description(path), f"'{path}'", network)
 
 
-def described(config: RunConfig, raw: dict[str, Any], what: str, network: nn.Module | None = None) -> Model:
-    """The model of a configuration and a description as `Model.description` gives it; else as `unloaded`.
+def read_description(path: Path) -> dict[str, Any]:
+    """The content of a `model.json` as this version writes it. Of format 1, a part stands in the `config.json` of the run.
+
+    Raises:
+        UserError: when a file is missing or damaged, or only a newer version reads it.
+    """
+    raw = read_json(path, "model description")
+    beside = {}
+    if isinstance(raw, dict) and raw.get("format", 1) == 1:
+        folder = path.parent if (path.parent / "config.json").is_file() else path.parent.parent
+        beside = read_json(folder / "config.json", "configuration")
+    return current_description(raw, f"'{path}'", beside)
+
+
+def current_description(raw: Any, what: str, config: Any = None) -> dict[str, Any]:
+    """A description as this version writes it; of format 1, with the configuration beside it.
+
+    Raises:
+        UserError: as `migrated`, and for a description or configuration without what is needed; `what` names it.
+    """
+    try:
+        return migrated("model", raw, what, config=config)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _unusable(what, error) from None
+
+
+def described(raw: Mapping[str, Any], what: str, network: nn.Module | None = None) -> Model:
+    """The model of a description as `Model.description` gives it; else as `unloaded`.
 
     Raises:
         UserError: when the description is no such; `what` names it in the message.
     """
     try:
-        kind = KINDS[raw["kind"]]
-        c, h, w = (int(size) for size in raw["shape"])
-        normalization = normalization_from_state(raw["normalization"])
+        process = TrigFlow(**raw["process"])
+        spec = network_from_state(raw["network"])
+        codec = codec_from_state(raw["codec"])
         names = tuple(str(name) for name in raw["class_names"])
-        times = times_of(raw)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(
-            f"{what} cannot be used ({type(error).__name__}: {error}); expected a file written by trigflow; "
-            "restore it from the run"
-        ) from None
+        sampling, times, origin = Sampling.from_state(raw["sampling"]), times_of(raw), dict(raw["origin"])
+        channels_last = bool(raw["channels_last"])
+    except UserError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, DaciteError) as error:
+        raise _unusable(what, error) from None
     with torch.random.fork_rng():  # fresh weights, about to be replaced, draw from the default generator
-        network = build(config.network, config.process.sigma_data) if network is None else network
-    memory_format = torch.channels_last if config.loop.channels_last else torch.contiguous_format
+        network = build(spec, process.sigma_data) if network is None else network
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
     network.eval().requires_grad_(False).to(memory_format=memory_format)  # type: ignore[call-overload]
-    return Model(network, config, kind, (c, h, w), names, normalization, times)
+    return Model(network, spec, process, codec, sampling, names, times, channels_last, origin)
 
 
-def times_of(description: dict[str, Any]) -> dict[int, tuple[float, ...]]:
+def times_of(description: Mapping[str, Any]) -> dict[int, tuple[float, ...]]:
     """`Model.times` as the content of `model.json` has it."""
     return {int(steps): tuple(float(t) for t in times) for steps, times in description["times"].items()}
 
 
-def resolve_device(device: str | torch.device | None) -> torch.device:
-    """`auto` or None: CUDA where there is one, otherwise the CPU; else the named device.
-
-    Raises:
-        UserError: for a device that does not exist here.
-    """
-    if device is None or device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        found = torch.device(device)
-        torch.empty(0, device=found)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(
-            f"device '{device}' cannot be used ({str(error).splitlines()[0]}); expected cpu, cuda or auto; change loop.device"
-        ) from None
-    return found
-
-
-def fit_network(config: RunConfig, dataset: ImageDataset, network: nn.Module | None = None) -> RunConfig:
-    """The configuration with the network's channels, classes and (where it has one) resolution taken from the data, and its
-    inputs for guidance and the end of a jump from the objective.
-
-    With a `network` of the user's own, the one in the configuration is replaced by what is known of that module.
-
-    Raises:
-        UserError: for an MLP: images need a network for images.
-    """
-    objective = config.objective
-    takes_guidance = objective.distills and objective.guidance_max > 1
-    num_classes = dataset.num_classes if dataset.num_classes > 1 else 0
-    if network is not None:
-        known = dataclasses.replace(describe(network, num_classes, takes_guidance), channels=dataset.channels)
-        check_end(known, objective.jumps, objective.averages)
-        check_trainable(network)
-        return dataclasses.replace(config, network=known)
-    if isinstance(config.network, MLPConfig):
-        raise UserError(
-            "an MLP for images; expected a network for images; set the network to unet, ddpmpp, edm2 or dit"
-        )
-    conditioning = dataclasses.replace(
-        config.network.conditioning, num_classes=num_classes, takes_guidance=takes_guidance, takes_end=objective.jumps
+def _unusable(what: str, error: Exception) -> UserError:
+    return UserError(
+        f"{what} cannot be used ({type(error).__name__}: {error}); expected a file written by trigflow; "
+        "restore it from the run"
     )
-    changes: dict[str, Any] = {"channels": dataset.channels, "conditioning": conditioning}
-    if hasattr(config.network, "resolution"):
-        changes["resolution"] = max(dataset.height, dataset.width)
-    return dataclasses.replace(config, network=dataclasses.replace(config.network, **changes))

@@ -18,7 +18,7 @@ def check_guidance(model: Model, negative: Model | None = None) -> None:
             model whose unconditional branch was never trained.
     """
     if negative is None:
-        if model.num_classes and model.config.objective.label_dropout == 0:
+        if model.num_classes and not model.sampling.guided:
             raise UserError(
                 "guidance for a model trained with objective.label_dropout 0; expected one trained with label dropout, "
                 "which is what teaches it to do without the class; train it so, or give a negative (--negative RUN)"
@@ -28,8 +28,8 @@ def check_guidance(model: Model, negative: Model | None = None) -> None:
         raise UserError("the negative is a consistency model; expected a diffusion model; use the run of its teacher")
     for what, mine, theirs in (
         ("draws images of shape", model.shape, negative.shape),
-        ("has sigma_data", model.config.process.sigma_data, negative.config.process.sigma_data),
-        ("scales data by", *({**m.normalization.state(), "vae": None} for m in (model, negative))),
+        ("has sigma_data", model.process.sigma_data, negative.process.sigma_data),
+        ("scales data by", *({**m.codec.state(), "shape": None, "vae": None} for m in (model, negative))),
         ("has classes", model.num_classes, negative.num_classes or model.num_classes),
     ):
         if mine != theirs:

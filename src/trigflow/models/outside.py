@@ -7,23 +7,23 @@ from dataclasses import replace
 
 from torch import nn
 
-from trigflow.data import LatentNormalization, Normalization
+from trigflow.codecs import Codec, Pixels
 from trigflow.models.model import Kind, Model
 from trigflow.networks import CustomConfig
 from trigflow.networks.custom import describe
 from trigflow.process import TrigFlow
 from trigflow.runtime.errors import UserError
-from trigflow.training.config import DataConfig, RunConfig
+from trigflow.samplers import Sampling
 
 
 def model_of(
     network: nn.Module,
-    shape: tuple[int, int, int],
+    shape: tuple[int, ...],
     *,
     process: TrigFlow | None = None,
     num_classes: int = 0,
     class_names: Sequence[str] = (),
-    normalization: Normalization | LatentNormalization | None = None,
+    codec: Codec | None = None,
     kind: Kind = "diffusion",
     data: str = "digits",
 ) -> Model:
@@ -33,11 +33,11 @@ def model_of(
 
     Args:
         network: `F(x_t / sd, t, label, guidance)`, such as a `trigflow.models.bridges.Bridge`.
-        shape: `(c, h, w)` of one image.
+        shape: of one x0, `(c, h, w)` of an image.
         process: the process that the network belongs to; that of a bridge by default.
         num_classes: classes of a network with a `null_label`; the number of `class_names` by default.
         class_names: names of the classes.
-        normalization: bytes to x0 and back; pixels in [-1, 1] by default (`Normalization.symmetric`).
+        codec: stored data to x0 and back; pixels in [-1, 1] by default (`Pixels.symmetric`).
         kind: `diffusion`, or `consistency` for a student.
         data: what it was trained on, for `evaluate_model`: digits, mnist, a folder or a zip.
 
@@ -54,11 +54,10 @@ def model_of(
             "classes for exactly the networks with a null label, each with a name or none; correct the arguments"
         )
     conditioning = replace(known.conditioning, num_classes=classes)
-    config = RunConfig(
-        data=DataConfig(source=data),
-        process=process,
-        network=CustomConfig(channels=shape[0], dropout=known.dropout, conditioning=conditioning),
-    )
-    if normalization is None:
-        normalization = Normalization.symmetric(shape[0])
-    return Model(network.eval().requires_grad_(False), config, kind, shape, tuple(class_names), normalization)
+    spec = CustomConfig(channels=shape[0], dropout=known.dropout, conditioning=conditioning)
+    codec = Pixels.symmetric(shape) if codec is None else codec
+    sampling = Sampling() if kind == "diffusion" else Sampling("flow_map")
+    sampling = replace(sampling, guided=kind == "diffusion" and classes > 0)
+    origin = {"data": {"source": data}}
+    network = network.eval().requires_grad_(False)
+    return Model(network, spec, process, codec, sampling, tuple(class_names), origin=origin)

@@ -7,8 +7,12 @@ None), `takes_guidance` and `takes_end`. An input that a network does not take i
 
 from __future__ import annotations
 
+import dataclasses
+import json
+from collections.abc import Mapping
 from typing import Any
 
+import dacite
 from torch import nn
 
 from trigflow.networks.custom import Custom, CustomConfig
@@ -52,6 +56,18 @@ def name_of(config: NetworkConfig) -> str:
     return next(name for name, (config_type, _) in NETWORKS.items() if type(config) is config_type)
 
 
+def network_state(config: NetworkConfig) -> dict[str, Any]:
+    """Plain JSON types; the network carries its name under `kind`."""
+    return {"kind": name_of(config), **json.loads(json.dumps(dataclasses.asdict(config)))}
+
+
+def network_from_state(state: Mapping[str, Any]) -> NetworkConfig:
+    """The inverse of `network_state`; KeyError, TypeError, ValueError or DaciteError for what is none."""
+    rest = dict(state)
+    config_type = NETWORKS[rest.pop("kind")][0]
+    return dacite.from_dict(config_type, rest, dacite.Config(cast=[tuple], strict=True))
+
+
 __all__ = [
     "DDPMPP",
     "EDM2",
@@ -73,4 +89,6 @@ __all__ = [
     "build",
     "dit_config",
     "name_of",
+    "network_from_state",
+    "network_state",
 ]

@@ -20,12 +20,14 @@ from trigflow.samplers.ode import (
     nfe,
     steps_for_nfe,
 )
+from trigflow.samplers.sampling import Sampling
 from trigflow.samplers.schedule import ScheduleSearch, Trial, search_times
 
 __all__ = [
     "SOLVERS",
     "JumpFunction",
     "Network",
+    "Sampling",
     "ScheduleSearch",
     "Solver",
     "Trial",

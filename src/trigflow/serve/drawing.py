@@ -81,8 +81,7 @@ class ModelDrawer:
     def draw(self, noise: Callable[[int], Tensor], mixes: Sequence[Mix] | None, guidance: Tensor, steps: int) -> Tensor:
         model = self.model
         x0 = model.sampler(steps)(mixed_velocity(model, mixes, guidance.to(model.device)), noise)
-        drawn = model.normalization.decode(x0)
-        return (drawn if model.vae is None else model.vae.decode(drawn)).cpu()
+        return model.codec.pictures(model.codec.decode(x0)).cpu()
 
 
 def mixed_velocity(model: Model, mixes: Sequence[Mix] | None, guidance: Tensor) -> VelocityFunction:

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 
-from trigflow.models.model import resolve_device
 from trigflow.runtime.errors import MissingExtraError, UserError
+from trigflow.runtime.machine import resolve_device
 from trigflow.serve.limits import Limits
 from trigflow.serve.offers import offers_of
 

@@ -18,8 +18,8 @@ from collections import OrderedDict
 
 from torch import Tensor
 
-from trigflow.data import derive_seed
 from trigflow.models.model import Model
+from trigflow.runtime.seeds import derive_seed
 
 Walk = tuple[float, float]
 

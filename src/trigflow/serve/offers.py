@@ -36,7 +36,7 @@ class Offer:
     name: str
     model: Model
     drawers: tuple[Drawer, ...]
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     guidance: tuple[float, float]
     steps: tuple[int, int]
     mixed_labels: int
@@ -117,16 +117,13 @@ def offer_of(model: Model, limits: Limits, *drawers: Drawer) -> Offer:
     Raises:
         UserError, MissingExtraError: for a model of latents whose autoencoder cannot be loaded.
     """
-    c, h, w = model.shape
-    if model.vae is not None:
-        model.vae.load(model.device)
-        c, h, w = 3, h * model.vae.factor, w * model.vae.factor
-    segments = model.config.objective.segments if model.kind == "consistency" else 1
+    model.codec.prepare(model.device)
+    segments = model.sampling.segments
     return Offer(
         name="student" if model.kind == "consistency" else "teacher",
         model=model,
         drawers=drawers or (ModelDrawer(model),),
-        shape=(c, h, w),
+        shape=model.codec.drawn_shape,
         guidance=_guidance(model, limits),
         steps=(segments, segments) if segments > 1 else (1, limits.steps),
         mixed_labels=limits.mixed_labels,
@@ -159,7 +156,7 @@ def offers_of(run: Path, limits: Limits, device: str = "auto", variant: str = "a
 
     offers = [offer(run)]
     model = offers[0].model
-    found = model.config.teacher if model.kind == "consistency" else None
+    found = model.origin.get("teacher") if model.kind == "consistency" else None
     for folder in () if found is None else (run / found, Path(found)):
         if (folder / "model.json").is_file():
             teacher = offer(folder)
@@ -171,7 +168,7 @@ def offers_of(run: Path, limits: Limits, device: str = "auto", variant: str = "a
 def _guidance(model: Model, limits: Limits) -> tuple[float, float]:
     """The scales that a model takes."""
     if model.takes_guidance:
-        return 1.0, model.config.objective.guidance_max
+        return 1.0, model.sampling.guidance_max
     label = torch.zeros(1, dtype=torch.int64) if model.num_classes else None
     try:
         model.velocity(label, 2.0)

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trigflow.data import ImageDataset, LatentNormalization, Normalization
+from trigflow.codecs import Codec
+from trigflow.data import Dataset
 from trigflow.training.config import RunConfig
 from trigflow.training.parallel import Share
 
 Batch = dict[str, Tensor]
-"""`x0` and `noise` `(b, c, h, w)`; `t` and, where there are any, `label` and `guidance` `(b,)`. For MeanFlow also the `end`
+"""`x0` and `noise` `(b, *shape)`; `t` and, where there are any, `label` and `guidance` `(b,)`. For MeanFlow also the `end`
 `(b,)` of each jump. For VSD also the noise `z` that is generated from, and noise and times for noising again: `vsd_noise`,
 `vsd_t` and `fake_noise`, `fake_t`."""
 
@@ -27,8 +28,8 @@ class Batches:
 
     Attributes:
         config: data, objective and process settings.
-        dataset: the images or latents.
-        normalization: bytes or latents to x0.
+        dataset: what is stored.
+        codec: stored data to x0.
         null_label: label that means "no class", of the network; None where it takes no labels.
         takes_guidance: whether the network takes a guidance scale.
         device: where batches go; random numbers are drawn on the CPU.
@@ -37,8 +38,8 @@ class Batches:
     """
 
     config: RunConfig
-    dataset: ImageDataset
-    normalization: Normalization | LatentNormalization
+    dataset: Dataset
+    codec: Codec
     null_label: int | None
     takes_guidance: bool
     device: torch.device
@@ -60,12 +61,14 @@ class Batches:
             return values if rows is None else values[rows]
 
         flip = torch.rand(b, generator=generator) < 0.5 if self.config.data.flip else None
-        images, label = self.dataset.batch(indices, flip=flip, generator=generator, rows=rows, stored=stored)
-        x0 = self.normalization.encode(images.to(self.device)).to(memory_format=self.memory_format)
+        values, label = self.dataset.batch(indices, flip=flip, generator=generator, rows=rows, stored=stored)
+        x0 = self.codec.encode(values.to(self.device))
+        x0 = x0.to(memory_format=self.memory_format) if x0.ndim == 4 else x0
 
         def noise() -> Tensor:
             like = x0 if rows is None else torch.empty(b, *x0.shape[1:], dtype=x0.dtype)
-            return own(process.sample_noise(like, generator)).to(self.device).to(memory_format=self.memory_format)
+            z = own(process.sample_noise(like, generator)).to(self.device)
+            return z.to(memory_format=self.memory_format) if z.ndim == 4 else z
 
         batch = {"x0": x0, "noise": noise()}
         if objective.averages:

@@ -11,40 +11,18 @@ from typing import Annotated, Any, Literal, TypeVar
 import dacite
 import tyro
 
-from trigflow.networks import NETWORKS, NetworkConfig, UNetConfig, name_of
+from trigflow.data.config import DataConfig
+from trigflow.migrations import migrated
+from trigflow.networks import NetworkConfig, UNetConfig, network_from_state, network_state
 from trigflow.objectives import DiscreteConfig, MeanFlowConfig, TangentConfig
 from trigflow.process import Proposal, TrigFlow
 from trigflow.runtime.errors import UserError
+from trigflow.samplers.sampling import Jumps, Sampling
 from trigflow.segments import segment_jumps
 
 T = TypeVar("T")
 Kind = Literal["diffusion", "sct", "scd", "vsd", "scd-vsd", "ct", "cd", "meanflow", "meanflow-distill"]
 Precision = Literal["fp32", "bf16", "fp16"]
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Where the images come from and how they become tensors."""
-
-    source: Annotated[str, tyro.conf.arg(aliases=["--data"])] = "digits"
-    """digits, mnist, or the path of a folder or zip of images."""
-    resize: Annotated[int | None, tyro.conf.arg(aliases=["--resize"])] = None
-    """Scale and crop every image to N x N."""
-    channels: int | None = None
-    """Force 1 (grayscale) or 3 (RGB)."""
-    skip_corrupt: Annotated[bool, tyro.conf.arg(aliases=["--skip-corrupt"])] = False
-    """Leave out images that cannot be decoded instead of stopping."""
-    flip: bool = False
-    """Mirror half of the images horizontally while training."""
-    normalize: Literal["measured", "symmetric", "edm2"] = "measured"
-    """measured: subtract the mean and scale to sigma_data. symmetric: [-1, 1], as the paper's pixel presets. edm2: EDM2's
-    mean and deviation a channel, for latents of SD-VAE."""
-    memory_gib: float = 4.0
-    """Largest size of decoded images kept in memory; larger data stay where they are and are decoded as training asks."""
-    workers: Annotated[int, tyro.conf.arg(aliases=["--workers"])] = 0
-    """Processes that read and decode, ahead of the training; 0 for the training process itself."""
-    ahead: int = 2
-    """Batches that each of them is ahead."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +59,15 @@ class ObjectiveConfig:
     """ct and cd: the steps between which the student is made consistent."""
     meanflow: MeanFlowConfig = field(default_factory=MeanFlowConfig)
     """meanflow: times, ends and weighting."""
+
+    @property
+    def sampling(self) -> Sampling:
+        """How samples of what is trained are drawn."""
+        if self.kind == "diffusion":
+            return Sampling(guided=self.label_dropout > 0)
+        jumps: Jumps = "any" if self.averages else "segments" if self.segments > 1 else "zero"
+        scale = self.guidance_max if self.distills else 1.0
+        return Sampling("flow_map", jumps, self.segments, scale)
 
     @property
     def distills(self) -> bool:
@@ -356,11 +343,21 @@ def _are_lengths(sigma_rels: tuple[float, ...]) -> bool:
     )
 
 
+def origin_of(config: RunConfig) -> dict[str, Any]:
+    """What a model says of the run that it is from, see `Model.origin`."""
+    raw = to_dict(config)
+    return {
+        "objective": config.objective.kind,
+        "data": raw["data"],
+        "teacher": config.teacher,
+        "seed": config.loop.seed,
+    }
+
+
 def to_dict(config: RunConfig) -> dict[str, Any]:
     """Plain JSON types; the network carries its name under `kind`."""
-    raw = dataclasses.asdict(config)
-    raw["network"] = {"kind": name_of(config.network), **raw["network"]}
-    return json.loads(json.dumps(raw))
+    raw: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    return {**raw, "network": network_state(config.network)}
 
 
 def from_dict(raw: dict[str, Any]) -> RunConfig:
@@ -370,10 +367,9 @@ def from_dict(raw: dict[str, Any]) -> RunConfig:
         UserError: for an unknown network, an unknown setting, or a value of the wrong type.
     """
     try:
-        network = dict(raw["network"])
-        config_type = NETWORKS[network.pop("kind")][0]
+        raw = migrated("config", raw, "the configuration")
         rest = {name: value for name, value in raw.items() if name != "network"}
-        return dataclasses.replace(_build(RunConfig, rest), network=_build(config_type, network))
+        return dataclasses.replace(_build(RunConfig, rest), network=network_from_state(raw["network"]))
     except UserError:
         raise
     except (KeyError, TypeError, ValueError, dacite.DaciteError) as error:

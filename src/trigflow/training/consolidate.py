@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from trigflow.migrations import stamped
+from trigflow.models.model import current_description, read_description
 from trigflow.runtime.errors import UserError
 from trigflow.runtime.files import read_json, write_folder, write_json, write_tensors
 from trigflow.training.checkpoint import check_checkpoint, list_checkpoints, open_checkpoint
@@ -58,7 +60,7 @@ def consolidate(run: str | Path, out: str | Path, *, at: int | None = None, ever
 
         def fill(folder: Path) -> None:
             write_tensors(folder / "network.safetensors", stored.read_all("ema"))
-            write_json(folder / "config.json", config)
+            write_json(folder / "config.json", stamped("config", config))
             if everything:
                 write_tensors(folder / "state.safetensors", {name: stored.read(name) for name in stored.shapes})
             write_json(folder / "model.json", model)
@@ -86,10 +88,11 @@ def _description(run: Path, path: Path) -> Any:
     """What a model.json says: kept with each checkpoint, or, where it is of the first format, with the run."""
     state = read_json(path / "state.json", "checkpoint")
     if "model" in state:
-        return state["model"]
+        config = read_json(run / "config.json", "configuration")
+        return stamped("model", current_description(state["model"], f"the model in '{path / 'state.json'}'", config))
     for file in (run / "model.json", run / "ema" / "model.json"):
         if file.is_file():
-            return read_json(file, "model description")
+            return stamped("model", read_description(file))
     raise UserError(
         f"checkpoint '{path}' is of an older format that does not describe its model; expected '{run / 'model.json'}' beside "
         "it; resume the run, which writes a new one"

@@ -16,13 +16,15 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from trigflow.data import ImageDataset, derive_seed
+from trigflow.data import Dataset
+from trigflow.data.config import load_data
 from trigflow.models.model import Model, load
 from trigflow.networks import NetworkConfig, build
 from trigflow.runtime.errors import UserError
 from trigflow.runtime.files import ensure_folder, write_json
+from trigflow.runtime.seeds import derive_seed
 from trigflow.training.config import EMAConfig, RunConfig
-from trigflow.training.setup import load_data
+from trigflow.training.setup import config_of
 from trigflow.training.timepath import ModulationChoice, TimeFit, fit_time_path, stable_config, transplant
 from trigflow.training.trainer import Trainer
 
@@ -84,7 +86,7 @@ class Conversion:
             "change of the velocity, relative to the teacher's",
             "  sigma       t" + "".join(f"{n:>12}" for n in names),
         ]
-        process = self.model.config.process
+        process = self.model.process
         for i, sigma in enumerate(SIGMAS):
             t = float(process.time_from_sigma(torch.tensor(sigma)))
             row = "".join(f"{self.stages[name].change[i]:>12.4f}" for name in names)
@@ -97,7 +99,7 @@ class Conversion:
         """The same for JSON."""
         return {
             "sigma": list(SIGMAS),
-            "t": [float(self.model.config.process.time_from_sigma(torch.tensor(sigma))) for sigma in SIGMAS],
+            "t": [float(self.model.process.time_from_sigma(torch.tensor(sigma))) for sigma in SIGMAS],
             "held_images": self.held,
             "fresh_weights": list(self.fresh),
             "time_path": dataclasses.asdict(self.fit),
@@ -112,7 +114,7 @@ def convert(
     settings: ConvertSettings | None = None,
     *,
     data: str | None = None,
-    dataset: ImageDataset | None = None,
+    dataset: Dataset | None = None,
     device: str = "auto",
     resume: bool = False,
     progress: bool = True,
@@ -138,14 +140,14 @@ def convert(
     old = load(run, device)
     if old.kind != "diffusion":
         raise UserError(f"'{run}' holds a student; expected a diffusion model; convert its teacher and distill that")
-    network_config = stable_config(old.config.network, settings.modulation)
+    network_config = stable_config(old.spec, settings.modulation)
     if not resume and (Path(out) / "config.json").exists():
         raise UserError(
             f"'{out}' already holds a run; expected a new folder; choose another --out, or --resume to go on with it"
         )
-    config = old.config if data is None else dataclasses.replace(
-        old.config, data=dataclasses.replace(old.config.data, source=data)
-    )  # fmt: skip
+    config = config_of(Path(run), old)
+    if data is not None:
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, source=data))
     dataset = _open(config, old, dataset, progress)
     ensure_folder(Path(out))
     fraction = min(HELD, max(1, len(dataset) // 10)) / len(dataset)
@@ -166,7 +168,8 @@ def convert(
     stages["fitted"] = probe.measure(network)
 
     converted = _tuned_config(config, network_config, settings, str(run), device)
-    start = dataclasses.replace(old, network=network, config=converted)
+    origin = {**old.origin, "teacher": str(run)}
+    start = dataclasses.replace(old, network=network, spec=network_config, origin=origin)
     if settings.iterations:
         model = Trainer(converted, out, teacher=start, dataset=rest, resume=resume, progress=progress).run()
         model = dataclasses.replace(model, class_names=old.class_names or model.class_names)
@@ -182,12 +185,12 @@ def convert(
 class Probe:
     """Held images with fixed noise, on which networks are compared with the old one."""
 
-    def __init__(self, old: Model, held: ImageDataset, seed: int, batch_size: int = 64) -> None:
+    def __init__(self, old: Model, held: Dataset, seed: int, batch_size: int = 64) -> None:
         generator = torch.Generator().manual_seed(derive_seed(seed, "held"))
         images, label = held.batch(torch.arange(len(held)), generator=generator)
         self.old, self.batch_size = old, batch_size
-        self.x0 = old.normalization.encode(images.to(old.device))
-        self.noise = old.config.process.sample_noise(self.x0, generator)
+        self.x0 = old.codec.encode(images.to(old.device))
+        self.noise = old.process.sample_noise(self.x0, generator)
         self.label = None if label is None or old.network.null_label is None else label.to(old.device)
         self.old_outputs, self.old_loss = self._run(old.network)
 
@@ -202,7 +205,7 @@ class Probe:
 
     @torch.no_grad()
     def _run(self, network: nn.Module) -> tuple[list[Tensor], tuple[float, ...]]:
-        process = self.old.config.process
+        process = self.old.process
         sd = process.sigma_data
         outputs, losses = [], []
         for sigma in SIGMAS:
@@ -218,7 +221,7 @@ class Probe:
         return outputs, tuple(losses)
 
 
-def _open(config: RunConfig, old: Model, dataset: ImageDataset | None, progress: bool) -> ImageDataset:
+def _open(config: RunConfig, old: Model, dataset: Dataset | None, progress: bool) -> Dataset:
     """The data of the fine-tuning: images and classes like those of the model."""
     if dataset is None:
         try:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from trigflow.codecs.pictures import make_grid, save_picture
-from trigflow.codecs.vae import VAE
+from trigflow.codecs import Codec
+from trigflow.codecs.pictures import save_picture
 from trigflow.models.model import Model
 from trigflow.runtime.distributed import average, is_first
 from trigflow.runtime.errors import UserError
@@ -22,14 +22,16 @@ class Grids:
 
     Args:
         folder: the run folder.
-        vae: the autoencoder that latents need to be seen; None for images.
+        codec: makes pictures of samples; what it needs for that is loaded when the first grid is drawn.
+        seed: of the noise.
         device: where it is put.
         sharded: whether weights are, in which case all processes have to draw. Otherwise the first one does.
     """
 
-    def __init__(self, folder: Path, vae: VAE | None, device: torch.device, sharded: bool) -> None:
+    def __init__(self, folder: Path, codec: Codec, seed: int, device: torch.device, sharded: bool) -> None:
         self.folder = folder / "samples"
-        self.vae = vae
+        self.codec = codec
+        self.seed = seed
         self.device = device
         self.sharded = sharded
         self._draws = True
@@ -38,7 +40,7 @@ class Grids:
         """Draw the grid of this iteration. Processes that write nothing have no log."""
         if not (is_first() or self.sharded) or not self._can_draw():
             return
-        grid = make_grid(model.sample(SAMPLES, seed=model.config.loop.seed), columns=10)
+        grid = self.codec.preview(model.sample(SAMPLES, seed=self.seed), columns=10)
         if log is None:
             return
         try:
@@ -49,10 +51,10 @@ class Grids:
         log.picture(iteration, "samples", pixels.reshape(grid.height, grid.width, 3))
 
     def _can_draw(self) -> bool:
-        """Whether samples can be seen: latents need their autoencoder. Where it cannot be had, that is said once."""
-        if self._draws and self.vae is not None:
+        """Whether samples can be seen: latents need their autoencoder. Where what they need is missing, that is said once."""
+        if self._draws:
             try:
-                self.vae.load(self.device)
+                self.codec.prepare(self.device)
             except UserError as error:
                 self._draws = False
                 warn(f"no sample grids: {error}")

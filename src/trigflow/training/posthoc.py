@@ -32,7 +32,6 @@ Source: Karras et al. 2024 (EDM2, arXiv 2312.02696), section 3.2 and appendix C.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -46,9 +45,9 @@ from torch import nn
 from tqdm import tqdm
 
 from trigflow.models.model import Model, unloaded
+from trigflow.models.weights import load_weights
 from trigflow.runtime.errors import UserError
 from trigflow.runtime.files import read_tensors, write_folder, write_json
-from trigflow.training.checkpoint import load_weights
 from trigflow.training.ema import power_exponent
 from trigflow.training.snapshots import Snapshot, list_snapshots
 
@@ -203,7 +202,7 @@ def reconstruct(
     noise = max(NOISE[snapshot.dtype] for snapshot in used)
     fit = fit_profiles([s.updates for s in used], [s.sigma_rel for s in used], updates, sigma_rel, noise)
     description = run / "model.json"
-    model = unloaded(run / "config.json", description if description.is_file() else run / "ema" / "model.json", network)
+    model = unloaded(description if description.is_file() else run / "ema" / "model.json", network)
     weights = list(model.network.parameters())
     sums = [torch.zeros_like(weight, dtype=torch.float64) for weight in weights]
     pairs = list(zip(used, fit.coefficients, strict=True))
@@ -213,8 +212,7 @@ def reconstruct(
             total.add_(weight.double(), alpha=c)
     for total, weight in zip(sums, weights, strict=True):
         weight.copy_(total)
-    ema = dataclasses.replace(model.config.ema, kind="power", sigma_rel=sigma_rel)
-    model.config = dataclasses.replace(model.config, ema=ema)
+    model.origin["ema_sigma_rel"] = sigma_rel
     return Reconstruction(model, sigma_rel, iteration, tuple(used), fit)
 
 

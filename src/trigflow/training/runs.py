@@ -45,8 +45,8 @@ def distill(
     """
     config = dataclasses.replace(
         config,
-        process=teacher.config.process,
-        network=with_dropout_of(config.network, teacher.config.network),
+        process=teacher.process,
+        network=with_dropout_of(config.network, teacher.spec),
         teacher=config.teacher or "teacher",
     )
     if start is not None:

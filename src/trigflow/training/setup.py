@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import sys
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from trigflow.data import (
-    ImageDataset,
-    LatentDataset,
-    LatentNormalization,
-    Normalization,
-    normalization_for,
-    open_dataset,
-    require_classes,
-)
-from trigflow.data.latents import NO_FLIP
+from trigflow.codecs import Codec
+from trigflow.data import Dataset
+from trigflow.data.config import data_of
 from trigflow.data.sources.opening import EMBEDDED
 from trigflow.models.model import Model
 from trigflow.models.negative import check_guidance
+from trigflow.networks import MLPConfig, name_of
+from trigflow.networks.custom import check_end, check_trainable, describe
+from trigflow.process import Proposal
 from trigflow.runtime.errors import UserError
 from trigflow.runtime.files import ensure_folder, read_json
 from trigflow.training.checkpoint import clear_unfinished
-from trigflow.training.config import DataConfig, RunConfig, from_dict, to_dict
+from trigflow.training.config import ObjectiveConfig, RunConfig, from_dict, to_dict
 
 MAY_CHANGE = frozenset(
     {
@@ -41,44 +37,65 @@ PATHS = frozenset({"data.source", "teacher", "start", "negative"})
 """Settings that name a file or folder, where `photos` and `./photos/` are the same."""
 
 
-def load_data(config: DataConfig, progress: bool = False) -> ImageDataset:
-    """The data set of a configuration, read with a progress bar on a terminal; see `trigflow.data.open_dataset`.
+def fit_network(config: RunConfig, dataset: Dataset, network: nn.Module | None = None) -> RunConfig:
+    """The configuration with the network's channels, classes and (where it has one) resolution taken from the data, and its
+    inputs for guidance and the end of a jump from the objective.
+
+    With a `network` of the user's own, the one in the configuration is replaced by what is known of that module.
 
     Raises:
-        UserError: as `open_dataset`, and for labelled data of one class only.
+        UserError: for a network of samples of another number of axes, such as an MLP for images.
     """
-    dataset = open_dataset(
-        config.source,
-        resize=config.resize,
-        channels=config.channels,
-        skip_corrupt=config.skip_corrupt,
-        progress=progress and sys.stderr.isatty(),
-        memory_limit_gib=config.memory_gib,
-        workers=config.workers,
+    objective = config.objective
+    takes_guidance = objective.distills and objective.guidance_max > 1
+    num_classes = dataset.num_classes if dataset.num_classes > 1 else 0
+    if network is not None:
+        known = dataclasses.replace(describe(network, num_classes, takes_guidance), channels=dataset.shape[0])
+        check_end(known, objective.jumps, objective.averages)
+        check_trainable(network)
+        return dataclasses.replace(config, network=known)
+    vectors = len(dataset.shape) == 1
+    if isinstance(config.network, MLPConfig) != vectors:
+        given, wanted = ("samples of one axis", "mlp") if vectors else ("images", "unet, ddpmpp, edm2 or dit")
+        kind = "an MLP" if not vectors else f"a {name_of(config.network)}"
+        raise UserError(f"{kind} for {given}; expected a network for {given}; set the network to {wanted}")
+    conditioning = dataclasses.replace(
+        config.network.conditioning, num_classes=num_classes, takes_guidance=takes_guidance, takes_end=objective.jumps
     )
-    if dataset.labels is not None:
-        require_classes(dataset)
-    return dataset
+    changes: dict[str, Any] = {"features" if vectors else "channels": dataset.shape[0], "conditioning": conditioning}
+    if hasattr(config.network, "resolution"):
+        changes["resolution"] = max(dataset.shape[1:])
+    return dataclasses.replace(config, network=dataclasses.replace(config.network, **changes))
 
 
-def choose_normalization(
-    config: RunConfig, dataset: ImageDataset, teacher: Model | None
-) -> Normalization | LatentNormalization:
-    """The teacher's where there is one; otherwise the one the configuration names.
+def config_of(folder: Path, model: Model | None) -> RunConfig:
+    """The configuration of the run in a folder; of a model that no run of ours made, one with what is known of it.
+
+    Raises:
+        UserError: when it is damaged.
+    """
+    if model is None or (folder / "config.json").is_file():
+        return from_dict(read_json(folder / "config.json", "configuration"))
+    objective = ObjectiveConfig(label_dropout=0.1 if model.sampling.guided else 0.0)
+    if "noise_levels" in model.origin:
+        objective = dataclasses.replace(objective, proposal=Proposal(*model.origin["noise_levels"]))
+    return RunConfig(data_of(model.origin), model.process, model.spec, objective)
+
+
+def choose_codec(config: RunConfig, dataset: Dataset, teacher: Model | None) -> Codec:
+    """The teacher's where there is one; otherwise the one that the configuration names.
 
     Raises:
         UserError: when the data cannot be used as the configuration says.
     """
-    if isinstance(dataset, LatentDataset) and config.data.flip:
-        raise UserError(NO_FLIP)
+    if config.data.flip:
+        dataset.check_flip()
     if teacher is not None:
-        return teacher.normalization
-    return normalization_for(dataset, config.data.normalize, config.process.sigma_data)
+        return teacher.codec
+    return dataset.codec(config.data.normalize, config.process.sigma_data)
 
 
-def check_teacher(
-    config: RunConfig, dataset: ImageDataset, teacher: Model | None, negative: Model | None = None
-) -> None:
+def check_teacher(config: RunConfig, dataset: Dataset, teacher: Model | None, negative: Model | None = None) -> None:
     """Check that the teacher, and the negative of its guidance, are what this configuration and these data need.
 
     Raises:
@@ -105,9 +122,7 @@ def check_teacher(
     check_guidance(teacher, negative)
 
 
-def check_start(
-    config: RunConfig, dataset: ImageDataset, start: Model | None, normalization: Normalization | LatentNormalization
-) -> None:
+def check_start(config: RunConfig, dataset: Dataset, start: Model | None, codec: Codec) -> None:
     """Check that a student of this configuration can start from the weights of `start`.
 
     Raises:
@@ -120,26 +135,25 @@ def check_start(
             )
         return
     _check_fits(config, dataset, start, "start")
-    if start.normalization != normalization:
+    if start.codec != codec:
         raise UserError(
             "the start was trained on data normalized otherwise; expected the teacher's normalization; "
             "start from a student of this teacher"
         )
 
 
-def _check_fits(config: RunConfig, dataset: ImageDataset, model: Model, name: str) -> None:
+def _check_fits(config: RunConfig, dataset: Dataset, model: Model, name: str) -> None:
     """Images, classes and process of a model that has a part in this run are those of the data."""
     for what, mine, theirs in (
         ("images of shape", dataset.shape, model.shape),
         ("classes", config.network.conditioning.num_classes, model.num_classes),
-        ("sigma_data", config.process.sigma_data, model.config.process.sigma_data),
+        ("sigma_data", config.process.sigma_data, model.process.sigma_data),
     ):
         if mine != theirs:
             raise UserError(
                 f"the data have {what} {mine} and the {name} {theirs}; expected the same; use the {name}'s data"
             )
-    if isinstance(dataset, LatentDataset) and isinstance(model.normalization, LatentNormalization):
-        dataset.vae.check_same(model.normalization.vae, "the data", f"those of the {name}")
+    dataset.check_codec(model.codec, name)
 
 
 def start_from(student: nn.Module, source: nn.Module, what: str = "teacher") -> None:

@@ -15,19 +15,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trigflow.codecs.vae import VAE
-from trigflow.data import ImageDataset, LatentNormalization, Loader, Order, derive_seed
-from trigflow.models.model import Model, fit_network, resolve_device, times_of
+from trigflow.data import Dataset, Loader, Order
+from trigflow.data.config import load_data
+from trigflow.migrations import stamped
+from trigflow.models.model import Model, read_description, times_of
 from trigflow.networks import build
 from trigflow.networks.custom import check_apart
 from trigflow.objectives import AdaptiveWeight
 from trigflow.runtime.distributed import average, is_first, on_first, rank
 from trigflow.runtime.errors import DivergedError, UserError
-from trigflow.runtime.files import read_json, write_json
+from trigflow.runtime.files import write_json
 from trigflow.runtime.heap import freed_memory_kept
 from trigflow.runtime.interrupt import Stops, stop_for, uninterrupted
+from trigflow.runtime.machine import resolve_device
+from trigflow.runtime.seeds import derive_seed
 from trigflow.training.batch import Batch, Batches, split
-from trigflow.training.config import RunConfig, to_dict
+from trigflow.training.config import RunConfig, origin_of, to_dict
 from trigflow.training.ema import EMA
 from trigflow.training.grids import Grids
 from trigflow.training.guard import Guard, not_finite
@@ -42,9 +45,9 @@ from trigflow.training.scaling import LossScale
 from trigflow.training.setup import (
     check_start,
     check_teacher,
-    choose_normalization,
+    choose_codec,
     claim_folder,
-    load_data,
+    fit_network,
     start_from,
 )
 from trigflow.training.snapshots import drop_snapshots_after
@@ -83,7 +86,7 @@ class Trainer:
         start: Model | None = None,
         negative: Model | None = None,
         network: nn.Module | None = None,
-        dataset: ImageDataset | None = None,
+        dataset: Dataset | None = None,
         resume: Resume = False,
         progress: bool = True,
     ) -> None:
@@ -93,10 +96,9 @@ class Trainer:
         self.config = config = fit_network(config, self.dataset, network)
         self.teacher = teacher
         self.device = resolve_device(config.loop.device)
-        self.normalization = choose_normalization(config, self.dataset, teacher)
-        self.vae = VAE(self.normalization.vae) if isinstance(self.normalization, LatentNormalization) else None
+        self.codec = choose_codec(config, self.dataset, teacher)
         check_teacher(config, self.dataset, teacher, negative)
-        check_start(config, self.dataset, start, self.normalization)
+        check_start(config, self.dataset, start, self.codec)
         if teacher is not None and network is not None:
             check_apart(network, teacher.network)
 
@@ -140,7 +142,7 @@ class Trainer:
             self.modules |= {"fake": fake, **fake_weights}
             self.optimizers["fake_optimizer"] = self.fake.optimizer
         self.batches = Batches(
-            config, self.dataset, self.normalization,
+            config, self.dataset, self.codec,
             self.network.null_label, self.network.takes_guidance,  # type: ignore[arg-type]
             self.device, memory_format, share if parallel.processes > 1 else None,
         )  # fmt: skip
@@ -158,7 +160,7 @@ class Trainer:
         self.stops = Stops(parallel.processes > 1)
         # Last, so that settings in error leave no folder behind.
         self.folder = on_first(lambda: claim_folder(Path(folder), config, bool(resume)))
-        self.grids = Grids(self.folder, self.vae, self.device, parallel.sharded)
+        self.grids = Grids(self.folder, self.codec, loop.seed, self.device, parallel.sharded)
         self.saving = Saving(self.folder, loop, {**self.modules, **self.ema.modules}, self.optimizers)
         if resume:
             self.restore(strict=resume is True)
@@ -207,7 +209,7 @@ class Trainer:
     def _train(self) -> None:
         loop = self.config.loop
         if is_first():
-            write_json(self.folder / "config.json", to_dict(self.config))
+            write_json(self.folder / "config.json", stamped("config", to_dict(self.config)))
         report = Report(self.folder, self.config, self.iteration, show=self.progress)
         try:
             self._snapshot()  # one that an interruption prevented
@@ -280,9 +282,11 @@ class Trainer:
 
     def model(self) -> Model:
         """The averaged network as a model."""
-        kind = "diffusion" if self.config.objective.kind == "diffusion" else "consistency"
-        names = self.dataset.class_names if self.network.null_label is not None else ()
-        return Model(self.ema.network, self.config, kind, self.dataset.shape, names, self.normalization, vae=self.vae)  # type: ignore[arg-type]
+        config, names = self.config, self.dataset.class_names if self.network.null_label is not None else ()
+        return Model(
+            self.ema.network, config.network, config.process, self.codec, config.objective.sampling, names,
+            channels_last=config.loop.channels_last, origin=origin_of(config),
+        )  # fmt: skip
 
     def save_checkpoint(self, *, wait: bool = True) -> None:
         """Write the state of the run as of now, all processes together.
@@ -393,7 +397,7 @@ class Trainer:
         if self.iteration < self.config.loop.iterations or not path.is_file():
             return {}
         try:
-            return times_of(read_json(path, "model description"))
+            return times_of(read_description(path))
         except (UserError, AttributeError, KeyError, TypeError, ValueError):
             return {}
 

@@ -100,7 +100,7 @@ def read_images(
     try:
         stack, corrupt = _into_memory(decoder, memory_limit_gib, workers, progress)
         _check_corrupt(images, corrupt, skip_corrupt)
-        content: dict[str, Any] = {"images": stack.images}
+        content: dict[str, Any] = {"values": stack.images}
     except MemoryLimitError:
         found = scan(decoder, workers=workers, progress=progress)
         corrupt = (found.channels == 0).nonzero()[:, 0].tolist()

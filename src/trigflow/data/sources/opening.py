@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from trigflow.data.dataset import ImageDataset
+from trigflow.data.dataset import Dataset, ImageDataset
 from trigflow.data.decode import fit, to_tensor
 from trigflow.data.latent_files import holds_latents, read_latents
 from trigflow.data.sources.files import Files, FolderFiles
@@ -38,7 +38,7 @@ def open_dataset(
     progress: bool = False,
     memory_limit_gib: float = 4.0,
     workers: int = 0,
-) -> ImageDataset:
+) -> Dataset:
     """Open a data set, with its images in memory as bytes, or left where they are if they take more memory than they may.
 
     ======== ===========================================================================================
@@ -178,7 +178,7 @@ def _embedded(name: str, resize: int | None, crop: bool, channels: int | None, m
         stack.add(str(index), to_tensor(fit(Image.fromarray(image), resize, crop).convert(mode)))
     return ImageDataset(
         name=name,
-        images=stack.images,
+        values=stack.images,
         labels=torch.from_numpy(labels),
         class_names=tuple(str(digit) for digit in range(10)),
     )

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trigflow.models.weights import load_weights
 from trigflow.networks import CustomConfig, build
 from trigflow.objectives import AdaptiveWeight
 from trigflow.runtime.errors import UserError
 from trigflow.runtime.files import read_json, read_tensors
-from trigflow.training.checkpoint import list_checkpoints, load_weights, open_checkpoint
+from trigflow.training.checkpoint import list_checkpoints, open_checkpoint
 from trigflow.training.config import RunConfig, from_dict
 from trigflow.training.instruments import bin_centres, embedding_of, relative_derivative
 from trigflow.training.log import TIME_BINS, read_metrics

@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 from trigflow import samplers
-from trigflow.data import Normalization
+from trigflow.codecs import Pixels
 from trigflow.lab.plan.trace import Target, Trace, arithmetic_of
 from trigflow.lab.recipes import get_run
 from trigflow.lab.recipes.listing import resolve
@@ -22,7 +22,7 @@ from trigflow.lab.recipes.named import NamedRun
 from trigflow.models.model import Model
 from trigflow.networks import build
 from trigflow.objectives import AdaptiveWeight
-from trigflow.samplers import VelocityFunction
+from trigflow.samplers import Sampling, VelocityFunction
 from trigflow.training.batch import Batch
 from trigflow.training.config import Precision, RunConfig
 from trigflow.training.ema import EMA
@@ -224,7 +224,7 @@ class Guide(Model):
         self, label: Tensor | None = None, guidance: float | Tensor = 1.0, **settings: Any
     ) -> VelocityFunction:
         """Two evaluations where a scale is drawn, which is above 1 nearly always; otherwise one."""
-        process = self.config.process
+        process = self.process
         if isinstance(guidance, Tensor):
             evaluate = samplers.guided_velocity(self.network, process, label, 1.5)
         else:
@@ -242,9 +242,11 @@ class Guide(Model):
 def _teacher(config: RunConfig, shape: tuple[int, int, int]) -> Guide:
     """The network of the student without its inputs for guidance and the end of a jump."""
     conditioning = dataclasses.replace(config.network.conditioning, takes_guidance=False, takes_end=False)
-    network = build(dataclasses.replace(config.network, conditioning=conditioning), config.process.sigma_data)
+    spec = dataclasses.replace(config.network, conditioning=conditioning)
+    network = build(spec, config.process.sigma_data)
     network.eval().requires_grad_(False)
-    return Guide(network, config, "diffusion", shape, (), Normalization.symmetric(shape[0]))
+    guided = Sampling(guided=config.objective.label_dropout > 0)
+    return Guide(network, spec, config.process, Pixels.symmetric(shape), guided)
 
 
 def _size(learner: Learner) -> Size:

@@ -11,13 +11,13 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
+from trigflow.data.config import DataConfig
 from trigflow.lab.recipes.named import NamedRun
 from trigflow.networks import DDPMPPConfig, EDM2Config
 from trigflow.networks.edm2 import edm2_config
 from trigflow.objectives import TangentConfig
 from trigflow.process import Proposal
 from trigflow.training.config import (
-    DataConfig,
     EMAConfig,
     LoopConfig,
     ObjectiveConfig,

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+from trigflow.data.config import DataConfig
 from trigflow.lab.recipes.named import Recipe
 from trigflow.networks import ConditioningConfig, UNetConfig
 from trigflow.objectives import TangentConfig
 from trigflow.process import Proposal
 from trigflow.training.config import (
-    DataConfig,
     LoopConfig,
     ObjectiveConfig,
     OptimizerConfig,

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 
+from trigflow.data.config import DataConfig
 from trigflow.lab.recipes.named import NamedRun
 from trigflow.lab.recipes.paper import TANGENT, long_loop
 from trigflow.networks.dit import dit_config
 from trigflow.process import Proposal
 from trigflow.training.config import (
-    DataConfig,
     EMAConfig,
     ObjectiveConfig,
     OptimizerConfig,

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from trigflow.data import LatentDataset
+from trigflow.data.config import load_data
 from trigflow.evaluation import Reference
 from trigflow.evaluation.evaluate_model import make_reference, score
 from trigflow.lab.demo import machine
@@ -31,7 +32,6 @@ from trigflow.samplers import search_times
 from trigflow.training.config import RunConfig, from_dict
 from trigflow.training.log import read_metrics
 from trigflow.training.runs import distill, train
-from trigflow.training.setup import load_data
 
 MOST_SKIPPED = 0.1
 """Share of steps that may be skipped, because loss or gradient are not finite, before a run counts as diverged."""
@@ -182,7 +182,7 @@ def score_draws(model: Model, reference: Reference, draws: list[Draw], num: int,
     for draw in draws:
         began = time.perf_counter()
         model.times = {}
-        searchable = model.kind == "consistency" and model.config.objective.segments == 1 and draw.steps > 1
+        searchable = model.kind == "consistency" and model.sampling.jumps != "segments" and draw.steps > 1
         if draw.search and searchable:
             model.times[draw.steps] = _search(model, reference, draw, num, 2 * seed + 2)
         found = score(
@@ -200,12 +200,12 @@ def _search(model: Model, reference: Reference, draw: Draw, num: int, seed: int)
         return reference.score(model.sample(num, times=times, guidance=draw.guidance, seed=seed)).fd
 
     trials = 8 if draw.steps == 2 else 10 * (draw.steps - 1)
-    return search_times(distance, model.config.process, draw.steps, evaluations=trials).times
+    return search_times(distance, model.process, draw.steps, evaluations=trials).times
 
 
 def _check_scale(scores: dict[str, Any], model: Model, reference: Reference, num: int, seed: int) -> dict[str, str]:
     """Status and reason where the best draw is no better than noise."""
-    noise = model.normalization.decode(model.noise(2 * seed + 1, 0, 0, num)).cpu()
+    noise = model.codec.pictures(model.codec.decode(model.noise(2 * seed + 1, 0, 0, num))).cpu()
     nothing, best = reference.score(noise).fd, min(s["fd"] for s in scores.values())
     if best <= nothing:
         return {}

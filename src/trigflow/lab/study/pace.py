@@ -16,13 +16,15 @@ from typing import Any
 
 import torch
 
-from trigflow.data import ImageDataset
+from trigflow.data import Dataset
+from trigflow.data.config import load_data
 from trigflow.lab.demo import machine
-from trigflow.models.model import Model, fit_network
+from trigflow.models.model import Model
 from trigflow.networks import build
 from trigflow.runtime.files import read_json, write_json
+from trigflow.samplers import Sampling
 from trigflow.training.config import RunConfig, from_dict
-from trigflow.training.setup import choose_normalization, load_data
+from trigflow.training.setup import choose_codec, fit_network
 from trigflow.training.trainer import Trainer
 
 ROUNDS = 12
@@ -89,16 +91,18 @@ def untrained(teacher: RunConfig, student: RunConfig, folder: Path) -> Trainer:
     return Trainer(student, folder, teacher=fresh_model(teacher, dataset), dataset=dataset, progress=False)
 
 
-def fresh_model(config: RunConfig, dataset: ImageDataset) -> Model:
+def fresh_model(config: RunConfig, dataset: Dataset) -> Model:
     """A diffusion model of these settings that has not been trained."""
     config = fit_network(config, dataset)
-    normalization = choose_normalization(config, dataset, None)
+    codec = choose_codec(config, dataset, None)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.loop.seed)
         network = build(config.network, config.process.sigma_data)
     network.eval().requires_grad_(False)
     names = dataset.class_names if config.network.conditioning.num_classes else ()
-    return Model(network, config, "diffusion", dataset.shape, names, normalization)
+    return Model(
+        network, config.network, config.process, codec, Sampling(guided=config.objective.label_dropout > 0), names
+    )
 
 
 if __name__ == "__main__":

@@ -86,7 +86,7 @@ class Run:
     """A study that is being run; see `run_study`."""
 
     def __init__(self, study: Study, base: Base, base_name: str, settings: Settings, command: str) -> None:
-        from trigflow.models.model import resolve_device
+        from trigflow.runtime.machine import resolve_device
 
         self.study = study
         self.arms = choose_arms(study, settings.only)

@@ -26,14 +26,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from trigflow.data.latents import CHANNELS, DEFAULT_VAE, LatentNormalization
-from trigflow.data.statistics import Normalization
+from trigflow.codecs import Codec, Latents, Pixels
+from trigflow.codecs.vae import CHANNELS, DEFAULT_VAE
 from trigflow.models.pretrained.arguments import Arguments
 from trigflow.models.pretrained.records import ArrayShell, StoredArray, StoredTensor, read_pickle
 from trigflow.models.pretrained.unpickle import Record, Source, shown
+from trigflow.models.weights import load_weights
 from trigflow.networks import ConditioningConfig, DDPMPPConfig, EDM2Config, build
 from trigflow.runtime.errors import UserError
-from trigflow.training.checkpoint import load_weights
 
 MAX_DEPTH = 32
 """Modules within modules."""
@@ -54,7 +54,7 @@ class Snapshot:
         network: without numbers, on the meta device.
         tensors: parameters and buffers by name, where they lie in the file.
         flipped: names of the output layer, to be written with the other sign.
-        normalization: pixels in [-1, 1] for a network on images, otherwise that of the latents.
+        codec: pixels in [-1, 1] for a network on images, otherwise that of the latents.
         dataset: name of the file it was trained on, where recorded.
         noise_levels: P_mean and P_std of the training noise, where recorded.
         kimg: thousands of images seen in training, where the name of the file says it.
@@ -68,7 +68,7 @@ class Snapshot:
     network: nn.Module
     tensors: dict[str, StoredTensor]
     flipped: frozenset[str]
-    normalization: Normalization | LatentNormalization
+    codec: Codec
     dataset: str | None
     noise_levels: tuple[float, float] | None
     kimg: int | None
@@ -133,7 +133,7 @@ def _read(source: Source) -> Snapshot:
         network=network,
         tensors={name: tensors[name] for name in network.state_dict()},
         flipped=_last_layer(config),
-        normalization=_normalization(source, data.get("encoder"), config, sigma_data),
+        codec=_codec(source, data.get("encoder"), config, sigma_data),
         dataset=_dataset(data.get("dataset_kwargs")),
         noise_levels=_noise_levels(data.get("loss_fn")),
         kimg=int(name[1]) if name else None,
@@ -289,12 +289,11 @@ def _tensors(source: Source, network: Record) -> dict[str, StoredTensor]:
     return found
 
 
-def _normalization(
-    source: Source, encoder: Any, config: EDM2Config | DDPMPPConfig, sigma_data: float
-) -> Normalization | LatentNormalization:
+def _codec(source: Source, encoder: Any, config: EDM2Config | DDPMPPConfig, sigma_data: float) -> Codec:
     """From the encoder of an EDM2 snapshot, which maps latents z to `x0 = scale_c z + bias_c`; EDM's snapshots have none."""
+    shape = (config.channels, config.resolution, config.resolution)
     if encoder is None or (isinstance(encoder, Record) and encoder.class_name == "StandardRGBEncoder"):
-        return Normalization((0.0,) * config.channels, 1.0, sigma_data)
+        return Pixels.symmetric(shape, sigma_data)
     if not isinstance(encoder, Record) or encoder.class_name != "StabilityVAEEncoder":
         name = shown(encoder.class_name) if isinstance(encoder, Record) else type(encoder).__name__
         source.refuse(f"uses the encoder {name}, which is not supported", "use another snapshot")
@@ -304,8 +303,9 @@ def _normalization(
     scale, bias = (_four_numbers(source, encoder, name) for name in ("scale", "bias"))
     if config.channels != CHANNELS or not all(value > 0 for value in scale):
         source.refuse(f"is damaged: latents of {CHANNELS} channels for a network of {config.channels}")
-    published = LatentNormalization.edm2(sigma_data=sigma_data)
-    found = LatentNormalization(
+    published = Latents.edm2(shape, sigma_data=sigma_data)
+    found = Latents(
+        shape,
         raw_mean=tuple(-b / s for b, s in zip(bias, scale, strict=True)),
         raw_std=tuple(sigma_data / s for s in scale),
         sigma_data=sigma_data,

@@ -1,4 +1,4 @@
-"""A snapshot becomes a run folder: `config.json`, `model.json`, `network.safetensors`."""
+"""A snapshot becomes a folder that `trigflow.load` takes: `model.json`, `network.safetensors`."""
 
 from __future__ import annotations
 
@@ -8,17 +8,12 @@ from pathlib import Path
 
 import torch
 
-from trigflow.data.latents import LatentNormalization
 from trigflow.models.model import Model
 from trigflow.models.pretrained.nvidia import Snapshot, open_snapshot
-from trigflow.networks import EDM2Config
-from trigflow.process import Proposal, TrigFlow
+from trigflow.process import TrigFlow
 from trigflow.runtime.errors import UserError
 from trigflow.runtime.files import ensure_folder, replacing, write_folder, write_json
-from trigflow.training.config import DataConfig, EMAConfig, ObjectiveConfig, RunConfig, to_dict
-
-LONGEST_EMA = 0.28
-"""Upper bound on the relative length of a power-function average."""
+from trigflow.samplers import Sampling
 
 
 def import_snapshot(path: str | Path, out: str | Path) -> dict[str, str]:
@@ -45,7 +40,6 @@ def import_snapshot(path: str | Path, out: str | Path) -> dict[str, str]:
 
         def fill(folder: Path) -> None:
             write_weights(folder / "network.safetensors", snapshot)
-            write_json(folder / "config.json", to_dict(model.config))
             write_json(folder / "model.json", model.description())
 
         ensure_folder(out.parent)
@@ -83,12 +77,11 @@ def write_weights(path: Path, snapshot: Snapshot) -> None:
 def describe(snapshot: Snapshot) -> dict[str, str]:
     """What was found, in words."""
     config, classes = snapshot.config, snapshot.config.conditioning.num_classes
-    content = "latents" if isinstance(snapshot.normalization, LatentNormalization) else "pixels"
     found = {
         "network": snapshot.network_class,
         "parameters": f"{snapshot.parameters / 1e6:.6f}M",
         "stored as": snapshot.dtype,
-        "resolution": f"{config.resolution}x{config.resolution}, {config.channels} channels of {content}",
+        "resolution": f"{config.resolution}x{config.resolution}, {config.channels} channels of {snapshot.codec.kind}",
         "classes": str(classes) if classes else "none (unconditional)",
         "sigma_data": f"{snapshot.sigma_data:g}",
     }
@@ -105,22 +98,14 @@ def describe(snapshot: Snapshot) -> dict[str, str]:
 
 
 def _model(snapshot: Snapshot) -> Model:
-    """The model of the run folder, its network without numbers."""
-    config, normalization = snapshot.config, snapshot.normalization
-    latents = isinstance(normalization, LatentNormalization)
-    ema = EMAConfig() if isinstance(config, EDM2Config) else EMAConfig(kind="halflife")
-    if snapshot.ema is not None and 0 < snapshot.ema < LONGEST_EMA:
-        ema = EMAConfig(kind="power", sigma_rel=snapshot.ema)
-    objective = ObjectiveConfig(kind="diffusion", label_dropout=0.0)
-    if snapshot.noise_levels is not None:
-        objective = ObjectiveConfig(kind="diffusion", label_dropout=0.0, proposal=Proposal(*snapshot.noise_levels))
-    run = RunConfig(
-        data=DataConfig(source=snapshot.dataset or "images", normalize="edm2" if latents else "symmetric"),
-        process=TrigFlow(sigma_data=snapshot.sigma_data),
-        network=config,
-        objective=objective,
-        ema=ema,
-    )
-    shape = (config.channels, config.resolution, config.resolution)
-    names = tuple(str(label) for label in range(config.conditioning.num_classes))
-    return Model(snapshot.network, run, "diffusion", shape, names, normalization)
+    """The model of the folder, its network without numbers; whether it was trained for guidance is not known."""
+    names = tuple(str(label) for label in range(snapshot.config.conditioning.num_classes))
+    facts = {"noise_levels": snapshot.noise_levels, "ema_sigma_rel": snapshot.ema, "kimg": snapshot.kimg}
+    normalize = "edm2" if snapshot.codec.kind == "latents" else "symmetric"
+    origin = {
+        "objective": "diffusion",
+        "data": {"source": snapshot.dataset or "images", "normalize": normalize},
+        **{name: value for name, value in facts.items() if value is not None},
+    }
+    process = TrigFlow(sigma_data=snapshot.sigma_data)
+    return Model(snapshot.network, snapshot.config, process, snapshot.codec, Sampling(), names, origin=origin)

@@ -26,7 +26,7 @@ from trigflow.training.checkpoint.folder import (
     open_checkpoint,
     set_aside,
 )
-from trigflow.training.checkpoint.state import load_checkpoint, load_weights, save_checkpoint, tensors_of
+from trigflow.training.checkpoint.state import load_checkpoint, save_checkpoint, tensors_of
 from trigflow.training.checkpoint.stored import Stored
 from trigflow.training.checkpoint.writer import CheckpointWriter
 
@@ -40,7 +40,6 @@ __all__ = [
     "clear_unfinished",
     "list_checkpoints",
     "load_checkpoint",
-    "load_weights",
     "open_checkpoint",
     "save_checkpoint",
     "set_aside",

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from trigflow.runtime.distributed.shards import cut_like
+from trigflow.models.weights import check_fits
 from trigflow.runtime.errors import UserError
 from trigflow.training.checkpoint.folder import check_checkpoint, files_of
 from trigflow.training.checkpoint.stored import Stored
@@ -62,7 +61,7 @@ def load_checkpoint(
     with Stored(path, list(files_of(state))) as stored:
         for name, module in modules.items():
             shapes = {rest: stored.shapes[full] for rest, full in stored.below(name).items()}
-            _check_fits(module.state_dict(), shapes, f"checkpoint '{path}' ({name})")
+            check_fits(module.state_dict(), shapes, f"checkpoint '{path}' ({name})")
         for name, optimizer in optimizers.items():
             _check_moments(optimizer, stored, name)
         for name, module in modules.items():
@@ -106,35 +105,3 @@ def _load_moments(optimizer: torch.optim.Optimizer, stored: Stored, name: str) -
         for entry, value in entries.items():
             if value.shape == parameter.shape:  # fused optimizers expect the parameter's memory order
                 entries[entry] = torch.empty_like(parameter, requires_grad=False).copy_(value)
-
-
-def load_weights(module: nn.Module, tensors: dict[str, Tensor], what: str) -> None:
-    """`load_state_dict` with an error that names the first missing, unexpected and misshapen entries.
-
-    Raises:
-        UserError: when the entries do not fit the module.
-    """
-    own = module.state_dict()
-    _check_fits(own, {name: tuple(value.shape) for name, value in tensors.items()}, what)
-    module.load_state_dict({name: cut_like(value, own[name]) for name, value in tensors.items()})
-
-
-def _check_fits(own: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], what: str) -> None:
-    missing = [name for name in own if name not in shapes]
-    extra = [name for name in shapes if name not in own]
-    misshapen = [name for name in own if name in shapes and tuple(own[name].shape) != shapes[name]]
-    faults = []
-    if missing:
-        faults.append(f"{len(missing)} missing, first '{missing[0]}'")
-    if extra:
-        faults.append(f"{len(extra)} unexpected, first '{extra[0]}'")
-    if misshapen:
-        name = misshapen[0]
-        faults.append(
-            f"{len(misshapen)} misshapen, first '{name}' {tuple(shapes[name])} instead of {tuple(own[name].shape)}"
-        )
-    if faults:
-        raise UserError(
-            f"{what} belongs to another network ({'; '.join(faults)}); expected the network of the configuration; "
-            "use the matching run folder or network settings"
-        )

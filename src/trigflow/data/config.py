@@ -1,0 +1,64 @@
+"""Which data a run uses, and how they become tensors."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from trigflow.data.dataset import Dataset, require_classes
+from trigflow.data.sources.opening import open_dataset
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the images come from and how they become tensors."""
+
+    source: Annotated[str, tyro.conf.arg(aliases=["--data"])] = "digits"
+    """digits, mnist, or the path of a folder or zip of images."""
+    resize: Annotated[int | None, tyro.conf.arg(aliases=["--resize"])] = None
+    """Scale and crop every image to N x N."""
+    channels: int | None = None
+    """Force 1 (grayscale) or 3 (RGB)."""
+    skip_corrupt: Annotated[bool, tyro.conf.arg(aliases=["--skip-corrupt"])] = False
+    """Leave out images that cannot be decoded instead of stopping."""
+    flip: bool = False
+    """Mirror half of the images horizontally while training."""
+    normalize: Literal["measured", "symmetric", "edm2"] = "measured"
+    """measured: subtract the mean and scale to sigma_data. symmetric: [-1, 1], as the paper's pixel presets. edm2: EDM2's
+    mean and deviation a channel, for latents of SD-VAE."""
+    memory_gib: float = 4.0
+    """Largest size of decoded images kept in memory; larger data stay where they are and are decoded as training asks."""
+    workers: Annotated[int, tyro.conf.arg(aliases=["--workers"])] = 0
+    """Processes that read and decode, ahead of the training; 0 for the training process itself."""
+    ahead: int = 2
+    """Batches that each of them is ahead."""
+
+
+def load_data(config: DataConfig, progress: bool = False) -> Dataset:
+    """The data set of a configuration, read with a progress bar on a terminal; see `open_dataset`.
+
+    Raises:
+        UserError: as `open_dataset`, and for labelled data of one class only.
+    """
+    dataset = open_dataset(
+        config.source,
+        resize=config.resize,
+        channels=config.channels,
+        skip_corrupt=config.skip_corrupt,
+        progress=progress and sys.stderr.isatty(),
+        memory_limit_gib=config.memory_gib,
+        workers=config.workers,
+    )
+    if dataset.labels is not None:
+        require_classes(dataset)
+    return dataset
+
+
+def data_of(origin: Mapping[str, Any]) -> DataConfig:
+    """The settings of the data that a model was trained on, as far as its origin says them; see `Model.origin`."""
+    known = {field.name for field in fields(DataConfig)}
+    return DataConfig(**{name: value for name, value in dict(origin.get("data") or {}).items() if name in known})

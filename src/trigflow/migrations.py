@@ -1,0 +1,108 @@
+"""Files that users keep carry a format number; older ones become what the code of today reads, newer ones are refused.
+
+A file says `"format": n` and, beside it, which version of trigflow wrote it. Where there is no number it is 1. One function a
+step, from a plain dict to a plain dict, so that each can be read and tested by itself:
+
+=========  =========================================================  ======
+kind       file                                                       format
+=========  =========================================================  ======
+`config`   `config.json` of a run: every setting of its training        2
+`model`    `model.json`: all that drawing needs                         2
+`report`   `report.json`, `convert.json`, figures of an evaluation      1
+`latents`  the entry `latents` in the `dataset.json` of an archive      1
+=========  =========================================================  ======
+
+Checkpoints have a number of their own in `state.json`, and the `model` in it has that of `model.json`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from trigflow.runtime.errors import UserError
+from trigflow.version import __version__
+
+FORMATS = {"config": 2, "model": 2, "report": 1, "latents": 1}
+"""What this version writes, and the newest that it reads."""
+
+
+def stamped(kind: str, raw: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of a file of this kind with its format and the version that writes it."""
+    return {"format": FORMATS[kind], "trigflow": __version__, **raw}
+
+
+def migrated(kind: str, raw: Any, what: str, **beside: Any) -> dict[str, Any]:
+    """The content of a file of this kind as this version writes it, without format and version.
+
+    Args:
+        kind: one of `FORMATS`.
+        raw: the content as it was read.
+        what: names the file in messages.
+        beside: what older formats kept in other files: for `model`, the `config` beside it.
+
+    Raises:
+        UserError: for content that is no such file, or a format that only a newer version reads.
+    """
+    if not isinstance(raw, Mapping):
+        raise UserError(
+            f"{what} cannot be used (it holds no table); expected a file written by trigflow; restore it from the run"
+        )
+    found = raw.get("format", 1)
+    if type(found) is not int or found < 1:
+        raise UserError(f"{what} has format {found!r}; expected a whole number; restore the file as trigflow wrote it")
+    if found > FORMATS[kind]:
+        version = raw.get("trigflow", "a newer version")
+        raise UserError(
+            f"{what} has format {found}, written by trigflow {version}; expected at most {FORMATS[kind]}, all that trigflow "
+            f"{__version__} reads; update trigflow to {version}"
+        )
+    content = dict(raw)
+    for step in range(found, FORMATS[kind]):
+        content = STEPS[kind, step](content, **beside)
+    return {name: value for name, value in content.items() if name not in ("format", "trigflow")}
+
+
+def config_1_to_2(raw: dict[str, Any], **_: Any) -> dict[str, Any]:
+    """Nothing but the number."""
+    return raw
+
+
+def model_1_to_2(raw: dict[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """What drawing needs moved from `config.json` to `model.json`, and the normalization became a codec."""
+    objective, shape = config["objective"], list(raw["shape"])
+    normalization = dict(raw["normalization"])
+    latents = normalization.get("kind") == "latent"
+    codec = {**normalization, "kind": "latents" if latents else "pixels", "shape": shape}
+    consistency = raw["kind"] == "consistency"
+    averages = objective["kind"] in ("meanflow", "meanflow-distill")
+    segments = objective.get("segments", 1)
+    jumps = "any" if averages else "segments" if segments > 1 else "zero"
+    return {
+        "process": config["process"],
+        "network": config["network"],
+        "codec": codec,
+        "class_names": raw["class_names"],
+        "sampling": {
+            "kind": "flow_map" if consistency else "ode",
+            "jumps": jumps if consistency else "zero",
+            "segments": segments if consistency else 1,
+            "guidance_max": objective.get("guidance_max", 1.0),
+            "guided": not consistency and objective.get("label_dropout", 0.1) > 0,
+        },
+        "times": raw["times"],
+        "channels_last": config.get("loop", {}).get("channels_last", False),
+        "origin": {
+            "objective": objective["kind"],
+            "data": config.get("data", {}),
+            "teacher": config.get("teacher"),
+            "seed": config.get("loop", {}).get("seed", 0),
+        },
+    }
+
+
+STEPS: dict[tuple[str, int], Callable[..., dict[str, Any]]] = {
+    ("config", 1): config_1_to_2,
+    ("model", 1): model_1_to_2,
+}
+"""From the kind and the format to the function that leads to the next."""

@@ -1,0 +1,61 @@
+"""What a run folder holds, in words."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from trigflow.models.model import load
+from trigflow.runtime.errors import UserError
+from trigflow.training.checkpoint import list_checkpoints
+from trigflow.training.config import to_dict
+from trigflow.training.log import read_metrics
+from trigflow.training.setup import config_of
+
+
+def describe_run(folder: str | Path, *, as_json: bool = False) -> str:
+    """What a run folder holds, as text or JSON.
+
+    Raises:
+        UserError: when it is no run folder.
+    """
+    folder = Path(folder)
+    finished = (folder / "model.json").is_file()
+    if not finished and not (folder / "config.json").is_file():
+        raise UserError(f"'{folder}' holds no config.json; expected a run folder written by trigflow; check the path")
+    model = load(folder, "cpu") if finished else None
+    config = to_dict(config_of(folder, model))
+    metrics, checkpoints = read_metrics(folder), list_checkpoints(folder)
+    facts: dict[str, Any] = {
+        "folder": str(folder),
+        "objective": config["objective"]["kind"],
+        "data": config["data"]["source"],
+        "network": config["network"]["kind"],
+        "finished": finished,
+        "iterations": config["loop"]["iterations"],
+        "newest checkpoint": int(checkpoints[-1].name) if checkpoints else None,
+    }
+    if model is not None:
+        facts["kind"] = model.kind
+        facts["parameters"] = sum(p.numel() for p in model.network.parameters())
+        facts |= model.codec.describe()
+        facts["classes"] = model.num_classes
+        guided = "classifier-free" if model.num_classes and model.sampling.guided else "none"
+        facts["guidance"] = f"1 to {model.sampling.guidance_max}" if model.takes_guidance else guided
+        facts["searched times"] = {steps: list(times) for steps, times in model.times.items()}
+    if metrics:
+        last = metrics[-1]
+        facts |= {name: last.get(name) for name in ("iteration", "loss", "grad_norm", "skipped")}
+    if as_json:
+        return json.dumps({**facts, "config": config}, indent=2)
+    lines = [f"{name:24} {value}" for name, value in facts.items()]
+    lines += ["", "settings"] + [f"  {name:36} {value}" for name, value in _flat(config)]
+    return "\n".join(lines)
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    rows: list[tuple[str, Any]] = []
+    for name, value in config.items():
+        rows += _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [(f"{prefix}{name}", value)]
+    return rows
