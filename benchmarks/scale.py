@@ -26,17 +26,17 @@ from typing import Any
 
 import torch
 
-from trigflow.data import measure
+from trigflow.data.config import load_data
 from trigflow.lab.demo import machine
 from trigflow.lab.recipes import get_recipe
-from trigflow.models.model import Model, fit_network
+from trigflow.models.model import Model
 from trigflow.networks import UNetConfig, build
 from trigflow.runtime.distributed import is_first, process_group
 from trigflow.runtime.files import write_json
 from trigflow.runtime.heap import freed_memory_kept
 from trigflow.training.config import ParallelConfig, RunConfig
 from trigflow.training.log import read_metrics
-from trigflow.training.setup import load_data
+from trigflow.training.setup import fit_network
 from trigflow.training.trainer import Trainer
 
 BAR = 0.85
@@ -71,7 +71,9 @@ def make_trainer(name: str, kind: str, mode: str, folder: Path, *, small: bool =
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = build(known.network).eval().requires_grad_(False)
-    teacher = Model(network, known, "diffusion", data.shape, data.class_names, measure(data))
+    teacher = Model(
+        network, known.network, known.process, data.codec("measured", 0.5), known.objective.sampling, data.class_names
+    )
     return Trainer(config, folder, teacher=teacher, dataset=data, progress=False)
 
 

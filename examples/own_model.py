@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import trigflow
-from trigflow.data import ImageDataset, measure
+from trigflow.data import ImageDataset
 from trigflow.models.bridges import FlowBridge
 from trigflow.objectives import TangentConfig
 from trigflow.training.config import LoopConfig, ObjectiveConfig, OptimizerConfig, RunConfig
@@ -53,7 +53,7 @@ class Velocity(nn.Module):
 
 def train_flow(data: ImageDataset, iterations: int) -> Velocity:
     """Flow matching as anybody would write it: `x_s = (1 - s) x0 + s n`, the network learns `n - x0`."""
-    generator, normalization = torch.Generator().manual_seed(0), measure(data)
+    generator, normalization = torch.Generator().manual_seed(0), data.codec("measured", 0.5)
     torch.manual_seed(0)
     network = Velocity()
     optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
@@ -86,7 +86,7 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     process = trigflow.TrigFlow(sigma_data=0.5)
     bridge = FlowBridge(flow, process, noise_at=1, scale=SCALE)
     student = copy.deepcopy(bridge)
-    teacher = trigflow.model_of(bridge, data.shape, normalization=measure(data), data="digits")
+    teacher = trigflow.model_of(bridge, data.shape, codec=data.codec("measured", 0.5), data="digits")
 
     # Distillation: the usual trainer, given the network. Its run folder is loaded with `network=` too.
     config = RunConfig(

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from fault_cases.runs import ITERATIONS, Bench, Command, Trial, checkpoint_tensors, expect, newest, read
+from trigflow.data.config import DataConfig
 from trigflow.lab.recipes import preset
 from trigflow.networks import ConditioningConfig, UNetConfig
 from trigflow.runtime.errors import EXIT_FAILED, UserError
 from trigflow.runtime.files import read_tensors
 from trigflow.tangent import Dual
-from trigflow.training.config import DataConfig, EMAConfig, GuardConfig, LoopConfig, RunConfig
+from trigflow.training.config import EMAConfig, GuardConfig, LoopConfig, RunConfig
 from trigflow.training.trainer import Trainer
 
 FIRST, LAST = 6, 30

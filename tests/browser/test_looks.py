@@ -124,12 +124,11 @@ def test_texts_can_be_read(visit: Open, port: int) -> None:
 
 def without_classes() -> FastAPI:
     model = student()
-    conditioning = dataclasses.replace(model.config.network.conditioning, num_classes=0)
-    network = dataclasses.replace(model.config.network, conditioning=conditioning)
+    conditioning = dataclasses.replace(model.spec.conditioning, num_classes=0)
+    network = dataclasses.replace(model.spec, conditioning=conditioning)
     with torch.random.fork_rng():
         built = UNet(network).eval()  # type: ignore[arg-type]
-    config = dataclasses.replace(model.config, network=network)
-    model = dataclasses.replace(model, network=built, config=config, class_names=())
+    model = dataclasses.replace(model, network=built, spec=network, class_names=())
     return create_app([offer_of(model, LIMITS, StubDrawer())], LIMITS)
 
 

@@ -223,7 +223,7 @@ def test_own_images_to_a_student(packed: bool, photos: Photos, cli: Cli, tmp_pat
     assert result.code == 0, result.err
     model = load(student, "cpu")
     assert (model.kind, model.shape, model.class_names) == ("consistency", (3, 10, 12), ("cats", "dogs"))
-    assert model.config.teacher == str(teacher)
+    assert model.origin["teacher"] == str(teacher)
     assert model.config.data.source == str(data)
     assert model.config.objective.tangent.warmup == 5000  # of the preset for images
 
@@ -278,7 +278,7 @@ def test_a_student_from_data_alone(teacher_folder: Path, cli: Cli, tmp_path: Pat
     assert cli("distill", teacher_folder, "--out", tmp_path / "b", *FEW, "--objective.kind", "sct").code == 0
     for name in ("a", "b"):
         model = load(tmp_path / name, "cpu")
-        assert (model.kind, model.config.objective.kind) == ("consistency", "sct")
+        assert (model.kind, model.origin["objective"]) == ("consistency", "sct")
 
 
 def test_presets_fit_the_data_unless_named(

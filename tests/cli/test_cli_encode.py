@@ -23,10 +23,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tiny_vae import reference_vae, write_images, write_vae
-from trigflow.codecs.vae import VAE
+from trigflow.codecs.vae import VAE, VAESource
 from trigflow.data import LatentDataset, open_dataset
 from trigflow.data.encode import encode_images
-from trigflow.data.latents import VAESource
 from trigflow.models.model import load
 from trigflow.runtime.errors import UserError
 
@@ -398,8 +397,8 @@ def test_from_images_to_pictures(run: Path, vae: Path, tmp_path: Path, cli: Cli)
 def test_the_autoencoder_may_have_moved(run: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     model = load(run, "cpu")
-    moved = dataclasses.replace(model.normalization.vae, name=str(tmp_path / "gone"))  # type: ignore[union-attr]
-    model.normalization = dataclasses.replace(model.normalization, vae=moved)
+    moved = dataclasses.replace(model.codec.vae, name=str(tmp_path / "gone"))  # type: ignore[union-attr]
+    model.codec = dataclasses.replace(model.codec, vae=moved)
     model.save(tmp_path / "run")
     sample = ["sample", tmp_path / "run", "--num", 2, "--steps", 1, "--quiet", "--out", tmp_path / "x.png"]
     result = cli(*sample)

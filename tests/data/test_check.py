@@ -8,7 +8,6 @@ import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -319,12 +318,12 @@ def test_latents(tmp_path: Path) -> None:
 def run_with(tmp_path: Path, **changes: object) -> Path:
     run = tmp_path / "run"
     run.mkdir()
-    model: dict[str, Any] = {
-        "shape": [3, 6, 5],
-        "class_names": ["cats", "dogs"],
-        "normalization": {"mean": [0.0, 0.0, 0.05], "scale": 0.5 / 0.577, "sigma_data": 0.5},
-    }
-    (run / "model.json").write_text(json.dumps({**model, **changes}))
+    codec = {
+        "kind": "pixels", "shape": [3, 6, 5], "mean": [0.0, 0.0, 0.05], "scale": 0.5 / 0.577, "sigma_data": 0.5,
+        **{name: value for name, value in changes.items() if name != "class_names"},
+    }  # fmt: skip
+    names = changes.get("class_names", ["cats", "dogs"])
+    (run / "model.json").write_text(json.dumps({"format": 2, "class_names": names, "codec": codec}))
     return run
 
 
@@ -337,8 +336,8 @@ def test_data_like_those_of_a_run(photos: Path, tmp_path: Path) -> None:
     [
         ({"shape": [3, 8, 8]}, "has the shape (3, 6, 5) where"),
         ({"class_names": ["cats", "birds"]}, "or other names"),
-        ({"normalization": {"mean": [0.5, 0.5, 0.5], "scale": 1.0, "sigma_data": 0.5}}, "expected 0 and 0.5"),
-        ({"normalization": {"mean": [0.0, 0.1, 0.0], "scale": 2.0, "sigma_data": 0.5}}, "expected 0 and 0.5"),
+        ({"mean": [0.5, 0.5, 0.5], "scale": 1.0}, "expected 0 and 0.5"),
+        ({"mean": [0.0, 0.1, 0.0], "scale": 2.0}, "expected 0 and 0.5"),
     ],
 )
 def test_data_unlike_those_of_a_run(photos: Path, tmp_path: Path, changes: dict[str, object], message: str) -> None:
@@ -348,12 +347,12 @@ def test_data_unlike_those_of_a_run(photos: Path, tmp_path: Path, changes: dict[
 
 
 def test_a_normalization_that_was_not_measured_says_nothing(photos: Path, tmp_path: Path) -> None:
-    symmetric = {"mean": [0.0, 0.0, 0.0], "scale": 1.0, "sigma_data": 0.5}
-    assert problems(check_data(str(photos), like=run_with(tmp_path, normalization=symmetric))) == []
+    symmetric = run_with(tmp_path, mean=[0.0, 0.0, 0.0], scale=1.0)
+    assert problems(check_data(str(photos), like=symmetric)) == []
 
 
 def test_no_run_to_compare_with(photos: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"the model to compare with .* does not exist"):
+    with pytest.raises(UserError, match=r"model description .* does not exist"):
         check_data(str(photos), like=tmp_path)
     (tmp_path / "model.json").write_text("{}")
     with pytest.raises(UserError, match=r"holds a model.json without 'shape'"):

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from trigflow.data import ImageDataset, check_labels, require_classes
+from trigflow.data import ImageDataset, require_classes
+from trigflow.models.labels import check_labels
 from trigflow.runtime.errors import UserError
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from trigflow.data import Loader, measure, open_dataset
+from trigflow.data import Loader, open_dataset
 from trigflow.data.sources import hub as hub_module
 from trigflow.data.sources.hub import Address
 from trigflow.runtime.errors import MissingExtraError, UserError
@@ -179,7 +179,7 @@ def test_a_stream_gives_every_image_once_an_epoch(tmp_path: Path) -> None:
     assert stream.labels is not None
     assert plain.labels is not None
     assert torch.equal(stream.labels, plain.labels)
-    assert measure(stream) == measure(plain)
+    assert stream.codec("measured", 0.5) == plain.codec("measured", 0.5)
     order = stream.order(4, seed=0)
     seen = torch.cat([order.indices(step) for step in range(23)])
     for epoch in range(4):

@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from training.tiny import differing, state_of, tiny_config
+from trigflow.codecs.vae import VAESource
 from trigflow.data import (
     ImageDataset,
     LatentDataset,
@@ -31,7 +32,6 @@ from trigflow.data import (
     normalization_from_state,
     open_dataset,
 )
-from trigflow.data.latents import VAESource
 from trigflow.models.model import Model, load
 from trigflow.runtime.errors import UserError
 from trigflow.training.trainer import Trainer
@@ -437,7 +437,7 @@ def test_a_run_on_latents_says_so_in_its_model(tmp_path: Path) -> None:
     trainer(tmp_path / "run", {"data.normalize": "edm2"}, dataset=dataclasses.replace(dataset(), vae=vae)).run()
     model = load(tmp_path / "run", "cpu")
     assert model.shape == (4, 8, 8)
-    assert model.normalization == LatentNormalization(vae=vae)
+    assert model.codec == LatentNormalization(vae=vae)
     assert model.class_names == ("cats", "dogs")
     latents = model.sample(3, steps=2, decode=False)
     assert latents.shape == (3, 4, 8, 8)
@@ -482,13 +482,11 @@ def test_a_teacher_of_another_autoencoder(
     model = trainer(
         tmp_path / "teacher", {"loop.iterations": 1}, dataset=dataclasses.replace(dataset(), vae=teacher)
     ).run()
-    config = dataclasses.replace(
-        tiny_config({"objective.kind": "scd"}), teacher="teacher", network=model.config.network
-    )
+    config = dataclasses.replace(tiny_config({"objective.kind": "scd"}), teacher="teacher", network=model.spec)
     latents = dataclasses.replace(dataset(), vae=data)
     if message is None:
         student = Trainer(config, tmp_path / "student", teacher=model, dataset=latents, progress=False)
-        assert student.normalization == model.normalization
+        assert student.codec == model.codec
         return
     with pytest.raises(UserError, match=message):
         Trainer(config, tmp_path / "student", teacher=model, dataset=latents, progress=False)

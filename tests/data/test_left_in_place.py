@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from trigflow.data import ImageDataset, measure, open_dataset
+from trigflow.data import ImageDataset, open_dataset
 from trigflow.data import scan as scan_module
 from trigflow.data.sources.files import Names, OpenArchives
 from trigflow.data.sources.zips import ZipFiles
@@ -45,7 +45,7 @@ def check_same(streamed: ImageDataset, memory: ImageDataset) -> None:
     for mine, other in zip(streamed.batch(indices, flip=flip), memory.batch(indices, flip=flip), strict=True):
         assert (mine is None) == (other is None)
         assert mine is None or other is None or torch.equal(mine, other)
-    assert measure(streamed) == measure(memory)
+    assert streamed.codec("measured", 0.5) == memory.codec("measured", 0.5)
 
 
 @pytest.mark.parametrize("options", [{}, {"channels": 1}, {"channels": 3}, {"resize": 4}, {"resize": 7, "crop": False}])
@@ -84,7 +84,7 @@ def test_parts(photos: Path) -> None:
     chosen = torch.tensor([7, 2, 2, 0])
     part, expected = streamed.subset(chosen), memory.subset(chosen)
     assert torch.equal(next(part.chunks()), expected.images)
-    assert measure(part) == measure(expected)  # and not as all of them
+    assert part.codec("measured", 0.5) == expected.codec("measured", 0.5)  # and not as all of them
     for mine, other in zip(streamed.split(0.5, 3), memory.split(0.5, 3), strict=True):
         assert torch.equal(next(mine.chunks()), other.images)
         assert mine.labels is not None

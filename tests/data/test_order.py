@@ -5,8 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trigflow.data import Order, derive_seed, epoch_order
+from trigflow.data import Order, epoch_order
 from trigflow.runtime.errors import UserError
+from trigflow.runtime.seeds import derive_seed
 
 quick = settings(max_examples=60, deadline=None, derandomize=True)
 

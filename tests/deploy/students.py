@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from training.tiny import change, untrained_teacher
+from training.tiny import digits, digits_config, model_from
 from trigflow.models.model import Kind, Model
 from trigflow.networks import build
-from trigflow.training.config import RunConfig
+from trigflow.training.config import ObjectiveConfig, RunConfig
 
 
 def student(
@@ -20,8 +20,9 @@ def student(
     times: dict[int, tuple[float, ...]] | None = None,
 ) -> Model:
     """A class-conditional student of digits; `changes` are settings by dotted name, as `{"objective.segments": 4}`."""
-    teacher = untrained_teacher()
-    config: RunConfig = change(teacher.config, {"objective.kind": "scd", "network.mult": (1,), **(changes or {})})
+    config: RunConfig = digits_config(
+        {"objective.kind": "scd", "network.mult": (1,), "teacher": "teacher", **(changes or {})}
+    )
     conditioning = dataclasses.replace(
         config.network.conditioning,
         takes_guidance=config.objective.guidance_max > 1,
@@ -34,6 +35,7 @@ def student(
         with torch.no_grad():
             for parameter in network.parameters():
                 parameter.add_(0.05 * torch.randn_like(parameter))
-    return dataclasses.replace(
-        teacher, network=network.eval().requires_grad_(False), config=config, kind=kind, times=times or {}
-    )
+    if kind == "diffusion":
+        config = dataclasses.replace(config, objective=ObjectiveConfig())
+    model = model_from(network.eval().requires_grad_(False), config, digits())
+    return dataclasses.replace(model, times=times or {})

@@ -61,10 +61,9 @@ def test_names_stay_on_their_line() -> None:
 
 def test_an_unconditional_student_is_drawn_without_labels() -> None:
     model = student()
-    config = model.config
-    conditioning = dataclasses.replace(config.network.conditioning, num_classes=0)
-    config = dataclasses.replace(config, network=dataclasses.replace(config.network, conditioning=conditioning))
-    card = model_card(dataclasses.replace(model, config=config, class_names=()), [], pictured=False)
+    conditioning = dataclasses.replace(model.spec.conditioning, num_classes=0)
+    spec = dataclasses.replace(model.spec, conditioning=conditioning)
+    card = model_card(dataclasses.replace(model, spec=spec, class_names=()), [], pictured=False)
     assert "pipe(num_inference_steps=2, generator=generator)" in card
     assert "no classes" in card
     assert "Classes:" not in card

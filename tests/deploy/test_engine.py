@@ -115,13 +115,12 @@ def test_unconditional_models_take_no_labels(unconditional_folder: Path) -> None
 def test_a_multistep_student_needs_no_fresh_noise() -> None:
     teacher = untrained_teacher()
     config = tiny_config({"objective.kind": "scd", "objective.segments": 2})
-    conditioning = dataclasses.replace(teacher.config.network.conditioning, takes_end=True)
-    network = dataclasses.replace(teacher.config.network, conditioning=conditioning)  # type: ignore[type-var]
+    conditioning = dataclasses.replace(teacher.spec.conditioning, takes_end=True)
+    network = dataclasses.replace(teacher.spec, conditioning=conditioning)  # type: ignore[type-var]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         net = awake(build(network), scale=0.05).eval().requires_grad_(False)
-    config = dataclasses.replace(config, network=network)
-    model = dataclasses.replace(teacher, network=net, config=config, kind="consistency")
+    model = dataclasses.replace(teacher, network=net, spec=network, sampling=config.objective.sampling)
     engine = Engine(model, variant="plain")
     assert (engine.steps, engine.fresh_needed()) == (2, 0)
     assert levels(engine.draw(model.noise(0, 0, 0, 4), torch.arange(4)), model.sample(4)) <= 1

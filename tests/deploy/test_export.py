@@ -74,8 +74,8 @@ def test_the_numpy_sampler_of_the_page_draws_what_trigflow_draws(onnx_folder: Pa
     images = draw(onnx_folder / "out", [3, 7], 2, np.random.default_rng(0), guidance=1.5)
     model = load(onnx_folder / "run", "cpu")
     noise = torch.from_numpy(0.5 * np.random.default_rng(0).standard_normal((2, 1, 8, 8))).float()
-    x0 = samplers.multistep_sample(model.velocity(torch.tensor([3, 7]), 1.5), model.config.process, noise, 2)
-    difference = images.astype(int) - model.normalization.decode(x0).numpy().astype(int)
+    x0 = samplers.multistep_sample(model.velocity(torch.tensor([3, 7]), 1.5), model.process, noise, 2)
+    difference = images.astype(int) - model.codec.stored(x0).numpy().astype(int)
     assert np.abs(difference).max() <= 1
 
 
@@ -98,10 +98,10 @@ def test_the_numpy_sampler_of_the_page_adds_noise_as_trigflow_does(
         images = page_sampler()(tmp_path, [3, 7], steps, np.random.default_rng(1))
         rng = np.random.default_rng(1)
         noise = [torch.from_numpy(0.5 * rng.standard_normal((2, 1, 8, 8))).float() for _ in range(steps)]
-        times = model.times.get(steps) or samplers.consistency_times(model.config.process, steps)
+        times = model.times.get(steps) or samplers.consistency_times(model.process, steps)
         velocity = model.velocity(torch.tensor([3, 7]))
-        x0 = samplers.consistency_sample(velocity, model.config.process, noise[0], times, fresh=noise[1:])
-        difference = images.astype(int) - model.normalization.decode(x0).numpy().astype(int)
+        x0 = samplers.consistency_sample(velocity, model.process, noise[0], times, fresh=noise[1:])
+        difference = images.astype(int) - model.codec.stored(x0).numpy().astype(int)
         assert np.abs(difference).max() <= 1
 
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from deploy.students import student
 from tiny_vae import reference_vae, write_vae
 from trigflow import samplers
-from trigflow.data import LatentNormalization
-from trigflow.data.latents import VAESource
+from trigflow.codecs import Latents
+from trigflow.codecs.vae import VAESource
 from trigflow.deploy.pipeline import TrigFlowPipeline
 from trigflow.models.model import Model
 from trigflow.networks import CustomConfig
@@ -41,12 +41,12 @@ def test_draws_what_the_consistency_sampler_draws_from_the_same_noise(steps: int
     drawn = pipeline()(labels, steps, 1.5, generator=seeded(), output_type="latent").images
 
     noise = 0.5 * torch.randn(3, 1, 8, 8, generator=generator)
-    times = GUIDED.times.get(steps) or samplers.consistency_times(GUIDED.config.process, steps)
+    times = GUIDED.times.get(steps) or samplers.consistency_times(GUIDED.process, steps)
     velocity = GUIDED.velocity(labels, 1.5)
-    expected = samplers.consistency_sample(velocity, GUIDED.config.process, noise, times, generator=generator)
+    expected = samplers.consistency_sample(velocity, GUIDED.process, noise, times, generator=generator)
 
     torch.testing.assert_close(0.5 * drawn, expected, atol=2e-6, rtol=1e-5)
-    other = samplers.consistency_sample(GUIDED.velocity(labels, 1.0), GUIDED.config.process, noise, times, seeded())
+    other = samplers.consistency_sample(GUIDED.velocity(labels, 1.0), GUIDED.process, noise, times, seeded())
     assert (0.5 * drawn - other).abs().max() > 1e-3  # the network has a say
 
 
@@ -66,14 +66,14 @@ def test_the_network_fits_a_loop_of_the_stock_scheduler(steps: int) -> None:
     noise_source = seeded()
     noise = 0.5 * torch.randn(2, 1, 8, 8, generator=noise_source)
     velocity = GUIDED.velocity(labels, 1.0)
-    ours = samplers.consistency_sample(velocity, GUIDED.config.process, noise, times, generator=noise_source)
+    ours = samplers.consistency_sample(velocity, GUIDED.process, noise, times, generator=noise_source)
     torch.testing.assert_close(x, ours, atol=2e-6, rtol=1e-5)
 
 
 def test_image_forms_are_the_same_bytes() -> None:
     pipe = pipeline()
     drawn = {form: pipe([1, 2], generator=seeded(), output_type=form).images for form in ("pil", "np", "pt", "latent")}
-    expected = GUIDED.normalization.decode(0.5 * drawn["latent"])
+    expected = GUIDED.codec.stored(0.5 * drawn["latent"])
     assert len(expected.unique()) > 20
     assert drawn["pt"].shape == (2, 1, 8, 8)
     assert torch.equal(drawn["pt"], expected.float() / 255)
@@ -129,10 +129,10 @@ def test_callback_sees_and_changes_the_state_after_each_step() -> None:
 def test_a_student_of_latents_decodes_with_its_autoencoder(tmp_path: Any) -> None:
     folder = write_vae(tmp_path / "vae")
     model = student({"network.channels": 4})
-    normalization = LatentNormalization(vae=VAESource(str(folder), "symmetric"))
-    model = dataclasses.replace(model, shape=(4, 8, 8), normalization=normalization, vae=None)
+    codec = Latents((4, 8, 8), vae=VAESource(str(folder), "symmetric"))
+    model = dataclasses.replace(model, codec=codec)
     pipe = pipeline(model)
-    z = normalization.decode(0.5 * pipe([1, 2], generator=seeded(), output_type="latent").images)
+    z = codec.stored(0.5 * pipe([1, 2], generator=seeded(), output_type="latent").images)
     with torch.no_grad():
         pixels = reference_vae(folder).decode(z).sample
     expected = ((pixels + 1) * 127.5).round().clamp(0, 255) / 255
@@ -156,9 +156,8 @@ def test_models_that_the_scheduler_cannot_draw_from(model: Model, what: str) -> 
 
 def test_a_network_of_ones_own_cannot_be_built_again() -> None:
     model = student()
-    config = dataclasses.replace(model.config, network=CustomConfig(channels=1))
     with pytest.raises(UserError, match="a network of your own for a diffusers pipeline"):
-        TrigFlowPipeline.from_model(dataclasses.replace(model, config=config))
+        TrigFlowPipeline.from_model(dataclasses.replace(model, spec=CustomConfig(channels=1)))
 
 
 @pytest.mark.parametrize(

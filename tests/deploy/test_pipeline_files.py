@@ -19,8 +19,8 @@ from PIL import Image
 
 from deploy.students import student
 from tiny_vae import write_vae
-from trigflow.data import LatentNormalization
-from trigflow.data.latents import VAESource
+from trigflow.codecs import Latents
+from trigflow.codecs.vae import VAESource
 from trigflow.deploy import pipeline as module
 from trigflow.deploy import pipeline_network as parts
 from trigflow.deploy.pipeline import TrigFlowPipeline
@@ -119,10 +119,8 @@ def test_opening_runs_no_code_and_draws_no_random_numbers(folder: Path) -> None:
 def test_a_pipeline_of_latents_carries_its_autoencoder(tmp_path: Path) -> None:
     write_vae(tmp_path / "vae")
     model = student({"network.channels": 4})
-    normalization = LatentNormalization(vae=VAESource(str(tmp_path / "vae"), "symmetric"))
-    pipe = TrigFlowPipeline.from_model(
-        dataclasses.replace(model, shape=(4, 8, 8), normalization=normalization, vae=None)
-    )
+    codec = Latents((4, 8, 8), vae=VAESource(str(tmp_path / "vae"), "symmetric"))
+    pipe = TrigFlowPipeline.from_model(dataclasses.replace(model, codec=codec))
     pipe.set_progress_bar_config(disable=True)
     expected = pipe([1, 2], generator=torch.Generator().manual_seed(0), output_type="pt").images
     pipe.save_pretrained(tmp_path / "saved", samples=4)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from training.tiny import all_digits, change, digits, tiny_config, tiny_trainer
+from training.tiny import all_digits, digits, tiny_trainer
 from trigflow.data import ImageDataset
 from trigflow.evaluation import evaluate, feature_extractor
 from trigflow.evaluation.evaluate_model import describe_run, evaluate_model, evaluations, make_reference, score
@@ -206,7 +206,7 @@ def test_no_run_at_all(tmp_path: Path) -> None:
             describe_run(folder)
 
 
-def test_data_come_from_the_configuration_of_the_run(student: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_come_from_the_origin_of_the_model(student: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
     def load_data(config: Any, progress: bool = False) -> ImageDataset:
@@ -214,7 +214,6 @@ def test_data_come_from_the_configuration_of_the_run(student: Model, monkeypatch
         return digits()
 
     monkeypatch.setattr("trigflow.evaluation.evaluate_model.load_data", load_data)
-    model = dataclasses.replace(student, config=change(tiny_config(), {"data.source": "photos", "data.resize": 8}))
-    model = dataclasses.replace(model, config=change(model.config, {"network": student.config.network}))
+    model = dataclasses.replace(student, origin={"data": {"source": "photos", "resize": 8}})
     assert evaluate_model(model, num=8, steps=1)["num"] == 8
     assert (asked[0].source, asked[0].resize) == ("photos", 8)

@@ -16,9 +16,8 @@ from torch import Tensor
 
 from tiny_vae import write_images, write_vae
 from training.tiny import all_digits, untrained_teacher
-from trigflow.codecs.vae import VAE
-from trigflow.data import LatentNormalization
-from trigflow.data.latents import VAESource
+from trigflow.codecs import Latents
+from trigflow.codecs.vae import VAESource
 from trigflow.evaluation import (
     PixelFeatures,
     extract,
@@ -34,6 +33,7 @@ from trigflow.evaluation.make_reference import measure_reference
 from trigflow.evaluation.scores import half_distance
 from trigflow.models.model import Model, load
 from trigflow.runtime.errors import UserError
+from trigflow.samplers import Sampling
 
 Cli = Callable[..., Any]
 
@@ -257,14 +257,12 @@ def latent_model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     network.register_parameter("weight", torch.nn.Parameter(torch.zeros(1)))
     network.forward = lambda x, t, *rest: 0.3 * x  # type: ignore[method-assign]
     teacher = untrained_teacher()
-    conditioning = dataclasses.replace(teacher.config.network.conditioning, num_classes=0)
-    config = dataclasses.replace(
-        teacher.config, network=dataclasses.replace(teacher.config.network, conditioning=conditioning)
-    )
+    conditioning = dataclasses.replace(teacher.spec.conditioning, num_classes=0)
+    spec = dataclasses.replace(teacher.spec, conditioning=conditioning)
     source = VAESource(name=str(folder))
     zeros, ones = (0.0,) * 4, (1.0,) * 4
-    normalization = LatentNormalization(zeros, ones, 0.5, source)
-    return Model(network, config, "consistency", (4, 8, 8), (), normalization, vae=VAE(source))
+    codec = Latents((4, 8, 8), zeros, ones, 0.5, source)
+    return Model(network, spec, teacher.process, codec, Sampling("flow_map"))
 
 
 def test_latents_are_measured_as_images(latent_model: Model, tmp_path: Path) -> None:

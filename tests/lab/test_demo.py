@@ -18,7 +18,7 @@ from trigflow.lab.demo import Report, run_demo
 from trigflow.lab.recipes import get_recipe
 from trigflow.models.model import load
 from trigflow.runtime.errors import MissingExtraError, UserError
-from trigflow.training.config import from_dict, to_dict
+from trigflow.training.config import from_dict, read_config, to_dict
 from trigflow.training.log import read_metrics
 from trigflow.training.trainer import Trainer
 
@@ -145,7 +145,7 @@ def test_another_recipe(tmp_path: Path) -> None:
     assert report.figures["recipe"] == "mnist"
     student, teacher = load(out, "cpu"), load(out / "teacher", "cpu")
     assert student.shape == teacher.shape == (1, 28, 28)
-    assert student.config.optimizer == get_recipe("mnist").student.optimizer
+    assert read_config(out).optimizer == get_recipe("mnist").student.optimizer
     figures = {name: value for name, value in report.figures.items() if name != "recipe"}
     (out / "report.json").write_text(json.dumps(figures))
     assert run_demo(out, seed=5, quick=True, progress=False).figures == figures
@@ -173,17 +173,17 @@ def test_figures(finished: Path) -> None:
 def test_the_searched_time_is_the_students(finished: Path) -> None:
     figures = json.loads((finished / "report.json").read_text())
     student = load(finished, "cpu")
-    assert student.times == {2: (student.config.process.t_max, figures["t_mid"])}
+    assert student.times == {2: (student.process.t_max, figures["t_mid"])}
     assert torch.equal(student.sample(4), student.sample(4, times=student.times[2]))
 
 
 def test_the_student_is_the_teachers_and_of_the_recipe(finished: Path) -> None:
     student, teacher = load(finished, "cpu"), load(finished / "teacher", "cpu")
     assert (student.kind, teacher.kind) == ("consistency", "diffusion")
-    assert student.config.network == teacher.config.network
-    assert student.config.teacher == "teacher"
-    assert student.config.optimizer == get_recipe("digits").student.optimizer
-    assert student.config.loop.seed == teacher.config.loop.seed == 5
+    assert student.spec == teacher.spec
+    assert student.origin["teacher"] == "teacher"
+    assert read_config(finished).optimizer == get_recipe("digits").student.optimizer
+    assert student.origin["seed"] == teacher.origin["seed"] == 5
 
 
 def test_the_page_shows_figures_and_picture(finished: Path) -> None:

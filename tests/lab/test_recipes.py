@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from training.tiny import all_digits, change
-from trigflow.data import ImageDataset, LatentDataset, normalization_for
+from training.tiny import all_digits, change, model_from
+from trigflow.data import ImageDataset, LatentDataset
 from trigflow.lab.recipes import (
     DATA,
     RECIPES,
@@ -26,11 +26,12 @@ from trigflow.lab.recipes import (
     shrink,
 )
 from trigflow.lab.recipes.listing import list_recipes, resolve, show
-from trigflow.models.model import Model, fit_network
+from trigflow.models.model import Model
 from trigflow.networks import build
 from trigflow.runtime.errors import UserError
 from trigflow.training.config import from_dict, to_dict
 from trigflow.training.runs import with_dropout_of
+from trigflow.training.setup import fit_network
 from trigflow.training.trainer import Trainer
 
 Cli = Callable[..., Any]
@@ -307,9 +308,7 @@ def random_teacher(name: str, data: ImageDataset) -> Model:
     config = fit_network(shrink(run.config), data)
     torch.manual_seed(0)
     network = build(config.network).eval().requires_grad_(False)
-    return Model(
-        network, config, "diffusion", data.shape, data.class_names, normalization_for(data, config.data.normalize, 0.5)
-    )
+    return model_from(network, config, data, data.codec(config.data.normalize, 0.5))
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -318,7 +317,7 @@ def test_every_recipe_runs(name: str, tmp_path: Path) -> None:
     config = shrink(run.config)
     teacher = random_teacher(name, data) if config.objective.distills else None
     if teacher is not None:
-        network = with_dropout_of(config.network, teacher.config.network)
+        network = with_dropout_of(config.network, teacher.spec)
         config = dataclasses.replace(config, teacher="teacher", network=network)
     trainer = Trainer(config, tmp_path / "run", teacher=teacher, dataset=data, progress=False)
     before = [p.detach().clone() for p in trainer.parameters]

@@ -30,8 +30,7 @@ from models.snapshots import (
     vae_encoder,
     write,
 )
-from trigflow.data.latents import LatentNormalization
-from trigflow.data.statistics import Normalization
+from trigflow.codecs import Latents, Pixels
 from trigflow.models.model import Model, load
 from trigflow.models.pretrained import describe, import_snapshot, open_snapshot
 from trigflow.networks import DDPMPPConfig, EDM2Config, build
@@ -84,14 +83,14 @@ def test_edm2_is_minus_the_published_network(tmp_path: Path, protocol: int) -> N
     expected = reference(edm2_config(EDM2_TINY), tensors)(x, t, label)
     assert expected.abs().max() > 0.1
     assert torch.equal(model.network(x, t, label), -expected)
-    assert model.config.network == edm2_config(EDM2_TINY)
+    assert model.spec == edm2_config(EDM2_TINY)
     assert (model.kind, model.shape, model.num_classes) == ("diffusion", (3, 16, 16), 10)
     assert model.class_names == tuple("0123456789")
-    assert model.normalization == Normalization.symmetric(3)
-    assert model.config.ema.sigma_rel == 0.13
-    assert (model.config.objective.proposal.mean, model.config.objective.proposal.std) == (-0.8, 1.6)
-    assert model.config.objective.label_dropout == 0
-    assert (model.config.data.source, model.config.data.normalize) == ("img64.zip", "symmetric")
+    assert model.codec == Pixels.symmetric((3, 16, 16))
+    assert model.origin["ema_sigma_rel"] == 0.13
+    assert model.origin["noise_levels"] == [-0.8, 1.6]
+    assert not model.sampling.guided
+    assert model.origin["data"] == {"source": "img64.zip", "normalize": "symmetric"}
     assert found == {
         "network": "Precond(UNet)",
         "parameters": f"{sum(p.numel() for p in model.network.parameters()) / 1e6:.6f}M",
@@ -115,13 +114,12 @@ def test_ddpmpp_is_minus_the_published_network(tmp_path: Path) -> None:
     expected = reference(ddpmpp_config(EDM_TINY), random_tensors(ddpmpp_config(EDM_TINY)))(x, t, label)
     assert expected.abs().max() > 0.1
     assert torch.allclose(model.network(x, t, label), -expected, rtol=0, atol=1e-6)
-    assert model.config.network == ddpmpp_config(EDM_TINY)
+    assert model.spec == ddpmpp_config(EDM_TINY)
     assert (found["network"], found["stored as"]) == ("EDMPrecond(SongUNet)", "float32")
-    assert model.config.ema.kind == "halflife"
     assert "EMA length" not in found
     assert "trained for" not in found
-    assert model.config.data.source == "cifar10-32x32.zip"
-    assert (model.config.objective.proposal.mean, model.config.objective.proposal.std) == (-1.2, 1.2)
+    assert model.origin["data"]["source"] == "cifar10-32x32.zip"
+    assert model.origin["noise_levels"] == [-1.2, 1.2]
 
 
 @pytest.mark.parametrize("name", ["edm2_tiny", "edm_ddpmpp_tiny"])
@@ -135,7 +133,7 @@ def test_denoiser_of_the_reference_network(tmp_path: Path, name: str) -> None:
     make = edm2_snapshot if name == "edm2_tiny" else edm_snapshot
     import_snapshot(write(tmp_path / "x.pkl", make(state, kwargs)), tmp_path / "run")
     model = load(tmp_path / "run", "cpu")
-    process, sigma = model.config.process, vectors["in.sigma"].double()
+    process, sigma = model.process, vectors["in.sigma"].double()
     t = process.time_from_sigma(sigma)
     x_t = vectors["in.x"].double() * torch.cos(t)[:, None, None, None]
     cases = [(None, "out.denoised" if "in.class_labels" not in vectors else "out.denoised_unconditional")]
@@ -184,9 +182,9 @@ def test_latents_of_edm2(tmp_path: Path) -> None:
     model = load(tmp_path / "run", "cpu")
     assert found["resolution"] == "16x16, 4 channels of latents"
     assert found["classes"] == "none (unconditional)"
-    assert model.normalization == LatentNormalization.edm2()
-    assert (model.shape, model.class_names, model.config.data.normalize) == ((4, 16, 16), (), "edm2")
-    assert model.config.ema.sigma_rel == 0.025
+    assert model.codec == Latents.edm2((4, 16, 16))
+    assert (model.shape, model.class_names, model.origin["data"]["normalize"]) == ((4, 16, 16), (), "edm2")
+    assert model.origin["ema_sigma_rel"] == 0.025
 
 
 def test_latents_of_other_statistics(tmp_path: Path) -> None:

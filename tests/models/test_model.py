@@ -16,10 +16,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from training.tiny import all_digits, change, tiny_config, untrained_teacher
-from trigflow.data import Normalization
-from trigflow.models.model import NOISE_BLOCK, Model, fit_network, load, resolve_device
+from trigflow.codecs import Pixels
+from trigflow.models.model import NOISE_BLOCK, Model, load
 from trigflow.networks import MLPConfig
 from trigflow.runtime.errors import UserError
+from trigflow.runtime.machine import resolve_device
+from trigflow.samplers import Sampling
+from trigflow.training.setup import fit_network
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +61,9 @@ class LabelNetwork(nn.Module):
 def label_model(kind: Any = "consistency") -> Model:
     config = fit_network(tiny_config(), all_digits())
     # x0 = sd class = 0.5 class is decoded to the byte 10 class
-    normalization = Normalization(mean=(-1.0,), scale=0.5 * 127.5 / 10)
-    return Model(LabelNetwork(), config, kind, (1, 8, 8), all_digits().class_names, normalization)
+    codec = Pixels((1, 8, 8), mean=(-1.0,), scale=0.5 * 127.5 / 10)
+    sampling = Sampling("flow_map") if kind == "consistency" else Sampling(guided=True)
+    return Model(LabelNetwork(), config.network, config.process, codec, sampling, all_digits().class_names)
 
 
 def drawn_labels(images: Tensor) -> list[int]:
@@ -128,24 +132,24 @@ def test_sampling_leaves_the_global_state_alone(student_folder: Path) -> None:
 
 
 def test_one_step_is_the_consistency_function_of_the_noise(student: Model) -> None:
-    process, labels = student.config.process, torch.arange(6)
+    process, labels = student.process, torch.arange(6)
     noise, t = student.noise(4, 0, 0, 6), torch.full((6,), process.t_max)
     with torch.no_grad():
         velocity = 0.5 * student.network(noise / 0.5, t, labels, torch.full((6,), 1.5))
-    expected = student.normalization.decode(math.cos(process.t_max) * noise - math.sin(process.t_max) * velocity)
+    expected = student.codec.stored(math.cos(process.t_max) * noise - math.sin(process.t_max) * velocity)
     assert close(student.sample(6, steps=1, seed=4, guidance=1.5), expected)
 
 
 def test_further_steps_add_fresh_noise_of_their_own() -> None:
     """With F = 0 a jump is `cos(t) x_t`, so the result is a known mixture of the three noises."""
     model, times = label_model(), (1.5, 1.0, 0.5)
-    model = dataclasses.replace(model, normalization=Normalization(mean=(0.0,), scale=0.5))
+    model = dataclasses.replace(model, codec=Pixels((1, 8, 8), mean=(0.0,), scale=0.5))
     first, second, third = (model.noise(9, k, 0, 70) for k in range(3))
     x0 = math.cos(1.5) * first
     x0 = math.cos(1.0) * (math.cos(1.0) * x0 + math.sin(1.0) * second)
     x0 = math.cos(0.5) * (math.cos(0.5) * x0 + math.sin(0.5) * third)
     images = model.sample(70, times=times, labels=0, seed=9, batch_size=33)
-    assert close(images, model.normalization.decode(x0))
+    assert close(images, model.codec.stored(x0))
 
 
 def test_default_steps(teacher: Model, student: Model) -> None:
@@ -155,7 +159,7 @@ def test_default_steps(teacher: Model, student: Model) -> None:
 
 
 def test_searched_times_are_used_unless_others_are_given(student: Model) -> None:
-    t_max = student.config.process.t_max
+    t_max = student.process.t_max
     searched = dataclasses.replace(student, times={2: (t_max, 0.6)})
     assert torch.equal(searched.sample(6), student.sample(6, times=(t_max, 0.6)))
     assert torch.equal(searched.sample(6, times=(t_max, 1.1)), student.sample(6))
@@ -301,10 +305,10 @@ def test_mistakes_are_found_before_a_bar_is_drawn(student: Model, capsys: pytest
 
 
 def test_save_and_load_give_the_same_model(student: Model, tmp_path: Path) -> None:
-    times = {2: (student.config.process.t_max, 0.8), 3: (1.5, 1.0, 0.3)}
+    times = {2: (student.process.t_max, 0.8), 3: (1.5, 1.0, 0.3)}
     model = dataclasses.replace(student, times=times)
     again = load(model.save(tmp_path / "deep" / "model"), "cpu")
-    for name in ("config", "kind", "shape", "class_names", "normalization", "times"):
+    for name in ("spec", "process", "sampling", "class_names", "codec", "times", "channels_last", "origin"):
         assert getattr(again, name) == getattr(model, name)
     mine, theirs = model.network.state_dict(), again.network.state_dict()
     assert list(mine) == list(theirs)
@@ -313,7 +317,6 @@ def test_save_and_load_give_the_same_model(student: Model, tmp_path: Path) -> No
     assert not again.network.training
     assert not any(p.requires_grad for p in again.network.parameters())
     assert sorted(path.name for path in (tmp_path / "deep" / "model").iterdir()) == [
-        "config.json",
         "model.json",
         "network.safetensors",
     ]
@@ -342,32 +345,38 @@ def cut(name: str, share: float) -> Damage:
     ("damage", "message"),
     [
         (lambda folder: (folder / "model.json").unlink(), "holds no model.json; expected a folder written by trigflow"),
-        (lambda folder: (folder / "config.json").unlink(), r"config\.json' does not exist"),
         (lambda folder: (folder / "network.safetensors").unlink(), r"network\.safetensors' does not exist"),
         (lambda folder: (folder / "model.json").write_bytes(b"\xff\xfe{"), r"model\.json' cannot be read"),
         (cut("model.json", 0.5), r"model\.json' cannot be read"),
-        (cut("config.json", 0.5), r"config\.json' cannot be read"),
         (cut("network.safetensors", 0.9), r"network\.safetensors' cannot be read"),
         (cut("network.safetensors", 0.01), r"network\.safetensors' cannot be read"),
         (cut("network.safetensors", 0), r"network\.safetensors' cannot be read"),
         (edit("model.json", lambda raw: []), r"model\.json' cannot be used"),
-        (edit("model.json", lambda raw: {**raw, "kind": "gan"}), "model.json' cannot be used .*gan"),
-        (edit("model.json", lambda raw: {**raw, "kind": []}), "model.json' cannot be used"),
-        (edit("model.json", lambda raw: {**raw, "shape": [8, 8]}), "model.json' cannot be used"),
-        (edit("model.json", lambda raw: {**raw, "shape": "square"}), "model.json' cannot be used"),
-        (edit("model.json", lambda raw: {**raw, "times": {"two": [1.5]}}), "model.json' cannot be used"),
-        (edit("model.json", lambda raw: {**raw, "normalization": None}), "model.json' cannot be used"),
-        (edit("model.json", lambda raw: {**raw, "normalization": {}}), "normalization"),
-        (edit("config.json", lambda raw: {**raw, "extra": 1}), "extra"),
-        (edit("config.json", lambda raw: []), "configuration cannot be read"),
         (
-            edit("config.json", lambda raw: {**raw, "network": {**raw["network"], "width": 16}}),
+            edit("model.json", lambda raw: {**raw, "format": 3, "trigflow": "9.1"}),
+            r"format 3, .*at most 2.*update.* to 9\.1",
+        ),
+        (edit("model.json", lambda raw: {**raw, "format": "two"}), r"model\.json' has format 'two'"),
+        (edit("model.json", lambda raw: {**raw, "sampling": {**raw["sampling"], "kind": "gan"}}), "kind 'gan'"),
+        (edit("model.json", lambda raw: {**raw, "sampling": []}), "model.json' cannot be used"),
+        (edit("model.json", lambda raw: {**raw, "codec": {**raw["codec"], "shape": [8, 8]}}), r"shape \(8, 8\)"),
+        (edit("model.json", lambda raw: {**raw, "codec": {**raw["codec"], "shape": "square"}}), "shape 'square'"),
+        (
+            edit("model.json", lambda raw: {**raw, "codec": {**raw["codec"], "kind": "waves"}}),
+            "kind 'waves'; .*--plugin",
+        ),
+        (edit("model.json", lambda raw: {**raw, "times": {"two": [1.5]}}), "model.json' cannot be used"),
+        (edit("model.json", lambda raw: {**raw, "codec": None}), "a codec saved as None"),
+        (edit("model.json", lambda raw: {**raw, "codec": {}}), "a codec saved as"),
+        (edit("model.json", lambda raw: {**raw, "network": {**raw["network"], "extra": 1}}), "extra"),
+        (
+            edit("model.json", lambda raw: {**raw, "network": {**raw["network"], "width": 16}}),
             r"belongs to another network \(.*misshapen, first 'inp\.weight' \(8, 4, 3, 3\) instead of \(16, 4, 3, 3\)",
         ),
     ],
 )
 def test_damaged_folders(damage: Damage, message: str, teacher_folder: Path, tmp_path: Path) -> None:
-    for name in ("config.json", "model.json", "network.safetensors"):
+    for name in ("model.json", "network.safetensors"):  # drawing never reads the settings of the training
         shutil.copy(teacher_folder / name, tmp_path)
     assert load(tmp_path, "cpu").kind == "diffusion"
     damage(tmp_path)

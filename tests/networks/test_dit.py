@@ -401,7 +401,7 @@ def test_distillation_in_bfloat16_stays_finite(tmp_path: Path) -> None:
     teacher = Trainer(run, tmp_path / "teacher", dataset=all_digits(), progress=False).run()
     changes = {
         "objective": ObjectiveConfig(kind="scd", tangent=TangentConfig(warmup=50)),
-        "network": teacher.config.network,
+        "network": teacher.spec,
         "teacher": "teacher",
         "optimizer.lr": 3e-4,
         "loop.iterations": 200,

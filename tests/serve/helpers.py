@@ -13,13 +13,14 @@ import torch
 from fastapi import FastAPI
 from torch import Tensor
 
-from training.tiny import untrained_teacher
+from training.tiny import digits_config, untrained_teacher
 from trigflow.models.model import Model
 from trigflow.serve.drawing import Mix
 from trigflow.serve.limits import Limits
 from trigflow.serve.listen import bind
 from trigflow.serve.offers import Offer, offer_of
 from trigflow.serve.server import make_server
+from trigflow.training.config import origin_of
 
 
 def teacher() -> Model:
@@ -29,11 +30,9 @@ def teacher() -> Model:
 
 def student(**objective: Any) -> Model:
     """A consistency model with the same weights."""
-    model = untrained_teacher()
-    config = dataclasses.replace(
-        model.config, teacher="teacher", objective=dataclasses.replace(model.config.objective, kind="scd", **objective)
-    )
-    return dataclasses.replace(model, kind="consistency", config=config)
+    settings = {f"objective.{name}": value for name, value in objective.items()}
+    config = digits_config({"objective.kind": "scd", "teacher": "teacher", **settings})
+    return dataclasses.replace(untrained_teacher(), sampling=config.objective.sampling, origin=origin_of(config))
 
 
 class StubDrawer:

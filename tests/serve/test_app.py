@@ -263,14 +263,10 @@ def test_a_model_without_classes() -> None:
     from trigflow.networks import UNet
 
     model = student()
-    network = dataclasses.replace(
-        model.config.network, conditioning=dataclasses.replace(model.config.network.conditioning, num_classes=0)
-    )
+    network = dataclasses.replace(model.spec, conditioning=dataclasses.replace(model.spec.conditioning, num_classes=0))
     with torch.random.fork_rng():
         built = UNet(network).eval()  # type: ignore[arg-type]
-    model = dataclasses.replace(
-        model, network=built, config=dataclasses.replace(model.config, network=network), class_names=()
-    )
+    model = dataclasses.replace(model, network=built, spec=network, class_names=())
     with TestClient(create_app([offer_of(model, Limits())])) as client:
         assert client.post("/v1/images", json={"count": 2}).status_code == 200
         assert client.post("/v1/images", json={"labels": 1}).status_code == 422

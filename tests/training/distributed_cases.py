@@ -65,7 +65,7 @@ def make_trainer(name: str, folder: Path, changes: Changes, *, resume: Resume = 
     teacher = untrained_teacher()
     if "negative" not in given:
         return tiny_trainer(folder, given, teacher=teacher, resume=resume)
-    config: RunConfig = change(tiny_config(given), {"teacher": "teacher", "network": teacher.config.network})
+    config: RunConfig = change(tiny_config(given), {"teacher": "teacher", "network": teacher.spec})
     return Trainer(
         config, folder, teacher=teacher, negative=untrained_teacher(1), dataset=digits(), resume=resume, progress=False
     )

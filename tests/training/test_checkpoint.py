@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from training.tiny import differing
+from trigflow.models.weights import load_weights
 from trigflow.runtime.errors import UserError
 from trigflow.training.checkpoint import (
     CheckpointWriter,
@@ -21,7 +22,6 @@ from trigflow.training.checkpoint import (
     check_checkpoint,
     list_checkpoints,
     load_checkpoint,
-    load_weights,
     open_checkpoint,
     save_checkpoint,
 )

@@ -13,12 +13,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from training.tiny import change, digits, tiny_config
+from training.tiny import change, digits, model_from, tiny_config
 from trigflow import Proposal, TrigFlow, UserError, load
-from trigflow.data import measure
-from trigflow.models.model import Model, fit_network
 from trigflow.networks import ConditioningConfig, DDPMPPConfig, DiTConfig, EDM2Config, MLPConfig, UNetConfig, build
 from trigflow.training.convert import SIGMAS, ConvertSettings, convert
+from trigflow.training.setup import fit_network
 from trigflow.training.timepath import (
     absorb_features,
     feature_map,
@@ -81,7 +80,7 @@ def save_run(folder: Path, kind: str, changes: dict[str, Any] | None = None) -> 
     data = digits()
     config = fit_network(change(tiny_config({"network": NETWORKS[kind]}), changes or {}), data)
     network = awake(config.network)
-    Model(network, config, "diffusion", data.shape, data.class_names, measure(data)).save(folder)
+    model_from(network, config, data).save(folder)
     return folder
 
 
@@ -274,9 +273,9 @@ def test_a_conversion(kind: str, tmp_path: Path) -> None:
     result = run(folder, tmp_path / "out")
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     model = load(tmp_path / "out", "cpu")
-    assert model.config.network == stable_config(load(folder, "cpu").config.network)
+    assert model.spec == stable_config(load(folder, "cpu").spec)
     assert model.kind == "diffusion"
-    assert model.normalization == load(folder, "cpu").normalization
+    assert model.codec == load(folder, "cpu").codec
     assert model.sample(2, steps=2).shape == (2, 1, 8, 8)
     stages = result.stages
     assert list(stages) == ["swapped", "fitted", "tuned"]
@@ -336,7 +335,7 @@ def test_without_fine_tuning(tmp_path: Path) -> None:
 def test_an_unconditional_teacher_leaves_the_labels_of_the_data(tmp_path: Path) -> None:
     data = dataclasses.replace(digits(), labels=None, class_names=())
     config = fit_network(tiny_config({"network": NETWORKS["unet"]}), data)
-    Model(awake(config.network), config, "diffusion", data.shape, (), measure(data)).save(tmp_path / "run")
+    model_from(awake(config.network), config, data).save(tmp_path / "run")
     assert run(tmp_path / "run", tmp_path / "out").model.num_classes == 0
 
 

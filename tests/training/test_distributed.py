@@ -17,8 +17,9 @@ from torch import Tensor
 from training.distributed_cases import FSDP, make_trainer, run_case
 from training.shared import free_ports, made_once, run_group
 from training.tiny import NETWORK, tiny_config, tiny_trainer, untrained_teacher
+from trigflow.codecs import Latents
 from trigflow.codecs.pictures import make_grid
-from trigflow.data import LatentDataset, LatentNormalization
+from trigflow.data import LatentDataset
 from trigflow.models.model import load
 from trigflow.networks import build
 from trigflow.runtime.distributed import launched
@@ -240,7 +241,7 @@ def test_shares_of_a_batch_of_latents_are_the_batch() -> None:
     images = torch.randn(10, 8, 4, 4, generator=generator)
     dataset = LatentDataset("latents", images, torch.arange(10) % 2, ("a", "b"))
     batches = Batches(
-        tiny_config(), dataset, LatentNormalization.edm2(), 2, False, torch.device("cpu"), torch.contiguous_format
+        tiny_config(), dataset, Latents.edm2(dataset.shape), 2, False, torch.device("cpu"), torch.contiguous_format
     )
     check_shares(batches, torch.arange(8), 2, 2)
 

@@ -14,7 +14,8 @@ from training.tiny import NETWORK, change, digits, tiny_config, untrained_teache
 from trigflow.models.model import Model
 from trigflow.networks import build
 from trigflow.runtime.errors import UserError
-from trigflow.training.config import from_dict, to_dict
+from trigflow.samplers import Sampling
+from trigflow.training.config import from_dict, read_config, to_dict
 from trigflow.training.runs import distill
 from trigflow.training.trainer import Trainer
 
@@ -41,15 +42,14 @@ def without_classes(model: Model) -> Model:
         for parameter in built.parameters():
             parameter.data.add_(0.05 * torch.randn_like(parameter))
     built.eval().requires_grad_(False)
-    config = dataclasses.replace(model.config, network=network)
-    return dataclasses.replace(model, network=built, config=config, class_names=())
+    return dataclasses.replace(model, network=built, spec=network, class_names=())
 
 
 def student(
     folder: Path, teacher: Model, changes: dict[str, Any] | None = None, negative: Model | None = None
 ) -> Trainer:
     config = dataclasses.replace(
-        tiny_config({**GUIDED, **(changes or {})}), teacher="teacher", network=teacher.config.network,
+        tiny_config({**GUIDED, **(changes or {})}), teacher="teacher", network=teacher.spec,
         negative=None if negative is None else "negative",
     )  # fmt: skip
     data = digits() if teacher.num_classes else dataclasses.replace(digits(), labels=None, class_names=())
@@ -102,9 +102,9 @@ def test_the_student_of_an_interval_takes_the_scale_alone(teacher: Model, tmp_pa
 def test_distill_records_the_negative(teacher: Model, negative: Model, tmp_path: Path) -> None:
     config = change(tiny_config(GUIDED), {"data.source": "digits"})
     model = distill(config, teacher, tmp_path / "run", negative=negative, progress=False)
-    assert (model.config.teacher, model.config.negative) == ("teacher", "negative")
+    assert (model.origin["teacher"], read_config(tmp_path / "run").negative) == ("teacher", "negative")
     plain = distill(config, teacher, tmp_path / "plain", progress=False)
-    assert plain.config.negative is None
+    assert read_config(tmp_path / "plain").negative is None
     weights = [torch.cat([p.flatten() for p in m.network.parameters()]) for m in (model, plain)]
     assert not torch.equal(*weights)
 
@@ -122,7 +122,7 @@ def test_settings_of_guidance_survive_json() -> None:
 
 
 def test_a_teacher_without_label_dropout_gives_no_guidance(teacher: Model, negative: Model, tmp_path: Path) -> None:
-    untaught = dataclasses.replace(teacher, config=change(teacher.config, {"objective.label_dropout": 0.0}))
+    untaught = dataclasses.replace(teacher, sampling=Sampling())
     with pytest.raises(UserError, match=r"label_dropout 0; expected one trained with label dropout, .*--negative RUN"):
         student(tmp_path / "run", untaught)
     with pytest.raises(UserError, match=r"label_dropout 0; expected one trained with label dropout"):
@@ -134,23 +134,22 @@ def test_a_teacher_without_label_dropout_gives_no_guidance(teacher: Model, negat
 
 
 def test_negatives_that_do_not_fit(teacher: Model, negative: Model, tmp_path: Path) -> None:
-    sd = change(negative.config, {"process.sigma_data": 0.7})
-    other = dataclasses.replace(negative.normalization, scale=9.0)
-    classes = dataclasses.replace(
-        negative.config, network=change(negative.config.network, {"conditioning.num_classes": 3})
-    )  # fmt: skip
+    sd = dataclasses.replace(negative.process, sigma_data=0.7)
+    other = dataclasses.replace(negative.codec, scale=9.0)
+    shape = dataclasses.replace(negative.codec, shape=(3, 8, 8), mean=(0.0,) * 3)
+    classes = change(negative.spec, {"conditioning.num_classes": 3})
     for wrong, words in (
         (
-            dataclasses.replace(negative, kind="consistency"),
+            dataclasses.replace(negative, sampling=Sampling("flow_map")),
             "the negative is a consistency model; expected a diffusion",
         ),
         (
-            dataclasses.replace(negative, shape=(3, 8, 8)),
+            dataclasses.replace(negative, codec=shape),
             r"draws images of shape \(1, 8, 8\) and its negative \(3, 8, 8\)",
         ),
-        (dataclasses.replace(negative, config=sd), "has sigma_data 0.5 and its negative 0.7"),
-        (dataclasses.replace(negative, config=classes), "has classes 10 and its negative 3"),
-        (dataclasses.replace(negative, normalization=other), "scales data by .* and its negative .*'scale': 9.0"),
+        (dataclasses.replace(negative, process=sd), "has sigma_data 0.5 and its negative 0.7"),
+        (dataclasses.replace(negative, spec=classes), "has classes 10 and its negative 3"),
+        (dataclasses.replace(negative, codec=other), "scales data by .* and its negative .*'scale': 9.0"),
     ):
         with pytest.raises(UserError, match=words):
             teacher.sample(2, guidance=2.0, negative=wrong)

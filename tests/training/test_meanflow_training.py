@@ -1,6 +1,5 @@
 """Runs of MeanFlow: what is drawn and learned in them, what they can draw, and what is refused."""
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from trigflow.models.model import Model, load
 from trigflow.objectives import MeanFlowConfig, meanflow_loss
 from trigflow.runtime.errors import UserError
 from trigflow.samplers import meanflow_times
-from trigflow.training.config import from_dict, to_dict
+from trigflow.training.config import from_dict, read_config, to_dict
 from trigflow.training.trainer import Trainer
 
 Changes = dict[str, Any]
@@ -64,7 +63,7 @@ def test_a_run_draws_in_any_number_of_steps_and_goes_on_where_it_stopped(
     assert differing(state_of(resumed), state_of(whole)) == []
 
     loaded, seen = load(tmp_path / "whole", "cpu"), []
-    assert loaded.config.network.conditioning.takes_end
+    assert loaded.spec.conditioning.takes_end
     for steps in (1, 2, 4):
         images = loaded.sample(12, steps=steps, seed=5)
         assert torch.equal(images, model.sample(12, steps=steps, seed=5))
@@ -150,7 +149,7 @@ def test_the_weighting_is_learned_only_where_it_is_used(teacher: Model, tmp_path
 
 def test_from_scratch(tmp_path: Path) -> None:
     model = tiny_trainer(tmp_path / "run", {**DATA, "loop.iterations": 2}).run()
-    assert model.config.network.conditioning.takes_end
+    assert model.spec.conditioning.takes_end
     assert model.sample(4, steps=1).shape == (4, 1, 8, 8)
 
 
@@ -160,10 +159,10 @@ def test_from_scratch(tmp_path: Path) -> None:
 def test_sampling_times(teacher: Model, tmp_path: Path) -> None:
     """Given, or searched and kept with the model; without them even on the straight path."""
     model = make({**DISTILL, "loop.iterations": 2}, tmp_path / "run", teacher).run()
-    t_max = model.config.process.t_max
+    t_max = model.process.t_max
     even = model.sample(8, steps=2)
     assert torch.equal(even, model.sample(8))  # two steps are the default
-    assert torch.equal(even, model.sample(8, times=meanflow_times(model.config.process, 2)))
+    assert torch.equal(even, model.sample(8, times=meanflow_times(model.process, 2)))
     other = model.sample(8, times=(t_max, 1.3))
     assert not torch.equal(even, other)
     model.times[2] = (t_max, 1.3)
@@ -235,14 +234,13 @@ def test_distillation_wants_a_teacher(tmp_path: Path) -> None:
 
 
 def test_on_the_command_line(teacher: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = change(teacher.config, {"data.source": "digits", "loop.device": "cpu"})
-    dataclasses.replace(teacher, config=config).save(tmp_path / "teacher")
+    teacher.save(tmp_path / "teacher")
     quick = ["--iterations", "2", "--batch-size", "8", "--loop.sample-every", "0", "--loop.device", "cpu", "--quiet"]
     run = ["distill", str(tmp_path / "teacher"), "--out", str(tmp_path / "run"), *quick]
     main([*run, "--objective.kind", "meanflow-distill", "--objective.meanflow.equal", "0.5"])
     main(["sample", str(tmp_path / "run"), "--steps", "1", "--num", "4", "--out", str(tmp_path / "a.png"), "--quiet"])
     assert (tmp_path / "a.png").is_file()
-    assert load(tmp_path / "run", "cpu").config.objective.meanflow.equal == 0.5
+    assert read_config(tmp_path / "run").objective.meanflow.equal == 0.5
     train = ["train", "--data", "digits", "--out", str(tmp_path / "bad"), *quick]
     with pytest.raises(SystemExit) as left:
         main([*train, "--objective.kind", "meanflow-distill"])

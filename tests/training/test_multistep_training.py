@@ -15,13 +15,13 @@ from trigflow import UserError, load, model_of
 from trigflow.evaluation.evaluate_model import describe_run, evaluations
 from trigflow.lab.plan import Step
 from trigflow.lab.recipes import NamedRun, get_run
-from trigflow.models.model import Model, fit_network
+from trigflow.models.model import Model
 from trigflow.networks import ConditioningConfig, CustomConfig, DDPMPPConfig, EDM2Config, NetworkConfig, build
 from trigflow.objectives import multistep_loss
 from trigflow.process import TrigFlow
 from trigflow.samplers import multistep_sample, network_velocity
 from trigflow.training.config import from_dict, to_dict
-from trigflow.training.setup import start_from
+from trigflow.training.setup import fit_network, start_from
 
 SCD = {"objective.kind": "scd", "objective.segments": 4}
 
@@ -105,10 +105,8 @@ def test_it_is_trained_saved_and_drawn(kind: str, segments: int, teacher: Model,
     drawn = again.sample(3, seed=5)
     assert torch.equal(drawn, model.sample(3, seed=5, steps=segments))
     z, label = again.noise(5, 0, 0, 3), torch.arange(3)
-    x0 = multistep_sample(
-        network_velocity(again.network, again.config.process, label), again.config.process, z, segments
-    )
-    assert torch.equal(drawn, again.normalization.decode(x0))
+    x0 = multistep_sample(network_velocity(again.network, again.process, label), again.process, z, segments)
+    assert torch.equal(drawn, again.codec.stored(x0))
     assert "objective.segments" in describe_run(tmp_path)
 
 
@@ -215,8 +213,8 @@ def train_own(folder: Path, network: nn.Module, changes: dict[str, Any]) -> Mode
 @pytest.mark.parametrize("takes_end", [None, False, True])
 def test_a_module_of_the_users_own_with_and_without_the_input(takes_end: bool | None, tmp_path: Path) -> None:
     model = train_own(tmp_path, Own(takes_end), {"objective.segments": 4})
-    assert isinstance(model.config.network, CustomConfig)
-    assert model.config.network.conditioning.takes_end == bool(takes_end)
+    assert isinstance(model.spec, CustomConfig)
+    assert model.spec.conditioning.takes_end == bool(takes_end)
     again = load(tmp_path, "cpu", network=Own(takes_end))
     assert torch.equal(again.sample(2), model.sample(2))
     if not takes_end:
@@ -239,7 +237,7 @@ def test_a_module_of_the_users_own_that_does_not_fit_the_run(tmp_path: Path) -> 
 
 def test_a_model_around_a_module_that_takes_the_end() -> None:
     model = model_of(Own(True), (1, 8, 8))
-    assert model.config.network.conditioning.takes_end
+    assert model.spec.conditioning.takes_end
     assert model.sample(2, steps=3).shape == (2, 1, 8, 8)  # a diffusion model: jumps of no length
 
 

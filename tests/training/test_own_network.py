@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from training.tiny import differing, digits, state_of, tiny_config
 from trigflow import TrigFlow, UserError, load, model_of
-from trigflow.data import Normalization, measure
+from trigflow.codecs import Pixels
 from trigflow.models.bridges import FlowBridge
 from trigflow.networks import CustomConfig, build
 from trigflow.training.runs import distill, train
@@ -63,10 +63,10 @@ def test_it_is_trained_and_loaded_again(tmp_path: Path) -> None:
     before = copy.deepcopy(network.state_dict())
     model = trainer(tmp_path, network).run()
     assert all(not torch.equal(before[name], value) for name, value in network.state_dict().items())
-    assert model.config.network == CustomConfig(channels=1, conditioning=model.config.network.conditioning)
+    assert model.spec == CustomConfig(channels=1, conditioning=model.spec.conditioning)
     assert model.num_classes == 10
     again = load(tmp_path, "cpu", network=Own(classes=10))
-    assert again.config == model.config
+    assert again.description() == model.description()
     assert torch.equal(again.sample(3, steps=2), model.sample(3, steps=2))
 
 
@@ -95,11 +95,11 @@ def test_a_run_is_resumed(tmp_path: Path) -> None:
 def test_a_bridged_teacher_and_its_copy_as_the_student(tmp_path: Path) -> None:
     bridge = FlowBridge(nn.Linear(8, 8), TrigFlow(SD), scale=2.0, adapter=lambda model, x, time, label: model(x))
     student = copy.deepcopy(bridge)
-    teacher = model_of(bridge, (1, 8, 8), normalization=measure(digits()))
+    teacher = model_of(bridge, (1, 8, 8), codec=digits().codec("measured", 0.5))
     before = copy.deepcopy(bridge.state_dict())
     model = trainer(tmp_path, student, SCD, teacher=teacher).run()
     assert model.kind == "consistency"
-    assert model.normalization == teacher.normalization
+    assert model.codec == teacher.codec
     assert all(torch.equal(before[name], value) for name, value in bridge.state_dict().items())
     assert not torch.equal(student.model.weight, bridge.model.weight)
 
@@ -124,8 +124,8 @@ def test_train_and_distill_take_one_too(tmp_path: Path) -> None:
 def test_model_of_a_network(tmp_path: Path) -> None:
     network = own(classes=2)
     model = model_of(network, (1, 8, 8), process=TrigFlow(0.7), class_names=("a", "b"))
-    assert model.config.process.sigma_data == 0.7
-    assert model.normalization == Normalization.symmetric(1)
+    assert model.process.sigma_data == 0.7
+    assert model.codec == Pixels.symmetric((1, 8, 8))
     assert model.num_classes == 2
     assert not network.training
     assert not any(p.requires_grad for p in network.parameters())
@@ -134,7 +134,7 @@ def test_model_of_a_network(tmp_path: Path) -> None:
     again = load(tmp_path, "cpu", network=Own(classes=2))
     assert torch.equal(again.sample(3, steps=2), model.sample(3, steps=2))
     bridge = FlowBridge(nn.Linear(8, 8), TrigFlow(0.3))
-    assert model_of(bridge, (1, 8, 8)).config.process is bridge.process
+    assert model_of(bridge, (1, 8, 8)).process is bridge.process
 
 
 def test_a_folder_without_its_module(tmp_path: Path, cli: Callable[..., Any]) -> None:

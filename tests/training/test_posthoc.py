@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from training.tiny import tiny_trainer
 from trigflow import load
-from trigflow.data import Normalization
+from trigflow.codecs import Pixels
 from trigflow.models.model import Model
 from trigflow.networks import ConditioningConfig, MLPConfig, build
 from trigflow.runtime.errors import UserError
@@ -154,7 +154,7 @@ def walk(
         if i % every == 0:
             for length, average in ema.tracked.items():
                 write_snapshot(run, i + skipped, i, length, average, dtype)
-    model = Model(ema.network, config, "diffusion", (1, 2, 4), (), Normalization.symmetric(1))
+    model = Model(ema.network, config.network, config.process, Pixels.symmetric((1, 2, 4)))
     write_json(run / "config.json", to_dict(config))
     write_json(run / "ema" / "model.json", model.description())
     return {length: other.network for length, other in others.items()}
@@ -271,7 +271,7 @@ def test_the_result_is_a_model_folder(tmp_path: Path) -> None:
     folder = result.save(tmp_path / "new" / "model")
     model = load(folder, "cpu")
     assert relative_distance(model.network, result.model.network) == 0
-    assert (model.config.ema.kind, model.config.ema.sigma_rel) == ("power", 0.07)
+    assert model.origin["ema_sigma_rel"] == 0.07
     facts = read_json(folder / "reconstruction.json", "facts")
     assert facts["expected_error"] == result.fit.error
     assert list(facts["coefficients"]) == [s.path.name for s in result.snapshots]

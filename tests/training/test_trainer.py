@@ -401,9 +401,7 @@ def test_a_folder_that_cannot_be(tmp_path: Path) -> None:
 
 
 def scd(folder: Path, teacher: Model, changes: Changes | None = None, data: Any = None) -> Trainer:
-    config = tiny_config(
-        {"objective.kind": "scd", "network": teacher.config.network, "teacher": "t", **(changes or {})}
-    )
+    config = tiny_config({"objective.kind": "scd", "network": teacher.spec, "teacher": "t", **(changes or {})})
     return Trainer(config, folder, teacher=teacher, dataset=digits() if data is None else data, progress=False)
 
 
@@ -425,9 +423,9 @@ def test_distill_takes_network_and_process_from_the_teacher(teacher: Model, tmp_
         {"objective.kind": "scd", "network.width": 32, "process.sigma_max": 50.0, "loop.iterations": 1}
     )
     model = distill(change(config, {"data.source": "digits"}), teacher, tmp_path / "run", progress=False)
-    assert model.config.network.width == 8
-    assert model.config.process == teacher.config.process
-    assert model.config.teacher == "teacher"
+    assert model.spec.width == 8
+    assert model.process == teacher.process
+    assert model.origin["teacher"] == "teacher"
 
 
 def test_train_opens_the_data_it_is_told_to(tmp_path: Path) -> None:

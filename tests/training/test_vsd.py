@@ -16,12 +16,14 @@ from torch import Tensor, nn
 
 from training.tiny import NETWORK, differing, digits, state_of, tiny_config, tiny_trainer, untrained_teacher
 from trigflow.cli import main
+from trigflow.codecs import Pixels
 from trigflow.models.model import Model, load
 from trigflow.networks import ConditioningConfig, DDPMPPConfig, DiTConfig, EDM2Config, NetworkConfig, build
 from trigflow.objectives import Loss, consistency_loss, diffusion_loss, generate, vsd_loss
 from trigflow.runtime.errors import UserError
 from trigflow.samplers import network_velocity
 from trigflow.training import losses
+from trigflow.training.config import read_config
 from trigflow.training.log import FigureWindow, read_metrics
 from trigflow.training.trainer import Trainer
 
@@ -44,7 +46,7 @@ def teacher() -> Model:
 
 def make(kind: str, folder: Path, teacher: Model, resume: bool = False) -> Trainer:
     changes = {**KINDS[kind], "loop.iterations": 4, "teacher": "teacher"}
-    network = dataclasses.replace(teacher.config.network, dropout=changes.pop("network.dropout", 0.0))
+    network = dataclasses.replace(teacher.spec, dropout=changes.pop("network.dropout", 0.0))
     config = tiny_config({**changes, "network": network})
     return Trainer(config, folder, teacher=teacher, dataset=digits(), resume=resume, progress=False)
 
@@ -317,10 +319,10 @@ def test_a_start_that_does_not_fit(teacher: Model, tmp_path: Path) -> None:
         tiny_trainer(tmp_path / "run", VSD, teacher=teacher, start=begun)
     with pytest.raises(UserError, match=r"no model to start from; expected that of start = 'somewhere'"):
         tiny_trainer(tmp_path / "run", {**VSD, "start": "somewhere"}, teacher=teacher)
-    other = dataclasses.replace(begun, shape=(1, 9, 9))
+    other = dataclasses.replace(begun, codec=dataclasses.replace(begun.codec, shape=(1, 9, 9)))
     with pytest.raises(UserError, match=r"images of shape \(1, 8, 8\) and the start \(1, 9, 9\)"):
         tiny_trainer(tmp_path / "run", BOTH, teacher=teacher, start=other)
-    symmetric = dataclasses.replace(begun, normalization=type(begun.normalization).symmetric(1))
+    symmetric = dataclasses.replace(begun, codec=Pixels.symmetric((1, 8, 8)))
     with pytest.raises(UserError, match="normalized otherwise"):
         tiny_trainer(tmp_path / "run", BOTH, teacher=teacher, start=symmetric)
     assert not (tmp_path / "run").exists()
@@ -359,7 +361,7 @@ def test_a_run_is_a_consistency_model_with_its_figures_logged(kind: str, teacher
     changes = {**BOTH, "objective.kind": kind, "loop.sample_every": 3}
     tiny_trainer(tmp_path / "run", changes, teacher=teacher).run()
     model = load(tmp_path / "run", "cpu")
-    assert (model.kind, model.takes_guidance, model.config.objective.kind) == ("consistency", True, kind)
+    assert (model.kind, model.takes_guidance, model.origin["objective"]) == ("consistency", True, kind)
     for steps in (1, 2):
         assert model.sample(3, steps=steps, guidance=1.5).shape == (3, 1, 8, 8)
     lines = read_metrics(tmp_path / "run")
@@ -431,8 +433,10 @@ def test_the_command_starts_a_student_from_a_student(teacher: Model, tmp_path: P
          "--objective.kind", "scd-vsd", "--objective.fake-updates", "2", "--optimizer.name", "adam", "--quiet", *few]
     )  # fmt: skip
     model = load(tmp_path / "run", "cpu")
-    assert model.config.start == str(tmp_path / "begun")
-    assert model.config.objective.fake_updates == 2
+    assert model.origin["objective"] == "scd-vsd"
+    config = read_config(tmp_path / "run")
+    assert config.start == str(tmp_path / "begun")
+    assert config.objective.fake_updates == 2
 
     def gap(other: Model) -> Tensor:
         pairs = zip(model.network.parameters(), other.network.parameters(), strict=True)

@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from trigflow.data import ImageDataset, open_dataset
-from trigflow.models.model import Model, fit_network
+from trigflow.codecs import Codec
+from trigflow.data import Dataset, ImageDataset, open_dataset
+from trigflow.models.model import Model
 from trigflow.networks import ConditioningConfig, UNetConfig
 from trigflow.objectives import TangentConfig
-from trigflow.training.config import LoopConfig, ObjectiveConfig, OptimizerConfig, RunConfig
+from trigflow.training.config import LoopConfig, ObjectiveConfig, OptimizerConfig, RunConfig, origin_of
 from trigflow.training.saving import Resume
+from trigflow.training.setup import fit_network
 from trigflow.training.trainer import Trainer
 
 NETWORK = UNetConfig(patch=2, width=8, mult=(1, 2), blocks=1, conditioning=ConditioningConfig(width=8))
@@ -65,17 +67,28 @@ def tiny_trainer(
     """A trainer on `digits()`, without progress bar; a student's network is the teacher's."""
     config = tiny_config(changes)
     if teacher is not None:
-        config = dataclasses.replace(config, teacher="teacher", network=teacher.config.network)
+        config = dataclasses.replace(config, teacher="teacher", network=teacher.spec)
     return Trainer(config, folder, teacher=teacher, start=start, dataset=digits(), resume=resume, progress=False)
+
+
+def digits_config(changes: dict[str, Any] | None = None) -> RunConfig:
+    """`tiny_config` with the channels and classes of `digits()`."""
+    return fit_network(tiny_config(changes), digits())
+
+
+def model_from(network: nn.Module, config: RunConfig, data: Dataset, codec: Codec | None = None) -> Model:
+    """The model that a run of this configuration on these data would be, around a network."""
+    codec = codec or data.codec("measured", config.process.sigma_data)
+    sampling, origin = config.objective.sampling, origin_of(config)
+    return Model(network, config.network, config.process, codec, sampling, data.class_names, origin=origin)
 
 
 def untrained_teacher(seed: int = 0) -> Model:
     """A class-conditional diffusion model of digits whose weights, its output layer included, are random."""
-    from trigflow.data import measure
     from trigflow.networks import build
 
     data = digits()
-    config = fit_network(tiny_config(), data)
+    config = digits_config()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = build(config.network)
@@ -83,7 +96,7 @@ def untrained_teacher(seed: int = 0) -> Model:
             for parameter in network.parameters():
                 parameter.add_(0.05 * torch.randn_like(parameter))
     network.eval().requires_grad_(False)
-    return Model(network, config, "diffusion", data.shape, data.class_names, measure(data))
+    return model_from(network, config, data)
 
 
 def state_of(trainer: Trainer) -> dict[str, Tensor]:

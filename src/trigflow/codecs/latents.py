@@ -65,7 +65,7 @@ class Latents:
                 f"sigma_data={self.sigma_data}; expected (c, h, w), a finite mean and a positive deviation a channel; "
                 "measure the data again"
             )
-        if self.autoencoder is None:
+        if self.autoencoder is None or self.autoencoder.source != self.vae:
             object.__setattr__(self, "autoencoder", VAE(self.vae))
 
     @classmethod

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import dacite
@@ -17,6 +18,7 @@ from trigflow.networks import NetworkConfig, UNetConfig, network_from_state, net
 from trigflow.objectives import DiscreteConfig, MeanFlowConfig, TangentConfig
 from trigflow.process import Proposal, TrigFlow
 from trigflow.runtime.errors import UserError
+from trigflow.runtime.files import read_json
 from trigflow.samplers.sampling import Jumps, Sampling
 from trigflow.segments import segment_jumps
 
@@ -358,6 +360,15 @@ def to_dict(config: RunConfig) -> dict[str, Any]:
     """Plain JSON types; the network carries its name under `kind`."""
     raw: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
     return {**raw, "network": network_state(config.network)}
+
+
+def read_config(folder: str | Path) -> RunConfig:
+    """The configuration of the run in a folder.
+
+    Raises:
+        UserError: when there is none, it is damaged, or only a newer version reads it.
+    """
+    return from_dict(read_json(Path(folder) / "config.json", "configuration"))
 
 
 def from_dict(raw: dict[str, Any]) -> RunConfig:

@@ -18,9 +18,9 @@ from trigflow.networks import MLPConfig, name_of
 from trigflow.networks.custom import check_end, check_trainable, describe
 from trigflow.process import Proposal
 from trigflow.runtime.errors import UserError
-from trigflow.runtime.files import ensure_folder, read_json
+from trigflow.runtime.files import ensure_folder
 from trigflow.training.checkpoint import clear_unfinished
-from trigflow.training.config import ObjectiveConfig, RunConfig, from_dict, to_dict
+from trigflow.training.config import ObjectiveConfig, RunConfig, read_config, to_dict
 
 MAY_CHANGE = frozenset(
     {
@@ -75,7 +75,7 @@ def config_of(folder: Path, model: Model | None) -> RunConfig:
         UserError: when it is damaged.
     """
     if model is None or (folder / "config.json").is_file():
-        return from_dict(read_json(folder / "config.json", "configuration"))
+        return read_config(folder)
     objective = ObjectiveConfig(label_dropout=0.1 if model.sampling.guided else 0.0)
     if "noise_levels" in model.origin:
         objective = dataclasses.replace(objective, proposal=Proposal(*model.origin["noise_levels"]))
@@ -188,7 +188,7 @@ def claim_folder(folder: Path, config: RunConfig, resume: bool) -> Path:
     """
     existing = folder / "config.json"
     if resume and existing.is_file():
-        compare_configs(to_dict(from_dict(read_json(existing, "configuration"))), to_dict(config))
+        compare_configs(to_dict(read_config(folder)), to_dict(config))
     elif existing.is_file():
         raise UserError(
             f"'{folder}' already holds a run; expected a new folder; choose another --out, or --resume to go on with it"

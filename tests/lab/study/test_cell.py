@@ -61,7 +61,7 @@ def test_a_cell_trains_and_scores(plan: Plan, out: Path) -> None:
 
     model = load(out / of(plan, "normalized").model, "cpu")  # an ordinary run folder
     assert model.kind == "consistency"
-    assert model.config.teacher == f"../../{of(plan, 'normalized').teacher}"
+    assert model.origin["teacher"] == f"../../{of(plan, 'normalized').teacher}"
 
 
 def test_what_is_trained_is_not_trained_again(plan: Plan, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
