@@ -355,7 +355,7 @@ def test_no_run_to_compare_with(photos: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"model description .* does not exist"):
         check_data(str(photos), like=tmp_path)
     (tmp_path / "model.json").write_text("{}")
-    with pytest.raises(UserError, match=r"holds a model.json without 'shape'"):
+    with pytest.raises(UserError, match=r"does not exist"):
         check_data(str(photos), like=tmp_path)
 
 

@@ -79,7 +79,7 @@ def test_split_depends_on_the_seed_alone() -> None:
     ("n", "fraction"), [(10, 0.0), (10, 1.0), (10, -0.5), (10, 1.5), (1, 0.5), (10, 0.01), (10, float("nan"))]
 )
 def test_split_refuses_empty_parts(n: int, fraction: float) -> None:
-    with pytest.raises(UserError, match="two parts of at least one image"):
+    with pytest.raises(UserError, match="two parts of at least one sample"):
         counted(n).split(fraction, seed=0)
 
 

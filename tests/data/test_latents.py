@@ -21,15 +21,12 @@ from PIL import Image
 from torch import Tensor
 
 from training.tiny import differing, state_of, tiny_config
+from trigflow.codecs import Latents, Pixels
 from trigflow.codecs.vae import VAESource
 from trigflow.data import (
     ImageDataset,
     LatentDataset,
-    LatentNormalization,
-    Normalization,
     measure_latents,
-    normalization_for,
-    normalization_from_state,
     open_dataset,
 )
 from trigflow.models.model import Model, load
@@ -71,68 +68,6 @@ def stored_zip(folder: Path) -> Path:
     return path
 
 
-# Normalization -------------------------------------------------------------------------------------------------------
-
-
-def test_edm2s_numbers() -> None:
-    normalization = LatentNormalization.edm2()
-    assert normalization.raw_mean == (5.81, 3.25, 0.12, -2.15)
-    assert normalization.raw_std == (4.17, 4.62, 3.71, 3.28)
-    assert normalization.sigma_data == 0.5
-    assert normalization.vae == VAESource("stabilityai/sd-vae-ft-mse", "unit", None)
-    mean, std = torch.tensor([5.81, 3.25, 0.12, -2.15]), torch.tensor([4.17, 4.62, 3.71, 3.28])
-    at = torch.stack([mean, mean + std, mean - 2 * std])[:, :, None, None]
-    expected = torch.tensor([0.0, 0.5, -1.0])[:, None, None, None].expand(3, 4, 1, 1)
-    torch.testing.assert_close(normalization.encode(at), expected, rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize("sigma_data", [0.5, 1.0])
-def test_encoding_and_decoding_are_inverse(sigma_data: float) -> None:
-    normalization = LatentNormalization.edm2(sigma_data=sigma_data)
-    latents = moments(std=False)
-    exact = (latents.double() - torch.tensor(normalization.raw_mean).double()[:, None, None]) / torch.tensor(
-        normalization.raw_std
-    ).double()[:, None, None]
-    x0 = normalization.encode(latents)
-    torch.testing.assert_close(x0.double(), exact * sigma_data, rtol=0, atol=1e-6)
-    torch.testing.assert_close(normalization.decode(x0), latents, rtol=0, atol=2e-6)
-    assert x0.dtype == torch.float32
-
-
-def test_the_normalization_as_json() -> None:
-    normalization = LatentNormalization((0.5, 1, -2, 3), (1, 2, 3, 4), 0.25, VAESource("a/vae", "symmetric", "abc"))
-    state = json.loads(json.dumps(normalization.state()))
-    assert normalization_from_state(state) == normalization
-    images = Normalization.symmetric(3)
-    assert normalization_from_state(images.state()) == images
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"raw_mean": [1.0]},
-        {"raw_std": [1, 1, 1, 0]},
-        {"raw_std": [1, 1, 1, math.inf]},
-        {"raw_std": None},
-        {"raw_mean": ["a", "b", "c", "d"]},
-        {"sigma_data": 0},
-        {"vae": None},
-        {"vae": {"name": "x", "pixels": "bright", "digest": None}},
-        {"vae": {"name": "x", "pixels": ["unit"], "digest": None}},
-    ],
-)
-def test_a_damaged_state_is_refused(change: dict[str, object]) -> None:
-    with pytest.raises(UserError, match=r"; expected .*; (measure|take)"):
-        normalization_from_state({**LatentNormalization.edm2().state(), **change})
-
-
-def test_bytes_and_other_channels_are_no_latents() -> None:
-    normalization = LatentNormalization.edm2()
-    for wrong in (torch.zeros(1, 4, 2, 2, dtype=torch.uint8), torch.zeros(1, 3, 2, 2), torch.zeros(4, 2, 2)):
-        with pytest.raises(UserError, match="use the normalization of these latents"):
-            normalization.encode(wrong)
-
-
 # What is drawn -------------------------------------------------------------------------------------------------------
 
 
@@ -140,16 +75,16 @@ def test_a_batch_is_drawn_from_the_posterior() -> None:
     data, indices = dataset(), torch.tensor([3, 0, 3])
     latents, labels = data.batch(indices, generator=torch.Generator().manual_seed(5))
     eps = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(5))
-    assert latents.equal(data.images[indices, :4] + data.images[indices, 4:] * eps)
+    assert latents.equal(data.values[indices, :4] + data.values[indices, 4:] * eps)
     assert labels is not None
     assert labels.tolist() == [1, 0, 1]
     assert not latents[0].equal(latents[2])
-    assert data.batch(indices)[0].equal(data.images[indices, :4])
+    assert data.batch(indices)[0].equal(data.values[indices, :4])
 
 
 def test_means_alone_are_taken_as_they_are() -> None:
     data, generator = dataset(std=False), torch.Generator().manual_seed(5)
-    assert data.batch(torch.tensor([1, 2]), generator=generator)[0].equal(data.images[1:3])
+    assert data.batch(torch.tensor([1, 2]), generator=generator)[0].equal(data.values[1:3])
     assert not data.has_std
     assert data.shape == (4, 8, 8)
 
@@ -157,7 +92,7 @@ def test_means_alone_are_taken_as_they_are() -> None:
 def test_the_measured_normalization() -> None:
     data = dataset(40)
     normalization = measure_latents(data)
-    means, stds = data.images[:, :4].double(), data.images[:, 4:].double()
+    means, stds = data.values[:, :4].double(), data.values[:, 4:].double()
     torch.testing.assert_close(torch.tensor(normalization.raw_mean).double(), means.mean(dim=(0, 2, 3)))
     variance = means.var(dim=(0, 2, 3), correction=0) + stds.square().mean(dim=(0, 2, 3))
     torch.testing.assert_close(torch.tensor(normalization.raw_std).double(), variance.sqrt())
@@ -167,17 +102,17 @@ def test_the_measured_normalization() -> None:
     torch.testing.assert_close(x0.std(dim=(0, 2, 3)), torch.full((4,), 0.5), rtol=0, atol=0.01)
 
 
-def test_which_normalization_for_which_data() -> None:
+def test_which_codec_for_which_data() -> None:
     latents = dataset()
     images = ImageDataset("photos", torch.arange(48, dtype=torch.uint8).reshape(1, 3, 4, 4))
-    assert normalization_for(latents, "measured", 0.5) == measure_latents(latents)
-    assert normalization_for(latents, "edm2", 0.5) == LatentNormalization.edm2()
-    assert normalization_for(images, "symmetric", 0.5) == Normalization.symmetric(3)
+    assert latents.codec("measured", 0.5) == measure_latents(latents)
+    assert latents.codec("edm2", 0.5) == Latents.edm2(latents.shape)
+    assert images.codec("symmetric", 0.5) == Pixels.symmetric((3, 4, 4))
     symmetric = dataclasses.replace(latents, vae=VAESource(pixels="symmetric"))
     for data, kind in ((latents, "symmetric"), (symmetric, "edm2"), (images, "edm2")):
         with pytest.raises(UserError, match=r"set (it|data.normalize) to measured"):
-            normalization_for(data, kind, 0.5)  # type: ignore[arg-type]
-    assert normalization_for(symmetric, "measured", 0.5).vae.pixels == "symmetric"  # type: ignore[union-attr]
+            data.codec(kind, 0.5)  # type: ignore[arg-type]
+    assert symmetric.codec("measured", 0.5).vae.pixels == "symmetric"  # type: ignore[union-attr]
 
 
 def test_latents_that_do_not_vary_cannot_be_measured() -> None:
@@ -193,7 +128,7 @@ def test_what_is_no_latent_data_set() -> None:
     for wrong in (moments()[:, :7], moments()[:, :3], moments().double(), moments()[0]):
         with pytest.raises(UserError, match="encode the images with: trigflow encode"):
             LatentDataset("wrong", wrong)
-    with pytest.raises(UserError, match="one label an image"):
+    with pytest.raises(UserError, match="one label a sample"):
         LatentDataset("wrong", moments(), torch.arange(3), ("a", "b", "c"))
     with pytest.raises(UserError, match=r"turn data\.flip off"):
         dataset().batch(torch.tensor([0]), flip=torch.tensor([True]))
@@ -202,14 +137,14 @@ def test_what_is_no_latent_data_set() -> None:
 def test_subsets_keep_the_deviations() -> None:
     data = dataset()
     part = data.subset(torch.tensor([4, 1]))
-    assert part.images.equal(data.images[[4, 1]])
+    assert part.values.equal(data.values[[4, 1]])
     assert part.labels is not None
     assert part.labels.tolist() == [0, 1]
     first, second = data.split(0.25, seed=1)
     assert (len(first), len(second)) == (3, 9)
     assert isinstance(first, LatentDataset)
-    assert sorted(torch.cat([first.images, second.images])[:, 0, 0, 0].tolist()) == sorted(
-        data.images[:, 0, 0, 0].tolist()
+    assert sorted(torch.cat([first.values, second.values])[:, 0, 0, 0].tolist()) == sorted(
+        data.values[:, 0, 0, 0].tolist()
     )
 
 
@@ -221,7 +156,7 @@ def test_a_folder_or_zip_of_latents(tmp_path: Path, pack: Pack) -> None:
     folder = write(tmp_path / "photos", latents, ["cats/0.npy", "cats/1.npy", "dogs/0.npy", "dogs/x/1.NPY"])
     data = open_dataset(pack(folder))
     assert isinstance(data, LatentDataset)
-    assert data.images.equal(latents)
+    assert data.values.equal(latents)
     assert data.labels is not None
     assert data.labels.tolist() == [0, 0, 1, 1]
     assert data.class_names == ("cats", "dogs")
@@ -232,7 +167,7 @@ def test_a_folder_or_zip_of_latents(tmp_path: Path, pack: Pack) -> None:
 def test_any_float_is_read(tmp_path: Path, dtype: str, order: Any) -> None:
     latents = moments(1)[0].half().numpy()
     np.save(tmp_path / "0.npy", np.asarray(latents, dtype=dtype, order=order))
-    assert open_dataset(tmp_path).images[0].numpy().tolist() == latents.astype(np.float32).tolist()
+    assert open_dataset(tmp_path).values[0].numpy().tolist() == latents.astype(np.float32).tolist()
 
 
 def test_dataset_json_names_labels_classes_and_autoencoder(tmp_path: Path, pack: Pack) -> None:
@@ -373,7 +308,7 @@ def test_corrupt_latents_can_be_left_out(tmp_path: Path, pack: Pack) -> None:
     folder = write(tmp_path / "photos", latents, content={"labels": [[f"{i:03d}.npy", i] for i in range(4)]})
     (folder / "000.npy").write_bytes(GOOD[:-1])
     data = open_dataset(pack(folder), skip_corrupt=True)
-    assert data.images.equal(latents[1:])
+    assert data.values.equal(latents[1:])
     assert data.skipped == ("000.npy",)
     assert data.labels is not None
     assert data.labels.tolist() == [1, 2, 3]
@@ -427,7 +362,7 @@ def test_a_resumed_run_draws_the_same_latents(tmp_path: Path) -> None:
     assert resumed.iteration == 3
     resumed.run()
     assert differing(state_of(straight), state_of(resumed)) == []
-    means = trainer(tmp_path / "means", dataset=dataclasses.replace(dataset(), images=dataset().images[:, :4]))
+    means = trainer(tmp_path / "means", dataset=dataclasses.replace(dataset(), values=dataset().values[:, :4]))
     means.run()
     assert differing(state_of(straight), state_of(means)) != []
 
@@ -437,7 +372,7 @@ def test_a_run_on_latents_says_so_in_its_model(tmp_path: Path) -> None:
     trainer(tmp_path / "run", {"data.normalize": "edm2"}, dataset=dataclasses.replace(dataset(), vae=vae)).run()
     model = load(tmp_path / "run", "cpu")
     assert model.shape == (4, 8, 8)
-    assert model.codec == LatentNormalization(vae=vae)
+    assert model.codec == Latents((4, 8, 8), vae=vae)
     assert model.class_names == ("cats", "dogs")
     latents = model.sample(3, steps=2, decode=False)
     assert latents.shape == (3, 4, 8, 8)
@@ -493,12 +428,10 @@ def test_a_teacher_of_another_autoencoder(
     assert not (tmp_path / "student").exists()
 
 
-def test_a_model_of_images_has_no_latents(tmp_path: Path) -> None:
+def test_a_model_of_images_has_no_latents() -> None:
     from training.tiny import untrained_teacher
 
     model: Model = untrained_teacher()
-    assert model.vae is None
-    with pytest.raises(UserError, match="expected a model of latents"):
-        model.sample(1, decode=False)
-    with pytest.raises(UserError, match="drop --vae"):
-        model.use_vae("some/vae")
+    assert torch.equal(model.sample(1, decode=False), model.sample(1))  # bytes are what is stored
+    with pytest.raises(UserError, match="expected a model of latents; drop --vae"):
+        model.codec.with_autoencoder("some/vae")

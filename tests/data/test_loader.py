@@ -122,7 +122,7 @@ def test_waiting_is_measured(photos: Path) -> None:
         def only(self, indices: Tensor) -> Slow:
             return self
 
-    slow = replace(dataset, images=dataset.images[:0], rows=Slow())
+    slow = replace(dataset, values=dataset.values[:0], rows=Slow())
     loader = Loader(slow, plans(slow), 5)
     loader.read(0, torch.tensor([1]))
     assert loader.waited() >= 0.05

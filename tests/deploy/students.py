@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from training.tiny import digits, digits_config, model_from
+from training.tiny import change, digits, digits_config, model_from
 from trigflow.models.model import Kind, Model
 from trigflow.networks import build
 from trigflow.training.config import ObjectiveConfig, RunConfig
@@ -23,6 +23,7 @@ def student(
     config: RunConfig = digits_config(
         {"objective.kind": "scd", "network.mult": (1,), "teacher": "teacher", **(changes or {})}
     )
+    config = change(config, {name: value for name, value in (changes or {}).items() if name.startswith("network.")})
     conditioning = dataclasses.replace(
         config.network.conditioning,
         takes_guidance=config.objective.guidance_max > 1,

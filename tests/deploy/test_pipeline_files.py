@@ -181,11 +181,11 @@ def test_folders_that_cannot_be_opened(folder: Path, tmp_path: Path) -> None:
         TrigFlowPipeline.from_pretrained(tmp_path)
 
     config = json.loads((folder / "network" / "config.json").read_text())
-    write_json(folder / "network" / "config.json", {**config, "run": {**config["run"], "process": {"sigma": 1}}})
-    with pytest.raises(UserError, match="configuration cannot be read"):
+    write_json(folder / "network" / "config.json", {**config, "model": {**config["model"], "process": {"sigma": 1}}})
+    with pytest.raises(UserError, match="cannot be used"):
         TrigFlowPipeline.from_pretrained(folder)
-    network = {**config["run"]["network"], "blocks": 2}
-    write_json(folder / "network" / "config.json", {**config, "run": {**config["run"], "network": network}})
+    network = {**config["model"]["network"], "blocks": 2}
+    write_json(folder / "network" / "config.json", {**config, "model": {**config["model"], "network": network}})
     with pytest.raises(UserError, match=r"other weights than its config.json asks for|cannot be read"):
         TrigFlowPipeline.from_pretrained(folder)
     write_json(folder / "network" / "config.json", config)

@@ -193,7 +193,7 @@ def test_latents_of_other_statistics(tmp_path: Path) -> None:
     import_snapshot(file, tmp_path / "run")
     z = torch.randn(2, 4, 3, 3, generator=torch.Generator().manual_seed(0))
     expected = z * torch.tensor(scale)[:, None, None] + torch.tensor(bias)[:, None, None]
-    assert torch.allclose(load(tmp_path / "run", "cpu").normalization.encode(z), expected, atol=1e-5)
+    assert torch.allclose(load(tmp_path / "run", "cpu").codec.encode(z), expected, atol=1e-5)
 
 
 # Refusals --------------------------------------------------------------------------------------------------------------
@@ -381,7 +381,6 @@ def test_command(tmp_path: Path, cli: Callable[..., Any]) -> None:
     assert "EDMPrecond(SongUNet)" in result.out
     assert "200000 kimg" in result.out
     assert sorted(p.name for p in (tmp_path / "new" / "run").iterdir()) == [
-        "config.json",
         "model.json",
         "network.safetensors",
     ]

@@ -347,7 +347,7 @@ def test_mistakes(tmp_path: Path) -> None:
     lost = save_run(tmp_path / "lost", "unet", {"data.source": str(tmp_path / "nowhere")})
     out = tmp_path / "out"
     few = digits().subset(torch.tensor([0]))
-    wide = dataclasses.replace(digits(), images=digits().images.repeat(1, 1, 1, 2))
+    wide = dataclasses.replace(digits(), values=digits().values.repeat(1, 1, 1, 2))
     two = dataclasses.replace(digits(), labels=digits().labels % 2, class_names=("even", "odd"))
     mistakes: list[tuple[Callable[[], Any], str]] = [
         (lambda: run(stable, out), "already"),

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from training.tiny import change, differing, digits, state_of, tiny_config, tiny_trainer, untrained_teacher
 from trigflow import UserError, load, model_of
-from trigflow.evaluation.evaluate_model import describe_run, evaluations
+from trigflow.evaluation.evaluate_model import evaluations
 from trigflow.lab.plan import Step
 from trigflow.lab.recipes import NamedRun, get_run
 from trigflow.models.model import Model
@@ -21,6 +21,7 @@ from trigflow.objectives import multistep_loss
 from trigflow.process import TrigFlow
 from trigflow.samplers import multistep_sample, network_velocity
 from trigflow.training.config import from_dict, to_dict
+from trigflow.training.describe import describe_run
 from trigflow.training.setup import fit_network, start_from
 
 SCD = {"objective.kind": "scd", "objective.segments": 4}

@@ -50,7 +50,7 @@ class Pixels:
 
     def __post_init__(self) -> None:
         numbers = (*self.mean, self.scale, self.sigma_data)
-        fine = all(map(math.isfinite, numbers)) and self.scale > 0 and self.sigma_data > 0
+        fine = bool(self.mean) and all(map(math.isfinite, numbers)) and self.scale > 0 and self.sigma_data > 0
         if not fine or len(self.shape) != 3 or len(self.mean) != self.shape[0]:
             raise UserError(
                 f"pixels of shape {self.shape}, mean={self.mean}, scale={self.scale}, sigma_data={self.sigma_data}; expected "

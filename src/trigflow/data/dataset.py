@@ -226,6 +226,21 @@ class ImageDataset(Dataset):
         """The images in memory, uint8 `(n, c, h, w)`."""
         return self.values
 
+    @property
+    def channels(self) -> int:
+        """1 (grayscale) or 3 (RGB)."""
+        return self.values.shape[1]
+
+    @property
+    def height(self) -> int:
+        """Height in pixels."""
+        return self.values.shape[2]
+
+    @property
+    def width(self) -> int:
+        """Width in pixels."""
+        return self.values.shape[3]
+
     def check_flip(self) -> None:
         """Images can be mirrored."""
 

@@ -8,6 +8,7 @@ from typing import Any
 from trigflow.data.config import data_of
 from trigflow.migrations import stamped
 from trigflow.models.model import Model
+from trigflow.networks import name_of
 from trigflow.runtime.errors import UserError
 from trigflow.runtime.files import read_json
 from trigflow.training.config import RunConfig, from_dict, to_dict
@@ -156,7 +157,7 @@ def model_card(model: Model, figures: list[dict[str, Any]], pictured: bool, run:
         arguments="class_labels=[0, 1], num_inference_steps=2, " if model.num_classes else "num_inference_steps=2, ",
         conditions="\n\n".join(lines),
         figures=table(figures) if figures else "Not measured.",
-        recipe=table(_recipe(from_dict(run))) if run else "Not recorded.",
+        recipe=table(_recipe(from_dict(run)) if run else _known(model)),
     )
 
 
@@ -167,6 +168,17 @@ def table(rows: list[dict[str, Any]]) -> str:
     cells = [[_cell(row.get(name, "")) for name in names] for row in rows]
     head = [COLUMNS.get(name, name) for name in names]
     return "\n".join("| " + " | ".join(line) + " |" for line in (head, ["---"] * len(names), *cells))
+
+
+def _known(model: Model) -> list[dict[str, Any]]:
+    """What a model says of its training, where the configuration of its run is not at hand."""
+    settings = {
+        "objective": OBJECTIVES.get(model.origin.get("objective", ""), "not recorded"),
+        "data": _code(_last_name(data_of(model.origin).source)),
+        "network": name_of(model.spec),
+        "sigma_data": model.process.sigma_data,
+    }
+    return [{"setting": name, "value": value} for name, value in settings.items()]
 
 
 def _recipe(config: RunConfig) -> list[dict[str, Any]]:

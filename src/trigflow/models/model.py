@@ -359,7 +359,7 @@ def read_description(path: Path) -> dict[str, Any]:
     raw = read_json(path, "model description")
     beside = {}
     if isinstance(raw, dict) and raw.get("format", 1) == 1:
-        folder = path.parent if (path.parent / "config.json").is_file() else path.parent.parent
+        folder = path.parent.parent if path.parent.name == "ema" else path.parent
         beside = read_json(folder / "config.json", "configuration")
     return current_description(raw, f"'{path}'", beside)
 

@@ -162,7 +162,7 @@ def _left_in_place(decoder: Decoder, found: Scan) -> dict[str, Any]:
     channels, (height, width) = int(found.channels.max()), sizes[0].tolist()
     files = decoder.files.only(whole.tolist()) if len(whole) < len(decoder.files) else decoder.files
     return {
-        "images": torch.empty(0, channels, height, width, dtype=torch.uint8),
+        "values": torch.empty(0, channels, height, width, dtype=torch.uint8),
         "rows": ImageRows(replace(decoder, files=files, channels=channels), (height, width)),
         "counts": found.counts_of(channels),
     }

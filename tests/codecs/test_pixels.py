@@ -10,10 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from trigflow.data import ImageDataset, Normalization, measure, open_dataset, statistics
+from trigflow.codecs import Pixels, codec_from_state, pixels
+from trigflow.data import ImageDataset, open_dataset
 from trigflow.runtime.errors import UserError
 
 ALL_BYTES = torch.arange(256, dtype=torch.uint8)
+
+
+def measure(dataset: ImageDataset, sigma_data: float = 0.5) -> Pixels:
+    return dataset.codec("measured", sigma_data)
 
 
 def random_images(*shape: int, seed: int = 0) -> Tensor:
@@ -22,10 +27,10 @@ def random_images(*shape: int, seed: int = 0) -> Tensor:
 
 def test_digits_agree_with_numpy() -> None:
     digits = open_dataset("digits")
-    pixels = digits.images.numpy().astype(np.float64) / 127.5 - 1
+    values = digits.images.numpy().astype(np.float64) / 127.5 - 1
     measured = measure(digits)
-    assert measured.mean == pytest.approx((pixels.mean(),), rel=1e-12)
-    assert measured.scale == pytest.approx(0.5 / pixels.std(), rel=1e-12)
+    assert measured.mean == pytest.approx((values.mean(),), rel=1e-12)
+    assert measured.scale == pytest.approx(0.5 / values.std(), rel=1e-12)
     assert measured.sigma_data == 0.5
 
 
@@ -34,11 +39,11 @@ def test_colour_has_one_mean_a_channel_and_one_scale(sigma_data: float) -> None:
     images = random_images(7, 3, 5, 4)
     images[:, 1] //= 2
     images[:, 2] = 40 + images[:, 2] // 8
-    pixels = images.numpy().astype(np.float64) / 127.5 - 1
-    mean = pixels.mean(axis=(0, 2, 3))
+    values = images.numpy().astype(np.float64) / 127.5 - 1
+    mean = values.mean(axis=(0, 2, 3))
     measured = measure(ImageDataset("colour", images), sigma_data)
     assert measured.mean == pytest.approx(mean, rel=1e-12)
-    assert measured.scale == pytest.approx(sigma_data / (pixels - mean[:, None, None]).std(), rel=1e-12)
+    assert measured.scale == pytest.approx(sigma_data / (values - mean[:, None, None]).std(), rel=1e-12)
 
     x0 = measured.encode(images).double()
     assert x0.mean(dim=(0, 2, 3)).abs().max() < 1e-6
@@ -49,7 +54,7 @@ def test_the_chunk_size_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None
     dataset = ImageDataset("chunks", random_images(11, 3, 4, 4))
     whole = measure(dataset)
     for elements in (1, 100, 500):
-        monkeypatch.setattr(statistics, "CHUNK_ELEMENTS", elements)
+        monkeypatch.setattr(pixels, "CHUNK_ELEMENTS", elements)
         assert measure(dataset) == whole
 
 
@@ -82,33 +87,33 @@ def test_sigma_data_must_be_positive(sigma_data: float) -> None:
 
 
 def test_encode_follows_its_formula() -> None:
-    normalization = Normalization(mean=(0.5, -0.25), scale=2.0)
+    codec = Pixels((2, 1, 1), mean=(0.5, -0.25), scale=2.0)
     images = torch.tensor([0, 255], dtype=torch.uint8).reshape(1, 2, 1, 1)
-    x0 = normalization.encode(images)
+    x0 = codec.encode(images)
     assert x0.dtype == torch.float32
     assert x0.flatten().tolist() == [(-1 - 0.5) * 2, (1 + 0.25) * 2]
 
 
 def test_symmetric_is_the_range_from_minus_one_to_one() -> None:
-    normalization = Normalization.symmetric(3)
-    assert (normalization.mean, normalization.scale, normalization.sigma_data) == ((0, 0, 0), 1, 0.5)
-    x0 = normalization.encode(ALL_BYTES.expand(1, 3, 1, 256))
+    codec = Pixels.symmetric((3, 1, 256))
+    assert (codec.mean, codec.scale, codec.sigma_data) == ((0, 0, 0), 1, 0.5)
+    x0 = codec.encode(ALL_BYTES.expand(1, 3, 1, 256))
     assert (float(x0.min()), float(x0.max())) == (-1, 1)
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(mean=st.lists(st.floats(-1, 1), min_size=1, max_size=3), scale=st.floats(0.01, 1000))
 def test_all_bytes_survive_the_round_trip(mean: list[float], scale: float) -> None:
-    normalization = Normalization(tuple(mean), scale)
+    codec = Pixels((len(mean), 1, 256), tuple(mean), scale)
     images = ALL_BYTES.expand(2, len(mean), 1, 256)
-    assert torch.equal(normalization.decode(normalization.encode(images)), images)
+    assert torch.equal(codec.decode(codec.encode(images)), images)
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(mean=st.lists(st.floats(-1, 1), min_size=1, max_size=3), scale=st.floats(0.01, 1000), sigma=st.floats(0.1, 2))
 def test_state_survives_json(mean: list[float], scale: float, sigma: float) -> None:
-    normalization = Normalization(tuple(mean), scale, sigma)
-    assert Normalization.from_state(json.loads(json.dumps(normalization.state()))) == normalization
+    codec = Pixels((len(mean), 1, 256), tuple(mean), scale, sigma)
+    assert codec_from_state(json.loads(json.dumps(codec.state()))) == codec
 
 
 def test_decode_rounds_to_the_nearest_and_clamps() -> None:
@@ -116,33 +121,33 @@ def test_decode_rounds_to_the_nearest_and_clamps() -> None:
         return byte / 127.5 - 1
 
     x0 = torch.tensor([pixel(7.4), pixel(7.6), -9.0, 9.0, -math.inf, math.inf]).reshape(1, 1, 1, 6)
-    decoded = Normalization.symmetric(1).decode(x0)
+    decoded = Pixels.symmetric((1, 1, 256)).decode(x0)
     assert decoded.dtype == torch.uint8
     assert decoded.flatten().tolist() == [7, 8, 0, 255, 0, 255]
 
 
 def test_decode_takes_half_precision_up_first() -> None:
-    x0 = Normalization.symmetric(1).encode(ALL_BYTES.reshape(1, 1, 1, 256)).bfloat16()
+    x0 = Pixels.symmetric((1, 1, 256)).encode(ALL_BYTES.reshape(1, 1, 1, 256)).bfloat16()
     expected = (x0.double() * 127.5 + 127.5).round()
-    assert torch.equal(Normalization.symmetric(1).decode(x0).double(), expected)
+    assert torch.equal(Pixels.symmetric((1, 1, 256)).decode(x0).double(), expected)
 
 
 def test_shapes_and_types_that_do_not_fit_are_refused() -> None:
-    normalization = Normalization.symmetric(3)
+    codec = Pixels.symmetric((3, 2, 2))
     with pytest.raises(UserError, match="float32; expected uint8"):
-        normalization.encode(torch.zeros(1, 3, 2, 2))
+        codec.encode(torch.zeros(1, 3, 2, 2))
     with pytest.raises(UserError, match=r"expected \(b, 3, h, w\)"):
-        normalization.encode(torch.zeros(1, 1, 2, 2, dtype=torch.uint8))
+        codec.encode(torch.zeros(1, 1, 2, 2, dtype=torch.uint8))
     with pytest.raises(UserError, match=r"expected \(b, 3, h, w\)"):
-        normalization.decode(torch.zeros(3, 2, 2))
+        codec.decode(torch.zeros(3, 2, 2))
 
 
 @pytest.mark.parametrize(
     ("mean", "scale"), [((), 1.0), ((math.nan,), 1.0), ((0.0,), 0.0), ((0.0,), -1.0), ((0.0,), math.inf)]
 )
-def test_impossible_normalizations_are_refused(mean: tuple[float, ...], scale: float) -> None:
-    with pytest.raises(UserError, match="normalization mean="):
-        Normalization(mean, scale)
+def test_impossible_codecs_are_refused(mean: tuple[float, ...], scale: float) -> None:
+    with pytest.raises(UserError, match="mean="):
+        Pixels((len(mean), 1, 1), mean, scale)
 
 
 @pytest.mark.parametrize(
@@ -157,4 +162,4 @@ def test_impossible_normalizations_are_refused(mean: tuple[float, ...], scale: f
 )
 def test_damaged_states_are_refused(state: dict[str, object]) -> None:
     with pytest.raises(UserError, match="expected the numbers mean"):
-        Normalization.from_state(state)
+        codec_from_state({"kind": "pixels", "shape": [1, 2, 2], **state})
