@@ -12,6 +12,7 @@ import pytest
 
 from training.test_convert import save_run
 from trigflow import load
+from trigflow.samplers import Sampling
 
 Cli = Callable[..., Any]
 FAST = ["--iterations", "2", "--batch-size", "4", "--fit-iterations", "20", "--device", "cpu", "--quiet"]
@@ -32,7 +33,7 @@ def test_from_an_imported_form_to_a_student(teacher: Path, tmp_path: Path, cli: 
     report = json.loads((out / "convert.json").read_text())
     assert report["from"] == str(teacher)
     assert report["modulation"] == "double"
-    assert load(out, "cpu").config.network.modulation == "double"
+    assert load(out, "cpu").spec.modulation == "double"
     few = [
         "--loop.iterations",
         "2",
@@ -51,7 +52,7 @@ def test_from_an_imported_form_to_a_student(teacher: Path, tmp_path: Path, cli: 
 
 def test_mistakes_are_one_line(teacher: Path, tmp_path: Path, cli: Cli) -> None:
     student = tmp_path / "student"
-    dataclasses.replace(load(teacher, "cpu"), kind="consistency").save(student)
+    dataclasses.replace(load(teacher, "cpu"), sampling=Sampling("flow_map")).save(student)
     assert cli("convert", teacher, "--out", tmp_path / "stable", *FAST, "--iterations", "0").code == 0
     out = tmp_path / "out"
     for args, message in (

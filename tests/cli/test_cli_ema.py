@@ -17,6 +17,7 @@ from trigflow.codecs.pictures import make_grid
 from trigflow.evaluation.evaluate_model import evaluations
 from trigflow.models.model import load
 from trigflow.runtime.files import read_json
+from trigflow.training.config import read_config
 from trigflow.training.trainer import Trainer
 
 Cli = Callable[..., Any]
@@ -54,7 +55,6 @@ def test_ema_writes_a_model_folder(cli: Cli, run_folder: Path, tmp_path: Path) -
     assert result.err == ""
     assert error < 1e-3
     assert sorted(path.name for path in out.iterdir()) == [
-        "config.json",
         "model.json",
         "network.safetensors",
         "reconstruction.json",
@@ -64,7 +64,7 @@ def test_ema_writes_a_model_folder(cli: Cli, run_folder: Path, tmp_path: Path) -
     expected = make_grid(load(out, "cpu").sample(4, steps=3))
     assert np.array_equal(np.asarray(Image.open(picture)), np.asarray(expected))
     facts = json.loads(cli("info", out, "--json").out)
-    assert facts["config"]["ema"]["sigma_rel"] == 0.07
+    assert facts["origin"]["ema_sigma_rel"] == 0.07
 
 
 def test_ema_has_a_place_of_its_own(cli: Cli, run_folder: Path) -> None:
@@ -176,8 +176,9 @@ def test_distilling_with_an_interval_and_a_negative(
     assert result.code == 0
     model = load(tmp_path / "student", "cpu")
     assert model.takes_guidance
-    assert model.config.objective.guidance_interval == (0.2, 2.0)
-    assert model.config.negative == str(run_folder)
+    config = read_config(tmp_path / "student")
+    assert config.objective.guidance_interval == (0.2, 2.0)
+    assert config.negative == str(run_folder)
 
 
 def test_mistakes_with_guidance(

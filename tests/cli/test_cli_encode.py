@@ -197,7 +197,7 @@ def test_a_zip_of_images_without_labels(tmp_path: Path, vae: Path, cli: Cli) -> 
     data = open_dataset(out)
     assert (len(data), data.shape, data.labels) == (2, (4, 4, 4), None)
     resized = open_dataset(folder, resize=8)
-    torch.testing.assert_close(data.values, VAE(VAESource(str(vae))).encode(resized.images), rtol=0, atol=1e-6)
+    torch.testing.assert_close(data.values, VAE(VAESource(str(vae))).encode(resized.values), rtol=0, atol=1e-6)
 
 
 def test_gray_images_are_made_rgb(tmp_path: Path, vae: Path) -> None:
@@ -205,7 +205,7 @@ def test_gray_images_are_made_rgb(tmp_path: Path, vae: Path) -> None:
     Image.new("L", (8, 8), 77).save(tmp_path / "gray" / "0.png")
     encode_images(tmp_path / "gray", tmp_path / "latents.zip", vae=str(vae))
     expected = VAE(VAESource(str(vae))).encode(torch.full((1, 3, 8, 8), 77, dtype=torch.uint8))
-    torch.testing.assert_close(open_dataset(tmp_path / "latents.zip").images, expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(open_dataset(tmp_path / "latents.zip").values, expected, rtol=0, atol=1e-6)
 
 
 # Interrupted ---------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from training.tiny import change, digits, model_from, tiny_config
 from trigflow import Proposal, TrigFlow, UserError, load
 from trigflow.networks import ConditioningConfig, DDPMPPConfig, DiTConfig, EDM2Config, MLPConfig, UNetConfig, build
+from trigflow.samplers import Sampling
 from trigflow.training.convert import SIGMAS, ConvertSettings, convert
 from trigflow.training.setup import fit_network
 from trigflow.training.timepath import (
@@ -343,7 +344,7 @@ def test_mistakes(tmp_path: Path) -> None:
     folder = save_run(tmp_path / "run", "unet")
     stable = save_run(tmp_path / "stable", "unet", {"network.conditioning": ConditioningConfig(width=16)})
     student = tmp_path / "student"
-    dataclasses.replace(load(folder, "cpu"), kind="consistency").save(student)
+    dataclasses.replace(load(folder, "cpu"), sampling=Sampling("flow_map")).save(student)
     lost = save_run(tmp_path / "lost", "unet", {"data.source": str(tmp_path / "nowhere")})
     out = tmp_path / "out"
     few = digits().subset(torch.tensor([0]))

@@ -250,7 +250,7 @@ def test_settings_that_may_change(changes: dict[str, Any], tmp_path: Path) -> No
 def test_a_damaged_configuration_is_not_resumed(content: str, tmp_path: Path) -> None:
     tiny_trainer(tmp_path / "run", {"loop.iterations": 1}).run()
     (tmp_path / "run" / "config.json").write_text(content)
-    with pytest.raises(UserError, match=r"cannot be read"):
+    with pytest.raises(UserError, match=r"cannot be (read|used)"):
         tiny_trainer(tmp_path / "run", {"loop.iterations": 1}, resume=True)
 
 
@@ -267,7 +267,7 @@ def test_an_existing_run_is_not_overwritten(tmp_path: Path) -> None:
 def test_another_data_set_cannot_slip_in(tmp_path: Path) -> None:
     """Channels and classes are part of the recorded network, so data of another kind are noticed."""
     tiny_trainer(tmp_path / "run", {"loop.iterations": 1}).run()
-    rgb = change(digits(), {"images": digits().images.expand(-1, 3, -1, -1)})
+    rgb = change(digits(), {"values": digits().values.expand(-1, 3, -1, -1)})
     with pytest.raises(UserError, match=r"the run to resume has network\.channels = 1, now it is 3"):
         Trainer(tiny_config({"loop.iterations": 1}), tmp_path / "run", dataset=rgb, resume=True, progress=False)
-    assert torch.equal(digits().images, rgb.images[:, :1])
+    assert torch.equal(digits().values, rgb.values[:, :1])

@@ -19,6 +19,7 @@ from trigflow.models.model import Model, load
 from trigflow.networks import MLPConfig, build
 from trigflow.objectives import Loss
 from trigflow.runtime.errors import UserError
+from trigflow.samplers import Sampling
 from trigflow.training import losses
 from trigflow.training.checkpoint import list_checkpoints
 from trigflow.training.ema import power_exponent
@@ -437,7 +438,7 @@ def test_train_opens_the_data_it_is_told_to(tmp_path: Path) -> None:
     ("data", "message"),
     [
         (
-            {"images": torch.zeros(100, 1, 9, 8, dtype=torch.uint8)},
+            {"values": torch.zeros(100, 1, 9, 8, dtype=torch.uint8)},
             r"images of shape \(1, 9, 8\) and the teacher \(1, 8, 8\)",
         ),
         ({"labels": None, "class_names": ()}, "classes 0 and the teacher 10"),
@@ -455,7 +456,7 @@ def test_process_that_is_not_the_teachers(teacher: Model, tmp_path: Path) -> Non
 
 
 def test_a_student_is_no_teacher(teacher: Model, tmp_path: Path) -> None:
-    student = dataclasses.replace(teacher, kind="consistency")
+    student = dataclasses.replace(teacher, sampling=Sampling("flow_map"))
     with pytest.raises(UserError, match="the teacher is a consistency model; expected a diffusion model"):
         scd(tmp_path / "run", student)
 
@@ -463,7 +464,7 @@ def test_a_student_is_no_teacher(teacher: Model, tmp_path: Path) -> None:
 def test_guidance_needs_classes(teacher: Model, tmp_path: Path) -> None:
     data = dataclasses.replace(digits(), labels=None, class_names=())
     network = change(NETWORK, {"conditioning.num_classes": 0})
-    plain = dataclasses.replace(teacher, network=build(network), config=tiny_config({"network": network}))
+    plain = dataclasses.replace(teacher, network=build(network), spec=network, class_names=())
     with pytest.raises(UserError, match="the teacher is unconditional; expected a class-conditional teacher"):
         scd(tmp_path / "run", plain, {"objective.guidance_max": 2.0}, data)
     assert scd(tmp_path / "run", plain, {}, data).network.null_label is None

@@ -21,7 +21,7 @@ from trigflow.models.model import Model, load
 from trigflow.networks import ConditioningConfig, DDPMPPConfig, DiTConfig, EDM2Config, NetworkConfig, build
 from trigflow.objectives import Loss, consistency_loss, diffusion_loss, generate, vsd_loss
 from trigflow.runtime.errors import UserError
-from trigflow.samplers import network_velocity
+from trigflow.samplers import Sampling, network_velocity
 from trigflow.training import losses
 from trigflow.training.config import read_config
 from trigflow.training.log import FigureWindow, read_metrics
@@ -332,7 +332,7 @@ def test_a_start_that_does_not_fit(teacher: Model, tmp_path: Path) -> None:
 def test_a_teacher_is_needed(kind: str, teacher: Model, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="distillation without a teacher"):
         tiny_trainer(tmp_path / "run", {"objective.kind": kind})
-    consistency = dataclasses.replace(teacher, kind="consistency")
+    consistency = dataclasses.replace(teacher, sampling=Sampling("flow_map"))
     with pytest.raises(UserError, match="the teacher is a consistency model; expected a diffusion model"):
         tiny_trainer(tmp_path / "run", {"objective.kind": kind}, teacher=consistency)
 
@@ -418,7 +418,7 @@ def test_an_unconditional_teacher(tmp_path: Path) -> None:
     data = dataclasses.replace(digits(), labels=None, class_names=())
     network = dataclasses.replace(NETWORK, conditioning=dataclasses.replace(NETWORK.conditioning, num_classes=0))
     plain = untrained_teacher()
-    plain = dataclasses.replace(plain, network=build(network), config=tiny_config({"network": network}), class_names=())
+    plain = dataclasses.replace(plain, network=build(network), spec=network, class_names=())
     config = tiny_config({"objective.kind": "scd-vsd", "network": network, "teacher": "t", "loop.iterations": 2})
     model = Trainer(config, tmp_path / "run", teacher=plain, dataset=data, progress=False).run()
     assert model.sample(2, steps=1).shape == (2, 1, 8, 8)

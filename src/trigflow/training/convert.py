@@ -141,7 +141,7 @@ def convert(
     if old.kind != "diffusion":
         raise UserError(f"'{run}' holds a student; expected a diffusion model; convert its teacher and distill that")
     network_config = stable_config(old.spec, settings.modulation)
-    if not resume and (Path(out) / "config.json").exists():
+    if not resume and any((Path(out) / name).exists() for name in ("config.json", "model.json")):
         raise UserError(
             f"'{out}' already holds a run; expected a new folder; choose another --out, or --resume to go on with it"
         )

@@ -48,7 +48,8 @@ def describe_run(folder: str | Path, *, as_json: bool = False) -> str:
         last = metrics[-1]
         facts |= {name: last.get(name) for name in ("iteration", "loss", "grad_norm", "skipped")}
     if as_json:
-        return json.dumps({**facts, "config": config}, indent=2)
+        origin = {} if model is None else {"origin": model.origin}
+        return json.dumps({**facts, **origin, "config": config}, indent=2)
     lines = [f"{name:24} {value}" for name, value in facts.items()]
     lines += ["", "settings"] + [f"  {name:36} {value}" for name, value in _flat(config)]
     return "\n".join(lines)

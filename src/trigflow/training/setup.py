@@ -189,7 +189,7 @@ def claim_folder(folder: Path, config: RunConfig, resume: bool) -> Path:
     existing = folder / "config.json"
     if resume and existing.is_file():
         compare_configs(to_dict(read_config(folder)), to_dict(config))
-    elif existing.is_file():
+    elif existing.is_file() or (folder / "model.json").is_file():
         raise UserError(
             f"'{folder}' already holds a run; expected a new folder; choose another --out, or --resume to go on with it"
         )
