@@ -22,6 +22,7 @@ from trigflow.runtime.distributed import launched, process_group, rank
 from trigflow.runtime.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_TERMINATED, UserError
 from trigflow.runtime.files import read_json
 from trigflow.runtime.interrupt import Terminated, terminable
+from trigflow.tangent import TangentError
 from trigflow.training.config import ParallelConfig, from_dict
 
 
@@ -39,7 +40,7 @@ def main(args: list[str] | None = None) -> None:
                 stack.enter_context(_joined(command))
                 process = f" in process {rank()}" if rank() else ""
             command.run()
-    except UserError as error:
+    except (UserError, TangentError) as error:
         print(f"trigflow: error{process}: {error}", file=sys.stderr)
         sys.exit(EXIT_FAILED)
     except KeyboardInterrupt as stop:

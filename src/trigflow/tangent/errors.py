@@ -8,12 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from trigflow.runtime.errors import UserError
-
 _CALL = nn.Module._call_impl.__code__
 
 
-class TangentError(UserError):
+class TangentError(ValueError):
     """A tangent would be lost or wrong: the function is named, with its module and the way out.
 
     The one-line message has the usual form "what was wrong; what was expected; what to do".
