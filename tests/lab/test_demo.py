@@ -127,7 +127,8 @@ def test_a_finished_demo_is_not_repeated(finished: Path, monkeypatch: pytest.Mon
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
     monkeypatch.setattr(demo, "train", None)
     report = run_demo(finished, seed=5, quick=True, progress=False)
-    assert report.figures == json.loads((finished / "report.json").read_text())
+    written = json.loads((finished / "report.json").read_text())
+    assert report.figures == {name: value for name, value in written.items() if name not in ("format", "trigflow")}
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
     for other in (
         {"seed": 6, "quick": True},

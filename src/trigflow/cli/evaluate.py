@@ -61,6 +61,7 @@ class Evaluate:
     def run(self) -> None:
         from trigflow.evaluation import Processes
         from trigflow.evaluation.evaluate_model import evaluate_model
+        from trigflow.migrations import stamped
         from trigflow.models.model import load
         from trigflow.runtime.files import ensure_folder, write_json
 
@@ -90,7 +91,7 @@ class Evaluate:
             batch_size=self.batch_size,
         )
         if self.out is not None and Processes.present().rank == 0:
-            write_json(self.out, result)
+            write_json(self.out, stamped("report", result))
         for name, value in result.items():
             print(f"{name:24} {value:.4f}" if isinstance(value, float) else f"{name:24} {value}")
 

@@ -24,6 +24,7 @@ from trigflow.data.loader import in_order
 from trigflow.data.sources.files import Files
 from trigflow.data.sources.folder import image_files
 from trigflow.data.sources.opening import list_files
+from trigflow.migrations import FORMATS
 from trigflow.runtime.errors import UserError
 from trigflow.runtime.files import ensure_folder
 
@@ -82,6 +83,7 @@ def encode_images(
     first, _ = images.read(0)
     encoder.check_images(first[None])
     latents = {
+        "format": FORMATS["latents"],
         "vae": VAESource(name, pixels, encoder.digest()).state(),
         "class_names": list(images.class_names),
         "size": list(first.shape[1:]),

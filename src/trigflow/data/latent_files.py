@@ -23,6 +23,7 @@ from trigflow.data.labels import LABEL_FILE, find_labels, read_named
 from trigflow.data.latents import LatentDataset, LatentRows
 from trigflow.data.sources.files import Files
 from trigflow.data.sources.zips import ZipFiles
+from trigflow.migrations import migrated
 from trigflow.runtime.errors import UserError
 
 ENDING = ".npy"
@@ -262,6 +263,7 @@ def _description(files: Files, num_classes: int) -> tuple[VAESource, tuple[str, 
             f'{LABEL_FILE} in {files.where!r} has "latents" that are none; expected "vae" and a list "class_names"; '
             "take the file as trigflow encode wrote it"
         )
+    content = migrated("latents", content, f"{LABEL_FILE} in {files.where!r}")
     if len(names) < num_classes:
         raise UserError(
             f"{LABEL_FILE} in {files.where!r} names {len(names)} classes and has labels up to {num_classes - 1}; expected one "

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from trigflow.data.config import data_of
-from trigflow.migrations import stamped
+from trigflow.migrations import migrated, stamped
 from trigflow.models.model import Model
 from trigflow.networks import name_of
 from trigflow.runtime.errors import UserError
@@ -206,7 +206,8 @@ def _recipe(config: RunConfig) -> list[dict[str, Any]]:
 
 def _figures(path: Path) -> dict[str, Any]:
     raw = read_json(path, "figures")
-    if not isinstance(raw, dict) or "fd" not in raw:
+    raw = migrated("report", raw, f"figures '{path}'")
+    if "fd" not in raw:
         raise UserError(
             f"figures '{path}' hold no Frechet distance; expected a file of trigflow demo or evaluate; remove or replace it"
         )

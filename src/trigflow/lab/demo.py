@@ -17,6 +17,7 @@ from trigflow.data.config import load_data
 from trigflow.evaluation import Reference
 from trigflow.evaluation.evaluate_model import evaluations, make_reference, score
 from trigflow.lab.recipes import Recipe, get_recipe
+from trigflow.migrations import migrated, stamped
 from trigflow.models.model import Model, load
 from trigflow.runtime.errors import MissingExtraError, UserError
 from trigflow.runtime.files import ensure_folder, read_json, write_json, write_text
@@ -108,7 +109,8 @@ def run_demo(
     made = {"recipe": recipe, "seed": seed, "quick": quick}
     out = Path(out)
     if (out / "report.json").is_file():
-        report = Report(read_json(out / "report.json", "report"))
+        raw = read_json(out / "report.json", "report")
+        report = Report(migrated("report", raw, f"'{out / 'report.json'}'"))
         _check_same(out, report, made)
         return report
     resumed = (out / "teacher" / "config.json").is_file()
@@ -171,7 +173,7 @@ def run_demo(
     panels["real"] = _real_panel(dataset.values, dataset.labels)
     picture = save_picture(label_panels(panels, columns=10), out / "samples.png")
     write_text(out / "report.html", _render(template, report, picture))
-    write_json(out / "report.json", figures)
+    write_json(out / "report.json", stamped("report", figures))
     return report
 
 

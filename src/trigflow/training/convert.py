@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from trigflow.data import Dataset
 from trigflow.data.config import load_data
+from trigflow.migrations import stamped
 from trigflow.models.model import Model, load
 from trigflow.networks import NetworkConfig, build
 from trigflow.runtime.errors import UserError
@@ -178,7 +179,8 @@ def convert(
         model = start
     model.save(out)
     result = Conversion(model, fit, tuple(fresh), len(held), probe.old_loss, stages)
-    write_json(Path(out) / "convert.json", {"from": str(run), **dataclasses.asdict(settings), **result.report()})
+    facts = {"from": str(run), **dataclasses.asdict(settings), **result.report()}
+    write_json(Path(out) / "convert.json", stamped("report", facts))
     return result
 
 
