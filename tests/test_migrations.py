@@ -57,7 +57,7 @@ def old_config(**objective: object) -> dict[str, object]:
 def old_model(what: str = "consistency", **normalization: object) -> dict[str, object]:
     scaling = {"mean": [0.1], "scale": 1.5, "sigma_data": 0.5, **normalization}
     return {
-        "kind": kind,
+        "kind": what,
         "shape": [1, 8, 8],
         "class_names": ["a"],
         "normalization": scaling,
