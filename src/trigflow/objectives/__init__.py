@@ -5,12 +5,14 @@ from trigflow.objectives.consistency import TangentConfig, consistency_loss, con
 from trigflow.objectives.diffusion import diffusion_loss
 from trigflow.objectives.discrete import DiscreteConfig, discrete_loss, discrete_tangent
 from trigflow.objectives.distribution import generate, vsd_direction, vsd_loss
+from trigflow.objectives.flow_map import FlowMapConfig, flow_map_loss
 from trigflow.objectives.meanflow import MeanFlowConfig, average_velocity, meanflow_error, meanflow_loss
 from trigflow.objectives.multistep import multistep_loss
 
 __all__ = [
     "AdaptiveWeight",
     "DiscreteConfig",
+    "FlowMapConfig",
     "Loss",
     "MeanFlowConfig",
     "Network",
@@ -22,6 +24,7 @@ __all__ = [
     "diffusion_loss",
     "discrete_loss",
     "discrete_tangent",
+    "flow_map_loss",
     "generate",
     "meanflow_error",
     "meanflow_loss",
