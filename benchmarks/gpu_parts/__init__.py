@@ -1,0 +1,1 @@
+"""Parts of benchmarks/gpu.py. Each has `run(record, tiny)`; on a machine without CUDA they run on the CPU with `tiny`."""
