@@ -11,7 +11,7 @@ Sources: Wang et al. 2023 (ProlificDreamer, arXiv 2305.16213), where the gradien
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -24,7 +24,9 @@ from trigflow.objectives.common import (
     per_sample_mean_square,
     weighted_mean,
 )
+from trigflow.objectives.flow_map import jump
 from trigflow.process import TrigFlow
+from trigflow.runtime.errors import UserError
 
 
 def generate(
@@ -50,6 +52,103 @@ def generate(
     t = torch.full((len(z),), process.t_max, dtype=torch.promote_types(z.dtype, torch.float32), device=z.device)
     velocity = process.sigma_data * network(z / process.sigma_data, t, label, guidance).to(z.dtype)
     return process.denoise(z, velocity, t)
+
+
+def rollout_times(process: TrigFlow, iteration: int, longest: int, generator: torch.Generator) -> tuple[float, ...]:
+    """Times of the rollout of an iteration: `t_max`, then n - 1 random ones downward, n cycling through 1 ... `longest`.
+
+    The random ones are even in `(0, t_max)`. Source: Zheng et al. 2025 (rCM, arXiv 2510.08431), with `longest` 4.
+
+    Raises:
+        UserError: if longest < 1.
+    """
+    if longest < 1:
+        raise UserError(f"rollouts of at most {longest} steps; expected at least 1; raise the number of steps")
+    drawn = torch.rand(iteration % longest, generator=generator, dtype=torch.float64, device=generator.device)
+    lowest = 1e-3  # of t_max, so that no jump has no length
+    inner = ((lowest + (1 - 2 * lowest) * drawn) * process.t_max).sort(descending=True).values.tolist()
+    return (process.t_max, *inner)
+
+
+def rollout(
+    network: Network,
+    process: TrigFlow,
+    z: Tensor,
+    times: Sequence[float],
+    fresh: Sequence[Tensor] = (),
+    *,
+    conditions: Mapping[str, Tensor] | None = None,
+) -> Tensor:
+    """Samples of consistency sampling at these times, on the autograd graph of the last evaluation only::
+
+        x0 <- f(cos(t) sg(x0) + sin(t) z', t)
+
+    for the joint loss `L_scm + lambda L_vsd`, in which they take the place of one-step samples, so that score distillation
+    sharpens what is drawn in several steps too. With one time, `t_max`, this is `generate`.
+
+    Args:
+        network: the student, called as `network(x_t / sd, t, **conditions)`, with `end` 0 where it takes one.
+        process: the TrigFlow process.
+        z: noise `N(0, sd^2 I)`, `(b, ...)`.
+        times: decreasing; see `rollout_times`.
+        fresh: noise z' of each step after the first, like z.
+        conditions: everything else that the network is told, by name.
+
+    Returns:
+        `x0`, like z.
+
+    Raises:
+        UserError: if there is not one fresh noise for each step after the first.
+
+    Source: Zheng et al. 2025 (rCM, arXiv 2510.08431).
+    """
+    if not times or len(fresh) != len(times) - 1:
+        raise UserError(
+            f"{len(fresh)} fresh noises for a rollout at {len(times)} times; expected one for each time after the first; "
+            "correct fresh"
+        )
+    last = len(times) - 1
+    x_t = z
+    for k, time in enumerate(times):
+        t = torch.full((len(z),), time, dtype=torch.promote_types(z.dtype, torch.float32), device=z.device)
+        with torch.set_grad_enabled(k == last and torch.is_grad_enabled()):
+            x0 = jump(network, process, x_t, t, torch.zeros_like(t), conditions or {})
+        if k < last:
+            x_t = process.interpolate(x0, fresh[k], times[k + 1])
+    return x0
+
+
+def fake_score_loss(
+    fake: Network,
+    process: TrigFlow,
+    sample: Tensor,
+    noise: Tensor,
+    t: Tensor,
+    *,
+    conditions: Mapping[str, Tensor] | None = None,
+) -> Loss:
+    """Diffusion loss of the fake score network on samples of rollouts, weighted `1 / sin^2(t)`::
+
+        L = E[ || sd F_phi - v ||^2 / (D sin^2(t)) ]
+
+    which weighs errors of the denoised sample, `sin(t) (v - sd F)`, by `1 / sin^4(t)`.
+
+    Args:
+        fake: called as `fake(x_t / sd, t, **conditions)`.
+        sample: of the student, `(b, ...)`; no gradient goes to it.
+        noise: `N(0, sd^2 I)`, like sample.
+        t: times `(b,)` in (0, pi/2).
+
+    Returns:
+        Loss with figures `t` and `loss` (without the weight), each `(b,)`.
+
+    Source: Zheng et al. 2025 (rCM, arXiv 2510.08431).
+    """
+    x0 = sample.detach()
+    x_t = process.interpolate(x0, noise, t)
+    prediction = fake(x_t / process.sigma_data, t, **(conditions or {}))
+    error = per_sample_mean_square(process.sigma_data * prediction - process.velocity(x0, noise, t))
+    return Loss((error / torch.sin(t) ** 2).mean(), as_figures(t=t, loss=error))
 
 
 def vsd_direction(velocity: Tensor, teacher: Tensor, fake: Tensor) -> Tensor:

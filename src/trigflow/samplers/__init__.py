@@ -5,6 +5,7 @@ A sampler is a function of (velocity, x, times); `network_velocity` and `guided_
 """
 
 from trigflow.samplers.consistency import consistency_sample, consistency_times
+from trigflow.samplers.flow_map import flow_map_sample, search_times_and_gamma, segment_times
 from trigflow.samplers.grid import sigma_grid
 from trigflow.samplers.guidance import JumpFunction, Network, VelocityFunction, guided_velocity, network_velocity
 from trigflow.samplers.meanflow import meanflow_sample, meanflow_times
@@ -37,6 +38,7 @@ __all__ = [
     "ddim",
     "dpm_solver_2s",
     "dpm_solver_pp_2m",
+    "flow_map_sample",
     "get_solver",
     "guided_velocity",
     "heun",
@@ -46,6 +48,8 @@ __all__ = [
     "network_velocity",
     "nfe",
     "search_times",
+    "search_times_and_gamma",
+    "segment_times",
     "sigma_grid",
     "steps_for_nfe",
 ]
