@@ -1,7 +1,7 @@
 """Attention alone: output and tangent by each method at hand, against the forward of PyTorch's flash attention.
 
-Forward takes two products of n x n x width a head, output and tangent together six; each counts two operations a term, causal or
-not. `engine` is what `jvp` does: PyTorch's attention, whose backward is kept, and the kernel for the tangent.
+Forward takes two products of n x n x width a head, output and tangent together six; each counts two operations a term,
+causal or not. `engine` is what `jvp` does: PyTorch's attention, whose backward is kept, and the kernel for the tangent.
 """
 
 from __future__ import annotations

@@ -11,12 +11,13 @@ import sampling
 import torch
 
 from gpu_parts.record import Record
-from trigflow.data import Normalization
+from trigflow.codecs import Pixels
 from trigflow.deploy.engine import Engine
 from trigflow.models.model import Model
 from trigflow.networks import build
 from trigflow.networks.edm2 import EDM2Config, edm2_config
-from trigflow.training.config import ObjectiveConfig, RunConfig
+from trigflow.process import TrigFlow
+from trigflow.samplers import Sampling
 
 
 def run(record: Record, tiny: bool) -> None:
@@ -52,10 +53,10 @@ def engine(variant: str, tiny: bool, device: str) -> dict[str, Any]:
         for weight in network.parameters():
             weight.add_(torch.randn_like(weight), alpha=0.02)
     network = network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
-    run = RunConfig(network=config, objective=ObjectiveConfig(kind="scd", guidance_max=2.0))
     shape = (config.channels, config.resolution, config.resolution)
     names = tuple(map(str, range(given.num_classes)))
-    model = Model(network, run, "consistency", shape, names, Normalization.symmetric(config.channels))
+    how = Sampling("flow_map", guidance_max=2.0)
+    model = Model(network, config, TrigFlow(), Pixels.symmetric(shape), how, names)
     began = time.perf_counter()
     drawing = Engine(model, steps=2, variant=variant)
     drawing.warm(1)

@@ -101,7 +101,9 @@ CASES = {
 TINY = {
     case.name: case
     for case in (
-        Case("ddpmpp", "tiny", DDPMPPConfig(resolution=8, attention=(4,), **TINY_LEVELS), (2, 3, 8, 8), ("bf16", "fp32"), False),
+        Case(
+            "ddpmpp", "tiny", DDPMPPConfig(resolution=8, attention=(4,), **TINY_LEVELS), (2, 3, 8, 8), ("bf16", "fp32"), False
+        ),
         Case("edm2-s", "tiny", EDM2Config(resolution=8, attention=(4,), head_width=16, **TINY_LEVELS), (2, 4, 8, 8)),
         Case("dit-xl", "tiny", DiTConfig(width=32, depth=1, heads=2, conditioning=GIVEN), (2, 4, 8, 8), channels_last=False),
         Case("edm2-xxl", "tiny", EDM2Config(resolution=8, attention=(4,), head_width=16, **TINY_LEVELS), (1, 4, 8, 8)),
@@ -314,7 +316,7 @@ def measure(record: Record, case: Case, precision: str, until: float, tiny: bool
     if plain and row["memory"].get("plain"):
         row["memory_over_plain"] = {v: m["added"] / row["memory"]["plain"]["added"] for v, m in row["memory"].items()}
     record.write()
-    del step, derivatives
+    step = derivatives = None
     if cuda:
         torch.cuda.empty_cache()
 
