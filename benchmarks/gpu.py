@@ -90,7 +90,7 @@ PARTS = [
     Part("drawing", 30, alone=True),
     Part("steps dit-xl", 18, alone=True),
 ]
-TOGETHER = 160.0
+TOGETHER = 180.0
 """Seconds for what runs together, preparations included."""
 
 

@@ -1,6 +1,9 @@
-"""Where tensors live."""
+"""Where tensors live, and whether the same step gives the same bits there."""
 
 from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
 
 import torch
 
@@ -23,3 +26,21 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
             f"device '{device}' cannot be used ({str(error).splitlines()[0]}); expected cpu, cuda or auto; change loop.device"
         ) from None
     return found
+
+
+@contextlib.contextmanager
+def repeatable(device: torch.device) -> Iterator[None]:
+    """A block in which convolutions on CUDA add in one order, so that the same step gives the same bits.
+
+    cuDNN's fastest gradients of float32 convolutions add as threads come, and two equal runs then differ in the last bits. On
+    other devices nothing changes.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.backends.cudnn.deterministic
+    torch.backends.cudnn.deterministic = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.deterministic = before

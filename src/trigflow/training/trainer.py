@@ -27,7 +27,7 @@ from trigflow.runtime.errors import DivergedError, UserError
 from trigflow.runtime.files import write_json
 from trigflow.runtime.heap import freed_memory_kept
 from trigflow.runtime.interrupt import Stops, stop_for, uninterrupted
-from trigflow.runtime.machine import resolve_device
+from trigflow.runtime.machine import repeatable, resolve_device
 from trigflow.runtime.seeds import derive_seed
 from trigflow.training.batch import Batch, Batches, split
 from trigflow.training.config import RunConfig, origin_of, to_dict
@@ -258,7 +258,7 @@ class Trainer:
         lr = self.student.begin(i)
         if self.fake is not None:
             self.fake.begin(i)
-        with self._dropout_stream(i):
+        with repeatable(self.device), self._dropout_stream(i):
             for k, part in enumerate(split(batch, loop.accumulate), start=1):
                 values, seen = self.losses.backward(part, i, loop.accumulate, last=k == loop.accumulate)
                 for name, value in values.items():
