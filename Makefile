@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 OUT    ?= runs/demo
 SEED   ?= 0
 
-.PHONY: demo test test-browser lab-smoke lint format clean
+.PHONY: demo test test-browser lab-smoke gpu lint format clean
 
 demo: $(STAMP)
 	$(BIN)/trigflow demo --out $(OUT) --seed $(SEED)
@@ -24,6 +24,10 @@ test-browser: $(STAMP)
 lab-smoke: $(STAMP)
 	rm -rf runs/lab-smoke
 	$(BIN)/trigflow study all --smoke --out runs/lab-smoke
+
+# On a machine with CUDA: are its paths right, and what do steps cost? See docs/gpu.md.
+gpu: $(STAMP)
+	$(BIN)/python benchmarks/gpu.py --minutes 8 --out runs/gpu
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

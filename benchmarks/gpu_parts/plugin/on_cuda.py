@@ -2,8 +2,8 @@
 
     PYTHONPATH=src:benchmarks/gpu_parts/plugin pytest -p on_cuda tests/tangent/rules
 
-It lies in a folder of its own, because the names of other files here are those of folders of tests. The numbers that tests draw,
-and whatever they make without naming a device, are on the device; tiny training runs go there too.
+It lies in a folder of its own, because the names of other files here are those of folders of tests. The numbers that tests
+draw, and whatever they make without naming a device, are on the device; tiny training runs go there too.
 TRIGFLOW_TEST_DEVICE names it (cuda); TRIGFLOW_TEST_PARTS says which of `draw` and `train` is done (draw).
 """
 
