@@ -84,7 +84,8 @@ def checks(parts: dict[str, Any]) -> str:
             outcomes = ", ".join(f"{count} {what}" for what, count in part.get("outcomes", {}).items())
             rows.append([part.get("what", name), outcomes])
         if name.startswith("compiled"):
-            rows.append([f"{name} (an experiment)", f"ended at: {part.get('ended', part.get('stage'))}"])
+            took = ", ".join(f"{what} {s:.0f} s" for what, s in part.get("preparation_seconds", {}).items())
+            rows.append([f"{name} (an experiment)", f"{took}; {part.get('ended', part.get('stage'))}"])
         if name == "networks":
             for case in part.get("cases", []):
                 error = case.get("float64", {}).get("tangent against torch.func.jvp")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from training.tiny import differing, state_of, tiny_trainer
+from training.tiny import differing, state_of, tiny_trainer, untrained_teacher
 from trigflow.runtime.errors import UserError
 from trigflow.runtime.files import clear_leftovers, write_json
 from trigflow.training.checkpoint import list_checkpoints
@@ -166,3 +166,13 @@ def test_another_place_is_another_setting(name: str, old: str | None, new: str) 
     one, other = ({setting: value} for value in (old, new))
     with pytest.raises(UserError, match=f"the run to resume has {name} = {old}, now it is {new}"):
         compare_configs(*(({part: settings} if part else settings) for settings in (one, other)))
+
+
+def test_a_folder_with_a_model_of_no_run_is_not_trained_into(tmp_path: Path) -> None:
+    """As `trigflow import` and `trigflow ema` write it: without the settings of a training."""
+    untrained_teacher().save(tmp_path / "imported")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "imported").iterdir()}
+    assert "config.json" not in before
+    with pytest.raises(UserError, match="already holds a run; expected a new folder"):
+        tiny_trainer(tmp_path / "imported", {})
+    assert {path.name: path.read_bytes() for path in (tmp_path / "imported").iterdir()} == before

@@ -12,15 +12,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from trigflow.codecs.codec import are_numbers, register, shape_from_state
-from trigflow.codecs.pictures import make_grid, save_pictures
+from trigflow.codecs.pictures import DrawnPictures
 from trigflow.codecs.vae import DEFAULT_VAE, VAE, VAESource
 from trigflow.runtime.errors import UserError
 
@@ -31,7 +29,7 @@ EDM2_RAW_STD = (4.17, 4.62, 3.71, 3.28)
 
 @register
 @dataclass(frozen=True)
-class Latents:
+class Latents(DrawnPictures):
     """`x0 = (z - raw_mean_c) / raw_std_c * sigma_data` for latents `z` as the autoencoder gives them.
 
     Attributes:
@@ -124,18 +122,6 @@ class Latents:
     def with_component(self, module: Any) -> Latents:
         """The same with this `AutoencoderKL`."""
         return self if module is None else replace(self, autoencoder=VAE(self.vae, network=module))
-
-    def pictures(self, drawn: Tensor) -> Tensor:
-        """The decoded images."""
-        return drawn
-
-    def preview(self, drawn: Tensor, columns: int | None = None) -> Image.Image:
-        """Images side by side; see `make_grid`."""
-        return make_grid(drawn, columns)
-
-    def save(self, drawn: Tensor, path: Path, columns: int | None = None) -> str:
-        """A grid, or with a path without ending a folder of one PNG an image; see `save_pictures`."""
-        return save_pictures(drawn, path, columns)
 
     def normalized(self, mean: list[float], std: list[float]) -> list[tuple[str, float, float]]:
         """Of each channel by itself."""

@@ -116,3 +116,19 @@ def save_pictures(images: Tensor, path: str | Path, columns: int | None = None) 
     if path.suffix:
         return str(save_grid(images, path, columns))
     return f"{len(save_images(images, path))} images in {path}"
+
+
+class DrawnPictures:
+    """What a codec does with drawn images, uint8 `(n, c, h, w)`; see `trigflow.codecs.Codec`."""
+
+    def pictures(self, drawn: Tensor) -> Tensor:
+        """The images themselves."""
+        return drawn
+
+    def preview(self, drawn: Tensor, columns: int | None = None) -> Image.Image:
+        """Images side by side; see `make_grid`."""
+        return make_grid(drawn, columns)
+
+    def save(self, drawn: Tensor, path: Path, columns: int | None = None) -> str:
+        """A grid, or with a path without ending a folder of one PNG an image; see `save_pictures`."""
+        return save_pictures(drawn, path, columns)

@@ -11,15 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from trigflow.codecs.codec import are_numbers, register, shape_from_state
-from trigflow.codecs.pictures import make_grid, save_pictures
+from trigflow.codecs.pictures import DrawnPictures
 from trigflow.runtime.errors import UserError
 
 CHUNK_ELEMENTS = 1 << 22
@@ -28,7 +26,7 @@ CHUNK_ELEMENTS = 1 << 22
 
 @register
 @dataclass(frozen=True)
-class Pixels:
+class Pixels(DrawnPictures):
     """`x0 = (byte / 127.5 - 1 - mean_c) * scale`.
 
     Attributes:
@@ -142,18 +140,6 @@ class Pixels:
     def with_autoencoder(self, name: str) -> Pixels:
         """Raise a UserError: pixels need none."""
         raise UserError("an autoencoder for a model of images; expected a model of latents; drop --vae")
-
-    def pictures(self, drawn: Tensor) -> Tensor:
-        """The images themselves."""
-        return drawn
-
-    def preview(self, drawn: Tensor, columns: int | None = None) -> Image.Image:
-        """Images side by side; see `make_grid`."""
-        return make_grid(drawn, columns)
-
-    def save(self, drawn: Tensor, path: Path, columns: int | None = None) -> str:
-        """A grid, or with a path without ending a folder of one PNG an image; see `save_pictures`."""
-        return save_pictures(drawn, path, columns)
 
     def normalized(self, mean: list[float], std: list[float]) -> list[tuple[str, float, float]]:
         """Of all channels together, of pixels in [-1, 1]; nothing where the codec was not measured."""

@@ -1,0 +1,37 @@
+"""The device, and what is asked of it so that equal steps give equal bits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from trigflow.runtime.machine import repeatable
+
+
+@pytest.fixture
+def free() -> None:
+    """Convolutions free to add in any order, as PyTorch starts."""
+    assert not torch.backends.cudnn.deterministic
+
+
+@pytest.mark.usefixtures("free")
+def test_convolutions_add_in_one_order_for_the_block_alone() -> None:
+    with repeatable(torch.device("cuda")):
+        assert torch.backends.cudnn.deterministic
+    assert not torch.backends.cudnn.deterministic
+    with pytest.raises(ZeroDivisionError), repeatable(torch.device("cuda")):
+        raise ZeroDivisionError
+    assert not torch.backends.cudnn.deterministic
+
+
+@pytest.mark.usefixtures("free")
+def test_nothing_changes_on_a_cpu_or_for_who_asked_for_it_before() -> None:
+    with repeatable(torch.device("cpu")):
+        assert not torch.backends.cudnn.deterministic
+    torch.backends.cudnn.deterministic = True
+    try:
+        with repeatable(torch.device("cuda")):
+            assert torch.backends.cudnn.deterministic
+        assert torch.backends.cudnn.deterministic
+    finally:
+        torch.backends.cudnn.deterministic = False
