@@ -17,6 +17,7 @@ Checkpoints have a number of their own in `state.json`, and the `model` in it ha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -64,8 +65,57 @@ def migrated(kind: str, raw: Any, what: str, **beside: Any) -> dict[str, Any]:
 
 
 def config_1_to_2(raw: dict[str, Any], **_: Any) -> dict[str, Any]:
-    """Nothing but the number."""
-    return raw
+    """Each objective has its own settings alone, and conditions of the network have names."""
+    sd = raw.get("process", {}).get("sigma_data", 0.5)
+    return {**raw, "objective": _objective(raw.get("objective", {}), sd), "network": _network(raw["network"])}
+
+
+def _network(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """`takes_guidance` and `takes_end` of the conditioning as names in `takes`."""
+    conditioning = dict(raw.get("conditioning", {}))
+    told = [name for name in ("guidance", "end") if conditioning.pop(f"takes_{name}", False)]
+    return {**raw, "conditioning": {**conditioning, "takes": told}}
+
+
+def _objective(raw: Mapping[str, Any], sd: float) -> dict[str, Any]:
+    """The settings of an objective of format 1, which had those of all of them, as its class has them."""
+
+    def only(*names: str) -> dict[str, Any]:
+        return {name: raw[name] for name in names if name in raw}
+
+    kind = raw.get("kind", "diffusion")
+    new = {"kind": kind, **only("proposal", "adaptive_weight")}
+    if kind == "diffusion":
+        return {**new, **only("label_dropout")}
+    velocity = "data" if kind in ("sct", "ct", "meanflow") else "teacher"
+    new |= {"velocity": velocity, **only("guidance_max", "guidance_interval", "tangent")}
+    if kind in ("ct", "cd"):
+        return {**new, **only("discrete")}
+    if kind in ("vsd", "scd-vsd"):
+        new |= {"alone": kind == "vsd", **only("lambda_vsd", "vsd_proposal", "fake_lr", "fake_updates")}
+    if kind in ("meanflow", "meanflow-distill"):
+        old = {
+            "mean": -0.4,
+            "std": 1.0,
+            "equal": 0.75,
+            "weighting": "error",
+            "power": 1.0,
+            "c": 1e-3,
+            **raw.get("meanflow", {}),
+        }
+        shape = {**raw.get("tangent", {}), "warmup": 0, "prior": 0.0, "derivative": "exact"}
+        return {
+            **new,
+            "proposal": {"mean": old["mean"] + math.log(sd), "std": old["std"]},  # of log tan t, now of log sigma
+            "jumps": "any",
+            "ends": "pair",
+            "anchor": old["equal"],
+            "weighting": old["weighting"],
+            "power": old["power"],
+            "c": old["c"],
+            "tangent": {**shape, "mode": "raw"} if old["weighting"] == "learned" else shape,
+        }
+    return {**new, "jumps": "segments", **only("segments")}
 
 
 def model_1_to_2(raw: dict[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
@@ -78,16 +128,19 @@ def model_1_to_2(raw: dict[str, Any], config: Mapping[str, Any]) -> dict[str, An
     averages = objective["kind"] in ("meanflow", "meanflow-distill")
     segments = objective.get("segments", 1)
     jumps = "any" if averages else "segments" if segments > 1 else "zero"
+    classes = config["network"].get("conditioning", {}).get("num_classes", 0)
+    names = raw["class_names"] if len(raw["class_names"]) == classes else []
     return {
         "process": config["process"],
-        "network": config["network"],
+        "network": _network(config["network"]),
         "codec": codec,
-        "class_names": raw["class_names"],
+        "conditioner": {"label": {"kind": "classes", "num": classes, "names": names}} if classes else {},
         "sampling": {
             "kind": "flow_map" if consistency else "ode",
             "jumps": jumps if consistency else "zero",
             "segments": segments if consistency else 1,
             "guidance_max": objective.get("guidance_max", 1.0),
+            "gamma": 0.0,
             "guided": not consistency and objective.get("label_dropout", 0.1) > 0,
         },
         "times": raw["times"],

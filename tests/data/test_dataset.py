@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from trigflow.conditions import check_labels
 from trigflow.data import ImageDataset, require_classes
-from trigflow.models.labels import check_labels
 from trigflow.runtime.errors import UserError
 
 

@@ -9,12 +9,12 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
+from trigflow.objectives import Diffusion, Objective
 from trigflow.runtime.errors import UserError
 from trigflow.training.config import (
     EMAConfig,
     GuardConfig,
     LoopConfig,
-    ObjectiveConfig,
     OptimizerConfig,
     ParallelConfig,
     RunConfig,
@@ -54,7 +54,7 @@ class Distill:
     """Dropout of the student's network; by default that of the preset or else of the teacher."""
     dropout_up_to: int | None = None
     """With dropout: the largest resolution that has it, for an EDM2 network; by default every one."""
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    objective: Objective = field(default_factory=Diffusion)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     ema: EMAConfig = field(default_factory=EMAConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)

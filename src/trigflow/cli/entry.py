@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import io
 import itertools
@@ -18,12 +19,13 @@ from tyro.conf import subcommand
 
 from trigflow.cli.commands import COMMANDS, Command, Convert, Demo, Distill, Evaluate, Reference, Sample, Train
 from trigflow.lab.recipes import RUNS, preset, recipe_for
+from trigflow.objectives import as_kind
 from trigflow.runtime.distributed import launched, process_group, rank
 from trigflow.runtime.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_TERMINATED, UserError
 from trigflow.runtime.files import read_json
 from trigflow.runtime.interrupt import Terminated, terminable
 from trigflow.tangent import TangentError
-from trigflow.training.config import ParallelConfig, from_dict
+from trigflow.training.config import ParallelConfig, RunConfig, from_dict
 
 
 def main(args: list[str] | None = None) -> None:
@@ -72,14 +74,14 @@ def _parse(given: list[str]) -> Command:
     defaults: dict[str, Any] = {}
     if given[:1] == ["train"]:
         name = _preset(given, _option(given, "--data", _option(given, "--data.source", "digits")))
-        recipe = preset(name, "train")
+        recipe = _of_kind(given, preset(name, "train"))
         defaults["train"] = Train(
             MISSING, name, data=recipe.data, process=recipe.process, network=recipe.network,
             objective=recipe.objective, optimizer=recipe.optimizer, ema=recipe.ema, loop=recipe.loop,
         )  # fmt: skip
     elif given[:1] == ["distill"]:
         name = _preset(given, _trained_on(given))
-        recipe = preset(name, "distill")
+        recipe = _of_kind(given, preset(name, "distill"))
         defaults["distill"] = Distill(
             MISSING, MISSING, name, objective=recipe.objective, optimizer=recipe.optimizer, ema=recipe.ema, loop=recipe.loop,
             dropout=recipe.network.dropout if name in RUNS else None,
@@ -117,6 +119,28 @@ def _preset(given: list[str], data: str) -> str:
     """The preset named on the command line, or the one that suits the data."""
     named = _option(given, "--preset", "auto")
     return recipe_for(data) if named == "auto" else named
+
+
+def _of_kind(given: list[str], recipe: RunConfig) -> RunConfig:
+    """The settings of a preset with the objective that `--objective.kind` names, whose own settings are then options.
+
+    Raises:
+        UserError: for an unknown kind, or settings as earlier versions spelled them; the message says how they are spelled now.
+    """
+    for word in given:
+        flag = word.split("=")[0].replace("_", "-")
+        if flag.startswith("--objective.meanflow."):
+            name = flag.removeprefix("--objective.meanflow.")
+            now = {
+                "mean": "proposal.mean (of log sigma, which is log 0.5 lower)",
+                "std": "proposal.std",
+                "equal": "anchor",
+            }
+            raise UserError(
+                f"{flag} is now --objective.{now.get(name, name)}; expected it by that name; correct the command line"
+            )
+    kind = _option(given, "--objective.kind", recipe.objective.kind)
+    return dataclasses.replace(recipe, objective=as_kind(recipe.objective, kind))
 
 
 def _with_resume(given: list[str]) -> list[str]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
+
+from trigflow.runtime.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -30,8 +33,12 @@ class Sample:
     negative: Annotated[Path | None, arg(metavar="RUN")] = None
     """Run folder of a worse teacher (smaller, or trained for less time) to guide away from; by default the model without
     the class."""
-    labels: tuple[int, ...] = ()
-    """Classes to draw, in turn; all of them by default."""
+    labels: tuple[str, ...] = ()
+    """Classes to draw, by number or name, in turn; all of them by default."""
+    conditions: Annotated[tuple[str, ...], arg(metavar="NAME=VALUE")] = ()
+    """What else is said to the model, such as wind=0.5,-1; numbers are parted by commas."""
+    gamma: float | None = None
+    """Of a student of any jump: how much fresh noise comes between steps, from 0 to 1."""
     seed: int = 0
     """Seed; the same seed starts every model from the same noise."""
     num: int = 64
@@ -51,7 +58,6 @@ class Sample:
         from trigflow.codecs.pictures import check_ending
         from trigflow.models.model import load
         from trigflow.runtime.distributed import gather_rows, is_first, share_of, world_size
-        from trigflow.runtime.errors import UserError
 
         if self.out.suffix:
             check_ending(self.out)
@@ -71,7 +77,9 @@ class Sample:
             num,
             first=first,
             steps=self.steps,
-            labels=self.labels or None,
+            labels=list(self.labels) or None,
+            conditions=_said(self.conditions),
+            gamma=self.gamma,
             guidance=self.guidance,
             guidance_interval=self.guidance_interval,
             negative=negative,
@@ -83,3 +91,18 @@ class Sample:
         if images is None:
             return
         print(model.codec.save(images, self.out, self.columns))
+
+
+def _said(given: Sequence[str]) -> dict[str, Any]:
+    """`NAME=VALUE` as a value by name: a list of numbers where it is one, otherwise the text."""
+    said: dict[str, Any] = {}
+    for one in given:
+        name, sign, value = one.partition("=")
+        if not (name and sign):
+            raise UserError(f"--conditions {one}; expected NAME=VALUE, such as wind=0.5,-1; correct it")
+        try:
+            numbers = [float(number) for number in value.split(",")]
+            said[name] = numbers if len(numbers) > 1 else numbers[0]
+        except ValueError:
+            said[name] = value
+    return said

@@ -10,13 +10,13 @@ from tyro.conf import AvoidSubcommands
 
 from trigflow.data.config import DataConfig
 from trigflow.networks import NetworkConfig, UNetConfig
+from trigflow.objectives import Diffusion, Objective
 from trigflow.process import TrigFlow
 from trigflow.runtime.errors import UserError
 from trigflow.training.config import (
     EMAConfig,
     GuardConfig,
     LoopConfig,
-    ObjectiveConfig,
     OptimizerConfig,
     ParallelConfig,
     RunConfig,
@@ -42,7 +42,7 @@ class Train:
     data: DataConfig = field(default_factory=DataConfig)
     process: TrigFlow = field(default_factory=TrigFlow)
     network: Annotated[NetworkConfig, AvoidSubcommands] = field(default_factory=UNetConfig)
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    objective: Objective = field(default_factory=Diffusion)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     ema: EMAConfig = field(default_factory=EMAConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)

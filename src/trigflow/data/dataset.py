@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, TypeVar
 
 import torch
@@ -11,8 +11,8 @@ from torch import Tensor
 
 from trigflow.codecs import Codec, Pixels
 from trigflow.codecs.pixels import count_all, count_values
+from trigflow.conditions import ORDER, Classes, Conditioner, Input, Numbers, check_labels, in_order
 from trigflow.data.order import Order
-from trigflow.models.labels import check_labels
 from trigflow.runtime.errors import UserError
 from trigflow.runtime.seeds import derive_seed
 
@@ -57,6 +57,7 @@ class Dataset:
         class_names: one name a class, in the order of the labels; empty without labels.
         skipped: names of the corrupt files that were left out when reading, relative to the folder or zip.
         rows: samples that stay where they are; None when they are in memory.
+        conditions: what else is known of each sample, by name: tensors `(n, ...)`, for networks that take them.
 
     Raises:
         UserError: if shapes or types are not as above, or a label is out of range.
@@ -68,9 +69,16 @@ class Dataset:
     class_names: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
     rows: Rows | None = None
+    conditions: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._check_values()
+        for name, value in self.conditions.items():
+            if name in ORDER or not isinstance(value, Tensor) or not value.ndim or len(value) != len(self):
+                raise UserError(
+                    f"the condition {name} of {len(self)} samples; expected a tensor with a row for each, and a name that is none "
+                    f"of {', '.join(ORDER)}; correct conditions"
+                )
         if self.labels is None:
             if self.class_names:
                 raise UserError(
@@ -156,6 +164,35 @@ class Dataset:
             values = torch.where(mask, values.flip(-1), values)
         return values, self._labels_of(indices)
 
+    def told(self, indices: Tensor) -> dict[str, Tensor]:
+        """The conditions of the chosen samples, by name, each `(b, ...)`: `label`, and those of `conditions`."""
+        labels = self._labels_of(indices)
+        rows = {name: value[indices.to(value.device)] for name, value in self.conditions.items()}
+        return rows if labels is None else {"label": labels, **rows}
+
+    def conditioner(self, names: Iterable[str]) -> Conditioner:
+        """What turns words into the conditions of these names, for a model that was trained on these data.
+
+        Classes are said by number or name, and other conditions as numbers; data of which more is to be said have a method of
+        their own.
+        """
+        inputs: dict[str, Input] = {}
+        for name in in_order(names):
+            if name == "label":
+                inputs[name] = Classes(self.num_classes, self.class_names)
+            elif name in self.conditions:
+                inputs[name] = Numbers(name, tuple(self.conditions[name].shape[1:]))
+        return Conditioner(inputs)
+
+    def check_tells(self, names: Iterable[str]) -> None:
+        """Raise a UserError unless the data have these conditions."""
+        missing = in_order(set(names) - self.conditions.keys())
+        if missing:
+            raise UserError(
+                f"the network takes {missing[0]} and the data have no such condition; expected one row of it for each sample; "
+                f"pass a data set with conditions={{'{missing[0]}': ...}}"
+            )
+
     def stored(self, indices: Tensor) -> Tensor:
         """Copies of what is stored of the chosen samples, of the type of `values`, shape `(b, ...)`."""
         return self.values[indices.to(self.values.device)] if self.rows is None else self.rows[indices.cpu()]
@@ -174,9 +211,10 @@ class Dataset:
     def subset(self: D, indices: Tensor) -> D:
         """The chosen samples as a data set of their own, with the same classes; `indices` is int64, shape `(m,)`."""
         labels = self._labels_of(indices)
+        told = {name: value[indices.to(value.device)] for name, value in self.conditions.items()}
         if self.rows is not None:
-            return replace(self, labels=labels, rows=self.rows.only(indices.cpu()))
-        return replace(self, labels=labels, values=self.stored(indices))
+            return replace(self, labels=labels, rows=self.rows.only(indices.cpu()), conditions=told)
+        return replace(self, labels=labels, values=self.stored(indices), conditions=told)
 
     def _labels_of(self, indices: Tensor) -> Tensor | None:
         return None if self.labels is None else self.labels[indices.to(self.labels.device)]

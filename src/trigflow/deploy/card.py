@@ -9,6 +9,7 @@ from trigflow.data.config import data_of
 from trigflow.migrations import migrated, stamped
 from trigflow.models.model import Model
 from trigflow.networks import name_of
+from trigflow.objectives import OBJECTIVES, known
 from trigflow.runtime.errors import UserError
 from trigflow.runtime.files import read_json
 from trigflow.training.config import RunConfig, from_dict, to_dict
@@ -25,18 +26,6 @@ COLUMNS = {
     "features": "features",
 }
 """Figures that a card shows, with the heading of their column."""
-
-OBJECTIVES = {
-    "diffusion": "diffusion",
-    "sct": "continuous-time consistency training, from data (sCT)",
-    "scd": "continuous-time consistency distillation of a teacher (sCD)",
-    "vsd": "variational score distillation of a teacher",
-    "scd-vsd": "continuous-time consistency distillation of a teacher, with variational score distillation (sCD + VSD)",
-    "ct": "discrete-time consistency training, from data",
-    "cd": "discrete-time consistency distillation of a teacher",
-    "meanflow": "average velocities, from data (MeanFlow)",
-    "meanflow-distill": "average velocities, of a teacher (MeanFlow)",
-}
 
 CARD = """---
 library_name: diffusers
@@ -172,8 +161,9 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def _known(model: Model) -> list[dict[str, Any]]:
     """What a model says of its training, where the configuration of its run is not at hand."""
+    kind = model.origin.get("objective", "")
     settings = {
-        "objective": OBJECTIVES.get(model.origin.get("objective", ""), "not recorded"),
+        "objective": OBJECTIVES[kind].summary if kind in OBJECTIVES else "not recorded",
         "data": _code(_last_name(data_of(model.origin).source)),
         "network": name_of(model.spec),
         "sigma_data": model.process.sigma_data,
@@ -183,16 +173,16 @@ def _known(model: Model) -> list[dict[str, Any]]:
 
 def _recipe(config: RunConfig) -> list[dict[str, Any]]:
     objective, optimizer, loop = config.objective, config.optimizer, config.loop
-    raw = to_dict(config)
+    raw, tangent = to_dict(config), getattr(objective, "tangent", None)
     conditioning = raw["network"]["conditioning"]
     settings = {
-        "objective": OBJECTIVES.get(objective.kind, objective.kind),
+        "objective": known(objective.kind).summary,
         "data": _code(_last_name(config.data.source)),
         "network": raw["network"]["kind"],
         "time embedding": f"{conditioning['time_embedding']}, c_noise(t) = {conditioning['time_map']}",
         "sigma_data": config.process.sigma_data,
         "training times": f"log-normal, P_mean {objective.proposal.mean:g}, P_std {objective.proposal.std:g}",
-        "tangent": f"{objective.tangent.mode}, c = {objective.tangent.c:g}, warmup {objective.tangent.warmup} iterations",
+        **({"tangent": f"{tangent.mode}, c = {tangent.c:g}, warmup {tangent.warmup} iterations"} if tangent else {}),
         "adaptive weighting": "yes" if objective.adaptive_weight else "no",
         "iterations": loop.iterations,
         "batch size": loop.batch_size,

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from trigflow.conditions import rows_of
 from trigflow.deploy.fixed import SIZES, FixedSizes
 from trigflow.deploy.variants import build_variant
-from trigflow.models.labels import check_labels
 from trigflow.models.model import Model
 from trigflow.runtime.errors import UserError
 
@@ -45,7 +46,7 @@ class Engine:
     def __init__(self, model: Model, *, steps: int | None = None, variant: str = "auto") -> None:
         self.steps = model.default_steps() if steps is None else steps
         model.sampler(self.steps)
-        network = build_variant(variant, model.network, model.shape)
+        network = build_variant(variant, model.network, model.shape, lambda n: model.conditioner.conditions(None, n))
         self.variant = variant
         self.model = dataclasses.replace(model, network=network)
 
@@ -57,9 +58,10 @@ class Engine:
     def draw(
         self,
         noise: Tensor,
-        labels: int | Sequence[int] | Tensor | None = None,
+        labels: Any = None,
         guidance: float | Tensor = 1.0,
         *,
+        conditions: Mapping[str, Any] | None = None,
         fresh: Sequence[Tensor] = (),
         steps: int | None = None,
     ) -> Tensor:
@@ -67,8 +69,9 @@ class Engine:
 
         Args:
             noise: `N(0, sd^2 I)`, floating `(b, c, h, w)`, b at least 1, on any device; such as `Model.noise(seed, 0, 0, b)`.
-            labels: classes, one for all or `(b,)`; None for an unconditional model, and for no other.
+            labels: classes by number or name, one for all or one a sample; None for a model without classes, and for no other.
             guidance: scale, one for all or `(b,)`; see `Model.velocity`.
+            conditions: what else is said, by name, as the model's `conditioner` understands it.
             fresh: fresh noise like `noise` for the steps after the first, as many as `fresh_needed()` says; such as
                 `Model.noise(seed, k, 0, b)` for k = 1, 2, ...
             steps: in place of the engine's.
@@ -93,8 +96,8 @@ class Engine:
         sampler = model.sampler(self.steps if steps is None else steps)
         with torch.inference_mode():
             every = [z.to(model.device, torch.float32) for z in (noise, *fresh)]
-            velocity = model.velocity(self._labels(labels, len(noise)), guidance)
-            drawn = model.codec.decode(sampler(velocity, every.__getitem__))
+            told = rows_of(self._told(labels, conditions, len(noise)), every[0])
+            drawn = model.draw(every.__getitem__, model.velocity(told, guidance), sampler)
         return drawn.cpu().clone()  # an ordinary tensor, which may be changed, instead of one of inference mode
 
     def warm(self, *batches: int) -> None:
@@ -128,29 +131,19 @@ class Engine:
             self.model.network.sizes = tuple(sizes)
         return sizes[-1]
 
-    def _labels(self, labels: int | Sequence[int] | Tensor | None, batch: int) -> Tensor | None:
-        model = self.model
-        if (labels is None) != (model.num_classes == 0):
-            given = "no labels" if labels is None else "labels"
+    def _told(self, labels: Any, conditions: Mapping[str, Any] | None, batch: int) -> dict[str, Tensor]:
+        classes = self.model.conditioner.classes
+        if labels is None and classes is not None:
             raise UserError(
-                f"{given} for a model of {model.num_classes} classes; expected them for exactly the models with classes; "
-                f"{'pass one, or one per sample' if labels is None else 'leave them out'}"
+                f"no labels for a model of {classes.num} classes; expected one, or one a sample; pass labels"
             )
-        if labels is None:
-            return None
-        chosen = torch.as_tensor(labels)
-        if chosen.dtype not in (torch.int64, torch.int32, torch.uint8) or chosen.ndim > 1:
-            raise UserError(
-                f"labels of type {chosen.dtype} and shape {tuple(chosen.shape)}; expected whole numbers, one or ({batch},); "
-                "pass class numbers"
-            )
-        chosen = chosen.to(torch.int64).reshape(-1)
-        if len(chosen) not in (1, batch):
-            raise UserError(
-                f"{len(chosen)} labels for {batch} samples; expected one, or one per sample; correct labels"
-            )
-        check_labels(chosen, model.num_classes)
-        return chosen.expand(batch).to(model.device)
+        if labels is not None and classes is not None:
+            labels = classes.numbers(labels)
+            if len(labels) not in (1, batch):
+                raise UserError(
+                    f"{len(labels)} labels for {batch} samples; expected one, or one per sample; correct labels"
+                )
+        return self.model.conditioner.conditions({"label": labels, **(conditions or {})}, batch)
 
 
 def fast(model: Model, variant: str = "auto") -> Model:

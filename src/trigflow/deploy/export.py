@@ -1,28 +1,26 @@
 """A run folder in the form of another tool: a diffusers pipeline, a TorchScript file or an ONNX file.
 
-The last two hold the velocity `v = sd F(x_t / sd, t, label, guidance, end)` for any batch size, with `model.json`, which says
+The last two hold the velocity `v = sd F(x_t / sd, t, **conditions)` for any batch size, with `model.json`, which says
 what goes in and at which times to call it.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-import logging
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from trigflow.conditions import in_order, null, takes
 from trigflow.deploy.card import description_of
+from trigflow.deploy.onnx import exported, quiet, require
 from trigflow.models.model import Model, load
-from trigflow.runtime.errors import MissingExtraError, UserError
+from trigflow.runtime.errors import UserError
 from trigflow.runtime.files import ensure_folder, write_folder, write_json
-from trigflow.samplers import consistency_times, meanflow_times, sigma_grid
-from trigflow.segments import segment_jumps
+from trigflow.samplers import consistency_times, meanflow_times, segment_times, sigma_grid
 
 Format = Literal["diffusers", "torchscript", "onnx"]
 
@@ -37,9 +35,9 @@ EMBEDDED = 1 << 30
 
 
 class Velocity(nn.Module):
-    """`v = sd F(x / sd, t, label, guidance, end)`, with exactly the inputs that the network takes, in this order.
+    """`v = sd F(x / sd, t, **conditions)`, its inputs by position: x, t, then the conditions that the network takes, in order.
 
-    Shapes: x `(b, *shape)`, t `(b,)`, label int64 `(b,)`, guidance `(b,)`, end `(b,)`; result like x.
+    Shapes: x `(b, *shape)`, t `(b,)`, label int64 `(b,)`, guidance `(b,)`, end `(b,)`, others `(b, ...)`; result like x.
     """
 
     def __init__(self, model: Model) -> None:
@@ -47,18 +45,11 @@ class Velocity(nn.Module):
         fixed = getattr(model.network, "for_sampling", None)
         self.network = model.network if fixed is None else fixed()
         self.sd = model.process.sigma_data
-        self.inputs = ["x", "t"]
-        if model.num_classes:
-            self.inputs.append("label")
-        if model.takes_guidance:
-            self.inputs.append("guidance")
-        if getattr(model.network, "takes_end", False):
-            self.inputs.append("end")
+        self.inputs = ["x", "t", *in_order(takes(model.network))]
 
-    def forward(self, x: Tensor, t: Tensor, *conditions: Tensor) -> Tensor:
-        given = dict(zip(self.inputs[2:], conditions, strict=True))
-        end = (given["end"],) if "end" in given else ()
-        return self.sd * self.network(x / self.sd, t, given.get("label"), given.get("guidance"), *end)
+    def forward(self, *inputs: Tensor) -> Tensor:
+        given = dict(zip(self.inputs, inputs, strict=True))
+        return self.sd * self.network(given.pop("x") / self.sd, given.pop("t"), **given)
 
 
 def export_run(run: str | Path, out: str | Path, to: Format) -> str:
@@ -127,7 +118,7 @@ def export_network(model: Model, folder: Path, to: Literal["torchscript", "onnx"
 
 
 def _torchscript(velocity: Velocity, given: tuple[Tensor, ...], path: Path) -> Callable[[tuple[Tensor, ...]], Tensor]:
-    with _quiet(), torch.no_grad():
+    with quiet(), torch.no_grad():
         traced = torch.jit.trace(velocity, given, check_trace=False)  # it is compared at another batch size
         traced.save(str(path))
         read = torch.jit.load(str(path))
@@ -135,29 +126,13 @@ def _torchscript(velocity: Velocity, given: tuple[Tensor, ...], path: Path) -> C
 
 
 def _onnx(velocity: Velocity, given: tuple[Tensor, ...], path: Path) -> Callable[[tuple[Tensor, ...]], Tensor]:
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # type: ignore[import-untyped]
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError("export to ONNX", error.name or "onnx", "onnx") from error
-    batch = torch.export.Dim("batch")
-    shapes = [{0: batch} for _ in given]
-    with _quiet(), torch.no_grad():
-        try:
-            graph = torch.export.export(
-                velocity, given, dynamic_shapes={"x": shapes[0], "t": shapes[1], "conditions": tuple(shapes[2:])}
-            )
-        except Exception as error:  # torch raises all kinds
-            raise UserError(
-                f"the network cannot be exported for every batch size ({str(error).splitlines()[0]}); expected a forward that "
-                "takes sizes from tensor.shape, not by len; correct the network, or use --to torchscript"
-            ) from error
-        program = torch.onnx.export(
-            graph, input_names=velocity.inputs, output_names=["velocity"], dynamo=True, verbose=False
-        )
-        size = sum(tensor.numel() * tensor.element_size() for tensor in velocity.state_dict().values())
-        program.save(str(path), external_data=size > EMBEDDED)  # type: ignore[union-attr]
+    require("export to ONNX")
+    import onnxruntime  # type: ignore[import-untyped]
+
+    program = exported(velocity, dict(zip(velocity.inputs, given, strict=True)), "velocity")
+    size = sum(tensor.numel() * tensor.element_size() for tensor in velocity.state_dict().values())
+    with quiet():
+        program.save(str(path), external_data=size > EMBEDDED)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
     def run(inputs: tuple[Tensor, ...]) -> Tensor:
@@ -167,27 +142,13 @@ def _onnx(velocity: Velocity, given: tuple[Tensor, ...], path: Path) -> Callable
     return run
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """A block without torch's remarks on shapes that stay as they are, and on packages that are not needed."""
-    log = logging.getLogger("torch.onnx")
-    before = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        log.setLevel(before)
-
-
 def _inputs(model: Model, velocity: Velocity, b: int) -> tuple[Tensor, ...]:
     """Inputs for a batch of b, spread over the times."""
     t = torch.linspace(model.process.t_max, 0.1, b)
     values = {
         "x": model.process.sigma_data * torch.randn(b, *model.shape, generator=torch.Generator().manual_seed(b)),
         "t": t,
-        "label": torch.arange(b) % max(model.num_classes, 1),
+        **model.conditioner.conditions(None, b),
         "guidance": torch.linspace(1, model.sampling.guidance_max, b),
         "end": t / 2,
     }
@@ -201,7 +162,7 @@ def _description(model: Model) -> dict[str, Any]:
     if model.kind == "diffusion":
         times = {steps: tuple(sigma_grid(process, steps)[:-1].tolist()) for steps in (model.default_steps(), 64)}
     elif sampling.jumps == "segments":
-        times = {sampling.segments: tuple(t for t, _ in segment_jumps(process, sampling.segments))}
+        times = {sampling.segments: segment_times(process, sampling.segments)}
     else:
         default = meanflow_times if sampling.jumps == "any" else consistency_times
         times = {steps: default(process, steps) for steps in STEPS} | model.times
@@ -210,7 +171,7 @@ def _description(model: Model) -> dict[str, Any]:
         **description_of(model),
         "sampler": "renoise" if sampling.fresh else "jump",
         "sigma_data": process.sigma_data,
-        "null_label": getattr(model.network, "null_label", None),
+        "null": {name: row.tolist() for name, row in null(model.network).items()},
         "guidance": guidance,
         "times": {str(steps): list(values) for steps, values in sorted(times.items())},
     }

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from trigflow.conditions import in_order, null, takes
 from trigflow.runtime.errors import UserError
 
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -18,11 +19,11 @@ PADDING = 8
 as much as this many of them."""
 
 Replay = Callable[[Tensor, list[Tensor]], Tensor]
-"""`F` from the buffer of x `(size, c, h, w)` and the conditions `(size,)` in use, in the order of the network's inputs."""
+"""`F` from the buffer of x `(size, *shape)`, and the times and conditions in use, in order."""
 
 
 class Variant(nn.Module):
-    """A network `F(x, t, label, guidance, end)` in the place of another, with its attributes.
+    """A network `F(x, t, **conditions)` in the place of another, with its attributes.
 
     Args:
         network: the one that is replaced; in eval mode.
@@ -31,19 +32,10 @@ class Variant(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
-        self.null_label = getattr(network, "null_label", None)
-        self.takes_guidance = bool(getattr(network, "takes_guidance", False))
-        self.takes_end = bool(getattr(network, "takes_end", False))
+        self.takes, self.null = takes(network), null(network)
 
-    def forward(
-        self,
-        x: Tensor,
-        t: Tensor,
-        label: Tensor | None = None,
-        guidance: Tensor | None = None,
-        end: Tensor | None = None,
-    ) -> Tensor:
-        return self.network(x, t, label, guidance, *(() if end is None else (end,)))
+    def forward(self, x: Tensor, t: Tensor, **conditions: Tensor) -> Tensor:
+        return self.network(x, t, **conditions)
 
 
 class FixedSizes(Variant):
@@ -64,65 +56,55 @@ class FixedSizes(Variant):
         self.lock = threading.Lock()
         self.recorded: dict[tuple[object, ...], tuple[Tensor, list[Tensor], Replay]] = {}
 
-    def forward(
-        self,
-        x: Tensor,
-        t: Tensor,
-        label: Tensor | None = None,
-        guidance: Tensor | None = None,
-        end: Tensor | None = None,
-    ) -> Tensor:
-        given = (t, label, guidance, end)
+    def forward(self, x: Tensor, t: Tensor, **conditions: Tensor) -> Tensor:
+        names = in_order(conditions)
+        given = [t, *(conditions[name] for name in names)]
         parts = cut(len(x), self.sizes)
         if len(parts) == 1:
-            return self._part(parts[0], x, given)
+            return self._part(parts[0], x, names, given)
         results, first = [], 0
         for size in parts:
             rows = slice(first, first + size)
-            results.append(self._part(size, x[rows], [None if v is None else v[rows] for v in given]))
+            results.append(self._part(size, x[rows], names, [v[rows] for v in given]))
             first += size
         return torch.cat(results)
 
-    def _part(self, size: int, x: Tensor, given: Sequence[Tensor | None]) -> Tensor:
+    def _part(self, size: int, x: Tensor, names: tuple[str, ...], given: Sequence[Tensor]) -> Tensor:
         """A call of at most `size` rows."""
         n = len(x)
-        key = (size, x.dtype, x.shape[1:], *(v is not None for v in given))
-        conditions = [v for v in given if v is not None]
+        key = (size, x.dtype, x.shape[1:], names)
         with self.lock:
             if key not in self.recorded:
                 with torch.inference_mode(False), torch.no_grad():
-                    self.recorded[key] = self.start(size, x, given)
+                    self.recorded[key] = self.start(size, x, names, given)
             buffer, held, replay = self.recorded[key]
             buffer[:n].copy_(x)
-            for mine, value in zip(held, conditions, strict=True):
+            for mine, value in zip(held, given, strict=True):
                 mine[:n].copy_(value)
-                mine[n:].copy_(value[:1])  # a label and a time that exist
+                mine[n:].copy_(value[:1])  # a time and conditions that exist
             return replay(buffer, held)[:n].to(x.dtype)
 
-    def start(self, size: int, x: Tensor, given: Sequence[Tensor | None]) -> tuple[Tensor, list[Tensor], Replay]:
+    def start(
+        self, size: int, x: Tensor, names: tuple[str, ...], given: Sequence[Tensor]
+    ) -> tuple[Tensor, list[Tensor], Replay]:
         """Buffers for this size, and the call recorded on them."""
         buffer = torch.zeros(size, *x.shape[1:], dtype=x.dtype, device=x.device)
-        buffer = buffer.to(memory_format=torch.channels_last)
+        buffer = buffer.to(memory_format=torch.channels_last) if buffer.ndim == 4 else buffer
         buffer.copy_(x[:1])
-        held = [v[:1].expand(size).clone() for v in given if v is not None]
-        present = [v is not None for v in given]
+        held = [v[:1].expand(size, *v.shape[1:]).clone() for v in given]
 
-        def call(x: Tensor, *values: Tensor) -> Tensor:
-            left = iter(values)
-            t, label, guidance, end = (next(left) if there else None for there in present)
-            return self.network(x, t, label, guidance, *(() if end is None else (end,)))
+        def call(x: Tensor, t: Tensor, *values: Tensor) -> Tensor:
+            return self.network(x, t, **dict(zip(names, values, strict=True)))
 
         replay = self.record(call, buffer, held)
-        self.check(call, replay, buffer, held, present[1])
+        self.check(call, replay, buffer, dict(zip(("t", *names), held, strict=True)))
         return buffer, held, replay
 
     def record(self, call: Callable[..., Tensor], buffer: Tensor, held: list[Tensor]) -> Replay:
         """What computes `call(buffer, *held)` from now on."""
         raise NotImplementedError
 
-    def check(
-        self, call: Callable[..., Tensor], replay: Replay, buffer: Tensor, held: list[Tensor], labelled: bool
-    ) -> None:
+    def check(self, call: Callable[..., Tensor], replay: Replay, buffer: Tensor, held: dict[str, Tensor]) -> None:
         """Compare with the network at other inputs than the recorded ones.
 
         Raises:
@@ -130,11 +112,12 @@ class FixedSizes(Variant):
         """
         generator = torch.Generator().manual_seed(0)
         buffer.copy_(torch.randn(buffer.shape, generator=generator))
-        held[0].mul_(0.5)
-        if labelled and self.null_label:
-            held[1].copy_(torch.arange(len(buffer)).add_(1).remainder_(self.null_label + 1))
-        expected = call(buffer, *held)
-        difference = float((replay(buffer, held) - expected).abs().max())
+        held["t"].mul_(0.5)
+        if "label" in held and "label" in self.null:
+            held["label"].copy_(torch.arange(len(buffer)).add_(1).remainder_(int(self.null["label"]) + 1))
+        values = list(held.values())
+        expected = call(buffer, *values)
+        difference = float((replay(buffer, values) - expected).abs().max())
         scale = float(expected.abs().max())
         if not difference <= 1e-3 * max(scale, 1e-3):
             raise UserError(

@@ -19,7 +19,7 @@ runs no file of the folder.
 
 import math
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -38,7 +38,6 @@ from trigflow.deploy.pipeline_network import (
     read_scheduler,
     rewrite,
 )
-from trigflow.models.labels import check_labels
 from trigflow.models.model import Model, load
 from trigflow.runtime.errors import MissingExtraError, UserError
 from trigflow.runtime.files import ensure_folder, read_json, write_text
@@ -66,7 +65,7 @@ class TrigFlowPipeline(DiffusionPipeline):
     """Draws from a consistency student in one or a few evaluations, with the stock `SCMScheduler`.
 
     With times `t_1 > ... > t_n`, from `x = sd z`, n times: `x0 = cos(t) x - sin(t) v(x, t)`, then
-    `x = cos(s) x0 + sin(s) sd z'` with fresh noise at the next time s; the same as `trigflow.samplers.consistency_sample`.
+    `x = cos(s) x0 + sin(s) sd z'` with fresh noise at the next time s; the same as `flow_map_sample` with gamma 1.
 
     Args:
         network: a consistency student that jumps to time 0: of sct, scd, vsd, scd-vsd, ct or cd, without segments.
@@ -251,10 +250,11 @@ class TrigFlowPipeline(DiffusionPipeline):
     @torch.no_grad()
     def __call__(
         self,
-        class_labels: int | Sequence[int] | Tensor | None = None,
+        class_labels: Any = None,
         num_inference_steps: int = 2,
         guidance_scale: float = 1.0,
         *,
+        conditions: Mapping[str, Any] | None = None,
         batch_size: int | None = None,
         timesteps: Sequence[float] | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
@@ -267,10 +267,11 @@ class TrigFlowPipeline(DiffusionPipeline):
         """Draw images.
 
         Args:
-            class_labels: one class, or one per image, repeated as needed; by default the classes in turn. None for an
-                unconditional student.
+            class_labels: a class by number or name, or one per image, repeated as needed; by default the classes in turn. None
+                for an unconditional student.
             num_inference_steps: evaluations of the network.
             guidance_scale: from 1 to what the student was distilled for; 1 is no guidance.
+            conditions: what else is said, by name, as the student's `conditioner` understands it.
             batch_size: images to draw; by default as many as there are latents, or else labels, or else 1.
             timesteps: decreasing times in (0, pi/2], one per evaluation, instead of those of the student: what a search
                 found for this number of steps, or `consistency_times`.
@@ -301,27 +302,37 @@ class TrigFlowPipeline(DiffusionPipeline):
             )
         times = self._times(num_inference_steps, timesteps)
         device, sd = self._execution_device, self.scheduler.config.sigma_data
-        labels, shape = self._batch(class_labels, batch_size, latents)
-        labels = None if labels is None else labels.to(device)
-        model.velocity(labels, guidance_scale)  # what is wrong with the guidance is said before anything is drawn
+        told, shape = self._batch(class_labels, conditions, batch_size, latents)
+        told = {name: value.to(device) for name, value in told.items()}
+        label = told.pop("label", None)
+        model.velocity({**told, **({} if label is None else {"label": label})}, guidance_scale)  # errors before work
         if isinstance(generator, list) and len(generator) != shape[0]:
             raise UserError(f"{len(generator)} generators for {shape[0]} images; expected one per image; pass as many")
         if latents is None:
             latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
-        x = latents.to(device, torch.float32) * sd
         self.scheduler.set_timesteps(
             len(times), timesteps=[*times, 0.0], device=device, max_timesteps=None, intermediate_timesteps=None
         )
         self.scheduler.set_begin_index(0)
-        with self.progress_bar(total=len(times)) as bar:
-            for step, t in enumerate(self.scheduler.timesteps[:-1]):
-                velocity = self.network(x, t, labels, guidance_scale)
-                x = self.scheduler.step(velocity, t, x, generator=generator, return_dict=False)[0]
-                if callback_on_step_end is not None:
-                    given = {"latents": x} if callback_on_step_end_tensor_inputs else {}
-                    x = (callback_on_step_end(self, step, t, given) or {}).get("latents", x)
-                bar.update()
-        images = x / sd if output_type == "latent" else self._decode(x, output_type)
+
+        def sampler(velocity: Callable[..., Tensor], noise: Callable[[int], Tensor]) -> Tensor:
+            x = noise(0)
+            with self.progress_bar(total=len(times)) as bar:
+                for step, t in enumerate(self.scheduler.timesteps[:-1]):
+                    x = self.scheduler.step(velocity(x, t), t, x, generator=generator, return_dict=False)[0]
+                    if callback_on_step_end is not None:
+                        given = {"latents": x} if callback_on_step_end_tensor_inputs else {}
+                        x = (callback_on_step_end(self, step, t, given) or {}).get("latents", x)
+                    bar.update()
+            return x
+
+        start = latents.to(device, torch.float32) * sd
+        model.codec = model.codec.with_component(self.vae)
+        drawn = model.draw(
+            lambda k: start, lambda x, t: self.network(x, t, label, guidance_scale, **told), sampler,
+            finish=(lambda x0: x0 / sd) if output_type == "latent" else None,
+        )  # fmt: skip
+        images = drawn if output_type == "latent" else self._as(drawn, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)  # type: ignore[arg-type]
 
@@ -342,9 +353,9 @@ class TrigFlowPipeline(DiffusionPipeline):
         return times
 
     def _batch(
-        self, labels: int | Sequence[int] | Tensor | None, batch_size: int | None, latents: Tensor | None
-    ) -> tuple[Tensor | None, tuple[int, ...]]:
-        """One label per image (None for an unconditional student), and the shape of the batch."""
+        self, labels: Any, conditions: Mapping[str, Any] | None, batch_size: int | None, latents: Tensor | None
+    ) -> tuple[dict[str, Tensor], tuple[int, ...]]:
+        """Conditions with one row per image, and the shape of the batch."""
         model = self.network.model
         shape = (-1, *model.shape) if latents is None else tuple(latents.shape)
         wrong = shape[1:] != model.shape or (latents is not None and batch_size not in (None, shape[0]))
@@ -352,27 +363,19 @@ class TrigFlowPipeline(DiffusionPipeline):
             raise UserError(
                 f"batch_size {batch_size} and latents of shape {shape}; expected 1 or more of shape {model.shape}; correct them"
             )
-        known = latents.shape[0] if latents is not None else batch_size
-        if model.num_classes == 0:
-            if labels is not None:
-                raise UserError("class_labels for an unconditional student; expected none; leave them out")
-            return None, (known or 1, *model.shape)
-        chosen = torch.arange(model.num_classes) if labels is None else torch.as_tensor(labels, dtype=torch.int64)
-        chosen = chosen.reshape(-1)
-        b = known or (1 if labels is None else len(chosen))
-        if not len(chosen) or (labels is not None and len(chosen) > b):
-            raise UserError(
-                f"{len(chosen)} class_labels for {max(b, 1)} images; expected from 1 to {max(b, 1)}; pass as many"
-            )
-        check_labels(chosen, model.num_classes)
-        return chosen.repeat(-(-b // len(chosen)))[:b], (b, *model.shape)
+        classes = model.conditioner.classes
+        if labels is not None and classes is not None:
+            labels = classes.numbers(labels, "class_labels")
+        given = 1 if labels is None or classes is None else len(labels)
+        b = latents.shape[0] if latents is not None else batch_size or given
+        if given > b:
+            raise UserError(f"{given} class_labels for {b} images; expected from 1 to {b}; pass as many")
+        return model.conditioner.conditions({"label": labels, **(conditions or {})}, b), (b, *model.shape)
 
-    def _decode(self, x0: Tensor, output_type: Output) -> Any:
-        """Bytes, as `Model.sample` gives them, in the form that is asked for."""
-        model = self.network.model
-        codec = model.codec.with_component(self.vae)
-        decoded = codec.pictures(codec.decode(x0))
+    def _as(self, decoded: Tensor, output_type: Output) -> Any:
+        """What the codec made, as bytes of `Model.sample`, in the form that is asked for."""
+        bytes_ = self.network.model.codec.pictures(decoded)
         if output_type == "pil":
-            return [to_picture(image) for image in decoded]
-        values = decoded.float() / 255
+            return [to_picture(image) for image in bytes_]
+        values = bytes_.float() / 255
         return values if output_type == "pt" else np.ascontiguousarray(values.permute(0, 2, 3, 1).cpu().numpy())

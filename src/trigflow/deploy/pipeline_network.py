@@ -29,7 +29,7 @@ DOWNLOADED = ["*.json", "*/*.json", "*/*.safetensors"]
 
 
 class TrigFlowModel(ModelMixin, ConfigMixin):
-    """The velocity `v = sd F(x_t / sd, t, label, guidance)` of a model, in the form of diffusers.
+    """The velocity `v = sd F(x_t / sd, t, **conditions)` of a model, in the form of diffusers.
 
     This is what `SCMScheduler` takes as its model output: `x0 = cos(t) x_t - sin(t) v`.
 
@@ -60,6 +60,7 @@ class TrigFlowModel(ModelMixin, ConfigMixin):
         timestep: Tensor | float,
         class_labels: Tensor | None = None,
         guidance_scale: float | Tensor = 1.0,
+        **conditions: Tensor,
     ) -> Tensor:
         """The velocity at `(x_t, t)`.
 
@@ -68,6 +69,7 @@ class TrigFlowModel(ModelMixin, ConfigMixin):
             timestep: t in (0, pi/2], one number or `(b,)`.
             class_labels: int64 `(b,)`; None for an unconditional model.
             guidance_scale: one number or `(b,)`; other than 1 only for a student distilled with guidance.
+            conditions: others that the network takes, by name, `(b, ...)`.
 
         Returns:
             v, like `sample`.
@@ -76,7 +78,8 @@ class TrigFlowModel(ModelMixin, ConfigMixin):
             UserError: as `Model.velocity`.
         """
         times = torch.as_tensor(timestep, dtype=sample.dtype, device=sample.device).expand(len(sample))
-        return self.model.velocity(class_labels, guidance_scale)(sample, times)
+        told = conditions if class_labels is None else {"label": class_labels, **conditions}
+        return self.model.velocity(told, guidance_scale)(sample, times)
 
 
 def check_supported(model: Model) -> None:

@@ -20,11 +20,12 @@ from __future__ import annotations
 import copy
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
+from trigflow.conditions import in_order, null, null_rows, takes
 from trigflow.deploy.fixed import FixedSizes, Replay, Variant
 from trigflow.deploy.traced import Traced
 from trigflow.networks.embeddings import Conditioning
@@ -69,21 +70,15 @@ class Compiled(Variant):
         self.lock = threading.Lock()
         self.compiled = torch.compile(network, dynamic=True, backend=backend)
 
-    def forward(
-        self,
-        x: Tensor,
-        t: Tensor,
-        label: Tensor | None = None,
-        guidance: Tensor | None = None,
-        end: Tensor | None = None,
-    ) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, **conditions: Tensor) -> Tensor:
         rows = max(2, len(x))
-        given = [
-            v if v is None or len(v) == rows else v.expand(rows, *v.shape[1:]) for v in (x, t, label, guidance, end)
-        ]
+
+        def full(value: Tensor) -> Tensor:
+            return (value if len(value) == rows else value.expand(rows, *value.shape[1:])).contiguous()
+
         with self.lock:
-            values = given[:4] if end is None else given
-            return self.compiled(*(None if v is None else v.contiguous() for v in values))[: len(x)]
+            told = {name: full(value) for name, value in conditions.items()}
+            return self.compiled(full(x), full(t), **told)[: len(x)]
 
 
 class Half(Variant):
@@ -97,16 +92,9 @@ class Half(Variant):
             if isinstance(module, nn.Conv2d) or (isinstance(module, FixedConv) and module.fixed.ndim == 4):
                 module.to(dtype)
 
-    def forward(
-        self,
-        x: Tensor,
-        t: Tensor,
-        label: Tensor | None = None,
-        guidance: Tensor | None = None,
-        end: Tensor | None = None,
-    ) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, **conditions: Tensor) -> Tensor:
         with torch.autocast(x.device.type, self.dtype):
-            return super().forward(x.to(self.dtype), t, label, guidance, end).to(x.dtype)
+            return super().forward(x.to(self.dtype), t, **conditions).to(x.dtype)
 
 
 class Quantized(Variant):
@@ -130,72 +118,68 @@ class Quantized(Variant):
             chosen = dict.fromkeys(names, torch.ao.quantization.default_dynamic_qconfig)
             self.quantized = torch.ao.quantization.quantize_dynamic(network, chosen, dtype=torch.qint8)
 
-    def forward(
-        self,
-        x: Tensor,
-        t: Tensor,
-        label: Tensor | None = None,
-        guidance: Tensor | None = None,
-        end: Tensor | None = None,
-    ) -> Tensor:
-        return self.quantized(x, t, label, guidance, *(() if end is None else (end,)))
+    def forward(self, x: Tensor, t: Tensor, **conditions: Tensor) -> Tensor:
+        return self.quantized(x, t, **conditions)
 
 
-def _on_cuda(what: str, device: torch.device) -> None:
-    if device.type != "cuda":
+def _on_cuda(what: str, inputs: Mapping[str, Tensor]) -> None:
+    if (device := inputs["x"].device).type != "cuda":
         raise UserError(f"{what} on {device}; expected a CUDA device; use another variant")
 
 
-def _on_cpu(what: str, device: torch.device) -> None:
-    if device.type != "cpu":
+def _on_cpu(what: str, inputs: Mapping[str, Tensor]) -> None:
+    if (device := inputs["x"].device).type != "cpu":
         raise UserError(f"{what} on {device}; expected the CPU; use another variant")
 
 
-def _traced(network: nn.Module, shape: tuple[int, ...], device: torch.device) -> Variant:
+def _traced(network: nn.Module, inputs: Mapping[str, Tensor]) -> Variant:
     return Traced(network)
 
 
-def _graph(network: nn.Module, shape: tuple[int, ...], device: torch.device) -> Variant:
-    _on_cuda("CUDA graphs", device)
+def _graph(network: nn.Module, inputs: Mapping[str, Tensor]) -> Variant:
+    _on_cuda("CUDA graphs", inputs)
     return CudaGraph(network)
 
 
-def _graph_bf16(network: nn.Module, shape: tuple[int, ...], device: torch.device) -> Variant:
-    _on_cuda("CUDA graphs", device)
-    return CudaGraph(_bf16(network, shape, device))
+def _graph_bf16(network: nn.Module, inputs: Mapping[str, Tensor]) -> Variant:
+    _on_cuda("CUDA graphs", inputs)
+    return CudaGraph(_bf16(network, inputs))
 
 
-def _compiled(network: nn.Module, shape: tuple[int, ...], device: torch.device) -> Variant:
+def _compiled(network: nn.Module, inputs: Mapping[str, Tensor]) -> Variant:
     return Compiled(network)
 
 
-def _bf16(network: nn.Module, shape: tuple[int, ...], device: torch.device) -> Variant:
+def _bf16(network: nn.Module, inputs: Mapping[str, Tensor]) -> Variant:
+    device = inputs["x"].device
     if device.type == "cuda" and not torch.cuda.is_bf16_supported():
         raise UserError(f"bfloat16 on {torch.cuda.get_device_name(device)}; expected a GPU that has it; use fp16")
     return Half(network, torch.bfloat16)
 
 
-def _fp16(network: nn.Module, shape: tuple[int, ...], device: torch.device) -> Variant:
-    _on_cuda("float16", device)
+def _fp16(network: nn.Module, inputs: Mapping[str, Tensor]) -> Variant:
+    _on_cuda("float16", inputs)
     return Half(network, torch.float16)
 
 
-def _int8(network: nn.Module, shape: tuple[int, ...], device: torch.device) -> Variant:
-    _on_cpu("int8", device)
+def _int8(network: nn.Module, inputs: Mapping[str, Tensor]) -> Variant:
+    _on_cpu("int8", inputs)
     return Quantized(network)
 
 
-def _onnx(network: nn.Module, shape: tuple[int, ...], device: torch.device) -> Variant:
-    _on_cpu("onnxruntime", device)
+def _onnx(network: nn.Module, inputs: Mapping[str, Tensor]) -> Variant:
+    _on_cpu("onnxruntime", inputs)
     from trigflow.deploy.onnx import Onnx
 
-    return Onnx(network, shape)
+    return Onnx(network, inputs)
 
 
-Builder = Callable[[nn.Module, tuple[int, ...], torch.device], Variant]
+Told = Callable[[int], Mapping[str, Tensor]]
+"""Conditions for so many samples, by name."""
+Builder = Callable[[nn.Module, Mapping[str, Tensor]], Variant]
 
 VARIANTS: dict[str, Builder] = {
-    "plain": lambda network, shape, device: Variant(network),
+    "plain": lambda network, inputs: Variant(network),
     "traced": _traced,
     "graph": _graph,
     "graph-bf16": _graph_bf16,
@@ -205,16 +189,17 @@ VARIANTS: dict[str, Builder] = {
     "fp16": _fp16,
     "int8": _int8,
 }
-"""From the name to what makes it of a network that is ready to draw, the shape of an image and the device."""
+"""From the name to what makes it of a network that is ready to draw and inputs for a batch of 3."""
 
 
-def build_variant(name: str, network: nn.Module, shape: tuple[int, ...]) -> Variant:
+def build_variant(name: str, network: nn.Module, shape: tuple[int, ...], told: Told | None = None) -> Variant:
     """The variant of this name, tried once with a batch of 1.
 
     Args:
         name: one of `VARIANTS`, or `auto`: graph on CUDA, otherwise traced, and plain where that is not possible.
-        network: `F(x, t, label, guidance, end)`; it is put into eval mode and frozen.
+        network: `F(x, t, **conditions)`; it is put into eval mode and frozen.
         shape: of one x0.
+        told: conditions to try it with, for so many samples; those of the package's networks by default.
 
     Raises:
         MissingExtraError: for onnx without onnxruntime.
@@ -224,20 +209,23 @@ def build_variant(name: str, network: nn.Module, shape: tuple[int, ...]) -> Vari
     device = next(ready.parameters()).device
     if name == "auto":
         try:
-            return _tried("graph" if device.type == "cuda" else "traced", ready, shape, device)
+            return _tried("graph" if device.type == "cuda" else "traced", ready, shape, device, told)
         except UserError:
-            return _tried("plain", ready, shape, device)
+            return _tried("plain", ready, shape, device, told)
     if name not in VARIANTS:
         raise UserError(f"unknown variant '{name}'; expected auto or one of {', '.join(VARIANTS)}; correct --variant")
-    return _tried(name, ready, shape, device)
+    return _tried(name, ready, shape, device, told)
 
 
-def _tried(name: str, ready: nn.Module, shape: tuple[int, ...], device: torch.device) -> Variant:
+def _tried(
+    name: str, ready: nn.Module, shape: tuple[int, ...], device: torch.device, told: Told | None = None
+) -> Variant:
     """The variant, after one call."""
     try:
         with torch.no_grad():
-            variant = VARIANTS[name](ready, shape, device).eval().requires_grad_(False)
-            variant(*example(ready, shape, 1, device))
+            variant = VARIANTS[name](ready, example(ready, shape, 3, device, told)).eval().requires_grad_(False)
+            inputs = example(ready, shape, 1, device, told)
+            variant(inputs.pop("x"), inputs.pop("t"), **inputs)
     except UserError:
         raise
     except Exception as error:  # compilers and runtimes raise what they like
@@ -249,11 +237,15 @@ def _tried(name: str, ready: nn.Module, shape: tuple[int, ...], device: torch.de
     return variant
 
 
-def example(network: nn.Module, shape: tuple[int, ...], n: int, device: torch.device) -> list[Tensor | None]:
-    """Inputs of a batch of n: x of unit variance at half the way, and the first classes."""
+def example(
+    network: nn.Module, shape: tuple[int, ...], n: int, device: torch.device, told: Told | None = None
+) -> dict[str, Tensor]:
+    """Inputs of a batch of n by name: x of unit variance at half the way, and the first classes or what is told."""
     x = torch.randn(n, *shape, generator=torch.Generator().manual_seed(n)).to(device)
     t = torch.full((n,), 0.8, device=device)
-    classes = getattr(network, "null_label", None)
-    label = (torch.arange(n) % classes).to(device) if classes else None
-    guidance = torch.ones_like(t) if getattr(network, "takes_guidance", False) else None
-    return [x, t, label, guidance, *([t / 2] if getattr(network, "takes_end", False) else [])]
+    known: dict[str, Tensor] = {"guidance": torch.ones_like(t), "end": t / 2, **null_rows(network, x)}
+    if told is not None:
+        known |= {name: value.to(device) for name, value in told(n).items()}
+    elif "label" in null(network):
+        known["label"] = (torch.arange(n) % int(null(network)["label"])).to(device)
+    return {"x": x, "t": t, **{name: known[name] for name in in_order(takes(network)) if name in known}}

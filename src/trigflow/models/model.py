@@ -22,8 +22,8 @@ from tqdm import tqdm
 
 from trigflow import samplers
 from trigflow.codecs import Codec, codec_from_state
+from trigflow.conditions import Conditioner, null, takes
 from trigflow.migrations import migrated, stamped
-from trigflow.models.labels import check_labels
 from trigflow.models.negative import check_guidance
 from trigflow.models.weights import load_weights
 from trigflow.networks import NetworkConfig, build, network_from_state, network_state
@@ -37,6 +37,10 @@ from trigflow.runtime.seeds import derive_seed
 from trigflow.samplers import Sampling
 
 Kind = Literal["diffusion", "consistency"]
+Noise = Callable[[int], Tensor]
+"""`noise(k)`: k = 0 where sampling starts, k > 0 the fresh noise of later steps."""
+Sampler = Callable[[samplers.VelocityFunction, Noise], Tensor]
+"""`sampler(velocity, noise) -> x0`."""
 
 NOISE_BLOCK = 64
 """Samples that share one noise generator; makes the noise of sample i independent of batch and total size."""
@@ -47,12 +51,12 @@ class Model:
     """A network and what belongs to it.
 
     Attributes:
-        network: `F(x_t / sd, t, label, guidance)`, or with a fifth argument `end`; in eval mode.
+        network: `F(x_t / sd, t, **conditions)`, in eval mode.
         spec: configuration that the network is built from.
         process: the TrigFlow process that it belongs to.
         codec: stored data to x0, and x0 to what a person gets.
         sampling: how samples are drawn.
-        class_names: names of the classes, empty for an unconditional model.
+        conditioner: makes conditions of what people say: classes by number or name, and whatever else it was made for.
         times: sampling times of a consistency model by number of steps, where a search has found better than the default.
         channels_last: whether the network computes images channels-last.
         origin: facts about where it is from, for people and for comparisons: `objective`, `data` (settings of the data it was
@@ -64,7 +68,7 @@ class Model:
     process: TrigFlow
     codec: Codec
     sampling: Sampling = field(default_factory=Sampling)
-    class_names: tuple[str, ...] = ()
+    conditioner: Conditioner = field(default_factory=Conditioner)
     times: dict[int, tuple[float, ...]] = field(default_factory=dict)
     channels_last: bool = False
     origin: dict[str, Any] = field(default_factory=dict)
@@ -81,13 +85,20 @@ class Model:
 
     @property
     def num_classes(self) -> int:
-        """Classes of a class-conditional network, 0 for an unconditional one."""
-        return self.spec.conditioning.num_classes
+        """Classes of a class-conditional network, 0 for another."""
+        classes = self.conditioner.classes
+        return 0 if classes is None else classes.num
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes, empty where they have none."""
+        classes = self.conditioner.classes
+        return () if classes is None else classes.names
 
     @property
     def takes_guidance(self) -> bool:
         """Whether the guidance scale is an input of the network."""
-        return bool(getattr(self.network, "takes_guidance", False))
+        return "guidance" in takes(self.network)
 
     @property
     def device(self) -> torch.device:
@@ -96,13 +107,13 @@ class Model:
 
     def velocity(
         self,
-        label: Tensor | None = None,
+        conditions: Mapping[str, Any] | None = None,
         guidance: float | Tensor = 1.0,
         *,
         interval: tuple[float, float] | None = None,
         negative: Model | None = None,
     ) -> samplers.VelocityFunction:
-        """The velocity function `v(x_t, t)` for these labels `(b,)` and this guidance scale, one number or `(b,)`.
+        """The velocity function `v(x_t, t)` for these conditions, `(b, ...)` by name, and this guidance scale, one or `(b,)`.
 
         A consistency model that was distilled with guidance takes the scale as an input. A diffusion model is guided by a
         second evaluation, away from itself without the class or away from `negative`, unless the scale is 1; with an
@@ -127,17 +138,20 @@ class Model:
                     "a guidance interval or negative for a student that takes the scale as an input; expected the scale "
                     "alone, the rest was settled when it was distilled; drop --guidance-interval and --negative"
                 )
-            return samplers.network_velocity(self.network, process, label, guidance)
+            return samplers.network_velocity(self.network, process, {**(conditions or {}), "guidance": guidance})
         if bool((scales == 1).all()):
-            return samplers.network_velocity(self.network, process, label)
-        if self.kind == "consistency" or (label is None and negative is None):
+            return samplers.network_velocity(self.network, process, conditions)
+        droppable = null(self.network).keys() & (conditions or {}).keys()
+        if self.kind == "consistency" or (not droppable and negative is None):
             raise UserError(
                 f"guidance {shown} for a model without guidance; expected 1, or a class-conditional diffusion model, or a "
                 "student distilled with objective.guidance_max above 1; drop --guidance"
             )
         check_guidance(self, negative)
         away_from = None if negative is None else negative.network
-        return samplers.guided_velocity(self.network, process, label, guidance, negative=away_from, interval=interval)
+        return samplers.guided_velocity(
+            self.network, process, conditions, guidance, negative=away_from, interval=interval
+        )
 
     def default_steps(self) -> int:
         """2 for a consistency model, or the number of its segments where it has several; 18 for a diffusion model (35
@@ -152,19 +166,21 @@ class Model:
         num: int = 16,
         *,
         steps: int | None = None,
-        labels: int | Sequence[int] | Tensor | None = None,
+        labels: Any = None,
+        conditions: Mapping[str, Any] | None = None,
         guidance: float = 1.0,
         guidance_interval: tuple[float, float] | None = None,
         negative: Model | None = None,
         seed: int = 0,
         solver: str = "heun",
         times: Sequence[float] | None = None,
+        gamma: float | None = None,
         batch_size: int = 256,
         first: int = 0,
         progress: bool = False,
         decode: bool = True,
     ) -> Tensor:
-        """Draw images.
+        """Draw samples.
 
         The same seed gives the same noise for sample i, whatever `num`, `first`, `batch_size` and the model, so teacher and
         student can be compared image by image.
@@ -173,14 +189,17 @@ class Model:
             num: how many.
             steps: evaluations of a consistency model, for a multistep one the number of its segments and no other; or solver
                 steps of a diffusion model; see `default_steps`.
-            labels: one class, or one per sample, repeated as needed; by default the classes in turn. None for an
+            labels: a class by number or name, or several, repeated as needed; by default the classes in turn. None for an
                 unconditional model.
+            conditions: what else is said, by name, as the model's `conditioner` understands it.
             guidance: guidance scale; 1 for none.
             guidance_interval: noise levels sigma, low and high, between which a diffusion model is guided; None for all.
             negative: diffusion model to guide away from (autoguidance); None for classifier-free guidance.
             seed: of all noise.
             solver: for a diffusion model: heun, dpm2s, dpm++2m or ddim.
             times: sampling times of a consistency model, instead of `steps`.
+            gamma: of a student of any jump, how much fresh noise comes between steps, in [0, 1]; by default what its
+                `sampling` says.
             batch_size: samples per call of the network.
             first: which sample to begin with; samples first ... first + num - 1 are drawn.
             progress: draw a progress bar on stderr.
@@ -198,27 +217,61 @@ class Model:
             raise UserError(f"{num} samples in batches of {batch_size}; expected at least 1; raise --num")
         if first < 0:
             raise UserError(f"first sample {first}; expected 0 or more; correct the argument")
-        draw = self.sampler(steps, solver, times)
-        chosen = self._labels(labels, num, first)
+        sampler = self.sampler(steps, solver, times, gamma)
+        told = self.conditioner.conditions({"label": labels, **(conditions or {})}, num, first)
         if guidance == 1 and (guidance_interval is not None or negative is not None):
             raise UserError(
                 "a guidance interval or negative with guidance 1, which is none; expected another scale; pass --guidance"
             )
         guided = functools.partial(self.velocity, guidance=guidance, interval=guidance_interval, negative=negative)
-        guided(chosen)  # what is wrong with the guidance is said before a bar is drawn
+        guided(told)  # what is wrong with the guidance is said before a bar is drawn
         if decode:
             self.codec.prepare(self.device)  # what is wrong with it is said now, too
+        finish = self.codec.decode if decode else self.codec.stored
         drawn = []
         bar = tqdm(total=num, desc="sampling", unit="img", disable=not progress)
         for start in range(0, num, batch_size):
             stop = min(start + batch_size, num)
-            label = None if chosen is None else chosen[start:stop].to(self.device)
+            rows = {name: value[start:stop].to(self.device) for name, value in told.items()}
             noise = functools.partial(self.noise, seed, start=first + start, stop=first + stop)
-            x0 = draw(guided(label), noise)
-            drawn.append((self.codec.decode(x0) if decode else self.codec.stored(x0)).cpu())
+            drawn.append(self.draw(noise, guided(rows), sampler, finish=finish).cpu())
             bar.update(stop - start)
         bar.close()
         return torch.cat(drawn)
+
+    def draw(
+        self,
+        noise: Noise | torch.Generator,
+        told: Mapping[str, Any] | samplers.VelocityFunction | None = None,
+        sampler: Sampler | None = None,
+        *,
+        num: int = 1,
+        finish: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        """One batch: conditions in, what the codec makes of x0 out. Everything that draws goes through here.
+
+        Args:
+            noise: `noise(k)`, noise `(b, *shape)` of standard deviation sd: k = 0 where sampling starts, k > 0 the fresh noise
+                of later steps; or a generator on the CPU, from which noise of `num` samples is drawn.
+            told: conditions `(b, ...)` by name, or what `velocity` made of them, guidance included.
+            sampler: see `sampler`; by default the model's own, with `default_steps`.
+            num: samples, where the noise comes from a generator.
+            finish: what is made of x0; `codec.decode` by default.
+
+        Returns:
+            `(b, ...)`, on the model's device.
+
+        Raises:
+            UserError: as `velocity`.
+        """
+        if isinstance(noise, torch.Generator):
+            generator = noise
+
+            def noise(k: int) -> Tensor:
+                return self.process.sigma_data * torch.randn(num, *self.shape, generator=generator).to(self.device)
+
+        velocity = told if callable(told) else self.velocity(told)
+        return (finish or self.codec.decode)((sampler or self.sampler())(velocity, noise))
 
     def noise(self, seed: int, k: int, start: int, stop: int) -> Tensor:
         """Noise `N(0, sd^2 I)` of samples start ... stop - 1, drawn on the CPU; k = 0 is the start, later k fresh noise."""
@@ -231,8 +284,12 @@ class Model:
         return self.process.sigma_data * noise.to(self.device)
 
     def sampler(
-        self, steps: int | None = None, solver: str = "heun", times: Sequence[float] | None = None
-    ) -> Callable[[samplers.VelocityFunction, Callable[[int], Tensor]], Tensor]:
+        self,
+        steps: int | None = None,
+        solver: str = "heun",
+        times: Sequence[float] | None = None,
+        gamma: float | None = None,
+    ) -> Sampler:
         """A function `draw(velocity, noise) -> x0` that draws one batch; arguments as in `sample`.
 
         `noise(k)` is the noise of the batch, `(b, *shape)` of standard deviation sd: k = 0 where sampling starts, k > 0 the
@@ -241,48 +298,37 @@ class Model:
         Raises:
             UserError: for numbers out of range.
         """
-        process = self.process
+        process, sampling = self.process, self.sampling
         steps = self.default_steps() if steps is None else steps
         solve = samplers.get_solver(solver)
+        if gamma is not None and not (0 <= gamma <= 1 and (sampling.jumps == "any" or gamma == sampling.noise)):
+            expected = (
+                "a number in [0, 1]" if sampling.jumps == "any" else f"{sampling.noise:g}, all that it was trained for"
+            )
+            raise UserError(f"gamma {gamma:g} for this model; expected {expected}; drop --gamma")
         if self.kind == "diffusion":
             if times is not None:
                 raise UserError("sampling times for a diffusion model; expected a consistency model; use steps instead")
             grid = samplers.sigma_grid(process, steps)
             return lambda velocity, noise: solve(velocity, noise(0), grid)
-        segments = self.sampling.segments
-        if self.sampling.jumps == "segments":
-            if steps != segments or times is not None:
+        if sampling.jumps == "segments":
+            if steps != sampling.segments or times is not None:
                 given = f"{steps} steps" if times is None else "sampling times"
                 raise UserError(
-                    f"{given} for a multistep model of {segments} segments; expected {segments} steps, one for each; drop "
-                    f"{'--steps' if times is None else 'times'}"
+                    f"{given} for a multistep model of {sampling.segments} segments; expected {sampling.segments} steps, one "
+                    f"for each; drop {'--steps' if times is None else 'times'}"
                 )
-            return lambda velocity, noise: samplers.multistep_sample(velocity, process, noise(0), segments)
-        averages = self.sampling.jumps == "any"
-        if times is None:
-            default = samplers.meanflow_times if averages else samplers.consistency_times
+            times = samplers.segment_times(process, sampling.segments)
+        elif times is None:
+            default = samplers.meanflow_times if sampling.jumps == "any" else samplers.consistency_times
             times = self.times.get(steps) or default(process, steps)
-        schedule = tuple(times)
-        if averages:
-            return lambda velocity, noise: samplers.meanflow_sample(velocity, process, noise(0), schedule)
+        schedule, share = tuple(times), sampling.noise if gamma is None else gamma
 
-        def draw(velocity: samplers.VelocityFunction, noise: Callable[[int], Tensor]) -> Tensor:
-            fresh = [noise(k) for k in range(1, len(schedule))]
-            return samplers.consistency_sample(velocity, process, noise(0), schedule, fresh=fresh)
+        def draw(velocity: samplers.VelocityFunction, noise: Noise) -> Tensor:
+            fresh = [noise(k) for k in range(1, len(schedule))] if share > 0 else None
+            return samplers.flow_map_sample(velocity, process, noise(0), schedule, gamma=share, fresh=fresh)
 
         return draw
-
-    def _labels(self, labels: int | Sequence[int] | Tensor | None, num: int, first: int = 0) -> Tensor | None:
-        if self.num_classes == 0:
-            if labels is not None:
-                raise UserError("labels for an unconditional model; expected none; drop --labels")
-            return None
-        chosen = torch.arange(self.num_classes) if labels is None else torch.as_tensor(labels, dtype=torch.int64)
-        chosen = chosen.reshape(-1)
-        if not len(chosen):
-            raise UserError("an empty list of labels; expected at least one class; name a class or drop --labels")
-        check_labels(chosen, self.num_classes)
-        return chosen[torch.arange(first, first + num) % len(chosen)]
 
     # Files ---------------------------------------------------------------------------------------------------------
 
@@ -307,7 +353,7 @@ class Model:
                 "process": asdict(self.process),
                 "network": network_state(self.spec),
                 "codec": self.codec.state(),
-                "class_names": list(self.class_names),
+                "conditioner": self.conditioner.state(),
                 "sampling": self.sampling.state(),
                 "times": {str(steps): list(times) for steps, times in self.times.items()},
                 "channels_last": self.channels_last,
@@ -386,7 +432,7 @@ def described(raw: Mapping[str, Any], what: str, network: nn.Module | None = Non
         process = TrigFlow(**raw["process"])
         spec = network_from_state(raw["network"])
         codec = codec_from_state(raw["codec"])
-        names = tuple(str(name) for name in raw["class_names"])
+        conditioner = Conditioner.from_state(raw["conditioner"])
         sampling, times, origin = Sampling.from_state(raw["sampling"]), times_of(raw), dict(raw["origin"])
         channels_last = bool(raw["channels_last"])
     except UserError:
@@ -397,7 +443,7 @@ def described(raw: Mapping[str, Any], what: str, network: nn.Module | None = Non
         network = build(spec, process.sigma_data) if network is None else network
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     network.eval().requires_grad_(False).to(memory_format=memory_format)  # type: ignore[call-overload]
-    return Model(network, spec, process, codec, sampling, names, times, channels_last, origin)
+    return Model(network, spec, process, codec, sampling, conditioner, times, channels_last, origin)
 
 
 def times_of(description: Mapping[str, Any]) -> dict[int, tuple[float, ...]]:

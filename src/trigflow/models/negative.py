@@ -18,7 +18,7 @@ def check_guidance(model: Model, negative: Model | None = None) -> None:
             model whose unconditional branch was never trained.
     """
     if negative is None:
-        if model.num_classes and not model.sampling.guided:
+        if not model.sampling.guided:
             raise UserError(
                 "guidance for a model trained with objective.label_dropout 0; expected one trained with label dropout, "
                 "which is what teaches it to do without the class; train it so, or give a negative (--negative RUN)"

@@ -1,4 +1,4 @@
-"""A network from outside as a model: a bridged teacher, or any module `F(x_t / sd, t, label, guidance)`, ready to use."""
+"""A network from outside as a model: a bridged teacher, or any module `F(x_t / sd, t, **conditions)`, ready to use."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import replace
 from torch import nn
 
 from trigflow.codecs import Codec, Pixels
+from trigflow.conditions import Conditioner, in_order, null, takes
 from trigflow.models.model import Kind, Model
 from trigflow.networks import CustomConfig
 from trigflow.networks.custom import describe
@@ -24,6 +25,7 @@ def model_of(
     num_classes: int = 0,
     class_names: Sequence[str] = (),
     codec: Codec | None = None,
+    conditioner: Conditioner | None = None,
     kind: Kind = "diffusion",
     data: str = "digits",
 ) -> Model:
@@ -32,32 +34,35 @@ def model_of(
     The network is put into eval mode and frozen; pass a copy where it is to be trained further.
 
     Args:
-        network: `F(x_t / sd, t, label, guidance)`, such as a `trigflow.models.bridges.Bridge`.
+        network: `F(x_t / sd, t, **conditions)`, such as a `trigflow.models.bridges.Bridge`.
         shape: of one x0, `(c, h, w)` of an image.
         process: the process that the network belongs to; that of a bridge by default.
-        num_classes: classes of a network with a `null_label`; the number of `class_names` by default.
+        num_classes: classes of a network that takes `label`; the number of `class_names` by default.
         class_names: names of the classes.
         codec: stored data to x0 and back; pixels in [-1, 1] by default (`Pixels.symmetric`).
+        conditioner: makes conditions of what people say; for classes by default.
         kind: `diffusion`, or `consistency` for a student.
         data: what it was trained on, for `evaluate_model`: digits, mnist, a folder or a zip.
 
     Raises:
-        UserError: if the network is no module, or classes and `null_label` do not go together.
+        UserError: if the network is no module, or classes and what it takes do not go together.
     """
     if process is None:
         process = getattr(network, "process", None) or TrigFlow()
-    known = describe(network, 0, bool(getattr(network, "takes_guidance", False)))
+    known = describe(network, 0, "guidance" in takes(network))
     classes = num_classes or len(class_names)
-    if (network.null_label is None) != (classes == 0) or (class_names and len(class_names) != classes):
+    if ("label" in takes(network)) != (classes > 0) or (class_names and len(class_names) != classes):
         raise UserError(
-            f"a network with null_label = {network.null_label}, {classes} classes and {len(class_names)} names; expected "
-            "classes for exactly the networks with a null label, each with a name or none; correct the arguments"
+            f"a network that takes {', '.join(in_order(takes(network))) or 'no conditions'}, {classes} classes and "
+            f"{len(class_names)} names; expected classes for exactly the networks that take label, each with a name or none; "
+            "correct the arguments"
         )
     conditioning = replace(known.conditioning, num_classes=classes)
     spec = CustomConfig(channels=shape[0], dropout=known.dropout, conditioning=conditioning)
     codec = Pixels.symmetric(shape) if codec is None else codec
     sampling = Sampling() if kind == "diffusion" else Sampling("flow_map")
-    sampling = replace(sampling, guided=kind == "diffusion" and classes > 0)
+    sampling = replace(sampling, guided=kind == "diffusion" and bool(null(network)))
     origin = {"data": {"source": data}}
     network = network.eval().requires_grad_(False)
-    return Model(network, spec, process, codec, sampling, tuple(class_names), origin=origin)
+    conditioner = Conditioner.of_classes(classes, class_names) if conditioner is None else conditioner
+    return Model(network, spec, process, codec, sampling, conditioner, origin=origin)

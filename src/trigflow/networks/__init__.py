@@ -1,8 +1,7 @@
-"""Networks `F(x_t / sd, t, label, guidance, end)`, built from plain configurations.
+"""Networks `F(x_t / sd, t, **conditions)`, built from plain configurations.
 
-Every network takes x of unit variance, times `(b,)`, labels int64 `(b,)` or None, guidance scales `(b,)` or None, ends of
-jumps `(b,)` or None, returns a tensor like x, and has three attributes: `null_label` (the index that means "no class", or
-None), `takes_guidance` and `takes_end`. An input that a network does not take is not passed to it.
+Every network takes x of unit variance, times `(b,)` and conditions `(b, ...)` by name, returns a tensor like x, and has two
+attributes: `takes`, the names of its conditions, and `null`, the rows that mean "none"; see `trigflow.conditions`.
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""A network of the user's own: any module `F(x_t / sd, t, label, guidance)`, trained and loaded from Python; with the
-attribute `takes_end`, `F(x_t / sd, t, label, guidance, end)`."""
+"""A network of the user's own: any module `F(x_t / sd, t, **conditions)`, trained and loaded from Python."""
 
 from __future__ import annotations
 
@@ -8,6 +7,7 @@ from typing import NoReturn
 
 from torch import nn
 
+from trigflow.conditions import check_declared, in_order, takes
 from trigflow.networks.embeddings import ConditioningConfig
 from trigflow.runtime.errors import UserError
 
@@ -21,7 +21,7 @@ class CustomConfig:
     dropout: float = 0.0
     """Largest probability among its dropout layers, in [0, 1)."""
     conditioning: ConditioningConfig = field(default_factory=ConditioningConfig)
-    """`num_classes`, `takes_guidance` and `takes_end`; the rest is up to the module."""
+    """`num_classes` and `takes`; the rest is up to the module."""
 
 
 class Custom(nn.Module):
@@ -37,31 +37,30 @@ class Custom(nn.Module):
         raise NotImplementedError
 
 
-def describe(network: nn.Module, num_classes: int, takes_guidance: bool) -> CustomConfig:
+def describe(network: nn.Module, num_classes: int, guided: bool) -> CustomConfig:
     """The configuration of a module of the user's own, for data of `num_classes` classes; channels are left to the data.
 
-    The module may have the attributes of a network, `null_label`, `takes_guidance` and `takes_end`; where they are missing, it
-    is unconditional and takes neither a guidance scale nor the end of a jump, and they are set so.
+    The module may have the attributes of a network, `takes` and `null`; where they are missing, it takes no conditions.
 
     Raises:
-        UserError: if it is no module, or takes a guidance scale that the run does not draw (or the other way round).
+        UserError: if it is no module, has the attributes of earlier versions, or takes a guidance scale that the run does not
+            draw (or the other way round).
     """
     if not isinstance(network, nn.Module):
         raise UserError(f"a {type(network).__name__} as the network; expected a torch.nn.Module; pass a module")
-    for name, default in (("null_label", None), ("takes_guidance", False), ("takes_end", False)):
-        if not hasattr(network, name):
-            setattr(network, name, default)
-    if network.takes_guidance != takes_guidance:
+    check_declared(network)
+    if ("guidance" in takes(network)) != guided:
         raise UserError(
-            f"the network has takes_guidance = {network.takes_guidance} and the run needs {takes_guidance}; expected the same; "
-            "set objective.guidance_max to 1, or above 1 for a network that takes the scale"
+            f"the network takes {', '.join(in_order(takes(network))) or 'no conditions'} and the run draws "
+            f"{'guidance scales' if guided else 'no guidance scales'}; expected both or neither; set objective.guidance_max to "
+            "1, or above 1 for a network that takes guidance"
         )
     dropout = max((m.p for m in network.modules() if isinstance(m, nn.Dropout)), default=0.0)
-    classes = 0 if network.null_label is None else num_classes
-    conditioning = ConditioningConfig(
-        num_classes=classes, takes_guidance=takes_guidance, takes_end=bool(network.takes_end)
+    classes = num_classes if "label" in takes(network) else 0
+    return CustomConfig(
+        dropout=dropout,
+        conditioning=ConditioningConfig(num_classes=classes, takes=in_order(takes(network) - {"label"})),
     )
-    return CustomConfig(dropout=dropout, conditioning=conditioning)
 
 
 def check_end(config: CustomConfig, given: bool, needed: bool) -> None:
@@ -75,16 +74,16 @@ def check_end(config: CustomConfig, given: bool, needed: bool) -> None:
     Raises:
         UserError: if the module takes ends and there are none, or the other way round where they are needed.
     """
-    takes = config.conditioning.takes_end
-    if takes and not given:
+    told = "end" in config.conditioning.takes
+    if told and not given:
         raise UserError(
-            "the network has takes_end = True and the run has no jumps with ends; expected a network without, a multistep "
-            "objective or meanflow; set objective.segments above 1 or takes_end to False"
+            "the network takes end and the run has no jumps with ends; expected a network without, a multistep "
+            "objective or meanflow; set objective.segments above 1 or take end out of takes"
         )
-    if needed and not takes:
+    if needed and not told:
         raise UserError(
-            "the network has takes_end = False and the run learns average velocities, which depend on the end of a jump; "
-            "expected a network F(x, t, label, guidance, end); add the input and set takes_end = True"
+            "the network does not take end and the run learns average velocities, which depend on the end of a jump; "
+            "expected a network F(x, t, end=...); add the input and name it in takes"
         )
 
 

@@ -15,15 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trigflow.conditions import check_told
 from trigflow.networks.embeddings import (
+    EMBEDDINGS,
     ConditioningConfig,
-    EndTimeEmbedding,
     FourierEmbedding,
-    GuidanceEmbedding,
     PositionalEmbedding,
     c_noise,
     check_conditioning,
-    check_conditions,
 )
 from trigflow.networks.layers import (
     ConditioningLinear,
@@ -68,7 +67,7 @@ class DDPMPPConfig:
 
 
 class DDPMPP(nn.Module):
-    """`F(x, t, label, guidance, end)` for images.
+    """`F(x, t, **conditions)` for images.
 
     Made for images of side `resolution`, which names the levels; other sizes work, odd ones between levels rounded up. The
     output layer starts at zero: zero velocity before training.
@@ -99,28 +98,19 @@ class DDPMPP(nn.Module):
         check_setting(features >= 4, "conditioning.width", features, "an even number >= 4")
         self.config = config
         self.sigma_data = sigma_data
-        self.takes_guidance = config.conditioning.takes_guidance
-        self.takes_end = config.conditioning.takes_end
-        self.null_label = config.conditioning.num_classes or None
+        self.takes, self.null = config.conditioning.takes_all, config.conditioning.null
         self.model = DDPMPPBody(config)
-        self.guidance = GuidanceEmbedding(features) if self.takes_guidance else None
-        self.end_time = EndTimeEmbedding(features) if self.takes_end else None
+        for name in config.conditioning.takes:
+            module, embedding = EMBEDDINGS[name]
+            self.add_module(module, embedding(features))
 
-    def forward(
-        self,
-        x: Tensor,
-        t: Tensor,
-        label: Tensor | None = None,
-        guidance: Tensor | None = None,
-        end: Tensor | None = None,
-        augment: Tensor | None = None,
-    ) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, *, augment: Tensor | None = None, **conditions: Tensor) -> Tensor:
         if x.ndim != 4 or x.shape[1] != self.config.channels:
             raise UserError(
                 f"images of shape {tuple(x.shape)}; expected (b, {self.config.channels}, h, w); use images with "
                 f"{self.config.channels} channels or set network.channels"
             )
-        check_conditions(self.config.conditioning, label, guidance, end)
+        check_told(self, conditions)
         if augment is not None and augment.shape != (x.shape[0], self.config.augment):
             raise UserError(
                 f"augmentation labels of shape {tuple(augment.shape)}; expected ({x.shape[0]}, {self.config.augment}); "
@@ -128,11 +118,11 @@ class DDPMPP(nn.Module):
             )
         with full_precision(x):
             noise = c_noise(t, self.config.conditioning.time_map, self.sigma_data)
-            told = None if self.guidance is None or guidance is None else self.guidance(guidance)
-            if self.end_time is not None and end is not None:
-                jump = self.end_time(t, end)
-                told = jump if told is None else told + jump
-            emb = self.model.embed(noise, label, augment, told)
+            told = None
+            for name in self.config.conditioning.takes:
+                one = getattr(self, EMBEDDINGS[name][0])(t, conditions[name])
+                told = one if told is None else told + one
+            emb = self.model.embed(noise, conditions.get("label"), augment, told)
         return self.model(x, emb)
 
 

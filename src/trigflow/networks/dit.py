@@ -105,9 +105,7 @@ class DiT(nn.Module):
         check_config(config)
         self.config = config
         self.conditioning = Conditioning(config.conditioning, sigma_data)
-        self.takes_guidance = config.conditioning.takes_guidance
-        self.takes_end = config.conditioning.takes_end
-        self.null_label = config.conditioning.num_classes or None
+        self.takes, self.null = config.conditioning.takes_all, config.conditioning.null
         emb_width, c_token = self.conditioning.out_width, config.channels * config.patch**2
         self.inp = nn.Linear(c_token, config.width)
         self.blocks = nn.ModuleList(DiTBlock(config, emb_width) for _ in range(config.depth))
@@ -117,14 +115,7 @@ class DiT(nn.Module):
         zero_bias(self.inp)
         zero_bias(self.out)
 
-    def forward(
-        self,
-        x: Tensor,
-        t: Tensor,
-        label: Tensor | None = None,
-        guidance: Tensor | None = None,
-        end: Tensor | None = None,
-    ) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, **conditions: Tensor) -> Tensor:
         config = self.config
         if x.ndim != 4 or x.shape[1] != config.channels:
             raise UserError(
@@ -132,7 +123,7 @@ class DiT(nn.Module):
                 f"{config.channels} channels or set network.channels"
             )
         with full_precision(x):
-            emb = self.conditioning(t, label, guidance, end)
+            emb = self.conditioning(t, **conditions)
 
         # Tokens, row by row.
         cells = to_patches(x, config.patch)

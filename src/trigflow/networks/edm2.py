@@ -24,7 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trigflow.networks.embeddings import ConditioningConfig, c_noise, check_conditions
+from trigflow.conditions import check_told
+from trigflow.networks.embeddings import EMBEDDINGS, ConditioningConfig, c_noise
 from trigflow.networks.layers import check_setting, full_precision
 from trigflow.networks.magnitude import (
     FixedConv,
@@ -198,6 +199,7 @@ class EDM2UNet(nn.Module):
     def __init__(self, config: EDM2Config, sigma_data: float) -> None:
         super().__init__()
         self.config = conditioning = config.conditioning
+        self.takes, self.null = conditioning.takes_all, conditioning.null
         self.sigma_data = sigma_data
         widths = [config.width * m for m in config.mult]
         emb_width = max(widths)
@@ -210,14 +212,11 @@ class EDM2UNet(nn.Module):
             self.emb_positional = MPPositional(conditioning.width)
         self.emb_noise = MPConv(conditioning.width, emb_width)
         self.emb_label = MPConv(conditioning.num_classes, emb_width) if conditioning.num_classes else None
-        if conditioning.takes_guidance:
-            self.emb_guidance_features = MPPositional(conditioning.width, max_period=100.0)
-            self.emb_guidance = MPConv(conditioning.width, emb_width)
-            self.emb_guidance_gain = nn.Parameter(torch.zeros([]))  # no effect at first
-        if conditioning.takes_end:
-            self.emb_end_time_features = MPPositional(conditioning.width, max_period=100.0)
-            self.emb_end_time = MPConv(conditioning.width, emb_width)
-            self.emb_end_time_gain = nn.Parameter(torch.zeros([]))  # no effect at first
+        for name in conditioning.takes:
+            told = f"emb_{EMBEDDINGS[name][0]}"
+            self.add_module(f"{told}_features", MPPositional(conditioning.width, max_period=100.0))
+            self.add_module(told, MPConv(conditioning.width, emb_width))
+            self.register_parameter(f"{told}_gain", nn.Parameter(torch.zeros([])))  # no effect at first
 
         def block(c_in: int, c_out: int, level: int, side: Side, **kind: Any) -> EDM2Block:
             size = config.resolution >> level
@@ -255,11 +254,9 @@ class EDM2UNet(nn.Module):
                 c = width
         self.out_conv = MPConv(c, config.channels, 3)
 
-    def forward(
-        self, x: Tensor, t: Tensor, label: Tensor | None, guidance: Tensor | None, end: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, **conditions: Tensor) -> Tensor:
         with full_precision(x):
-            emb = self.embed(t, label, guidance, end)
+            emb = self.embed(t, **conditions)
         x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)  # the constant channel takes the place of biases
         kept = []
         for name, stage in self.enc.items():
@@ -271,33 +268,30 @@ class EDM2UNet(nn.Module):
             x = stage(x, emb)
         return self.out_conv(x, gain=self.out_gain)
 
-    def embed(self, t: Tensor, label: Tensor | None, guidance: Tensor | None, end: Tensor | None = None) -> Tensor:
-        """The embedding `(b, e)` of time, label, guidance scale and end of the jump, in float32 or higher."""
+    def embed(self, t: Tensor, **conditions: Tensor) -> Tensor:
+        """The embedding `(b, e)` of time and conditions, in float32 or higher."""
         config = self.config
-        check_conditions(config, label, guidance, end)
+        check_told(self, conditions)
         precision = torch.promote_types(self.out_gain.dtype, torch.float32)
         clock = c_noise(t, config.time_map, self.sigma_data)
         features = self.emb_fourier(clock) if config.time_embedding == "fourier" else self.emb_positional(clock)
         emb = self.emb_noise(features.to(precision))
         if self.emb_label is not None:
-            k = config.num_classes
+            k, label = config.num_classes, conditions.get("label")
             if label is None:
                 label = torch.full(t.shape, k, dtype=torch.int64, device=t.device)
             one_hot = F.one_hot(label, k + 1)[:, :k]  # the null label is a row of zeros
             emb = mp_sum(emb, self.emb_label(math.sqrt(k) * one_hot.to(precision)))
-        if guidance is not None:
-            features = self.emb_guidance_features(guidance - 1.0).to(precision)
-            gain = self.emb_guidance_gain
-            emb = (emb + gain * self.emb_guidance(features)) / torch.sqrt(1 + gain**2)
-        if end is not None:
-            features = self.emb_end_time_features(8 * (t - end)).to(precision)
-            gain = self.emb_end_time_gain
-            emb = (emb + gain * self.emb_end_time(features)) / torch.sqrt(1 + gain**2)
+        for name in config.takes:
+            module, embedding = EMBEDDINGS[name]
+            told, gain = f"emb_{module}", getattr(self, f"emb_{module}_gain")
+            features = getattr(self, f"{told}_features")(embedding.number(t, conditions[name])).to(precision)
+            emb = (emb + gain * getattr(self, told)(features)) / torch.sqrt(1 + gain**2)
         return mp_silu(emb)
 
 
 class EDM2(nn.Module):
-    """`F(x, t, label, guidance, end)` for images or latents; see the module docstring for its two forms.
+    """`F(x, t, **conditions)` for images or latents; see the module docstring for its two forms.
 
     The output gain starts at zero: zero velocity before training. `normalize_weights` belongs before every training step.
 
@@ -314,21 +308,12 @@ class EDM2(nn.Module):
         check_config(config)
         self.config = config
         self.sigma_data = sigma_data
-        self.takes_guidance = config.conditioning.takes_guidance
-        self.takes_end = config.conditioning.takes_end
-        self.null_label = config.conditioning.num_classes or None
+        self.takes, self.null = config.conditioning.takes_all, config.conditioning.null
         self.unet = EDM2UNet(config, sigma_data)
         self.logvar_fourier = MPFourier(config.log_variance_width)
         self.logvar_linear = MPConv(config.log_variance_width, 1)
 
-    def forward(
-        self,
-        x: Tensor,
-        t: Tensor,
-        label: Tensor | None = None,
-        guidance: Tensor | None = None,
-        end: Tensor | None = None,
-    ) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, **conditions: Tensor) -> Tensor:
         if x.ndim != 4 or x.shape[1] != self.config.channels:
             raise UserError(
                 f"images of shape {tuple(x.shape)}; expected (b, {self.config.channels}, h, w); use images with "
@@ -340,7 +325,7 @@ class EDM2(nn.Module):
                 f"images of {x.shape[2]} x {x.shape[3]} for a network of {len(self.config.mult)} levels; expected sides that "
                 f"are multiples of {step}; resize the images"
             )
-        return self.unet(x, t, label, guidance, end)
+        return self.unet(x, t, **conditions)
 
     def log_variance(self, t: Tensor) -> Tensor:
         """The learned log variance of the diffusion error at time t, `-w(t)`; shapes `(b,)` to `(b,)`.

@@ -1,4 +1,4 @@
-"""How a network learns what time it is, which class is wanted and how strong the guidance is.
+"""How a network learns what time it is, which class is wanted, how strong the guidance is and where a jump ends.
 
 The consistency tangent contains the time derivative of this path, so it decides whether training is stable (Lu and Song,
 2025, section 4.1): with `c_noise(t) = log(sd tan t) / 4` the derivative grows like `1 / (sin t cos t)`, and with Fourier
@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trigflow.networks.layers import ConditioningLinear, check_setting
-from trigflow.runtime.errors import UserError
+from trigflow.conditions import check_told, in_order
+from trigflow.networks.layers import ConditioningLinear, check_setting, zero_bias
 
 
 class PositionalEmbedding(nn.Module):
@@ -61,41 +61,59 @@ class FourierEmbedding(nn.Module):
         return math.sqrt(2) * torch.cos(2 * math.pi * (x[:, None] * self.frequencies + self.phases))
 
 
-class GuidanceEmbedding(ConditioningLinear):
-    """`W p(s - 1) + b` for guidance scales s, with positional features p. W and b start at zero: no effect.
-
-    Shapes: `(b,)` to `(b, out_width)`, by default of the width of the features.
-    """
-
-    def __init__(self, width: int, out_width: int | None = None) -> None:
-        super().__init__(width, width if out_width is None else out_width)
-        self.features = PositionalEmbedding(width, max_period=100.0)
-        nn.init.zeros_(self.weight)
-        nn.init.zeros_(self.bias)
-
-    def forward(self, guidance: Tensor) -> Tensor:
-        return super().forward(self.features(guidance - 1.0))
-
-
 def c_noise(t: Tensor, time_map: Literal["identity", "log"], sigma_data: float) -> Tensor:
     """What the network is told of the time t: t itself, or EDM's `log(sd tan t) / 4`. Shapes: `(b,)` to `(b,)`."""
     return torch.log(sigma_data * torch.tan(t)) / 4 if time_map == "log" else t
 
 
-class EndTimeEmbedding(ConditioningLinear):
-    """`W p(t - s)` for jumps from t to their end s, with positional features p of `8 (t - s)`. W starts at zero: no effect.
+class ScalarEmbedding(ConditioningLinear):
+    """`W p(y) + b` for one number y a sample, with positional features p. W and b start at zero: no effect.
 
-    Features of the length of the jump, not of its end, so that a network of average velocities is told when it is zero.
-    Shapes: t and end `(b,)` to `(b, out_width)`, by default of the width of the features.
+    Shapes: t and the condition `(b,)` to `(b, out_width)`, by default of the width of the features.
+    """
+
+    def __init__(self, width: int, out_width: int | None = None, bias: bool = True) -> None:
+        super().__init__(width, width if out_width is None else out_width, bias=bias)
+        self.features = PositionalEmbedding(width, max_period=100.0)
+        nn.init.zeros_(self.weight)
+        zero_bias(self)
+
+    @staticmethod
+    def number(t: Tensor, value: Tensor) -> Tensor:
+        """The y of a time and a condition."""
+        raise NotImplementedError
+
+    def forward(self, t: Tensor, value: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(self.features(self.number(t, value)))
+
+
+class GuidanceEmbedding(ScalarEmbedding):
+    """Of guidance scales s: `y = s - 1`."""
+
+    @staticmethod
+    def number(t: Tensor, value: Tensor) -> Tensor:
+        return value - 1.0
+
+
+class EndTimeEmbedding(ScalarEmbedding):
+    """Of jumps from t to their end s: `y = 8 (t - s)`, without bias.
+
+    The length of the jump, not its end, so that a network of average velocities is told when it is zero.
     """
 
     def __init__(self, width: int, out_width: int | None = None) -> None:
-        super().__init__(width, width if out_width is None else out_width, bias=False)
-        self.features = PositionalEmbedding(width, max_period=100.0)
-        nn.init.zeros_(self.weight)
+        super().__init__(width, out_width, bias=False)
 
-    def forward(self, t: Tensor, end: Tensor) -> Tensor:  # type: ignore[override]
-        return super().forward(self.features(8 * (t - end)))
+    @staticmethod
+    def number(t: Tensor, value: Tensor) -> Tensor:
+        return 8 * (t - value)
+
+
+EMBEDDINGS: dict[str, tuple[str, type[ScalarEmbedding]]] = {
+    "guidance": ("guidance", GuidanceEmbedding),
+    "end": ("end_time", EndTimeEmbedding),
+}
+"""Conditions of one number a sample: by name, what their module is called in a network, and its class."""
 
 
 @dataclass(frozen=True)
@@ -112,10 +130,19 @@ class ConditioningConfig:
     """Features of the raw embedding; the embedding network has 4x as many."""
     num_classes: int = 0
     """Classes of a class-conditional network; 0 for an unconditional one. One more index is the null label."""
-    takes_guidance: bool = False
-    """Whether the guidance scale is an input (a guided student)."""
-    takes_end: bool = False
-    """Whether the end s of a jump from t to s is an input (multistep students, average velocities)."""
+    takes: tuple[str, ...] = ()
+    """Conditions beside the class: guidance, the scale (a guided student); end, where a jump ends (students of several
+    segments or of any jump)."""
+
+    @property
+    def takes_all(self) -> frozenset[str]:
+        """`takes` of the network, the class included."""
+        return frozenset({*self.takes, *["label"] * (self.num_classes > 0)})
+
+    @property
+    def null(self) -> dict[str, Tensor]:
+        """`null` of the network: of the class, one more index than there are classes."""
+        return {"label": torch.tensor(self.num_classes, device="cpu")} if self.num_classes else {}
 
 
 def check_conditioning(config: ConditioningConfig) -> None:
@@ -124,31 +151,15 @@ def check_conditioning(config: ConditioningConfig) -> None:
         config.width >= 2 and config.width % 2 == 0, "conditioning.width", config.width, "an even number >= 2"
     )
     check_setting(config.num_classes >= 0, "num_classes", config.num_classes, "0 or more")
+    known = config.takes == in_order(set(config.takes) & EMBEDDINGS.keys())
+    check_setting(known, "conditioning.takes", config.takes, f"some of {', '.join(EMBEDDINGS)}, in this order")
     check_setting(config.time_map in ("identity", "log"), "time_map", config.time_map, "identity or log")
     embeddings = ("positional", "fourier")
     check_setting(config.time_embedding in embeddings, "time_embedding", config.time_embedding, " or ".join(embeddings))
 
 
-def check_conditions(
-    config: ConditioningConfig, label: Tensor | None, guidance: Tensor | None, end: Tensor | None = None
-) -> None:
-    """Raise a UserError for inputs that the network does not take, or a guidance scale that it misses."""
-    if label is not None and not config.num_classes:
-        raise UserError("labels were given to an unconditional network; expected none; drop the labels")
-    if guidance is None and config.takes_guidance:
-        raise UserError(
-            "this network takes the guidance scale as an input; expected guidance of shape (b,); pass guidance"
-        )
-    if guidance is not None and not config.takes_guidance:
-        raise UserError("a guidance scale was given to a network that takes none; expected None; drop guidance")
-    if end is None and config.takes_end:
-        raise UserError("this network takes the end of the jump as an input; expected end of shape (b,); pass end")
-    if end is not None and not config.takes_end:
-        raise UserError("the end of a jump was given to a network that takes none; expected None; drop end")
-
-
 class Conditioning(nn.Module):
-    """Time, label and guidance scale in, one vector out: `emb = silu(W2 silu(W1 (time + label + guidance + end)))`.
+    """Time and conditions in, one vector out: `emb = silu(W2 silu(W1 (time + label + guidance + end)))`.
 
     The branches of guidance and end start at zero, so a student initialized from its teacher begins as that teacher for every
     scale and end.
@@ -157,17 +168,18 @@ class Conditioning(nn.Module):
         config: see `ConditioningConfig`.
         sigma_data: needed by the log time map.
 
-    Shapes: t `(b,)`, label int64 `(b,)` with values in [0, num_classes], guidance and end `(b,)`; result
-    `(b, out_width)`.
+    Shapes: t `(b,)`; label int64 `(b,)` with values in [0, num_classes], of which num_classes itself, like no label, means
+    "no class"; guidance and end `(b,)`; result `(b, out_width)`.
 
     Raises:
-        UserError: when a guidance scale, end or label is missing, or one is given to a network that takes none.
+        UserError: for a condition that the network does not take, or one that it misses.
     """
 
     def __init__(self, config: ConditioningConfig, sigma_data: float = 0.5) -> None:
         super().__init__()
         check_conditioning(config)
         self.config = config
+        self.takes, self.null = config.takes_all, config.null
         self.sigma_data = sigma_data
         width = config.width
         self.out_width = 4 * width
@@ -177,24 +189,20 @@ class Conditioning(nn.Module):
         else:
             self.time = PositionalEmbedding(width)
         self.label = nn.Embedding(config.num_classes + 1, width) if config.num_classes else None
-        if config.takes_guidance:
-            self.guidance = GuidanceEmbedding(width)
-        if config.takes_end:
-            self.end_time = EndTimeEmbedding(width)
+        for name in config.takes:
+            module, embedding = EMBEDDINGS[name]
+            self.add_module(module, embedding(width))
         self.linear1 = nn.Linear(width, self.out_width)
         self.linear2 = nn.Linear(self.out_width, self.out_width)
 
-    def forward(
-        self, t: Tensor, label: Tensor | None = None, guidance: Tensor | None = None, end: Tensor | None = None
-    ) -> Tensor:
-        check_conditions(self.config, label, guidance, end)
+    def forward(self, t: Tensor, **conditions: Tensor) -> Tensor:
+        check_told(self, conditions)
         emb = self.time(c_noise(t, self.config.time_map, self.sigma_data))
         if self.label is not None:
+            label = conditions.get("label")
             if label is None:
                 label = torch.full(t.shape, self.config.num_classes, dtype=torch.int64, device=t.device)
             emb = emb + self.label(label)
-        if guidance is not None:
-            emb = emb + self.guidance(guidance)
-        if end is not None:
-            emb = emb + self.end_time(t, end)
+        for name in self.config.takes:
+            emb = emb + getattr(self, EMBEDDINGS[name][0])(t, conditions[name])
         return F.silu(self.linear2(F.silu(self.linear1(emb))))

@@ -47,9 +47,7 @@ class MLP(nn.Module):
         check_setting(0 <= config.dropout < 1, "dropout", config.dropout, "a number in [0, 1)")
         self.config = config
         self.conditioning = Conditioning(config.conditioning, sigma_data)
-        self.takes_guidance = config.conditioning.takes_guidance
-        self.takes_end = config.conditioning.takes_end
-        self.null_label = config.conditioning.num_classes or None
+        self.takes, self.null = config.conditioning.takes_all, config.conditioning.null
         self.inp = nn.Linear(config.features, config.width)
         self.blocks = nn.ModuleList(
             MLPBlock(config.width, self.conditioning.out_width, config.norm, config.dropout)
@@ -60,20 +58,13 @@ class MLP(nn.Module):
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
-    def forward(
-        self,
-        x: Tensor,
-        t: Tensor,
-        label: Tensor | None = None,
-        guidance: Tensor | None = None,
-        end: Tensor | None = None,
-    ) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, **conditions: Tensor) -> Tensor:
         if x.ndim != 2 or x.shape[1] != self.config.features:
             raise UserError(
                 f"vectors of shape {tuple(x.shape)}; expected (b, {self.config.features}); reshape the data or set features"
             )
         with full_precision(x):
-            emb = self.conditioning(t, label, guidance, end)
+            emb = self.conditioning(t, **conditions)
         h = self.inp(x)
         for block in self.blocks:
             h = block(h, emb)

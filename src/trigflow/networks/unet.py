@@ -97,13 +97,12 @@ class UNetBlock(nn.Module):
 
 
 class UNet(nn.Module):
-    """`F(x, t, label, guidance, end)` for images.
+    """`F(x, t, **conditions)` for images.
 
     An image whose side is no multiple of `patch` is padded by repeating its edge and the result cropped; odd sizes between
     levels are rounded up, so that every size works. The output layer starts at zero: zero velocity before training.
 
-    Shapes: x `(b, channels, h, w)` of unit variance, t `(b,)`, label int64 `(b,)` in [0, num_classes] (num_classes itself is
-    the null label), guidance `(b,)`; result like x.
+    Shapes: x `(b, channels, h, w)` of unit variance, t `(b,)`, conditions as in `Conditioning`; result like x.
 
     Raises:
         UserError: for images of another channel count, or a configuration without levels.
@@ -121,9 +120,7 @@ class UNet(nn.Module):
         check_setting(0 <= config.dropout < 1, "dropout", config.dropout, "a number in [0, 1)")
         self.config = config
         self.conditioning = Conditioning(config.conditioning, sigma_data)
-        self.takes_guidance = config.conditioning.takes_guidance
-        self.takes_end = config.conditioning.takes_end
-        self.null_label = config.conditioning.num_classes or None
+        self.takes, self.null = config.conditioning.takes_all, config.conditioning.null
         emb_width = self.conditioning.out_width
         levels = range(len(config.mult))
         widths = [config.width * m for m in config.mult]
@@ -166,21 +163,14 @@ class UNet(nn.Module):
         nn.init.zeros_(self.out.weight)
         zero_bias(self.out)
 
-    def forward(
-        self,
-        x: Tensor,
-        t: Tensor,
-        label: Tensor | None = None,
-        guidance: Tensor | None = None,
-        end: Tensor | None = None,
-    ) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, **conditions: Tensor) -> Tensor:
         if x.ndim != 4 or x.shape[1] != self.config.channels:
             raise UserError(
                 f"images of shape {tuple(x.shape)}; expected (b, {self.config.channels}, h, w); use images with "
                 f"{self.config.channels} channels or set network.channels"
             )
         with full_precision(x):
-            emb = self.conditioning(t, label, guidance, end)
+            emb = self.conditioning(t, **conditions)
         h = self.inp(to_patches(x, self.config.patch))
         kept = [h]
         for block in self.encoder:

@@ -1,37 +1,82 @@
-"""Objectives: pure functions of (network, process, batch, noise, time) that return a loss and figures to log."""
+"""Objectives: what a network is trained for, one class a file, and their losses as functions.
 
-from trigflow.objectives.common import AdaptiveWeight, Loss, Network, VelocityFunction
-from trigflow.objectives.consistency import TangentConfig, consistency_loss, consistency_tangent, shape_tangent
-from trigflow.objectives.diffusion import diffusion_loss
-from trigflow.objectives.discrete import DiscreteConfig, discrete_loss, discrete_tangent
-from trigflow.objectives.distribution import fake_score_loss, generate, rollout, rollout_times, vsd_direction, vsd_loss
-from trigflow.objectives.flow_map import FlowMapConfig, flow_map_loss
-from trigflow.objectives.meanflow import MeanFlowConfig, average_velocity, meanflow_error, meanflow_loss
-from trigflow.objectives.multistep import multistep_loss
+A loss is a function of (network, process, batch, noise, time) that returns a number to differentiate and figures to log.
+"""
+
+from trigflow.objectives.diffusion import Diffusion, diffusion_loss
+from trigflow.objectives.discrete import Discrete, DiscreteConfig, discrete_loss, discrete_tangent
+from trigflow.objectives.distribution import (
+    Distribution,
+    fake_score_loss,
+    rollout,
+    rollout_times,
+    vsd_direction,
+    vsd_loss,
+)
+from trigflow.objectives.flow_map import FlowMap, flow_map_loss
+from trigflow.objectives.objective import (
+    AdaptiveWeight,
+    Draws,
+    Given,
+    Loss,
+    Network,
+    Objective,
+    StudentObjective,
+    TangentConfig,
+    VelocityFunction,
+    evaluate,
+)
+from trigflow.objectives.table import OBJECTIVES, as_kind, known, objective_of, register
+from trigflow.objectives.tangents import eulerian_tangent, lagrangian_tangent, semigroup_tangent, shape_tangent
+
+RENAMED = {
+    "MeanFlowConfig": "FlowMap, as objective_of('meanflow', ...)",
+    "consistency_loss": "flow_map_loss(..., config=objective_of('sct' or 'scd', ...))",
+    "consistency_tangent": "eulerian_tangent(network, process, x_t, dxdt, t, end, conditions)",
+    "generate": "rollout(network, process, z, (process.t_max,))",
+    "meanflow_loss": "flow_map_loss(..., config=objective_of('meanflow', ...))",
+    "multistep_loss": "flow_map_loss(..., end, config=objective_of('scd', segments=...))",
+}
+"""Old names, and how they are spelled now."""
+
+
+def __getattr__(name: str) -> object:
+    if name in RENAMED:
+        raise ImportError(f"trigflow.objectives.{name} is now {RENAMED[name]}; use it by that name")
+    raise AttributeError(f"module 'trigflow.objectives' has no attribute '{name}'")
+
 
 __all__ = [
+    "OBJECTIVES",
     "AdaptiveWeight",
+    "Diffusion",
+    "Discrete",
     "DiscreteConfig",
-    "FlowMapConfig",
+    "Distribution",
+    "Draws",
+    "FlowMap",
+    "Given",
     "Loss",
-    "MeanFlowConfig",
     "Network",
+    "Objective",
+    "StudentObjective",
     "TangentConfig",
     "VelocityFunction",
-    "average_velocity",
-    "consistency_loss",
-    "consistency_tangent",
+    "as_kind",
     "diffusion_loss",
     "discrete_loss",
     "discrete_tangent",
+    "eulerian_tangent",
+    "evaluate",
     "fake_score_loss",
     "flow_map_loss",
-    "generate",
-    "meanflow_error",
-    "meanflow_loss",
-    "multistep_loss",
+    "known",
+    "lagrangian_tangent",
+    "objective_of",
+    "register",
     "rollout",
     "rollout_times",
+    "semigroup_tangent",
     "shape_tangent",
     "vsd_direction",
     "vsd_loss",

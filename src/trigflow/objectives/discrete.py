@@ -13,30 +13,36 @@ ect        a share of t in noise level, which grows towards 1 in stages    Geng 
 
 As everywhere in this package the student is `f(x, t) = cos(t) x - sin(t) sd F(x / sd, t)`, and the target is the student itself
 with gradients stopped, not an average of its weights. As the step goes to zero the gradient becomes that of
-`consistency_loss`.
+sCT and sCD.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from trigflow.objectives.common import (
+from trigflow.objectives.objective import (
     NEAREST,
+    Check,
+    Given,
     Loss,
     Network,
+    StudentObjective,
+    TangentConfig,
     VelocityFunction,
+    Weight,
     as_figures,
+    evaluate,
     per_sample_mean_square,
     weighted_mean,
 )
-from trigflow.objectives.consistency import TangentConfig, shape_tangent
+from trigflow.objectives.tangents import shape_tangent
 from trigflow.process import TrigFlow, trig
 from trigflow.samplers.grid import sigma_grid
 
@@ -151,6 +157,48 @@ class DiscreteConfig:
         return 1.0
 
 
+@dataclass(frozen=True)
+class Discrete(StudentObjective):
+    """Discrete-time consistency: training on data (ct), or distillation (cd)."""
+
+    kind: str = "cd"
+    discrete: DiscreteConfig = field(default_factory=DiscreteConfig)
+    """The steps between which the student is made consistent."""
+
+    @property
+    def probe(self) -> Literal["error", "tangent"] | None:
+        return "tangent"
+
+    @property
+    def learns_weight(self) -> bool:
+        return self.adaptive_weight and self.discrete.learns_weight
+
+    def checks(self, process: TrigFlow) -> list[Check]:
+        d = self.discrete
+        return [
+            *super().checks(process),
+            (self.velocity != "self", "velocity", self.velocity, "data or teacher"),
+            (1 <= d.steps <= 10_000, "discrete.steps", d.steps, "from 1 to 10000"),
+            (d.initial_steps is None or 1 <= d.initial_steps <= d.steps,
+             "discrete.initial_steps", d.initial_steps, "from 1 to objective.discrete.steps, or None"),
+            (1 < d.q < math.inf, "discrete.q", d.q, "above 1"),
+            (0 <= d.k < math.inf, "discrete.k", d.k, "0 or more"),
+            (0 <= d.b < math.inf, "discrete.b", d.b, "0 or more"),
+            (d.stages >= 1 and d.stages * math.log10(max(d.q, 1)) <= 4, "discrete.stages",
+             d.stages, "at least 1, and q^stages at most 10000"),
+            (0 < d.huber < math.inf, "discrete.huber", d.huber, "a positive number"),
+        ]  # fmt: skip
+
+    def loss(self, given: Given) -> Loss:
+        batch = given.batch
+        t, s = self.discrete.pairs(given.process, batch["t"], given.iteration, given.iterations)
+        return discrete_loss(
+            given.network, given.process, batch["x0"], batch["noise"], t, s,
+            teacher=given.teacher if self.distills else None, conditions=given.conditions, config=self.discrete,
+            tangent=self.tangent, r=self.tangent.warmup_factor(given.iteration), weight=given.weight,
+        )  # fmt: skip
+
+
 def discrete_loss(
     network: Network,
     process: TrigFlow,
@@ -160,12 +208,11 @@ def discrete_loss(
     s: Tensor,
     *,
     teacher: VelocityFunction | None = None,
-    label: Tensor | None = None,
-    guidance: Tensor | None = None,
+    conditions: Mapping[str, Tensor] | None = None,
     config: DiscreteConfig | None = None,
     tangent: TangentConfig | None = None,
     r: float = 1.0,
-    weight: Callable[[Tensor], Tensor] | None = None,
+    weight: Weight | None = None,
 ) -> Loss:
     """Discrete-time consistency training (`teacher=None`) or distillation::
 
@@ -183,15 +230,14 @@ def discrete_loss(
     The two evaluations of the network draw the same dropout masks, so that a difference is one of the times and points only.
 
     Args:
-        network: the student, called as `network(x_t / sd, t, label, guidance)`, twice.
+        network: the student, called as `network(x_t / sd, t, **conditions)`, twice.
         process: the TrigFlow process.
         x0: data `(b, ...)`, standard deviation sd.
         noise: `z ~ N(0, sd^2 I)`, like x0.
         t: times `(b,)` in (0, pi/2).
         s: earlier times `(b,)`, `0 <= s < t`; see `DiscreteConfig.pairs`. At s = 0 the target is x_s itself.
         teacher: velocity function of the teacher, guidance included; evaluated without gradients. None for training on data.
-        label: int64 `(b,)` or None.
-        guidance: guidance scale `(b,)`, an input of the student, or None.
+        conditions: what the student is told, by name.
         config: solver, distance and weighting.
         tangent: how g is shaped, for the distance `tangent`; normalized with c = 0.1 by default.
         r: tangent warmup factor in [0, 1], likewise.
@@ -204,8 +250,8 @@ def discrete_loss(
     Source: Song et al. 2023, algorithms 2 and 3; Song and Dhariwal 2023; Geng et al. 2024; for the distance `tangent` Lu and
     Song 2025, appendix E, algorithm 2.
     """
-    config = config or DiscreteConfig()
-    sd = process.sigma_data
+    config, told = config or DiscreteConfig(), conditions or {}
+    sd, zero = process.sigma_data, torch.zeros_like(t)
     with torch.no_grad():
         x_t = process.interpolate(x0, noise, t)
         velocity = (
@@ -213,10 +259,10 @@ def discrete_loss(
         )
         x_s = process.ddim_step(x_t, velocity, t, s)
     with _draws_repeated(x_t.device):
-        prediction = network(x_t / sd, t, label, guidance)
+        prediction = evaluate(network, x_t / sd, t, zero, told)
     with torch.no_grad():
         # At s = 0 the output is multiplied by 0. Evaluated elsewhere, it is finite also where log(t) is an input.
-        earlier = network(x_s / sd, torch.where(s > 0, s, t), label, guidance).to(x_t.dtype)
+        earlier = evaluate(network, x_s / sd, torch.where(s > 0, s, t), zero, told).to(x_t.dtype)
         fixed = prediction.detach().to(x_t.dtype)
         cos, _ = trig(t, x_t)
         g = cos * discrete_tangent(process, x_t, velocity, fixed, earlier, t, s, r)

@@ -1,15 +1,12 @@
-"""Drawing samples: solvers of the probability-flow ODE for teachers, few-step sampling for consistency models.
+"""Drawing samples: solvers of the probability-flow ODE for teachers, jumps for students of every kind.
 
 A sampler is a function of (velocity, x, times); `network_velocity` and `guided_velocity` make the first from a network,
-`TrigFlow.sample_noise` the second, `sigma_grid` and `consistency_times` the third.
+`TrigFlow.sample_noise` the second, `sigma_grid`, `consistency_times`, `segment_times` and `meanflow_times` the third.
 """
 
-from trigflow.samplers.consistency import consistency_sample, consistency_times
-from trigflow.samplers.flow_map import flow_map_sample, search_times_and_gamma, segment_times
-from trigflow.samplers.grid import sigma_grid
+from trigflow.samplers.flow_map import flow_map_sample
+from trigflow.samplers.grid import consistency_times, meanflow_times, segment_times, sigma_grid
 from trigflow.samplers.guidance import JumpFunction, Network, VelocityFunction, guided_velocity, network_velocity
-from trigflow.samplers.meanflow import meanflow_sample, meanflow_times
-from trigflow.samplers.multistep import multistep_sample
 from trigflow.samplers.ode import (
     SOLVERS,
     Solver,
@@ -22,7 +19,21 @@ from trigflow.samplers.ode import (
     steps_for_nfe,
 )
 from trigflow.samplers.sampling import Sampling
-from trigflow.samplers.schedule import ScheduleSearch, Trial, search_times
+from trigflow.samplers.search import ScheduleSearch, Trial, search_times, search_times_and_gamma
+
+RENAMED = {
+    "consistency_sample": "flow_map_sample(..., gamma=1)",
+    "meanflow_sample": "flow_map_sample(velocity, process, noise, times)",
+    "multistep_sample": "flow_map_sample(velocity, process, noise, segment_times(process, segments))",
+}
+"""Old names, and how they are spelled now."""
+
+
+def __getattr__(name: str) -> object:
+    if name in RENAMED:
+        raise ImportError(f"trigflow.samplers.{name} is now {RENAMED[name]}; use it by that name")
+    raise AttributeError(f"module 'trigflow.samplers' has no attribute '{name}'")
+
 
 __all__ = [
     "SOLVERS",
@@ -33,7 +44,6 @@ __all__ = [
     "Solver",
     "Trial",
     "VelocityFunction",
-    "consistency_sample",
     "consistency_times",
     "ddim",
     "dpm_solver_2s",
@@ -42,9 +52,7 @@ __all__ = [
     "get_solver",
     "guided_velocity",
     "heun",
-    "meanflow_sample",
     "meanflow_times",
-    "multistep_sample",
     "network_velocity",
     "nfe",
     "search_times",

@@ -11,9 +11,8 @@ sampling. The last jump ends at 0.
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -22,17 +21,6 @@ from torch import Tensor
 from trigflow.process import HALF_PI, TrigFlow
 from trigflow.runtime.errors import UserError
 from trigflow.samplers.guidance import JumpFunction
-from trigflow.samplers.schedule import ScheduleSearch, search_times
-from trigflow.segments import segment_jumps
-
-
-def segment_times(process: TrigFlow, segments: int) -> tuple[float, ...]:
-    """The times that the jumps of a multistep model begin at: `t_max`, then the inner ends of its segments, downward.
-
-    Raises:
-        UserError: if segments < 1, or too many for `t_max` to lie in the last.
-    """
-    return tuple(start for start, _ in segment_jumps(process, segments))
 
 
 def landing(time: float, gamma: float) -> tuple[float, float, float]:
@@ -87,44 +75,6 @@ def flow_map_sample(
             z = fresh[k] if fresh is not None else process.sample_noise(x, generator)
             x = (keep * x).add_(z.to(x), alpha=add)
     return x
-
-
-def search_times_and_gamma(
-    score: Callable[[tuple[float, ...], float], float],
-    process: TrigFlow,
-    steps: int,
-    *,
-    gammas: Sequence[float] = (0.0, 0.5, 1.0),
-    lower: float = 0.2,
-    upper: float = 1.5,
-    evaluations: int | None = None,
-) -> tuple[ScheduleSearch, float]:
-    """Times and gamma that minimize `score(times, gamma)`: the search over times, once for each gamma.
-
-    Args:
-        gammas: those to try, in [0, 1]; one step has only the first, as gamma makes no difference to it.
-        evaluations: budget of all searches together, shared evenly; by default that of `search_times` for each.
-
-    Returns:
-        The search of the best gamma, with the trials of all in order, and that gamma.
-
-    Raises:
-        UserError: without gammas, for a gamma outside [0, 1], or as `search_times`.
-    """
-    if not gammas or not all(0 <= gamma <= 1 for gamma in gammas):
-        raise UserError(f"gammas {tuple(gammas)}; expected one or more numbers in [0, 1]; correct gammas")
-    tried = list(gammas)[: 1 if steps == 1 else None]
-    share = None if evaluations is None else evaluations // len(tried)
-    found = [
-        search_times(
-            lambda times, gamma=gamma: score(times, gamma),  # type: ignore[misc]
-            process, steps, lower=lower, upper=upper, evaluations=share,
-        )
-        for gamma in tried
-    ]  # fmt: skip
-    best = min(range(len(found)), key=lambda k: found[k].score)
-    trials = tuple(trial for search in found for trial in search.trials)
-    return dataclasses.replace(found[best], trials=trials), tried[best]
 
 
 def _check(

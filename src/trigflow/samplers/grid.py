@@ -1,4 +1,4 @@
-"""Where a solver of the probability-flow ODE puts its steps."""
+"""Where samplers put their steps: the grid of a solver of the probability-flow ODE, and the times of few-step sampling."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from trigflow.process import TrigFlow
 from trigflow.runtime.errors import UserError
+from trigflow.segments import segment_jumps
 
 
 def sigma_grid(process: TrigFlow, steps: int, rho: float = 7.0) -> Tensor:
@@ -34,3 +35,53 @@ def sigma_grid(process: TrigFlow, steps: int, rho: float = 7.0) -> Tensor:
     fraction = torch.linspace(0, 1, steps, dtype=torch.float64)
     times = process.time_from_sigma((high + fraction * (low - high)) ** rho)
     return torch.cat([times, times.new_zeros(1)])
+
+
+def consistency_times(process: TrigFlow, steps: int, t_mid: float = 1.1) -> tuple[float, ...]:
+    """Default times for `steps` evaluations: `t_max`, then `t_mid` down towards 0 in equal distances.
+
+    ::
+
+        1 step    (t_max,)
+        2 steps   (t_max, t_mid)                    t_mid = 1.1 in the paper
+        n steps   (t_max, t_mid, t_mid (n-2)/(n-1), ..., t_mid / (n-1))
+
+    From three steps on this is a starting point, not an optimum; `search_times` finds better ones for a given model.
+
+    Raises:
+        UserError: if steps < 1, or t_mid is not in (0, t_max) when it is used.
+
+    Source: Lu and Song 2025 (two steps).
+    """
+    if steps < 1:
+        raise UserError(f"{steps} sampling steps; expected at least 1; raise steps")
+    if steps > 1 and not 0 < t_mid < process.t_max:
+        raise UserError(
+            f"t_mid={t_mid}; expected a time in (0, t_max={process.t_max:.4f}); use 1.1, the value of the paper"
+        )
+    return (process.t_max, *(t_mid * (steps - k) / (steps - 1) for k in range(1, steps)))
+
+
+def meanflow_times(process: TrigFlow, steps: int) -> tuple[float, ...]:
+    """Default times for `steps` evaluations: even in the time `tau = sin t / (cos t + sin t)` of the straight path.
+
+    `tau = 1, (n-1)/n, ..., 1/n` as `t = atan(tau / (1 - tau))`, where the first, pi/2, is `t_max` instead::
+
+        1 step    (t_max,)
+        2 steps   (t_max, pi/4)
+
+    Raises:
+        UserError: if steps < 1.
+    """
+    if steps < 1:
+        raise UserError(f"{steps} sampling steps; expected at least 1; raise steps")
+    return (process.t_max, *(math.atan2(steps - k, k) for k in range(1, steps)))
+
+
+def segment_times(process: TrigFlow, segments: int) -> tuple[float, ...]:
+    """The times that the jumps of a multistep model begin at: `t_max`, then the inner ends of its segments, downward.
+
+    Raises:
+        UserError: if segments < 1, or too many for `t_max` to lie in the last.
+    """
+    return tuple(start for start, _ in segment_jumps(process, segments))

@@ -29,6 +29,8 @@ class Sampling:
     """Segments that the student was trained for; its number of steps."""
     guidance_max: float = 1.0
     """Largest guidance scale of a student that takes it as an input; 1 for one that takes none."""
+    gamma: float = 0.0
+    """flow_map, jumps to any: share of fresh noise between the steps, in [0, 1]; see `flow_map_sample`."""
     guided: bool = False
     """ode: whether the branch without conditions was trained, so that classifier-free guidance has something to lead away
     from."""
@@ -40,21 +42,21 @@ class Sampling:
                 f"{', '.join(get_args(SamplingKind))} and one of {', '.join(get_args(Jumps))}; "
                 "take the file from a finished run"
             )
-        if self.segments < 1 or not self.guidance_max >= 1:
+        if self.segments < 1 or not self.guidance_max >= 1 or not 0 <= self.gamma <= 1:
             raise UserError(
-                f"sampling with {self.segments} segments and guidance up to {self.guidance_max}; expected both at least 1; "
-                "take the file from a finished run"
+                f"sampling with {self.segments} segments, guidance up to {self.guidance_max} and gamma {self.gamma}; expected "
+                "the first two at least 1, and gamma in [0, 1]; take the file from a finished run"
             )
 
     @property
-    def told_end(self) -> bool:
-        """Whether the network may be told the end of each jump, because it does not always jump to 0."""
-        return self.kind == "flow_map" and self.jumps != "zero"
+    def noise(self) -> float:
+        """The gamma of `flow_map_sample`: 1 where jumps end at time 0, 0 where they end at the ends of segments."""
+        return {"zero": 1.0, "segments": 0.0, "any": self.gamma}[self.jumps]
 
     @property
     def fresh(self) -> bool:
         """Whether fresh noise is added between the steps."""
-        return self.kind == "flow_map" and self.jumps == "zero"
+        return self.kind == "flow_map" and self.noise > 0
 
     def state(self) -> dict[str, Any]:
         """A plain dict for JSON; `from_state` gives back an equal object."""
@@ -63,11 +65,12 @@ class Sampling:
             "jumps": self.jumps,
             "segments": self.segments,
             "guidance_max": self.guidance_max,
+            "gamma": self.gamma,
             "guided": self.guided,
         }
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Sampling:
         """The inverse of `state`; KeyError, TypeError or ValueError for what is none."""
-        numbers = int(state["segments"]), float(state["guidance_max"]), bool(state["guided"])
+        numbers = int(state["segments"]), float(state["guidance_max"]), float(state["gamma"]), bool(state["guided"])
         return cls(state["kind"], state["jumps"], *numbers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import threading
 import time
@@ -239,13 +240,8 @@ class Batcher:
 
 def _part(order: Order, first: int, last: int) -> Order:
     """Pictures first ... last - 1 of an order."""
-    mixes = None if order.mixes is None else order.mixes[first:last]
-    return Order(
-        order.seed,
-        order.start + first,
-        order.start + last,
-        mixes,
-        order.guidance,
-        order.steps,
-        order.walk,
-    )
+    return dataclasses.replace(
+        order, start=order.start + first, stop=order.start + last,
+        mixes=None if order.mixes is None else order.mixes[first:last],
+        conditions={name: value[first:last] for name, value in order.conditions.items()},
+    )  # fmt: skip

@@ -7,13 +7,14 @@ noise is drawn for it alone. What it is drawn together with changes the order in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from trigflow.conditions import pick
 from trigflow.models.model import Model
 from trigflow.samplers import VelocityFunction
 from trigflow.serve.noise import NoiseSource, Walk
@@ -33,6 +34,7 @@ class Order:
         guidance: guidance scale, 1 for none.
         steps: as in `Model.sample`.
         walk: two angles; (0, 0) is the picture that `Model.sample` draws. See `trigflow.serve.noise`.
+        conditions: all others that the network takes, by name, a row for each picture.
     """
 
     seed: int
@@ -42,6 +44,7 @@ class Order:
     guidance: float
     steps: int
     walk: Walk = (0.0, 0.0)
+    conditions: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -55,7 +58,14 @@ class Order:
 class Drawer(Protocol):
     """Draws batches, one after the other, in the thread that owns it."""
 
-    def draw(self, noise: Callable[[int], Tensor], mixes: Sequence[Mix] | None, guidance: Tensor, steps: int) -> Tensor:
+    def draw(
+        self,
+        noise: Callable[[int], Tensor],
+        mixes: Sequence[Mix] | None,
+        guidance: Tensor,
+        steps: int,
+        conditions: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
         """Pictures of one batch.
 
         Args:
@@ -64,6 +74,7 @@ class Drawer(Protocol):
             mixes: b label mixes; None without classes.
             guidance: scales, float32 `(b,)`.
             steps: as in `Model.sample`.
+            conditions: of everything but the class, `(b, ...)`.
 
         Returns:
             uint8 `(b, c, h, w)`, on the CPU.
@@ -78,24 +89,35 @@ class ModelDrawer:
         self.model = model
 
     @torch.inference_mode()
-    def draw(self, noise: Callable[[int], Tensor], mixes: Sequence[Mix] | None, guidance: Tensor, steps: int) -> Tensor:
+    def draw(
+        self,
+        noise: Callable[[int], Tensor],
+        mixes: Sequence[Mix] | None,
+        guidance: Tensor,
+        steps: int,
+        conditions: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
         model = self.model
-        x0 = model.sampler(steps)(mixed_velocity(model, mixes, guidance.to(model.device)), noise)
-        return model.codec.pictures(model.codec.decode(x0)).cpu()
+        told = {name: value.to(model.device) for name, value in (conditions or {}).items()}
+        velocity = mixed_velocity(model, mixes, guidance.to(model.device), told)
+        return model.codec.pictures(model.draw(noise, velocity, model.sampler(steps))).cpu()
 
 
-def mixed_velocity(model: Model, mixes: Sequence[Mix] | None, guidance: Tensor) -> VelocityFunction:
+def mixed_velocity(
+    model: Model, mixes: Sequence[Mix] | None, guidance: Tensor, conditions: Mapping[str, Tensor] | None = None
+) -> VelocityFunction:
     """`v = sum_c w_c v_c`: the velocities of the classes in a mix, weighed, at every evaluation.
 
     A velocity is linear in the expected data, so a mix of velocities leads to data between the classes at every step; for a
     diffusion model it is the velocity of a mixture that forgets which class is likelier at x_t. All classes of all mixes go
     through the network in one batch. A mix of one class is that class, bit for bit.
     """
+    told = conditions or {}
     if mixes is None:
-        return model.velocity(None, guidance)
+        return model.velocity(told, guidance)
     rows = [(i, label, weight) for i, mix in enumerate(mixes) for label, weight in mix]
     owner, label = (torch.tensor([row[k] for row in rows], device=guidance.device) for k in (0, 1))
-    velocity = model.velocity(label, guidance[owner])
+    velocity = model.velocity({"label": label, **pick(told, owner)}, guidance[owner])
     if len(rows) == len(mixes):
         return velocity
     weight = torch.tensor([row[2] for row in rows], device=guidance.device)
@@ -118,5 +140,6 @@ def draw_together(drawer: Drawer, source: NoiseSource, orders: Sequence[Order]) 
 
     mixes = None if orders[0].mixes is None else [mix for order in orders for mix in order.mixes or ()]
     guidance = torch.tensor([order.guidance for order in orders for _ in range(len(order))])
-    images = drawer.draw(noise, mixes, guidance, orders[0].steps)
+    conditions = {name: torch.cat([order.conditions[name] for order in orders]) for name in orders[0].conditions}
+    images = drawer.draw(noise, mixes, guidance, orders[0].steps, conditions)
     return list(images.split([len(order) for order in orders]))

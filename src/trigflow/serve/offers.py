@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import torch
-
+from trigflow.conditions import Classes
 from trigflow.deploy import Engine
 from trigflow.models.model import Model, load
 from trigflow.runtime.errors import UserError
@@ -15,8 +15,8 @@ from trigflow.serve.drawing import Drawer, Mix, ModelDrawer, Order, draw_togethe
 from trigflow.serve.limits import Limits
 from trigflow.serve.noise import NoiseSource, Walk
 
-Labels = int | Sequence[int] | Mapping[str, float] | None
-"""One class, classes in turn, a mix of classes with their weights, or all classes in turn."""
+Labels = int | str | Sequence[int | str] | Mapping[str, float] | None
+"""One class, classes in turn, a mix of classes with their weights, or all classes in turn; by number or name."""
 
 
 @dataclass(frozen=True)
@@ -51,44 +51,41 @@ class Offer:
         guidance: float = 1.0,
         steps: int | None = None,
         walk: Walk = (0.0, 0.0),
+        conditions: Mapping[str, Any] | None = None,
     ) -> Order:
         """An order for pictures first ... first + count - 1 of a seed.
 
         Raises:
-            UserError: for labels, guidance or steps that this model does not take.
+            UserError: for labels, conditions, guidance or steps that this model does not take.
         """
         steps = self.model.default_steps() if steps is None else steps
         _check_range("steps", steps, self.steps, self.name)
         _check_range("guidance", guidance, self.guidance, self.name)
-        return Order(seed, first, first + count, self._mixes(labels, first, count), guidance, steps, walk)
+        mixes = self._mixes(labels, first, count)
+        told = self.model.conditioner.conditions(conditions, count, first)
+        told.pop("label", None)  # which is in the mixes
+        return Order(seed, first, first + count, mixes, guidance, steps, walk, told)
 
     def try_out(self, batch: int) -> None:
         """Draw one picture as a request without fields gets it, and a batch of those that cost most a step: this shows what is
         wrong with a model, and takes the memory that is going to be needed."""
         classes = min(self.mixed_labels, self.model.num_classes)
-        mix = {str(label): 1.0 for label in range(classes)} if classes else None
+        names = self.model.class_names or tuple(map(str, range(classes)))
+        mix = dict.fromkeys(names[:classes], 1.0) if classes else None
         costly = self.order(count=batch, labels=mix, guidance=self.guidance[1], steps=self.steps[0])
         for drawer in self.drawers:
             for order in (self.order(), costly):
                 draw_together(drawer, NoiseSource(self.model), [order])
 
     def _mixes(self, labels: Labels, first: int, count: int) -> tuple[Mix, ...] | None:
-        classes = self.model.num_classes
-        if classes == 0:
-            if labels is not None:
-                raise UserError("labels for a model without classes; expected none; leave labels out")
-            return None
-        if isinstance(labels, Mapping):
-            return (self._mix(labels),) * count
-        turn = range(classes) if labels is None else [labels] if isinstance(labels, int) else labels
-        if not turn:
-            raise UserError("an empty list of labels; expected at least one class; name a class or leave labels out")
-        for label in turn:
-            self._check_label(label)
-        return tuple(((turn[i % len(turn)], 1.0),) for i in range(first, first + count))
+        classes = self.model.conditioner.classes
+        if isinstance(labels, Mapping) and classes is not None:
+            return (self._mix(classes, labels),) * count
+        told = self.model.conditioner.conditions({"label": labels}, count, first)
+        return tuple(((label, 1.0),) for label in told["label"].tolist()) if classes is not None else None
 
-    def _mix(self, weights: Mapping[str, float]) -> Mix:
-        chosen = {int(label): weight for label, weight in weights.items() if weight > 0}
+    def _mix(self, classes: Classes, weights: Mapping[str, float]) -> Mix:
+        chosen = {str(label): weight for label, weight in weights.items() if weight > 0}
         total = sum(chosen.values())
         if not 0 < total < float("inf") or min(weights.values()) < 0:
             raise UserError(
@@ -97,13 +94,8 @@ class Offer:
             )
         if len(chosen) > self.mixed_labels:
             raise UserError(f"a mix of {len(chosen)} labels; expected at most {self.mixed_labels}; mix fewer")
-        for label in chosen:
-            self._check_label(label)
-        return tuple((label, weight / total) for label, weight in sorted(chosen.items()))
-
-    def _check_label(self, label: int) -> None:
-        if not 0 <= label < self.model.num_classes:
-            raise UserError(f"label {label}; expected a class from 0 to {self.model.num_classes - 1}; correct labels")
+        numbers = classes.numbers(list(chosen)).tolist()
+        return tuple((label, weight / total) for label, weight in sorted(zip(numbers, chosen.values(), strict=True)))
 
 
 def offer_of(model: Model, limits: Limits, *drawers: Drawer) -> Offer:
@@ -169,9 +161,8 @@ def _guidance(model: Model, limits: Limits) -> tuple[float, float]:
     """The scales that a model takes."""
     if model.takes_guidance:
         return 1.0, model.sampling.guidance_max
-    label = torch.zeros(1, dtype=torch.int64) if model.num_classes else None
     try:
-        model.velocity(label, 2.0)
+        model.velocity(model.conditioner.conditions(), 2.0)
     except UserError:
         return 1.0, 1.0
     return 1.0, max(1.0, limits.guidance)

@@ -18,7 +18,8 @@ SAFE_INTEGER = 2**53 - 1
 LAST_PICTURE = 2**31 - 1
 """The largest number of a picture."""
 
-LabelName = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,6}$")]
+LabelName = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+Label = Annotated[int, Field(ge=0, le=SAFE_INTEGER)] | LabelName
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Id = Annotated[int, Field(ge=0, le=SAFE_INTEGER)]
 
@@ -38,8 +39,11 @@ class PictureRequest(Message):
     """Number of pictures."""
     first: Annotated[int, Field(ge=0, le=LAST_PICTURE)] = 0
     """Number of the first of them: `first` 3 and `count` 1 is the fourth picture of a seed."""
-    labels: int | list[int] | dict[LabelName, Number] | None = None
-    """One class; classes in turn; weights of a mix, such as {"3": 0.7, "5": 0.3}; or null for all classes in turn."""
+    labels: Label | list[Label] | dict[LabelName, Number] | None = None
+    """One class by number or name; classes in turn; weights of a mix, such as {"3": 0.7, "5": 0.3}; or null for all classes in
+    turn."""
+    conditions: dict[LabelName, Number | list[Number] | LabelName] | None = None
+    """What else is said to the model, by name; null for its defaults."""
     guidance: Number = 1.0
     """Guidance scale; 1 for none."""
     steps: int | None = None
@@ -51,7 +55,8 @@ class PictureRequest(Message):
 
     def order(self) -> dict[str, Any]:
         """Arguments of `Offer.order`."""
-        chosen = {name: getattr(self, name) for name in ("seed", "count", "first", "labels", "guidance", "steps")}
+        names = ("seed", "count", "first", "labels", "guidance", "steps", "conditions")
+        chosen = {name: getattr(self, name) for name in names}
         return chosen | {"walk": (self.walk[0], self.walk[1])}
 
 
@@ -130,10 +135,13 @@ def check(kind: type[AnyMessage], value: Any) -> AnyMessage:
 
 def bounded(kind: type[AnyMessage], limits: Limits, offers: Sequence[Offer]) -> type[AnyMessage]:
     """A kind of picture request with the bounds of these models, so that its JSON schema says them."""
-    classes = offers[0].model.num_classes
-    label = Annotated[int, Field(ge=0, lt=classes)]
+    classes, told = offers[0].model.num_classes, offers[0].model.class_names
+    number: Any = Annotated[int, Field(ge=0, lt=classes)]
+    label: Any = number | Literal[told] if told else number
     turn = Annotated[list[label], Field(min_length=1, max_length=limits.images)]  # type: ignore[valid-type]
-    name: Any = Literal[tuple(str(c) for c in range(classes))]
+    name: Any = Literal[
+        tuple(dict.fromkeys((*told, *([] if any(map(str.isdecimal, told)) else map(str, range(classes))))))
+    ]
     weight = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
     mix = Annotated[dict[name, weight], Field(min_length=1, max_length=limits.mixed_labels)]
     labels: Any = label | turn | mix | None
@@ -144,8 +152,15 @@ def bounded(kind: type[AnyMessage], limits: Limits, offers: Sequence[Offer]) -> 
     fields: dict[str, Any] = {
         "count": (Annotated[int, Field(ge=1, le=most)], 1),
         "labels": (labels if classes else None, None),
+        "conditions": (_conditions_of(offers[0]), None),
         "guidance": (Annotated[float, Field(ge=least_scale, le=most_scale, allow_inf_nan=False)], 1.0),
         "steps": (Annotated[int, Field(ge=least_steps, le=most_steps)] | None, None),
         "model": (names | None, None),
     }
     return create_model(kind.__name__, __base__=kind, **fields)
+
+
+def _conditions_of(offer: Offer) -> Any:
+    """What can be said to the model of an offer beside classes."""
+    names = tuple(name for name in offer.model.conditioner.inputs if name != "label")
+    return dict[Literal[names], Number | list[Number] | LabelName] | None if names else None  # type: ignore[valid-type]

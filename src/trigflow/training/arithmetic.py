@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from trigflow.conditions import Conditions
+
 HALF = (torch.bfloat16, torch.float16)
 MOVES = frozenset({"_to_copy", "copy_", "clone", "cat", "stack", "split", "detach", "_unsafe_view"})
 """Operations that compute nothing: where data goes, or its dtype. Views are recognized by their memory."""
@@ -34,8 +36,8 @@ class Arithmetic:
     """The coarsest dtype among them: float64, float32, float16 or bfloat16."""
 
 
-def time_arithmetic(network: Callable[..., Any], x: Tensor, t: Tensor, *conditions: Tensor | None) -> Arithmetic | None:
-    """Watch one evaluation `network(x, t, *conditions)` and tell the arithmetic of its time embedding.
+def time_arithmetic(network: Callable[..., Any], x: Tensor, t: Tensor, conditions: Conditions) -> Arithmetic | None:
+    """Watch one evaluation `network(x, t, **conditions)` and tell the arithmetic of its time embedding.
 
     Whatever is computed from t and not from x is followed by its memory, so the network may be any. A last conversion to
     half precision, for use beside the image, is no computation and does not count.
@@ -44,14 +46,14 @@ def time_arithmetic(network: Callable[..., Any], x: Tensor, t: Tensor, *conditio
         network: called once, without gradients.
         x: input of the image, `(b, ...)`; a sample or two suffice.
         t: times `(b,)`.
-        conditions: what else the network takes.
+        conditions: what else the network is told.
 
     Returns:
         None where nothing can be seen: a network without a time, or of operations that PyTorch does not show.
     """
     watch = _Watch(x, t)
     with torch.no_grad(), watch:
-        network(x, t, *conditions)
+        network(x, t, **conditions)
     if not watch.dtypes:
         return None
     coarsest = max(watch.dtypes, key=lambda dtype: torch.finfo(dtype).eps)

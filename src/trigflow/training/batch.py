@@ -1,22 +1,30 @@
-"""Batches: images become x0, and everything random in a step is drawn."""
+"""Batches: stored data become x0, and everything random in a step is drawn."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from trigflow.codecs import Codec
+from trigflow.conditions import dropped, takes
 from trigflow.data import Dataset
+from trigflow.objectives import Draws
 from trigflow.training.config import RunConfig
 from trigflow.training.parallel import Share
 
 Batch = dict[str, Tensor]
-"""`x0` and `noise` `(b, *shape)`; `t` and, where there are any, `label` and `guidance` `(b,)`. For MeanFlow also the `end`
-`(b,)` of each jump. For VSD also the noise `z` that is generated from, and noise and times for noising again: `vsd_noise`,
-`vsd_t` and `fake_noise`, `fake_t`."""
+"""`x0` and `noise` `(b, *shape)`, the times `t` and what else the objective draws, and `condition.NAME` for each condition."""
+
+CONDITION = "condition."
+"""What the names of conditions begin with in a batch."""
+
+
+def conditions_of(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The conditions of a batch, by name."""
+    return {name.removeprefix(CONDITION): value for name, value in batch.items() if name.startswith(CONDITION)}
 
 
 @dataclass(frozen=True)
@@ -24,71 +32,62 @@ class Batches:
     """Draws batches; the same indices and generator give the same batch.
 
     With several processes each has its share of it. All random numbers of the batch are drawn in every process, so that a
-    sample has the same ones whatever the number of processes; images are read for the share alone.
+    sample has the same ones whatever the number of processes; data are read for the share alone.
 
     Attributes:
         config: data, objective and process settings.
         dataset: what is stored.
         codec: stored data to x0.
-        null_label: label that means "no class", of the network; None where it takes no labels.
-        takes_guidance: whether the network takes a guidance scale.
+        network: what is trained: tells which conditions it takes, and what means "none" among them.
         device: where batches go; random numbers are drawn on the CPU.
-        memory_format: order of the images in memory.
+        memory_format: order of images in memory.
         share: which samples of a batch this process has; None for all.
     """
 
     config: RunConfig
     dataset: Dataset
     codec: Codec
-    null_label: int | None
-    takes_guidance: bool
+    network: object
     device: torch.device
     memory_format: torch.memory_format
     share: Share | None = None
 
-    def draw(self, indices: Tensor, generator: torch.Generator, stored: Tensor | None = None) -> Batch:
-        """The batch of these samples; flips, noise, times, dropped labels and guidance scales from the generator.
+    def draw(
+        self, indices: Tensor, generator: torch.Generator, stored: Tensor | None = None, iteration: int = 0
+    ) -> Batch:
+        """The batch of these samples; flips, noise, times, left-out conditions and guidance scales from the generator.
 
         Args:
             indices: which samples the whole batch has, int64, shape `(b,)`.
             generator: draws everything random.
             stored: what the data set stores of the samples of this process, where that has been read.
+            iteration: of the run, from 0.
         """
         objective, process = self.config.objective, self.config.process
         b, rows = len(indices), None if self.share is None else self.share.rows()
 
         def own(values: Tensor) -> Tensor:
-            return values if rows is None else values[rows]
+            return (values if rows is None else values[rows]).to(self.device)
 
         flip = torch.rand(b, generator=generator) < 0.5 if self.config.data.flip else None
-        values, label = self.dataset.batch(indices, flip=flip, generator=generator, rows=rows, stored=stored)
-        x0 = self.codec.encode(values.to(self.device))
-        x0 = x0.to(memory_format=self.memory_format) if x0.ndim == 4 else x0
+        values, _ = self.dataset.batch(indices, flip=flip, generator=generator, rows=rows, stored=stored)
+        x0 = self._ordered(self.codec.encode(values.to(self.device)))
 
         def noise() -> Tensor:
             like = x0 if rows is None else torch.empty(b, *x0.shape[1:], dtype=x0.dtype)
-            z = own(process.sample_noise(like, generator)).to(self.device)
-            return z.to(memory_format=self.memory_format) if z.ndim == 4 else z
+            return self._ordered(own(process.sample_noise(like, generator)))
 
-        batch = {"x0": x0, "noise": noise()}
-        if objective.averages:
-            batch["t"], batch["end"] = (own(times).to(self.device) for times in objective.meanflow.draw(b, generator))
-        else:
-            batch["t"] = own(objective.proposal.sample(process, b, generator)).to(self.device)
-        if label is not None and self.null_label is not None:
-            if objective.kind == "diffusion":
-                dropped = torch.rand(b, generator=generator) < objective.label_dropout
-                label = torch.where(own(dropped), self.null_label, label)
-            batch["label"] = label.to(self.device)
-        if self.takes_guidance:
-            guidance = 1 + (objective.guidance_max - 1) * torch.rand(b, generator=generator)
-            batch["guidance"] = own(guidance).to(self.device)
-        if objective.uses_vsd:
-            for name in ("z", "vsd_noise", "fake_noise"):
-                batch[name] = noise()
-            for name in ("vsd_t", "fake_t"):
-                batch[name] = own(objective.vsd_proposal.sample(process, b, generator)).to(self.device)
-        return batch
+        draws = Draws(b, process, generator, iteration, own, noise)
+        batch = {"x0": x0, "noise": noise(), **objective.draw(draws)}
+        told = {name: value for name, value in self.dataset.told(indices).items() if name in takes(self.network)}
+        share = getattr(objective, "label_dropout", None)
+        if told and share is not None:
+            told = dropped(told, self.network, torch.rand(b, generator=generator) < share)
+        told = {**{name: own(value) for name, value in told.items()}, **objective.draw_conditions(draws)}
+        return {**batch, **{CONDITION + name: value for name, value in told.items()}, **objective.draw_more(draws)}
+
+    def _ordered(self, x: Tensor) -> Tensor:
+        return x.to(memory_format=self.memory_format) if x.ndim == 4 else x
 
 
 def split(batch: Batch, parts: int) -> Iterator[Batch]:

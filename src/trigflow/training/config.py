@@ -15,93 +15,13 @@ import tyro
 from trigflow.data.config import DataConfig
 from trigflow.migrations import migrated
 from trigflow.networks import NetworkConfig, UNetConfig, network_from_state, network_state
-from trigflow.objectives import DiscreteConfig, MeanFlowConfig, TangentConfig
-from trigflow.process import Proposal, TrigFlow
+from trigflow.objectives import Diffusion, Objective, known, objective_of
+from trigflow.process import TrigFlow
 from trigflow.runtime.errors import UserError
 from trigflow.runtime.files import read_json
-from trigflow.samplers.sampling import Jumps, Sampling
-from trigflow.segments import segment_jumps
 
 T = TypeVar("T")
-Kind = Literal["diffusion", "sct", "scd", "vsd", "scd-vsd", "ct", "cd", "meanflow", "meanflow-distill"]
 Precision = Literal["fp32", "bf16", "fp16"]
-
-
-@dataclass(frozen=True)
-class ObjectiveConfig:
-    """What is minimized."""
-
-    kind: Kind = "diffusion"
-    """diffusion (a teacher), sct (consistency training from data), scd (consistency distillation from a teacher), vsd
-    (variational score distillation), scd-vsd (both losses added). Rivals: ct and cd (discrete-time consistency training and
-    distillation), meanflow (average velocities, from data) and meanflow-distill (from a teacher)."""
-    proposal: Proposal = field(default_factory=Proposal)
-    """Distribution of training times."""
-    adaptive_weight: bool = True
-    """Learn the weighting w(t)."""
-    label_dropout: float = 0.1
-    """Share of labels replaced by the null label, for classifier-free guidance; class-conditional diffusion only."""
-    guidance_max: float = 1.0
-    """Of a distillation: scales are drawn uniformly from [1, guidance_max]; above 1 the student takes the scale as input."""
-    guidance_interval: tuple[float, float] | None = None
-    """The teacher is guided only at noise levels sigma in [low, high]; None for everywhere."""
-    tangent: TangentConfig = field(default_factory=TangentConfig)
-    """Shape of the consistency tangent."""
-    lambda_vsd: float = 1.0
-    """vsd: factor of its loss."""
-    vsd_proposal: Proposal = field(default_factory=lambda: Proposal(0.4, 2.0))
-    """vsd: distribution of the times at which generated samples are noised again."""
-    fake_lr: float | None = None
-    """vsd: reference learning rate of the fake score network; None for that of the student."""
-    fake_updates: int = 1
-    """vsd: updates of the fake score network for each of the student."""
-    segments: int = 1
-    """sct and scd: segments M of [0, pi/2]; the student jumps to the lower end of its segment and draws in M evaluations."""
-    discrete: DiscreteConfig = field(default_factory=DiscreteConfig)
-    """ct and cd: the steps between which the student is made consistent."""
-    meanflow: MeanFlowConfig = field(default_factory=MeanFlowConfig)
-    """meanflow: times, ends and weighting."""
-
-    @property
-    def sampling(self) -> Sampling:
-        """How samples of what is trained are drawn."""
-        if self.kind == "diffusion":
-            return Sampling(guided=self.label_dropout > 0)
-        jumps: Jumps = "any" if self.averages else "segments" if self.segments > 1 else "zero"
-        scale = self.guidance_max if self.distills else 1.0
-        return Sampling("flow_map", jumps, self.segments, scale)
-
-    @property
-    def distills(self) -> bool:
-        """Whether there is a teacher whose velocity is followed."""
-        return self.kind in ("scd", "vsd", "scd-vsd", "cd", "meanflow-distill")
-
-    @property
-    def jumps(self) -> bool:
-        """Whether the student is told the end of each jump, because it does not always jump to 0."""
-        return self.segments > 1 or self.averages
-
-    @property
-    def averages(self) -> bool:
-        """Whether the student learns average velocities."""
-        return self.kind in ("meanflow", "meanflow-distill")
-
-    @property
-    def has_tangent(self) -> bool:
-        """Whether a tangent passes through the student."""
-        return self.averages or self.kind in ("sct", "scd", "scd-vsd")
-
-    @property
-    def learns_weight(self) -> bool:
-        """Whether the weighting w(t) is learned; that of MeanFlow and fixed ones of discrete time take its place."""
-        if self.averages:
-            return self.adaptive_weight and self.meanflow.weighting != "error"
-        return self.adaptive_weight and (self.kind not in ("ct", "cd") or self.discrete.learns_weight)
-
-    @property
-    def uses_vsd(self) -> bool:
-        """Whether a fake score network learns beside the student."""
-        return self.kind in ("vsd", "scd-vsd")
 
 
 @dataclass(frozen=True)
@@ -230,7 +150,7 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     process: TrigFlow = field(default_factory=TrigFlow)
     network: NetworkConfig = field(default_factory=UNetConfig)
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    objective: Objective = field(default_factory=Diffusion)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     ema: EMAConfig = field(default_factory=EMAConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
@@ -250,9 +170,8 @@ class RunConfig:
             UserError: naming the first setting that makes no sense.
         """
         loop, objective, optimizer, ema = self.loop, self.objective, self.optimizer, self.ema
-        tangent, interval, fake_lr = objective.tangent, objective.guidance_interval, objective.fake_lr
-        discrete, meanflow, parallel = objective.discrete, objective.meanflow, self.parallel
-        data, guard = self.data, self.guard
+        data, guard, parallel = self.data, self.guard, self.parallel
+        interval = getattr(objective, "guidance_interval", None)
         checks = [
             (0 <= data.memory_gib < math.inf, "data.memory_gib", data.memory_gib, "0 or more"),
             (data.workers >= 0, "data.workers", data.workers, "0 or more"),
@@ -275,31 +194,7 @@ class RunConfig:
             (optimizer.warmup >= 0, "optimizer.warmup", optimizer.warmup, "0 or more"),
             (optimizer.t_ref >= 1, "optimizer.t_ref", optimizer.t_ref, "at least 1"),
             (optimizer.clip is None or optimizer.clip > 0, "optimizer.clip", optimizer.clip, "a positive number"),
-            (0 <= objective.label_dropout < 1, "objective.label_dropout", objective.label_dropout, "in [0, 1)"),
-            (1 <= objective.guidance_max < math.inf, "objective.guidance_max", objective.guidance_max, "at least 1"),
-            (_is_interval(interval), "objective.guidance_interval", interval, "two finite numbers with 0 <= low < high"),
-            (0 <= tangent.c < math.inf, "objective.tangent.c", tangent.c, "0 or more"),
-            (0 <= tangent.prior < math.inf, "objective.tangent.prior", tangent.prior, "0 or more"),
-            (tangent.limit > 0, "objective.tangent.limit", tangent.limit, "a positive number"),
-            (tangent.warmup >= 0, "objective.tangent.warmup", tangent.warmup, "0 or more"),
-            (0 < objective.lambda_vsd < math.inf, "objective.lambda_vsd", objective.lambda_vsd, "a positive number"),
-            (fake_lr is None or 0 < fake_lr < math.inf, "objective.fake_lr", fake_lr, "a positive number, or None"),
-            (objective.fake_updates >= 1, "objective.fake_updates", objective.fake_updates, "at least 1"),
-            (objective.segments >= 1, "objective.segments", objective.segments, "at least 1"),
-            (1 <= discrete.steps <= 10_000, "objective.discrete.steps", discrete.steps, "from 1 to 10000"),
-            (discrete.initial_steps is None or 1 <= discrete.initial_steps <= discrete.steps,
-             "objective.discrete.initial_steps", discrete.initial_steps, "from 1 to objective.discrete.steps, or None"),
-            (1 < discrete.q < math.inf, "objective.discrete.q", discrete.q, "above 1"),
-            (0 <= discrete.k < math.inf, "objective.discrete.k", discrete.k, "0 or more"),
-            (0 <= discrete.b < math.inf, "objective.discrete.b", discrete.b, "0 or more"),
-            (discrete.stages >= 1 and discrete.stages * math.log10(max(discrete.q, 1)) <= 4, "objective.discrete.stages",
-             discrete.stages, "at least 1, and q^stages at most 10000"),
-            (0 < discrete.huber < math.inf, "objective.discrete.huber", discrete.huber, "a positive number"),
-            (-math.inf < meanflow.mean < math.inf, "objective.meanflow.mean", meanflow.mean, "a finite number"),
-            (0 < meanflow.std < math.inf, "objective.meanflow.std", meanflow.std, "a positive number"),
-            (0 <= meanflow.equal <= 1, "objective.meanflow.equal", meanflow.equal, "in [0, 1]"),
-            (0 <= meanflow.power < math.inf, "objective.meanflow.power", meanflow.power, "0 or more"),
-            (0 < meanflow.c < math.inf, "objective.meanflow.c", meanflow.c, "a positive number"),
+            *((fine, f"objective.{name}", value, expected) for fine, name, value, expected in objective.checks(self.process)),
             (0 < ema.sigma_rel < 0.28, "ema.sigma_rel", ema.sigma_rel, "in (0, 0.28)"),
             (ema.halflife_mimg > 0, "ema.halflife_mimg", ema.halflife_mimg, "a positive number"),
             (ema.rampup >= 0, "ema.rampup", ema.rampup, "0 or more"),
@@ -318,25 +213,14 @@ class RunConfig:
         for fine, name, value, expected in checks:
             if not fine:
                 raise UserError(f"{name} is {value}; expected {expected}; correct the setting")
-        if objective.segments > 1:
-            if objective.kind not in ("sct", "scd"):
-                raise UserError(
-                    f"objective.segments is {objective.segments} with objective.kind {objective.kind}; expected sct or scd, "
-                    "the only kinds with segments; set objective.segments to 1 or change the kind"
-                )
-            segment_jumps(self.process, objective.segments)
         if objective.distills and self.teacher is None:
             raise UserError("distillation without a teacher; expected a teacher run folder; pass --teacher RUN")
-        if objective.guidance_max == 1 and (interval is not None or self.negative is not None):
+        if getattr(objective, "guidance_max", 1.0) == 1 and (interval is not None or self.negative is not None):
             what = "objective.guidance_interval" if interval is not None else "a negative model"
             raise UserError(
                 f"{what} while objective.guidance_max is 1, which is no guidance; expected a maximum above 1; "
                 "raise objective.guidance_max or drop the other"
             )
-
-
-def _is_interval(interval: tuple[float, float] | None) -> bool:
-    return interval is None or 0 <= interval[0] < interval[1] < math.inf
 
 
 def _are_lengths(sigma_rels: tuple[float, ...]) -> bool:
@@ -379,8 +263,11 @@ def from_dict(raw: dict[str, Any]) -> RunConfig:
     """
     try:
         raw = migrated("config", raw, "the configuration")
-        rest = {name: value for name, value in raw.items() if name != "network"}
-        return dataclasses.replace(_build(RunConfig, rest), network=network_from_state(raw["network"]))
+        rest = {name: value for name, value in raw.items() if name not in ("network", "objective")}
+        objective = objective_from_state(raw["objective"])
+        return dataclasses.replace(
+            _build(RunConfig, rest), network=network_from_state(raw["network"]), objective=objective
+        )
     except UserError:
         raise
     except (KeyError, TypeError, ValueError, dacite.DaciteError) as error:
@@ -388,6 +275,13 @@ def from_dict(raw: dict[str, Any]) -> RunConfig:
             f"configuration cannot be read ({type(error).__name__}: {error}); expected a config.json written by this "
             "version of trigflow; use the matching version or start a new run"
         ) from None
+
+
+def objective_from_state(raw: dict[str, Any]) -> Objective:
+    """The objective of these settings by name, the others as its `kind` has them; errors as `from_dict`."""
+    found = known(raw["kind"]).objective
+    settings = {**json.loads(json.dumps(dataclasses.asdict(objective_of(raw["kind"])))), **raw}
+    return _build(found, settings)
 
 
 def _build(cls: type[T], raw: dict[str, Any]) -> T:

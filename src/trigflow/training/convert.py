@@ -173,7 +173,7 @@ def convert(
     start = dataclasses.replace(old, network=network, spec=network_config, origin=origin)
     if settings.iterations:
         model = Trainer(converted, out, teacher=start, dataset=rest, resume=resume, progress=progress).run()
-        model = dataclasses.replace(model, class_names=old.class_names or model.class_names)
+        model = dataclasses.replace(model, conditioner=old.conditioner)
         stages["tuned"] = probe.measure(model.network)
     else:
         model = start
@@ -262,7 +262,6 @@ def _tuned_config(
         teacher=run,
         start=None,
         negative=None,
-        objective=dataclasses.replace(config.objective, kind="diffusion"),
         optimizer=dataclasses.replace(
             config.optimizer, lr=settings.lr, schedule="cosine", warmup=min(100, iterations // 10)
         ),

@@ -17,15 +17,16 @@ import torch
 from torch import Tensor, nn
 
 from trigflow import tangent as tangent_engine
+from trigflow.conditions import Conditions, takes
 from trigflow.networks import DDPMPP, EDM2
 from trigflow.networks.embeddings import Conditioning, c_noise
 from trigflow.networks.layers import full_precision
-from trigflow.objectives import consistency_tangent
-from trigflow.objectives.common import per_sample_mean_square
+from trigflow.objectives import eulerian_tangent
+from trigflow.objectives.objective import per_sample_mean_square
 from trigflow.process import HALF_PI, trig
 from trigflow.segments import segment_bounds
 from trigflow.training.arithmetic import time_arithmetic
-from trigflow.training.batch import Batch
+from trigflow.training.batch import Batch, conditions_of
 from trigflow.training.ema import power_decay
 from trigflow.training.log import TIME_BINS, FigureWindow
 from trigflow.training.losses import Losses
@@ -114,7 +115,7 @@ class Instruments:
     def _weights(self) -> dict[str, Any]:
         result: dict[str, Any] = {}
         weight = self.losses.student.weights.get("weight")
-        if weight is not None and self.losses.config.objective.kind != "vsd":
+        if weight is not None and not getattr(self.losses.config.objective, "alone", False):
             with torch.no_grad():
                 result["weight_by_time"] = weight(bin_centres(self._device)).tolist()
         raw = [p.detach() for p in self.network.parameters()]
@@ -134,10 +135,10 @@ class Instruments:
             *derivatives, end = relative_derivative(embed, t).tolist()
         return {"embedding_derivative_by_time": derivatives, "embedding_derivative_end": end}
 
-    def _time_arithmetic(self, x: Tensor, t: Tensor, conditions: tuple[Tensor | None, ...]) -> dict[str, Any]:
+    def _time_arithmetic(self, x: Tensor, t: Tensor, conditions: Conditions) -> dict[str, Any]:
         """Once a process: it does not change."""
         if self.arithmetic is None:
-            found = time_arithmetic(self.network, x[:2], t[:2], *(None if c is None else c[:2] for c in conditions))
+            found = time_arithmetic(self.network, x[:2], t[:2], {name: c[:2] for name, c in conditions.items()})
             self.arithmetic = {} if found is None else {
                 "time_operations": found.operations, "time_half": found.half, "time_dtype": found.dtype
             }  # fmt: skip
@@ -153,29 +154,29 @@ class Instruments:
         n = len(batch["x0"])
         t = bin_centres(self._device)[(torch.arange(n) + self.taken) % TIME_BINS]
         x_t = process.interpolate(batch["x0"], batch["noise"], t)
-        conditions: list[Tensor | None] = [batch.get("label"), batch.get("guidance")]
-        if getattr(self.network, "takes_end", False):
-            conditions.append(segment_bounds(t, objective.segments)[0])
+        conditions, end = conditions_of(batch), segment_bounds(t, getattr(objective, "segments", 1))[0]
+        if "end" in takes(self.network):
+            conditions["end"] = end
         self._lengthen()
         result: dict[str, Any] = {}
         networks = {"": self.network.eval(), "_ema": self.average}
         if self.taken >= AT_LEAST:
             networks["_longer"] = self.longer
         with self.losses.precision():
-            result |= self._time_arithmetic(x_t / process.sigma_data, t, tuple(conditions))
-            if objective.kind == "diffusion":
+            result |= self._time_arithmetic(x_t / process.sigma_data, t, conditions)
+            if objective.probe == "error":
                 v = process.velocity(batch["x0"], batch["noise"], t)
                 figures = {
                     f"probe_error{name}": per_sample_mean_square(
-                        process.sigma_data * network(x_t / process.sigma_data, t, *conditions) - v
+                        process.sigma_data * network(x_t / process.sigma_data, t, **conditions) - v
                     )
                     for name, network in networks.items()
                 }
-            elif objective.kind in ("sct", "scd", "scd-vsd", "ct", "cd"):
+            elif objective.probe == "tangent":
                 v = process.velocity(batch["x0"], batch["noise"], t)
                 if objective.distills:
                     v = self.losses.teacher_velocity(batch)(x_t, t).to(x_t.dtype)
-                figures = self._tangents(networks, x_t, v, t, conditions)
+                figures = self._tangents(networks, x_t, v, t, end, conditions)
             else:
                 figures = {}
         self.network.train()
@@ -186,18 +187,17 @@ class Instruments:
         return result
 
     def _tangents(
-        self, networks: dict[str, nn.Module], x_t: Tensor, dxdt: Tensor, t: Tensor, conditions: list[Tensor | None]
+        self, networks: dict[str, nn.Module], x_t: Tensor, dxdt: Tensor, t: Tensor, end: Tensor, conditions: Conditions
     ) -> dict[str, Tensor]:
         """Norms of the tangent for each of the networks, and of its parts for the first."""
         process = self.losses.config.process
-        label, guidance, end = [*conditions, None][:3]
-        sd = process.sigma_data
-        cos, sin = trig(t if end is None else t - end, x_t)
+        sd, told = process.sigma_data, {name: value for name, value in conditions.items() if name != "end"}
+        cos, sin = trig(t - end, x_t)
         x = x_t / sd
 
         def along(dx: Tensor | None, dt: Tensor | None) -> tuple[Tensor, Tensor]:
             """F, and `cos sin sd` times its derivative along x or t."""
-            forward = lambda *inputs: self.network(*inputs, *conditions)  # noqa: E731
+            forward = lambda *inputs: self.network(*inputs, **conditions)  # noqa: E731
             prediction, derivative = tangent_engine.jvp(forward, (x, t), (dx, dt))
             return prediction.to(x.dtype), sd * derivative.to(x.dtype)
 
@@ -214,7 +214,7 @@ class Instruments:
         for name, network in networks.items():
             g = -(parts["velocity"] + parts["state"] + parts["derivative"])
             if network is not self.network:
-                g = consistency_tangent(network, process, x_t, dxdt, t, label=label, guidance=guidance, end=end)[1]
+                g = eulerian_tangent(network, process, x_t, dxdt, t, end, told)[1]
             figures[f"probe_error{name}"] = _rms(g)
         return figures
 
@@ -250,19 +250,19 @@ def embedding_of(network: nn.Module) -> Callable[[Tensor], Tensor] | None:
     """The function from times `(b,)` to the conditioning vector `(b, e)`, without class and at guidance 1; None for a network
     that has none by a name known here."""
 
-    def conditions(t: Tensor) -> tuple[Tensor | None, ...]:
-        guidance = torch.ones_like(t) if getattr(network, "takes_guidance", False) else None
-        return (None, guidance, *([torch.zeros_like(t)] if getattr(network, "takes_end", False) else []))
+    def conditions(t: Tensor) -> dict[str, Tensor]:
+        known = {"guidance": torch.ones_like(t), "end": torch.zeros_like(t)}
+        return {name: value for name, value in known.items() if name in takes(network)}
 
     if isinstance(network, EDM2):
         unet = network.unet
-        return lambda t: _full(t, lambda: unet.embed(t, *conditions(t)))
+        return lambda t: _full(t, lambda: unet.embed(t, **conditions(t)))
     if isinstance(network, DDPMPP):
         body, time_map, sd = network.model, network.config.conditioning.time_map, network.sigma_data
         return lambda t: _full(t, lambda: body.embed(c_noise(t, time_map, sd), None, None, None))
     conditioning = getattr(network, "conditioning", None)
     if isinstance(conditioning, Conditioning):
-        return lambda t: _full(t, lambda: conditioning(t, *conditions(t)))
+        return lambda t: _full(t, lambda: conditioning(t, **conditions(t)))
     return None
 
 

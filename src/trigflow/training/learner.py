@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from trigflow.runtime.distributed.shards import by_kind, is_sharded, piece, whole
 from trigflow.training.config import OptimizerConfig
@@ -73,8 +73,8 @@ class Learner:
         """
         return self.call(function, *args, last=last)  # type: ignore[no-any-return]
 
-    def clip_gradient(self, scale: LossScale | None = None) -> float:
-        """Bound the global norm of the gradient by `clip`, where one is set; returns the norm before.
+    def clip_gradient(self, scale: LossScale | None = None) -> Tensor:
+        """Bound the global norm of the gradient by `clip`, where one is set; returns the norm before, on the device.
 
         Args:
             scale: of the loss that was differentiated; the gradient is divided by it first.
@@ -84,11 +84,11 @@ class Learner:
             torch._foreach_mul_([piece(p.grad) for p in self.parameters if p.grad is not None], 1 / scale.value)
         kinds = by_kind([p.grad for p in self.parameters if p.grad is not None])
         if not any(is_sharded(kind[0]) for kind in kinds):
-            return nn.utils.clip_grad_norm_(self.parameters, bound).item()
+            return nn.utils.clip_grad_norm_(self.parameters, bound)
         norm = torch.stack([whole(nn.utils.get_total_norm(kind)) for kind in kinds]).norm()
         gradients = [piece(gradient) for kind in kinds for gradient in kind]
         torch._foreach_mul_(gradients, (bound / (norm + 1e-6)).clamp(max=1.0))
-        return norm.item()
+        return norm
 
     def update(self) -> None:
         """One step of the optimizer."""

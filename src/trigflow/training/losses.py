@@ -1,9 +1,8 @@
-"""Which losses an objective minimizes, and their gradients."""
+"""The losses of a run, and their gradients."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,19 +10,9 @@ import torch
 from torch import Tensor
 
 from trigflow.models.model import Model
-from trigflow.objectives import (
-    Loss,
-    VelocityFunction,
-    consistency_loss,
-    diffusion_loss,
-    discrete_loss,
-    generate,
-    meanflow_loss,
-    multistep_loss,
-    vsd_loss,
-)
-from trigflow.samplers import network_velocity
-from trigflow.training.batch import Batch
+from trigflow.objectives import Distribution, Given, Loss, VelocityFunction
+from trigflow.samplers import guided_velocity, network_velocity
+from trigflow.training.batch import Batch, conditions_of
 from trigflow.training.config import RunConfig
 from trigflow.training.learner import Learner
 from trigflow.training.scaling import LossScale
@@ -31,13 +20,13 @@ from trigflow.training.scaling import LossScale
 
 @dataclass(frozen=True)
 class Losses:
-    """The losses of a run, by the kind of its objective.
+    """Computes and differentiates what the objective of a run minimizes.
 
     Attributes:
         config: objective, process and precision.
         student: the network that is trained.
         teacher: of a distillation.
-        fake: the fake score network, of vsd and scd-vsd.
+        fake: the fake score network, of an objective with one.
         negative: what the teacher is guided away from; None for classifier-free guidance.
         scale: factor of the losses when they are differentiated, for float16; None for none.
     """
@@ -51,7 +40,7 @@ class Losses:
 
     def backward(
         self, batch: Batch, iteration: int, parts: int, last: bool = True
-    ) -> tuple[dict[str, float], dict[str, Tensor]]:
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Add the gradients of this part, one of `parts`, of a batch to those of all learners, times the scale.
 
         Args:
@@ -61,20 +50,20 @@ class Losses:
             last: whether this is the last part before the update.
 
         Returns:
-            The minimized values of student and fake score, as `weighted_loss` and `fake_weighted_loss`, and figures per
-            sample. Losses are differentiated one after the other, so that only one graph is in memory.
+            The minimized values of student and fake score, as `weighted_loss` and `fake_weighted_loss`, on the device, and
+            figures per sample. Losses are differentiated one after the other, so that only one graph is in memory.
         """
         objective = self.config.objective
-        values, figures = {"weighted_loss": 0.0}, {}
-        if objective.kind != "vsd":
+        values: dict[str, Tensor] = {}
+        figures: dict[str, Tensor] = {}
+        if not (isinstance(objective, Distribution) and objective.alone):
             loss = self.student.compute(self.first, batch, iteration, last=last and self.fake is None)
-            self._differentiate(loss.value / parts)
-            values["weighted_loss"] = loss.value.item() / parts
+            values["weighted_loss"] = self._differentiate(loss.value / parts)
             figures = loss.figures
-        if self.fake is not None:
+        if self.fake is not None and isinstance(objective, Distribution):
             sample, vsd = self.student.compute(self.generated, batch, last=last)
-            self._differentiate(objective.lambda_vsd * vsd.value / parts)
-            values["weighted_loss"] += objective.lambda_vsd * vsd.value.item() / parts
+            value = self._differentiate(objective.lambda_vsd * vsd.value / parts)
+            values["weighted_loss"] = values["weighted_loss"] + value if values else value
             values["fake_weighted_loss"], fake_figures = self.backward_fake(batch, parts, sample, last)
             vsd_figures = {f"vsd_{name}": value for name, value in vsd.figures.items()}
             figures = {**(figures or vsd.figures), **vsd_figures, **fake_figures}
@@ -82,152 +71,74 @@ class Losses:
 
     def backward_fake(
         self, batch: Batch, parts: int, sample: Tensor, last: bool = True
-    ) -> tuple[float, dict[str, Tensor]]:
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Add the gradients of the fake score on samples of the generator; returns its value and figures."""
         assert self.fake is not None
         loss = self.fake.compute(self.fake_score, sample, batch, last=last)
-        self._differentiate(loss.value / parts)
-        return loss.value.item() / parts, {f"fake_{name}": value for name, value in loss.figures.items()}
+        value = self._differentiate(loss.value / parts)
+        return value, {f"fake_{name}": figure for name, figure in loss.figures.items()}
 
     # One loss each, in the precision of the run ----------------------------------------------------------------------
 
+    def given(self, batch: Batch, learner: Learner, weight: str, iteration: int = 0, teacher: bool = True) -> Given:
+        """What an objective computes a loss of this learner from."""
+        return Given(
+            learner.network, self.config.process, batch, conditions_of(batch), iteration, self.config.loop.iterations,
+            self.teacher_velocity(batch) if teacher and self.config.objective.distills else None, learner.weights.get(weight),
+        )  # fmt: skip
+
     def first(self, batch: Batch, iteration: int) -> Loss:
-        """The loss of the objective's kind; for scd-vsd that of scd, to which VSD is added."""
-        objective = self.config.objective
-        if objective.kind == "diffusion":
-            return self.diffusion(batch)
-        if objective.averages:
-            return self.meanflow(batch)
-        if objective.kind in ("ct", "cd"):
-            return self.discrete(batch, iteration)
-        return self.consistency(batch, iteration)
-
-    def diffusion(self, batch: Batch) -> Loss:
-        """Velocity prediction."""
+        """The loss of the objective; of one with a fake score network the part without."""
+        given = self.given(batch, self.student, "weight", iteration)
         with self.precision():
-            return diffusion_loss(
-                self.student.network,
-                self.config.process,
-                batch["x0"],
-                batch["noise"],
-                batch["t"],
-                label=batch.get("label"),
-                weight=self.student.weights.get("weight"),
-            )
-
-    def consistency(self, batch: Batch, iteration: int) -> Loss:
-        """Continuous-time consistency, along the teacher's velocity (scd) or the data's (sct), in one segment or several."""
-        tangent, segments = self.config.objective.tangent, self.config.objective.segments
-        loss = consistency_loss if segments == 1 else functools.partial(multistep_loss, segments=segments)
-        with self.precision():
-            return loss(
-                self.student.network,
-                self.config.process,
-                batch["x0"],
-                batch["noise"],
-                batch["t"],
-                teacher=self.teacher_velocity(batch) if self.config.objective.distills else None,
-                label=batch.get("label"),
-                guidance=batch.get("guidance"),
-                tangent=tangent,
-                r=tangent.warmup_factor(iteration),
-                weight=self.student.weights.get("weight"),
-            )
-
-    def discrete(self, batch: Batch, iteration: int) -> Loss:
-        """Discrete-time consistency, along the teacher (cd) or the trajectory of data and noise (ct)."""
-        objective, process = self.config.objective, self.config.process
-        t, s = objective.discrete.pairs(process, batch["t"], iteration, self.config.loop.iterations)
-        with self.precision():
-            return discrete_loss(
-                self.student.network,
-                process,
-                batch["x0"],
-                batch["noise"],
-                t,
-                s,
-                teacher=self.teacher_velocity(batch) if objective.distills else None,
-                label=batch.get("label"),
-                guidance=batch.get("guidance"),
-                config=objective.discrete,
-                tangent=objective.tangent,
-                r=objective.tangent.warmup_factor(iteration),
-                weight=self.student.weights.get("weight"),
-            )
-
-    def meanflow(self, batch: Batch) -> Loss:
-        """Average velocities, of the teacher's flow (meanflow-distill) or from the data (meanflow)."""
-        with self.precision():
-            return meanflow_loss(
-                self.student.network,
-                self.config.process,
-                batch["x0"],
-                batch["noise"],
-                batch["t"],
-                batch["end"],
-                teacher=self.teacher_velocity(batch) if self.config.objective.distills else None,
-                label=batch.get("label"),
-                guidance=batch.get("guidance"),
-                config=self.config.objective.meanflow,
-                weight=self.student.weights.get("weight"),
-            )
+            return self.config.objective.loss(given)
 
     def generate(self, batch: Batch) -> Tensor:
-        """The student's one-step samples."""
+        """The student's samples, which score distillation and the fake score network look at."""
         with self.precision():
-            return generate(
-                self.student.network,
-                self.config.process,
-                batch["z"],
-                label=batch.get("label"),
-                guidance=batch.get("guidance"),
-            )
+            return self._distribution.generate(self.given(batch, self.student, "vsd_weight", teacher=False))
 
     def generated(self, batch: Batch) -> tuple[Tensor, Loss]:
-        """One-step samples, detached, and the loss of variational score distillation on them."""
+        """The student's samples, detached, and the loss of score distillation on them."""
         sample = self.generate(batch)
         return sample.detach(), self.vsd(sample, batch)
 
     def vsd(self, sample: Tensor, batch: Batch) -> Loss:
-        """Variational score distillation of these samples."""
+        """Score distillation of these samples."""
         assert self.fake is not None
-        process, fake = self.config.process, self.fake.network.eval()
+        given = self.given(batch, self.student, "vsd_weight")
+        fake = network_velocity(self.fake.network.eval(), self.config.process, given.conditions)
         with self.precision():
-            return vsd_loss(
-                sample,
-                process,
-                batch["vsd_noise"],
-                batch["vsd_t"],
-                teacher=self.teacher_velocity(batch),
-                fake=network_velocity(fake, process, batch.get("label"), batch.get("guidance")),
-                weight=self.student.weights.get("vsd_weight"),
-            )
+            return self._distribution.distribution_loss(sample, given, fake)
 
     def fake_score(self, sample: Tensor, batch: Batch) -> Loss:
-        """Velocity prediction of the fake score network on these samples."""
+        """The loss of the fake score network on these samples."""
         assert self.fake is not None
+        self.fake.network.train()
         with self.precision():
-            return diffusion_loss(
-                self.fake.network.train(),
-                self.config.process,
-                sample,
-                batch["fake_noise"],
-                batch["fake_t"],
-                label=batch.get("label"),
-                guidance=batch.get("guidance"),
-                weight=self.fake.weights.get("fake_weight"),
-            )
+            return self._distribution.fake_loss(sample, self.given(batch, self.fake, "fake_weight", teacher=False))
 
     def teacher_velocity(self, batch: Batch) -> VelocityFunction:
-        """`v(x_t, t)` of the teacher with the labels of the batch and its guidance scales, 1 where it has none."""
+        """`v(x_t, t)` of the teacher for the conditions of the batch and its guidance scales, 1 where it has none."""
         assert self.teacher is not None
-        label, scale = batch.get("label"), batch.get("guidance", 1.0)
-        interval = self.config.objective.guidance_interval
-        return self.teacher.velocity(label, scale, interval=interval, negative=self.negative)
+        told, network = conditions_of(batch), self.teacher.network
+        scale = told.pop("guidance", None)
+        if scale is None:
+            return network_velocity(network, self.config.process, told)
+        negative = None if self.negative is None else self.negative.network
+        interval = getattr(self.config.objective, "guidance_interval", None)
+        return guided_velocity(network, self.config.process, told, scale, negative=negative, interval=interval)
 
-    def _differentiate(self, value: Tensor) -> None:
-        """Add the gradients of a loss, times the scale."""
+    @property
+    def _distribution(self) -> Distribution:
+        objective = self.config.objective
+        assert isinstance(objective, Distribution)
+        return objective
+
+    def _differentiate(self, value: Tensor) -> Tensor:
+        """Add the gradients of a loss, times the scale; returns it detached."""
         (value if self.scale is None else self.scale.value * value).backward()
+        return value.detach()
 
     def precision(self) -> contextlib.AbstractContextManager[Any]:
         """Autocast to the half precision that the run asks for, if it does."""

@@ -9,23 +9,11 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
+from trigflow.objectives import known
 from trigflow.runtime.distributed import is_first
 from trigflow.training.config import RunConfig
 from trigflow.training.guard import Guard
 from trigflow.training.log import FigureWindow, MetricLog
-
-TITLES = {
-    "diffusion": "teacher",
-    "sct": "student (sCT)",
-    "scd": "student (sCD)",
-    "vsd": "student (VSD)",
-    "scd-vsd": "student (sCD + VSD)",
-    "ct": "student (discrete)",
-    "cd": "student (discrete)",
-    "meanflow": "student (MeanFlow)",
-    "meanflow-distill": "student (MeanFlow)",
-}
-"""What the progress bar calls a run, by the kind of its objective."""
 
 
 class Report:
@@ -45,7 +33,7 @@ class Report:
         self.folder = folder
         self.loop = config.loop
         self.log = self._open(iteration)
-        title = TITLES[config.objective.kind]
+        title = known(config.objective.kind).title
         self.bar = tqdm(total=self.loop.iterations, initial=iteration, desc=title, unit="it", disable=not show)
         self._begin(iteration)
 

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from trigflow.codecs import Codec
+from trigflow.conditions import null
 from trigflow.data import Dataset
 from trigflow.data.config import data_of
 from trigflow.data.sources.opening import EMBEDDED
@@ -16,11 +17,12 @@ from trigflow.models.model import Model
 from trigflow.models.negative import check_guidance
 from trigflow.networks import MLPConfig, name_of
 from trigflow.networks.custom import check_end, check_trainable, describe
+from trigflow.objectives import Diffusion
 from trigflow.process import Proposal
 from trigflow.runtime.errors import UserError
 from trigflow.runtime.files import ensure_folder
 from trigflow.training.checkpoint import clear_unfinished
-from trigflow.training.config import ObjectiveConfig, RunConfig, read_config, to_dict
+from trigflow.training.config import RunConfig, read_config, to_dict
 
 MAY_CHANGE = frozenset(
     {
@@ -46,22 +48,20 @@ def fit_network(config: RunConfig, dataset: Dataset, network: nn.Module | None =
     Raises:
         UserError: for a network of samples of another number of axes, such as an MLP for images.
     """
-    objective = config.objective
-    takes_guidance = objective.distills and objective.guidance_max > 1
+    told = config.objective.told
     num_classes = dataset.num_classes if dataset.num_classes > 1 else 0
     if network is not None:
-        known = dataclasses.replace(describe(network, num_classes, takes_guidance), channels=dataset.shape[0])
-        check_end(known, objective.jumps, objective.averages)
+        known = dataclasses.replace(describe(network, num_classes, "guidance" in told), channels=dataset.shape[0])
+        check_end(known, "end" in told, config.objective.needs_end)
         check_trainable(network)
+        dataset.check_tells(set(known.conditioning.takes) - set(told))
         return dataclasses.replace(config, network=known)
     vectors = len(dataset.shape) == 1
     if isinstance(config.network, MLPConfig) != vectors:
         given, wanted = ("samples of one axis", "mlp") if vectors else ("images", "unet, ddpmpp, edm2 or dit")
         kind = "an MLP" if not vectors else f"a {name_of(config.network)}"
         raise UserError(f"{kind} for {given}; expected a network for {given}; set the network to {wanted}")
-    conditioning = dataclasses.replace(
-        config.network.conditioning, num_classes=num_classes, takes_guidance=takes_guidance, takes_end=objective.jumps
-    )
+    conditioning = dataclasses.replace(config.network.conditioning, num_classes=num_classes, takes=told)
     changes: dict[str, Any] = {"features" if vectors else "channels": dataset.shape[0], "conditioning": conditioning}
     if hasattr(config.network, "resolution"):
         changes["resolution"] = max(dataset.shape[1:])
@@ -76,7 +76,7 @@ def config_of(folder: Path, model: Model | None) -> RunConfig:
     """
     if model is None or (folder / "config.json").is_file():
         return read_config(folder)
-    objective = ObjectiveConfig(label_dropout=0.1 if model.sampling.guided else 0.0)
+    objective = Diffusion(label_dropout=0.1 if model.sampling.guided else 0.0)
     if "noise_levels" in model.origin:
         objective = dataclasses.replace(objective, proposal=Proposal(*model.origin["noise_levels"]))
     return RunConfig(data_of(model.origin), model.process, model.spec, objective)
@@ -112,11 +112,11 @@ def check_teacher(config: RunConfig, dataset: Dataset, teacher: Model | None, ne
     _check_fits(config, dataset, teacher, "teacher")
     if config.negative is not None and negative is None:
         raise UserError(f"the negative '{config.negative}' is not loaded; expected a model; pass negative=load(RUN)")
-    if not config.network.conditioning.takes_guidance:
+    if "guidance" not in config.objective.told:
         return
-    if not teacher.num_classes and negative is None:
+    if not null(teacher.network) and negative is None:
         raise UserError(
-            f"objective.guidance_max is {config.objective.guidance_max} and the teacher is unconditional; expected a "
+            f"objective.guidance_max is {getattr(config.objective, 'guidance_max', 1)} and the teacher is unconditional; expected a "
             "class-conditional teacher, which guidance needs, or a negative; set objective.guidance_max to 1"
         )
     check_guidance(teacher, negative)

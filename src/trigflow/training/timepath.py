@@ -22,6 +22,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from trigflow.conditions import null
 from trigflow.networks import DDPMPP, EDM2, Conditioning, DDPMPPConfig, EDM2Config, NetworkConfig
 from trigflow.networks.edm2 import EDM2Block
 from trigflow.networks.embeddings import c_noise
@@ -146,7 +147,12 @@ def time_path(network: nn.Module) -> TimePath:
 
     added = [] if conditioning.label is None else [conditioning.label.weight.T]
     layers = [conditioning.linear1, conditioning.linear2]
-    return TimePath(features, conditioning.linear1, added, conditioning, layers, affines, affines)
+
+    def embed(t: Tensor, label: Tensor | None) -> Tensor:
+        emb: Tensor = conditioning(t, **({} if label is None else {"label": label}))
+        return emb
+
+    return TimePath(features, conditioning.linear1, added, embed, layers, affines, affines)
 
 
 def _edm2_path(network: EDM2) -> TimePath:
@@ -161,7 +167,7 @@ def _edm2_path(network: EDM2) -> TimePath:
         return lambda emb: block.emb_gain * block.emb_linear(emb)
 
     def embed(t: Tensor, label: Tensor | None) -> Tensor:
-        return unet.embed(t, label, None)
+        return unet.embed(t, **({} if label is None else {"label": label}))
 
     head_layers = [*(block.emb_linear for block in blocks), *blocks]
     return TimePath(features, unet.emb_noise, [], embed, [unet.emb_noise], [head(b) for b in blocks], head_layers)
@@ -293,7 +299,8 @@ def fit_time_path(
         new_path, old_path = new_path.without_heads(), old_path.without_heads()
     device = next(network.parameters()).device
     generator = torch.Generator().manual_seed(seed)
-    classes: int | None = network.null_label  # type: ignore[assignment]
+    none = null(network).get("label")
+    classes = None if none is None else int(none)
 
     def labels(n: int) -> Tensor | None:
         return None if classes is None else torch.randint(classes + 1, (n,), generator=generator).to(device)

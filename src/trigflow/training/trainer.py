@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trigflow.conditions import takes
 from trigflow.data import Dataset, Loader, Order
 from trigflow.data.config import load_data
 from trigflow.migrations import stamped
@@ -65,7 +66,7 @@ class Trainer:
         teacher: for distillation; the student also starts from its weights.
         start: model whose weights the student starts from instead.
         negative: model that the teacher is guided away from (autoguidance); None for classifier-free guidance.
-        network: a module of your own, `F(x_t / sd, t, label, guidance)`, trained in place of the network of the configuration
+        network: a module of your own, `F(x_t / sd, t, **conditions)`, trained in place of the network of the configuration
             and from the weights it has; see `trigflow.networks.CustomConfig`.
         dataset: the data, when already open; by default `config.data` is opened.
         resume: go on from the newest checkpoint, when there is one. With `auto`, damaged ones are set aside, and the newest
@@ -114,11 +115,11 @@ class Trainer:
         with torch.random.fork_rng():
             torch.manual_seed(derive_seed(loop.seed, "weights"))
             built = build(config.network, config.process.sigma_data) if network is None else network
-            weights = self._weights("weight", *["vsd_weight"] * config.objective.uses_vsd)
+            weights = self._weights("weight", *["vsd_weight"] * config.objective.fake)
             fake_weights = self._weights("fake_weight")
         if teacher is not None and network is None:
             start_from(built, teacher.network)
-        fake = copy.deepcopy(built) if config.objective.uses_vsd else None  # starts from the teacher
+        fake = copy.deepcopy(built) if config.objective.fake else None  # starts from the teacher
         if start is not None:
             start_from(built, start.network, "start")
         self.ema = EMA(config.ema, built)  # a copy, which what is sharded has none of
@@ -137,14 +138,14 @@ class Trainer:
         if fake is not None:
             parallel.ease(fake, trained=True)
             fake = parallel.place(fake, memory_format, trained=True)
-            settings = dataclasses.replace(config.optimizer, lr=config.objective.fake_lr or config.optimizer.lr)
+            lr = getattr(config.objective, "fake_lr", None) or config.optimizer.lr
+            settings = dataclasses.replace(config.optimizer, lr=lr)
             self.fake = Learner(fake, fake_weights, settings, loop.iterations, parallel.replicate)
             self.modules |= {"fake": fake, **fake_weights}
             self.optimizers["fake_optimizer"] = self.fake.optimizer
         self.batches = Batches(
-            config, self.dataset, self.codec,
-            self.network.null_label, self.network.takes_guidance,  # type: ignore[arg-type]
-            self.device, memory_format, share if parallel.processes > 1 else None,
+            config, self.dataset, self.codec, self.network, self.device, memory_format,
+            share if parallel.processes > 1 else None,
         )  # fmt: skip
         self.scale = LossScale() if loop.precision == "fp16" else None
         self.guard = Guard(config.guard, self.scale)
@@ -253,21 +254,20 @@ class Trainer:
         loop, i = self.config.loop, self.iteration
         indices = self.order.indices(i)
         batch = self._batch(indices, torch.Generator().manual_seed(self._seed("step", i)))
-        scalars: dict[str, float] = {}
+        values: dict[str, Tensor] = {}
         figures = []
         lr = self.student.begin(i)
         if self.fake is not None:
             self.fake.begin(i)
         with repeatable(self.device), self._dropout_stream(i):
             for k, part in enumerate(split(batch, loop.accumulate), start=1):
-                values, seen = self.losses.backward(part, i, loop.accumulate, last=k == loop.accumulate)
-                for name, value in values.items():
-                    scalars[name] = scalars.get(name, 0.0) + value
+                more, seen = self.losses.backward(part, i, loop.accumulate, last=k == loop.accumulate)
+                values = {name: values[name] + value if name in values else value for name, value in more.items()}
                 figures.append(seen)
-            scalars["grad_norm"] = self.student.clip_gradient(self.scale)
+            values["grad_norm"] = self.student.clip_gradient(self.scale)
             if self.fake is not None:
-                scalars["fake_grad_norm"] = self.fake.clip_gradient(self.scale)
-            scalars = self._agree(scalars)
+                values["fake_grad_norm"] = self.fake.clip_gradient(self.scale)
+            scalars = self._agree(read_values(values))
             if self.instruments is not None:
                 self.instruments.watch(i, part, scalars["grad_norm"])
             with uninterrupted():
@@ -282,9 +282,10 @@ class Trainer:
 
     def model(self) -> Model:
         """The averaged network as a model."""
-        config, names = self.config, self.dataset.class_names if self.network.null_label is not None else ()
+        config = self.config
         return Model(
-            self.ema.network, config.network, config.process, self.codec, config.objective.sampling, names,
+            self.ema.network, config.network, config.process, self.codec, config.objective.sampling,
+            self.dataset.conditioner(takes(self.network)),
             channels_last=config.loop.channels_last, origin=origin_of(config),
         )  # fmt: skip
 
@@ -331,7 +332,7 @@ class Trainer:
 
     def _batch(self, indices: Tensor, generator: torch.Generator) -> Batch:
         stored = self.loader.read(self.iteration, self.share.of(indices))
-        return self.batches.draw(indices, generator, stored)
+        return self.batches.draw(indices, generator, stored, self.iteration)
 
     def _agree(self, scalars: dict[str, float]) -> dict[str, float]:
         """Means over the processes, which thereby all skip a step or none, and all save and stop after the same one."""
@@ -408,15 +409,16 @@ class Trainer:
     def _update_fake_again(self, fake: Learner, indices: Tensor) -> None:
         """The updates of the fake score network after the first, on new samples; one that is not finite is left out."""
         loop, i = self.config.loop, self.iteration
-        for k in range(1, self.config.objective.fake_updates):
+        for k in range(1, getattr(self.config.objective, "fake_updates", 1)):
             fake.begin(i)
             batch = self._batch(indices, torch.Generator().manual_seed(self._seed("fake", i, k)))
-            total = 0.0
+            losses = []
             for m, part in enumerate(split(batch, loop.accumulate), start=1):
                 with torch.no_grad():
                     sample = self.student.compute(self.losses.generate, part)
-                total += self.losses.backward_fake(part, loop.accumulate, sample, last=m == loop.accumulate)[0]
-            if self.guard.accepts_more(average({"loss": total, "norm": fake.clip_gradient(self.scale)})):
+                losses.append(self.losses.backward_fake(part, loop.accumulate, sample, last=m == loop.accumulate)[0])
+            values = {"loss": torch.stack(losses).sum(), "norm": fake.clip_gradient(self.scale)}
+            if self.guard.accepts_more(average(read_values(values))):
                 fake.update()
 
     def _snapshot(self) -> None:
@@ -442,3 +444,9 @@ class Trainer:
             process = (rank(),) if rank() else ()
             torch.manual_seed(self._seed("dropout", iteration, *process))
         return stack
+
+
+def read_values(values: dict[str, Tensor]) -> dict[str, float]:
+    """Numbers on the device as Python numbers, all of them in one read."""
+    read = torch.stack([value.detach().float() for value in values.values()]).tolist()
+    return dict(zip(values, read, strict=True))

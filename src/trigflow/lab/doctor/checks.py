@@ -12,6 +12,7 @@ from collections.abc import Callable
 from trigflow.lab.doctor.numbers import gone_back, loss_scale, non_finite, spikes
 from trigflow.lab.doctor.outcome import Diagnosis, NotSeen, Outcome, Sound
 from trigflow.lab.doctor.record import Line, Record
+from trigflow.objectives import StudentObjective
 from trigflow.training.instruments import LONGER
 
 STEEP = 8.0
@@ -58,7 +59,7 @@ def tangent_at_the_end(record: Record) -> Outcome:
             f"{record.config.process.t_max:.3f}, and by {middle:.3g} times from pi/8 to 3 pi/8"
         )
         (evidence if end > max(DIVERGING * middle, STEEP / 2) else sound).append(said)
-    if tangent is not None and record.config.objective.segments == 1:
+    if tangent is not None and getattr(record.config.objective, "segments", 1) == 1:
         middle, last = _median(tangent[MIDDLE]), tangent[-1]
         if last is not None and middle > 0:
             said = f"the tangent is {last:.3g} in the last time bin, {last / middle:.2g} times what it is from pi/8 to 3 pi/8"
@@ -141,14 +142,15 @@ def learning_rate(record: Record) -> Outcome:
     above its lowest.
     """
     name = "learning-rate"
-    optimizer, tangent = record.config.optimizer, record.config.objective.tangent
+    optimizer, objective = record.config.optimizer, record.config.objective
     remedy = f"Lower optimizer.lr (now {optimizer.lr:g}), by a factor of 4 to begin with"
-    if not record.student:
+    if not record.student or not isinstance(objective, StudentObjective):
         return _rising_error(record, name, f"{remedy}, or raise optimizer.warmup (now {optimizer.warmup}).")
     if isinstance(steep_embedding(record), Diagnosis):
         return NotSeen(
             name, "the tangent of a steep time embedding says nothing of the learning rate; see time-embedding"
         )
+    tangent = objective.tangent
     remedy += f"; then raise objective.tangent.warmup (now {tangent.warmup})."
     evidence: list[str] = []
     sound: list[str] = []
@@ -193,7 +195,7 @@ def _rising_error(record: Record, name: str, remedy: str) -> Outcome:
 def adaptive_weight(record: Record) -> Outcome:
     """Minimizing `exp(w) e - w` gives `w(t) = -log e(t)`, so that every time has a share of one in the gradient."""
     name = "adaptive-weight"
-    if not record.config.objective.learns_weight or record.config.objective.kind == "vsd":
+    if not record.config.objective.learns_weight or record.config.objective.probe is None:
         return NotSeen(name, "the run learns no weighting w(t)")
     weight, error = record.by_time("weight_by_time"), record.by_time("loss_by_time")
     if weight is None or error is None:

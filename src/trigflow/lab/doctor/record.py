@@ -49,7 +49,7 @@ class Record:
     @property
     def student(self) -> bool:
         """Whether it is trained on a consistency tangent."""
-        return self.config.objective.kind in ("sct", "scd", "scd-vsd")
+        return self.config.objective.has_tangent and self.config.objective.probe == "tangent"
 
     @property
     def iteration(self) -> int:

@@ -127,7 +127,7 @@ def make_plan(
     config, forward = counted.config, counted.forward
     total = counted.step.total / counted.step.batch
     teacher = counted.step.teacher / counted.step.batch
-    separate = total + (forward if config.objective.kind in ("sct", "scd", "scd-vsd") else 0)
+    separate = total + (forward if config.objective.has_tangent else 0)
     peak = device.fp32 if config.loop.precision == "fp32" else device.half
     rate = gpus * peak * 1e12 * utilization * 3600
     work = {"engine": batch * total, "separate_jvp": batch * separate}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,17 +13,16 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
-from trigflow import samplers
 from trigflow.codecs import Pixels
+from trigflow.conditions import null, takes
 from trigflow.lab.plan.trace import Target, Trace, arithmetic_of
 from trigflow.lab.recipes import get_run
 from trigflow.lab.recipes.listing import resolve
 from trigflow.lab.recipes.named import NamedRun
 from trigflow.models.model import Model
 from trigflow.networks import build
-from trigflow.objectives import AdaptiveWeight
-from trigflow.samplers import Sampling, VelocityFunction
-from trigflow.training.batch import Batch
+from trigflow.objectives import AdaptiveWeight, Draws
+from trigflow.training.batch import CONDITION, Batch, conditions_of
 from trigflow.training.config import Precision, RunConfig
 from trigflow.training.ema import EMA
 from trigflow.training.learner import Learner
@@ -130,15 +129,17 @@ class Step:
         self.averages = len(EMA(config.ema, nn.Linear(1, 1)).modules)
         self.mode: contextlib.AbstractContextManager[Any] = contextlib.nullcontext() if values else FakeTensorMode()
         objective = config.objective
+        self.drawn = _drawn(config)
         with self.mode:
-            self.learner = self._learner("weight", *["vsd_weight"] * objective.uses_vsd)
-            fake = self._learner("fake_weight") if objective.uses_vsd else None
-            self.guide = _teacher(config, run.shape) if objective.distills else None
-        self.losses = Losses(config, self.learner, self.guide, fake)
+            self.learner = self._learner("weight", *["vsd_weight"] * objective.fake)
+            fake = self._learner("fake_weight") if objective.fake else None
+            guide = _teacher(config, run.shape) if objective.distills else None
+        self.guide = guide.network if guide is not None and isinstance(guide.network, Guide) else None
+        self.losses = Losses(config, self.learner, guide, fake)
         self.learners = [learner for learner in (self.learner, fake) if learner is not None]
         self.student = _size(self.learner)
         self.fake = None if fake is None else _size(fake)
-        self.teacher = None if self.guide is None else Size(_count(self.guide.network), _blocks(self.guide.network))
+        self.teacher = None if self.guide is None else Size(_count(self.guide), _blocks(self.guide))
         if checkpointing:
             for learner in self.learners:
                 checkpoint_blocks(learner.network, target)
@@ -155,8 +156,9 @@ class Step:
         """Floating-point operations of one evaluation of the student on one sample."""
         with self.mode, torch.no_grad(), Trace() as trace:
             batch = self.batch(1)
-            ends = (torch.zeros_like(batch["t"]),) if self.learner.network.takes_end else ()
-            self.learner.network(batch["x0"], batch["t"], batch.get("label"), batch.get("guidance"), *ends)
+            network = self.learner.network
+            told = {"end": torch.zeros_like(batch["t"]), **conditions_of(batch)}
+            network(batch["x0"], batch["t"], **{name: told[name] for name in takes(network)})
         return trace.flops
 
     def counted(self) -> Counted:
@@ -182,71 +184,63 @@ class Step:
         for learner in self.learners:
             for parameter in learner.parameters:
                 parameter.grad = torch.zeros_like(parameter)
-        images, times = ["x0", "noise"], ["t"]
-        if self.config.objective.uses_vsd:
-            images += ["z", "vsd_noise", "fake_noise"]
-            times += ["vsd_t", "fake_t"]
-        if self.config.objective.averages:
-            times.append("end")
-        network = self.learner.network
-        if network.takes_guidance:
-            times.append("guidance")
-        batch = {name: torch.zeros(size, *self.shape) for name in images}
-        batch |= {name: torch.ones(size) for name in times}
-        if network.null_label is not None:
-            batch["label"] = torch.zeros(size, dtype=torch.int64)
+        batch = {name: torch.zeros(size, *self.shape) for name in ("x0", "noise", *self.drawn[0])}
+        batch |= {name: torch.ones(size) for name in self.drawn[1]}
+        if "label" in takes(self.learner.network):
+            batch[f"{CONDITION}label"] = torch.zeros(size, dtype=torch.int64)
         return batch
 
     def backward(self, batch: Batch) -> None:
         """All losses with their gradients, one after the other as in training."""
         losses, objective = self.losses, self.config.objective
-        if objective.kind != "vsd":
+        if not getattr(objective, "alone", False):
             losses.first(batch, self.config.loop.iterations).value.backward()
-        if objective.uses_vsd:
+        if objective.fake:
             sample = losses.generate(batch)
             losses.vsd(sample, batch).value.backward()
             losses.fake_score(sample.detach(), batch).value.backward()
 
 
-@dataclass
-class Guide(Model):
-    """A teacher that notes what its evaluations take. Scales are not looked at, because they have no values.
+def _drawn(config: RunConfig) -> tuple[list[str], list[str]]:
+    """Names of what the objective draws for a step: noises, and numbers for each sample."""
+    objective = config.objective
+    draws = Draws(2, config.process, torch.Generator(), 0, lambda values: values, lambda: torch.zeros(2, 1))
+    told = {f"{CONDITION}{name}": value for name, value in objective.draw_conditions(draws).items()}
+    found = {**objective.draw(draws), **told, **objective.draw_more(draws)}
+    numbers = [name for name, value in found.items() if value.ndim == 1]
+    return [name for name in found if name not in numbers], numbers
+
+
+class Guide(nn.Module):
+    """The network of a teacher, which notes what its evaluations take.
 
     Attributes:
         trace: the count of the step.
         flops: floating-point operations of its evaluations.
     """
 
-    trace: Trace = field(default_factory=Trace)
-    flops: int = 0
+    trace: Trace
+    flops: int
 
-    def velocity(
-        self, label: Tensor | None = None, guidance: float | Tensor = 1.0, **settings: Any
-    ) -> VelocityFunction:
-        """Two evaluations where a scale is drawn, which is above 1 nearly always; otherwise one."""
-        process = self.process
-        if isinstance(guidance, Tensor):
-            evaluate = samplers.guided_velocity(self.network, process, label, 1.5)
-        else:
-            evaluate = samplers.network_velocity(self.network, process, label)
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network, self.takes, self.null = network, takes(network), null(network)
+        self.trace, self.flops = Trace(), 0
 
-        def velocity(x_t: Tensor, t: Tensor) -> Tensor:
-            before = self.trace.flops
-            v = evaluate(x_t, t)
-            self.flops += self.trace.flops - before
-            return v
-
-        return velocity
+    def forward(self, x: Tensor, t: Tensor, **conditions: Tensor) -> Tensor:
+        before = self.trace.flops
+        result: Tensor = self.network(x, t, **conditions)
+        self.flops += self.trace.flops - before
+        return result
 
 
-def _teacher(config: RunConfig, shape: tuple[int, int, int]) -> Guide:
-    """The network of the student without its inputs for guidance and the end of a jump."""
-    conditioning = dataclasses.replace(config.network.conditioning, takes_guidance=False, takes_end=False)
+def _teacher(config: RunConfig, shape: tuple[int, int, int]) -> Model:
+    """A model with the network of the student, without the conditions that the objective draws, as a `Guide`."""
+    conditioning = dataclasses.replace(config.network.conditioning, takes=())
     spec = dataclasses.replace(config.network, conditioning=conditioning)
-    network = build(spec, config.process.sigma_data)
-    network.eval().requires_grad_(False)
-    guided = Sampling(guided=config.objective.label_dropout > 0)
-    return Guide(network, spec, config.process, Pixels.symmetric(shape), guided)
+    guide = Guide(build(spec, config.process.sigma_data))
+    guide.eval().requires_grad_(False)
+    return Model(guide, spec, config.process, Pixels.symmetric(shape))
 
 
 def _size(learner: Learner) -> Size:

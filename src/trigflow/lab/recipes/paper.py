@@ -9,18 +9,17 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from trigflow.data.config import DataConfig
 from trigflow.lab.recipes.named import NamedRun
 from trigflow.networks import DDPMPPConfig, EDM2Config
 from trigflow.networks.edm2 import edm2_config
-from trigflow.objectives import TangentConfig
+from trigflow.objectives import Objective, TangentConfig, objective_of
 from trigflow.process import Proposal
 from trigflow.training.config import (
     EMAConfig,
     LoopConfig,
-    ObjectiveConfig,
     OptimizerConfig,
     RunConfig,
 )
@@ -44,12 +43,17 @@ def long_loop(iterations: int, batch_size: int, precision: Literal["fp32", "bf16
 # CIFAR-10 -------------------------------------------------------------------------------------------------------------
 
 
+def _objective(kind: str) -> Objective:
+    settings: dict[str, Any] = {"label_dropout": 0.0} if kind == "diffusion" else {"tangent": TANGENT}
+    return objective_of(kind, proposal=Proposal(-1.0, 1.4), **settings)
+
+
 def _cifar10(kind: Literal["diffusion", "sct", "scd"], dropout: float) -> RunConfig:
     """Teacher and students differ in the objective and in dropout alone."""
     return RunConfig(
         data=DataConfig(source="cifar10", flip=True, normalize="symmetric"),  # ours: flips
         network=DDPMPPConfig(dropout=dropout),
-        objective=ObjectiveConfig(kind=kind, proposal=Proposal(-1.0, 1.4), label_dropout=0.0, tangent=TANGENT),
+        objective=_objective(kind),
         optimizer=OptimizerConfig(name="radam", lr=1e-4, betas=(0.9, 0.99), schedule="constant"),
         ema=EMAConfig(kind="halflife", halflife_mimg=0.5),
         loop=long_loop(400_000, 512, "fp32"),
@@ -104,7 +108,7 @@ LATENTS = DataConfig(source="imagenet512-latents", normalize="edm2")
 def _teacher(
     data: DataConfig,
     network: EDM2Config,
-    objective: ObjectiveConfig,
+    objective: Objective,
     *,
     lr: float,
     t_ref: int,
@@ -129,9 +133,7 @@ def _teacher(
     )
 
 
-def _student(
-    teacher: RunConfig, objective: ObjectiveConfig, *, lr: float, iterations: int, dropout: float
-) -> RunConfig:
+def _student(teacher: RunConfig, objective: Objective, *, lr: float, iterations: int, dropout: float) -> RunConfig:
     """Another objective, learning rate, length, dropout and average; all else is the teacher's."""
     assert isinstance(teacher.network, EDM2Config)
     return dataclasses.replace(
@@ -149,14 +151,13 @@ def _img64(name: str, size: Size) -> dict[str, RunConfig]:
     teacher = _teacher(
         PIXELS,
         dataclasses.replace(edm2_config(f"img64-{name}"), dropout=size.teacher_dropout),
-        ObjectiveConfig(proposal=Proposal(-0.8, 1.6), label_dropout=0.0),
+        objective_of(proposal=Proposal(-0.8, 1.6), label_dropout=0.0),
         lr=size.teacher_lr,
         t_ref=35_000,
         iterations=size.teacher_iterations_64,
         sigma_rel=size.teacher_sigma_rel_64,
     )
-    objective = ObjectiveConfig(proposal=Proposal(-1.0, 1.6), label_dropout=0.0, tangent=TANGENT)
-    sct, scd = dataclasses.replace(objective, kind="sct"), dataclasses.replace(objective, kind="scd")
+    sct, scd = (objective_of(kind, proposal=Proposal(-1.0, 1.6), tangent=TANGENT) for kind in ("sct", "scd"))
     return {
         "teacher": teacher,
         "sct": _student(teacher, sct, lr=size.student_lr, iterations=400_000, dropout=0.45),
@@ -170,23 +171,19 @@ def _img512(name: str, size: Size) -> dict[str, RunConfig]:
     teacher = _teacher(
         LATENTS,
         dataclasses.replace(edm2_config(f"img512-{name}"), dropout=size.teacher_dropout),
-        ObjectiveConfig(proposal=Proposal(-0.4, 1.0), label_dropout=0.1),
+        objective_of(proposal=Proposal(-0.4, 1.0), label_dropout=0.1),
         lr=size.teacher_lr,
         t_ref=70_000,
         iterations=size.teacher_iterations_512,
         sigma_rel=size.teacher_sigma_rel_512,
     )
     proposal = Proposal(-0.8, 1.6)
-    sct = ObjectiveConfig(kind="sct", proposal=proposal, tangent=TANGENT)
-    scd = ObjectiveConfig(kind="scd", proposal=proposal, tangent=TANGENT, guidance_max=2.0)
-    vsd = dataclasses.replace(
-        scd,
-        kind="scd-vsd",
-        lambda_vsd=1.0,
-        vsd_proposal=Proposal(0.4, 2.0),
-        fake_updates=1,
-        tangent=dataclasses.replace(TANGENT, warmup=0),
-    )
+    sct = objective_of("sct", proposal=proposal, tangent=TANGENT)
+    scd = objective_of("scd", proposal=proposal, tangent=TANGENT, guidance_max=2.0)
+    vsd = objective_of(
+        "scd-vsd", proposal=proposal, tangent=dataclasses.replace(TANGENT, warmup=0), guidance_max=2.0, lambda_vsd=1.0,
+        vsd_proposal=Proposal(0.4, 2.0), fake_updates=1,
+    )  # fmt: skip
     lr, dropout = size.student_lr, size.scd_dropout_512
     return {
         "teacher": teacher,

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from trigflow.networks import DDPMPPConfig, DiTConfig, EDM2Config, UNetConfig
+from trigflow.objectives import StudentObjective
 from trigflow.training.config import RunConfig
 
 NARROW: dict[type[Any], dict[str, Any]] = {
@@ -28,13 +29,14 @@ def shrink(config: RunConfig, *, iterations: int = 3, batch_size: int = 4) -> Ru
         **NARROW[type(config.network)],
         conditioning=dataclasses.replace(config.network.conditioning, width=8),
     )
-    tangent = config.objective.tangent
+    objective = config.objective
+    if isinstance(objective, StudentObjective):
+        tangent = dataclasses.replace(objective.tangent, warmup=min(objective.tangent.warmup, iterations - 1))
+        objective = dataclasses.replace(objective, tangent=tangent)
     return dataclasses.replace(
         config,
         network=network,
-        objective=dataclasses.replace(
-            config.objective, tangent=dataclasses.replace(tangent, warmup=min(tangent.warmup, iterations - 1))
-        ),
+        objective=objective,
         ema=dataclasses.replace(config.ema, snapshot_every=0),
         loop=dataclasses.replace(
             config.loop,

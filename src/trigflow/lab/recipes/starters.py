@@ -8,11 +8,10 @@ from typing import Literal
 from trigflow.data.config import DataConfig
 from trigflow.lab.recipes.named import Recipe
 from trigflow.networks import ConditioningConfig, UNetConfig
-from trigflow.objectives import TangentConfig
+from trigflow.objectives import TangentConfig, objective_of
 from trigflow.process import Proposal
 from trigflow.training.config import (
     LoopConfig,
-    ObjectiveConfig,
     OptimizerConfig,
     RunConfig,
 )
@@ -36,7 +35,7 @@ def _teacher(
     return RunConfig(
         data=DataConfig(source=data),
         network=network,
-        objective=ObjectiveConfig(kind="diffusion", proposal=Proposal(-1.0, 1.4)),
+        objective=objective_of("diffusion", proposal=Proposal(-1.0, 1.4)),
         optimizer=OptimizerConfig(name=optimizer, lr=lr, schedule="cosine", warmup=50),
         loop=LoopConfig(
             iterations=iterations, batch_size=batch_size, sample_every=every, checkpoint_every=every, channels_last=True
@@ -57,7 +56,7 @@ def _student(
     """sCD with the data, network and intervals of the teacher."""
     return dataclasses.replace(
         teacher,
-        objective=ObjectiveConfig(kind="scd", proposal=proposal, tangent=tangent, adaptive_weight=adaptive_weight),
+        objective=objective_of("scd", proposal=proposal, tangent=tangent, adaptive_weight=adaptive_weight),
         optimizer=dataclasses.replace(teacher.optimizer, lr=lr, warmup=0),
         loop=dataclasses.replace(teacher.loop, iterations=iterations, batch_size=batch_size),
     )

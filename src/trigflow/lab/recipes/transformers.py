@@ -12,10 +12,10 @@ from trigflow.data.config import DataConfig
 from trigflow.lab.recipes.named import NamedRun
 from trigflow.lab.recipes.paper import TANGENT, long_loop
 from trigflow.networks.dit import dit_config
+from trigflow.objectives import objective_of
 from trigflow.process import Proposal
 from trigflow.training.config import (
     EMAConfig,
-    ObjectiveConfig,
     OptimizerConfig,
     RunConfig,
 )
@@ -28,7 +28,7 @@ def _runs(size: str, iterations: int) -> dict[str, RunConfig]:
     teacher = RunConfig(
         data=DataConfig(source="imagenet256-latents"),
         network=dit_config(size, patch=2, channels=4, num_classes=1000),
-        objective=ObjectiveConfig(proposal=Proposal(-0.4, 1.0), label_dropout=0.1),
+        objective=objective_of(proposal=Proposal(-0.4, 1.0), label_dropout=0.1),
         optimizer=OptimizerConfig(name="adamw", lr=1e-4, betas=(0.9, 0.99), schedule="constant"),
         ema=EMAConfig(kind="power", sigma_rel=0.05, snapshot_every=20_000),
         loop=dataclasses.replace(long_loop(iterations, 256, "bf16"), channels_last=False),
@@ -39,11 +39,12 @@ def _runs(size: str, iterations: int) -> dict[str, RunConfig]:
         ema=dataclasses.replace(teacher.ema, snapshot_every=10_000),
         loop=dataclasses.replace(teacher.loop, iterations=200_000, batch_size=1024),
     )
-    sct = ObjectiveConfig(kind="sct", proposal=Proposal(-0.8, 1.6), tangent=TANGENT)
+    sct = objective_of("sct", proposal=Proposal(-0.8, 1.6), tangent=TANGENT)
+    scd = objective_of("scd", proposal=Proposal(-0.8, 1.6), tangent=TANGENT, guidance_max=2.0)
     return {
         "teacher": teacher,
         "sct": dataclasses.replace(student, objective=sct),
-        "scd": dataclasses.replace(student, objective=dataclasses.replace(sct, kind="scd", guidance_max=2.0)),
+        "scd": dataclasses.replace(student, objective=scd),
     }
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from trigflow.lab.recipes.starters import RECIPES
 from trigflow.lab.study.spec import Base, Changes, Draw
 from trigflow.networks import UNetConfig
+from trigflow.objectives import StudentObjective
 from trigflow.training.config import RunConfig
 
 # A generator moved by a fake score needs small steps, and a fake score that follows it large ones.
@@ -52,17 +53,18 @@ def _sized(
     """
 
     def resize(config: RunConfig, iterations: int) -> RunConfig:
-        loop, tangent = config.loop, config.objective.tangent
+        objective = config.objective
         loop = dataclasses.replace(
-            loop,
+            config.loop,
             iterations=iterations,
             sample_every=0,
             checkpoint_every=-(-iterations // checkpoints),
             keep=1,
             instruments=config.objective.kind != "diffusion",
         )
-        tangent = dataclasses.replace(tangent, warmup=min(tangent.warmup, iterations // 10))
-        objective = dataclasses.replace(config.objective, tangent=tangent)
+        if isinstance(objective, StudentObjective):
+            tangent = dataclasses.replace(objective.tangent, warmup=min(objective.tangent.warmup, iterations // 10))
+            objective = dataclasses.replace(objective, tangent=tangent)
         return dataclasses.replace(config, loop=loop, objective=objective, network=network or config.network)
 
     recipe = RECIPES[name]

@@ -16,13 +16,13 @@ from typing import Any
 
 import torch
 
+from trigflow.conditions import takes
 from trigflow.data import Dataset
 from trigflow.data.config import load_data
 from trigflow.lab.demo import machine
 from trigflow.models.model import Model
 from trigflow.networks import build
 from trigflow.runtime.files import read_json, write_json
-from trigflow.samplers import Sampling
 from trigflow.training.config import RunConfig, from_dict
 from trigflow.training.setup import choose_codec, fit_network
 from trigflow.training.trainer import Trainer
@@ -99,10 +99,8 @@ def fresh_model(config: RunConfig, dataset: Dataset) -> Model:
         torch.manual_seed(config.loop.seed)
         network = build(config.network, config.process.sigma_data)
     network.eval().requires_grad_(False)
-    names = dataset.class_names if config.network.conditioning.num_classes else ()
-    return Model(
-        network, config.network, config.process, codec, Sampling(guided=config.objective.label_dropout > 0), names
-    )
+    conditioner = dataset.conditioner(takes(network))
+    return Model(network, config.network, config.process, codec, config.objective.sampling, conditioner)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trigflow.lab.study.spec import Arm, Base, Changes, Draw, Study
+from trigflow.objectives import as_kind
 from trigflow.runtime.errors import UserError
 from trigflow.training.config import RunConfig, to_dict
 from trigflow.training.runs import with_dropout_of
@@ -99,6 +100,9 @@ def change(config: Any, changes: Changes) -> Any:
         UserError: for a setting that does not exist; the message lists its neighbours.
     """
     for name, value in changes.items():
+        if name == "objective.kind":
+            config = dataclasses.replace(config, objective=as_kind(config.objective, value))
+            continue
         head, _, rest = name.partition(".")
         known = [f.name for f in dataclasses.fields(config)] if dataclasses.is_dataclass(config) else []
         if head not in known:
@@ -123,18 +127,18 @@ def resolve(base: Base, arm: Arm, seed: int, device: str) -> tuple[RunConfig, Ru
     kind = arm.student.get("objective.kind", base.student.objective.kind)
     network = with_dropout_of(base.student.network, teacher.network)
     student = dataclasses.replace(base.student, network=network, process=teacher.process)
-    student = change(change(change(student, base.of_kind.get(kind, {})), arm.student), fixed)
+    student = change(
+        change(change(student, {"objective.kind": kind, **base.of_kind.get(kind, {})}), arm.student), fixed
+    )
     if with_dropout_of(student.network, network) != student.network:
         raise UserError(
             f"arm '{arm.name}' changes the student's network; expected changes to the teacher's, which the student has too; "
             "correct the study"
         )
     rate = base.rates.get(kind, 1.0) if arm.rate is None else arm.rate
-    fake_lr = student.objective.fake_lr
-    student = change(
-        student,
-        {"optimizer.lr": rate * student.optimizer.lr, "objective.fake_lr": None if fake_lr is None else rate * fake_lr},
-    )
+    fake_lr = getattr(student.objective, "fake_lr", None)
+    faster = {} if fake_lr is None else {"objective.fake_lr": rate * fake_lr}
+    student = change(student, {"optimizer.lr": rate * student.optimizer.lr, **faster})
     return teacher, lengthen(student, arm.length)
 
 
@@ -147,11 +151,13 @@ def lengthen(config: RunConfig, factor: float) -> RunConfig:
     def scaled(count: int) -> int:
         return max(1, round(factor * count)) if count > 0 else count
 
+    tangent = getattr(config.objective, "tangent", None)
+    warmup = {} if tangent is None else {"objective.tangent.warmup": scaled(tangent.warmup)}
     return change(
         config,
         {
             "loop.iterations": scaled(config.loop.iterations),
-            "objective.tangent.warmup": scaled(config.objective.tangent.warmup),
+            **warmup,
             "optimizer.warmup": scaled(config.optimizer.warmup),
             "optimizer.t_ref": scaled(config.optimizer.t_ref),
         },

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 from trigflow.lab.study.spec import Arm, Changes, Draw, Expect, Study
+from trigflow.process import Proposal
 
 SCT: Changes = {"objective.kind": "sct"}
 ECT: Changes = {
@@ -13,17 +16,17 @@ ECT: Changes = {
 """With the published distance and weighting, which take the place of a learned one."""
 MEANFLOW: Changes = {
     "objective.kind": "meanflow",
-    "objective.meanflow.mean": -2.0,
-    "objective.meanflow.std": 2.0,
-    "objective.meanflow.equal": 0.25,
-    "objective.meanflow.power": 0.75,
+    "objective.proposal": Proposal(-2.0 + math.log(0.5), 2.0),  # logit-normal (-2, 2) in the time of the straight path
+    "objective.anchor": 0.25,
+    "objective.power": 0.75,
 }
 """With what MeanFlow's paper has for CIFAR-10; its defaults are for latents of ImageNet."""
 MEANFLOW_DISTILL: Changes = {
     "objective.kind": "meanflow-distill",
-    "objective.meanflow.std": 1.6,
-    "objective.meanflow.equal": 0.25,
-    "objective.meanflow.weighting": "learned",
+    "objective.proposal": Proposal(-0.4 + math.log(0.5), 1.6),
+    "objective.anchor": 0.25,
+    "objective.weighting": "learned",
+    "objective.tangent.mode": "raw",
     "objective.adaptive_weight": True,
 }
 """The teacher leaves almost no error where a jump has no length, which the published weighting makes the most of."""

@@ -24,6 +24,7 @@ from trigflow.lab.study.pool import Pool, Result, read_result, spawn, stop, thre
 from trigflow.lab.study.results import CellResult, Results, load_results, save_results
 from trigflow.lab.study.spec import Arm, Base, Changes, Draw, Study
 from trigflow.lab.study.table import report
+from trigflow.objectives import Discrete, Distribution
 from trigflow.runtime.errors import UserError
 from trigflow.runtime.files import ensure_folder, read_json, write_json, write_text
 from trigflow.training.config import RunConfig, to_dict
@@ -277,9 +278,11 @@ def _timed(teacher: RunConfig, student: RunConfig | None) -> Side | None:
     """What the step time of a student depends on: its settings and its teacher's, those left out that make no difference."""
     if student is None:
         return None
-    same: Changes = {"loop.iterations": 1000, "optimizer.lr": 1e-4, "objective.fake_lr": None, "teacher": "teacher"}
-    if student.objective.discrete.initial_steps is None:
-        same = {**same, "objective.discrete.steps": 64}  # how far apart two times are
+    same: Changes = {"loop.iterations": 1000, "optimizer.lr": 1e-4, "teacher": "teacher"}
+    if isinstance(student.objective, Distribution):
+        same["objective.fake_lr"] = None
+    if isinstance(student.objective, Discrete) and student.objective.discrete.initial_steps is None:
+        same["objective.discrete.steps"] = 64  # how far apart two times are
     return change(teacher, {"loop.iterations": 1000, "optimizer.lr": 1e-4}), change(student, same)
 
 

@@ -1,4 +1,4 @@
-"""Any pretrained diffusion or flow model seen as a TrigFlow network `F(x_t / sd, t, label, guidance)`, exactly.
+"""Any pretrained diffusion or flow model seen as a TrigFlow network `F(x_t / sd, t, **conditions)`, exactly.
 
 A model trained with `x' = a x0' + b n`, `n ~ N(0, I)`, sees the same noisy data as TrigFlow at the time t where the
 signal-to-noise ratios agree. With data of another scale, `x0' = scale * x0`, and `k = scale * sd`::

@@ -1,8 +1,7 @@
 """How a bridge calls the model it wraps.
 
-An adapter is `adapter(model, x, time, label)`: noisy input `(b, ...)`, model time `(b,)`, label int64 `(b,)` or None, to the
+An adapter is `adapter(model, x, time, **conditions)`: noisy input `(b, ...)`, model time `(b,)` and conditions by name, to the
 model's prediction, of the shape of x. It is handed the model rather than keeping it, so that a copied bridge calls its own.
-A bridge made with `takes_guidance=True` passes the guidance scale `(b,)` as a fifth argument.
 """
 
 from __future__ import annotations
@@ -14,15 +13,16 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
+from trigflow.conditions import in_order
 from trigflow.runtime.errors import UserError
 
 Adapter = Callable[..., Tensor]
-"""`adapter(model, x, time, label) -> prediction`, or with a fifth argument `guidance`."""
+"""`adapter(model, x, time, **conditions) -> prediction`."""
 
 
-def plain(model: Any, x: Tensor, time: Tensor, label: Tensor | None, *guidance: Tensor) -> Tensor:
-    """`model(x, time)`, `model(x, time, label)` where there are labels, then the guidance scale where there is one."""
-    return model(x, time, *(() if label is None and not guidance else (label,)), *guidance)
+def plain(model: Any, x: Tensor, time: Tensor, **conditions: Tensor) -> Tensor:
+    """`model(x, time)`, and after these the conditions that it takes, label first, then guidance, then others by name."""
+    return model(x, time, *(conditions[name] for name in in_order(conditions)))
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class OneHot:
 
     num_classes: int
 
-    def __call__(self, model: Any, x: Tensor, time: Tensor, label: Tensor | None) -> Tensor:
+    def __call__(self, model: Any, x: Tensor, time: Tensor, label: Tensor | None = None) -> Tensor:
         if label is None:
             return model(x, time, x.new_zeros(len(x), self.num_classes))
         return model(x, time, F.one_hot(label, self.num_classes + 1)[:, : self.num_classes].to(x.dtype))
@@ -54,13 +54,13 @@ class Diffusers:
 
     states: Tensor | None = None
 
-    def __call__(self, model: Any, x: Tensor, time: Tensor, label: Tensor | None) -> Tensor:
+    def __call__(self, model: Any, x: Tensor, time: Tensor, label: Tensor | None = None) -> Tensor:
         conditions: dict[str, Tensor] = {}
         if self.states is not None:
             if label is None:
                 raise UserError(
                     "no labels for a model conditioned on text; expected the index of a prompt for each sample; "
-                    "pass labels, or give the bridge the null_label of the empty prompt"
+                    "pass labels, or give the bridge the empty prompt as null={'label': ...}"
                 )
             conditions["encoder_hidden_states"] = self.states.to(x.device, model.dtype)[label]
         elif label is not None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Literal, get_args
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from trigflow.conditions import OLD, check_told, null_rows
 from trigflow.models.bridges.adapters import Adapter, plain
 from trigflow.models.bridges.schedules import DiscreteSchedule, Schedule
 from trigflow.process import TrigFlow, trig
@@ -27,14 +29,15 @@ class Bridge(nn.Module, ABC):
         scale: the model's data are `scale` times those of the process. A model of data in [-1, 1] needs none with
             `Normalization.symmetric`; one of unit-variance data with `sd = 0.5` needs `scale = 2`.
         adapter: how the model is called; see `trigflow.models.bridges.adapters`.
-        null_label: index that means "no class" to the model, or None for an unconditional one; used where the label is None.
-        takes_guidance: whether the model takes the guidance scale; the adapter then gets it as a fifth argument.
+        null: what means "none" to the model, by the name of the condition, such as `{"label": 1000}`: a number, or a tensor
+            without batch axis; used where the condition is not told.
+        takes: names of all conditions that the model takes; those of `null` by default.
 
-    Shapes: X `(b, ...)`, t `(b,)`, label int64 `(b,)`, guidance `(b,)`; the result like X, in float32 or higher.
+    Shapes: X `(b, ...)`, t `(b,)`, conditions `(b, ...)`; the result like X, in float32 or higher.
 
     Raises:
-        UserError: if the scale is not positive or the model is not a module; when called, for guidance that the model
-            does not take, or missing guidance.
+        UserError: if the scale is not positive or the model is not a module; when called, for conditions that the model
+            does not take, or misses.
     """
 
     def __init__(
@@ -44,10 +47,16 @@ class Bridge(nn.Module, ABC):
         *,
         scale: float = 1.0,
         adapter: Adapter = plain,
-        null_label: int | None = None,
-        takes_guidance: bool = False,
+        null: Mapping[str, int | float | Tensor] | None = None,
+        takes: Iterable[str] = (),
+        **old: Any,
     ) -> None:
         super().__init__()
+        for name in old:
+            raise UserError(
+                f"{name} for a bridge; expected scale, adapter, null or takes; "
+                f"{'set ' + OLD[name] if name in OLD else 'leave it out'}"
+            )
         if not isinstance(model, nn.Module):
             raise UserError(
                 f"a {type(model).__name__} to bridge; expected a torch.nn.Module; wrap the function in a module"
@@ -59,8 +68,8 @@ class Bridge(nn.Module, ABC):
         self.scale = scale
         self.k = scale * process.sigma_data
         self.adapter = adapter
-        self.null_label = null_label
-        self.takes_guidance = takes_guidance
+        self.null = {name: torch.as_tensor(row) for name, row in (null or {}).items()}
+        self.takes = frozenset({*takes, *self.null})
 
     @property
     def sigma_range(self) -> tuple[float, float]:
@@ -71,20 +80,13 @@ class Bridge(nn.Module, ABC):
         """
         return 0.0, math.inf
 
-    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None, guidance: Tensor | None = None) -> Tensor:
-        if (guidance is not None) != self.takes_guidance:
-            given = "without" if guidance is None else "with"
-            raise UserError(
-                f"a bridged model with takes_guidance={self.takes_guidance} was called {given} a guidance scale; expected one "
-                "for exactly the models that take it; correct the call or the bridge"
-            )
-        if label is None and self.null_label is not None:
-            label = torch.full((len(x),), self.null_label, dtype=torch.int64, device=x.device)
-        extra = () if guidance is None else (guidance,)
+    def forward(self, x: Tensor, t: Tensor, **conditions: Tensor) -> Tensor:
+        check_told(self, conditions)
+        told = {**null_rows(self, x), **conditions}
         cos, sin = trig(t, x)
 
         def predict(noisy: Tensor, time: Tensor) -> Tensor:
-            return self.adapter(self.model, noisy.to(x.dtype), time.reshape(-1).expand(len(x)), label, *extra)
+            return self.adapter(self.model, noisy.to(x.dtype), time.reshape(-1).expand(len(x)), **told)
 
         return self.translate(x, cos, sin, predict)
 
@@ -106,6 +108,7 @@ class EDMBridge(Bridge):
 
     Args:
         sigma_data: sd' of the model; that of the process, in its units, by default.
+        shared: arguments of `Bridge`.
 
     Source: Karras et al. 2022, table 1; Lu and Song 2025, appendix B.
     """
@@ -116,14 +119,9 @@ class EDMBridge(Bridge):
         process: TrigFlow,
         *,
         sigma_data: float | None = None,
-        scale: float = 1.0,
-        adapter: Adapter = plain,
-        null_label: int | None = None,
-        takes_guidance: bool = False,
+        **shared: Any,
     ) -> None:
-        super().__init__(
-            model, process, scale=scale, adapter=adapter, null_label=null_label, takes_guidance=takes_guidance
-        )
+        super().__init__(model, process, **shared)
         self.kappa = 1.0 if sigma_data is None else self.k / sigma_data
 
     def translate(self, x: Tensor, cos: Tensor, sin: Tensor, predict: Adapter) -> Tensor:
@@ -164,6 +162,7 @@ class FlowBridge(Bridge):
         velocity: what the model predicts: `noise - data` or `data - noise`. By default the derivative in its own time:
             the former for noise_at = 1, the latter for noise_at = 0.
         time_scale: the model is told this many times its time (1000 for models of diffusers).
+        shared: arguments of `Bridge`.
 
     Source: Liu et al. 2023; Lipman et al. 2023; Ma et al. 2024 (SiT).
     """
@@ -176,14 +175,9 @@ class FlowBridge(Bridge):
         noise_at: Literal[0, 1] = 1,
         velocity: Literal["noise - data", "data - noise"] | None = None,
         time_scale: float = 1.0,
-        scale: float = 1.0,
-        adapter: Adapter = plain,
-        null_label: int | None = None,
-        takes_guidance: bool = False,
+        **shared: Any,
     ) -> None:
-        super().__init__(
-            model, process, scale=scale, adapter=adapter, null_label=null_label, takes_guidance=takes_guidance
-        )
+        super().__init__(model, process, **shared)
         if noise_at not in (0, 1):
             raise UserError(f"noise at time {noise_at}; expected 0 or 1; say at which end of time the model sees noise")
         if velocity not in (None, "noise - data", "data - noise"):
@@ -220,6 +214,7 @@ class VPBridge(Bridge):
         schedule: from the angle `atan2(b, a)` to the time the model is told: a `Schedule`, or `alphas_cumprod` of the
             training steps, `(n,)`, which are then interpolated.
         predicts: epsilon, v, or x0 (diffusers' prediction types epsilon, v_prediction, sample).
+        shared: arguments of `Bridge`.
 
     Source: Ho et al. 2020; Salimans and Ho 2022 (v).
     """
@@ -231,14 +226,9 @@ class VPBridge(Bridge):
         schedule: Schedule | Tensor,
         *,
         predicts: Predicts = "epsilon",
-        scale: float = 1.0,
-        adapter: Adapter = plain,
-        null_label: int | None = None,
-        takes_guidance: bool = False,
+        **shared: Any,
     ) -> None:
-        super().__init__(
-            model, process, scale=scale, adapter=adapter, null_label=null_label, takes_guidance=takes_guidance
-        )
+        super().__init__(model, process, **shared)
         if predicts not in get_args(Predicts):
             known = ", ".join(get_args(Predicts))
             raise UserError(f"a model that predicts '{predicts}'; expected one of {known}; correct predicts")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from trigflow.conditions import Conditioner
 from trigflow.models.model import Model
 from trigflow.models.pretrained.nvidia import Snapshot, open_snapshot
 from trigflow.process import TrigFlow
@@ -99,7 +100,8 @@ def describe(snapshot: Snapshot) -> dict[str, str]:
 
 def _model(snapshot: Snapshot) -> Model:
     """The model of the folder, its network without numbers; whether it was trained for guidance is not known."""
-    names = tuple(str(label) for label in range(snapshot.config.conditioning.num_classes))
+    classes = snapshot.config.conditioning.num_classes
+    conditioner = Conditioner.of_classes(classes, tuple(map(str, range(classes))))
     facts = {"noise_levels": snapshot.noise_levels, "ema_sigma_rel": snapshot.ema, "kimg": snapshot.kimg}
     normalize = "edm2" if snapshot.codec.kind == "latents" else "symmetric"
     origin = {
@@ -108,4 +110,4 @@ def _model(snapshot: Snapshot) -> Model:
         **{name: value for name, value in facts.items() if value is not None},
     }
     process = TrigFlow(sigma_data=snapshot.sigma_data)
-    return Model(snapshot.network, snapshot.config, process, snapshot.codec, Sampling(), names, origin=origin)
+    return Model(snapshot.network, snapshot.config, process, snapshot.codec, Sampling(), conditioner, origin=origin)
