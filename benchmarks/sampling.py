@@ -63,7 +63,9 @@ def network(name: str, quick: bool, guided: bool, device: str, dtype: torch.dtyp
             head_width=16,
             conditioning=conditioning,
         )
-    config = dataclasses.replace(config, conditioning=dataclasses.replace(config.conditioning, takes_guidance=guided))
+    config = dataclasses.replace(
+        config, conditioning=dataclasses.replace(config.conditioning, takes=("guidance",) if guided else ())
+    )
     with torch.device(device):
         net = build(config, PROCESS.sigma_data)
     net = net.for_sampling(dtype)  # type: ignore[operator]
@@ -73,24 +75,26 @@ def network(name: str, quick: bool, guided: bool, device: str, dtype: torch.dtyp
 class Replayed(nn.Module):
     """A network whose evaluation is recorded once as a CUDA graph and replayed, for one batch size."""
 
-    def __init__(self, net: nn.Module, x: Tensor, t: Tensor, label: Tensor, guidance: Tensor | None) -> None:
+    def __init__(self, net: nn.Module, x: Tensor, t: Tensor, conditions: dict[str, Tensor]) -> None:
         super().__init__()
-        self.null_label, self.takes_guidance = net.null_label, net.takes_guidance
-        self.inputs = [None if v is None else v.clone() for v in (x, t, label, guidance)]
+        self.takes, self.null = net.takes, net.null
+        self.x, self.t = x.clone(), t.clone()
+        self.conditions = {name: value.clone() for name, value in conditions.items()}
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side), torch.no_grad():
             for _ in range(3):
-                net(*self.inputs)
+                net(self.x, self.t, **self.conditions)
         torch.cuda.current_stream().wait_stream(side)
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph), torch.no_grad():
-            self.output = net(*self.inputs)
+            self.output = net(self.x, self.t, **self.conditions)
 
-    def forward(self, *values: Tensor | None) -> Tensor:
-        for mine, value in zip(self.inputs, values, strict=True):
-            if mine is not None and value is not None:
-                mine.copy_(value)
+    def forward(self, x: Tensor, t: Tensor, **conditions: Tensor) -> Tensor:
+        self.x.copy_(x)
+        self.t.copy_(t)
+        for name, value in conditions.items():
+            self.conditions[name].copy_(value)
         self.graph.replay()
         return self.output
 
@@ -101,25 +105,25 @@ def prepare(net: nn.Module, variant: str, noise: Tensor, label: Tensor, guided: 
         return net
     if variant == "compiled":
         compiled = torch.compile(net)
-        compiled.null_label, compiled.takes_guidance = net.null_label, net.takes_guidance
+        compiled.takes, compiled.null = net.takes, net.null
         return compiled
     if not guided:
         noise, label = torch.cat([noise, noise]), torch.cat([label, label])
     t = torch.full((len(noise),), 1.0, device=noise.device)
-    return Replayed(net, noise, t, label, torch.full_like(t, 1.5) if guided else None)
+    return Replayed(net, noise, t, {"label": label, **({"guidance": torch.full_like(t, 1.5)} if guided else {})})
 
 
 def student_draw(net: nn.Module, noise: Tensor, label: Tensor) -> Callable[[], Tensor]:
     """Two consistency steps, one evaluation each."""
     fresh = [PROCESS.sigma_data * torch.randn_like(noise)]
-    velocity = samplers.network_velocity(net, PROCESS, label, 1.5)
-    return lambda: samplers.consistency_sample(velocity, PROCESS, noise, (PROCESS.t_max, 1.1), fresh=fresh)
+    velocity = samplers.network_velocity(net, PROCESS, {"label": label, "guidance": 1.5})
+    return lambda: samplers.flow_map_sample(velocity, PROCESS, noise, (PROCESS.t_max, 1.1), gamma=1, fresh=fresh)
 
 
 def teacher_draw(net: nn.Module, noise: Tensor, label: Tensor) -> Callable[[], Tensor]:
     """Heun with classifier-free guidance, 63 evaluations of two."""
     grid = samplers.sigma_grid(PROCESS, TEACHER_STEPS)
-    velocity = samplers.guided_velocity(net, PROCESS, label, 1.4)
+    velocity = samplers.guided_velocity(net, PROCESS, {"label": label}, 1.4)
     return lambda: samplers.heun(velocity, noise, grid)
 
 

@@ -18,8 +18,8 @@ from torch import Tensor
 from trigflow import Proposal, TrigFlow
 from trigflow.evaluation import frechet_distance, gaussian_statistics
 from trigflow.networks import MLP, MLPConfig
-from trigflow.objectives import Loss, TangentConfig, consistency_loss, diffusion_loss
-from trigflow.samplers import consistency_sample, consistency_times, heun, network_velocity, sigma_grid
+from trigflow.objectives import Loss, TangentConfig, diffusion_loss, flow_map_loss, objective_of
+from trigflow.samplers import consistency_times, flow_map_sample, heun, network_velocity, sigma_grid
 
 process, proposal = TrigFlow(sigma_data=0.5), Proposal(mean=-1.0, std=1.4)
 generator = torch.Generator().manual_seed(0)
@@ -57,11 +57,11 @@ def main() -> None:
     fit(teacher, lambda x0, z, t, i: diffusion_loss(teacher, process, x0, z, t), iterations=2000, lr=2e-3)
 
     student, velocity = copy.deepcopy(teacher), network_velocity(teacher, process)
-    tangent = TangentConfig(warmup=200)
+    scd = objective_of("scd", tangent=TangentConfig(warmup=200))
     fit(
         student,
-        lambda x0, z, t, i: consistency_loss(
-            student, process, x0, z, t, teacher=velocity, tangent=tangent, r=tangent.warmup_factor(i)
+        lambda x0, z, t, i: flow_map_loss(
+            student, process, x0, z, t, teacher=velocity, config=scd, r=scd.tangent.warmup_factor(i)
         ),
         iterations=2000,
         lr=5e-4,
@@ -72,8 +72,10 @@ def main() -> None:
     samples = {
         "fresh data": draw_data(5000),
         "teacher, 35 evaluations": heun(velocity, noise, sigma_grid(process, 18)),
-        "student, 2 evaluations": consistency_sample(jump, process, noise, consistency_times(process, 2), generator),
-        "student, 1 evaluation": consistency_sample(jump, process, noise, consistency_times(process, 1)),
+        "student, 2 evaluations": flow_map_sample(
+            jump, process, noise, consistency_times(process, 2), gamma=1, generator=generator
+        ),
+        "student, 1 evaluation": flow_map_sample(jump, process, noise, consistency_times(process, 1)),
         "noise": noise,
     }
     real = gaussian_statistics(radius_and_blob(draw_data(20_000)))

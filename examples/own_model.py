@@ -23,8 +23,8 @@ from torch import Tensor, nn
 import trigflow
 from trigflow.data import ImageDataset
 from trigflow.models.bridges import FlowBridge
-from trigflow.objectives import TangentConfig
-from trigflow.training.config import LoopConfig, ObjectiveConfig, OptimizerConfig, RunConfig
+from trigflow.objectives import TangentConfig, objective_of
+from trigflow.training.config import LoopConfig, OptimizerConfig, RunConfig
 from trigflow.training.trainer import Trainer
 
 SCALE = 2.0
@@ -91,9 +91,7 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     # Distillation: the usual trainer, given the network. Its run folder is loaded with `network=` too.
     config = RunConfig(
         teacher="flow",
-        objective=ObjectiveConfig(
-            kind="scd", proposal=trigflow.Proposal(-1.2, 1.6), tangent=TangentConfig(warmup=100, c=0.01)
-        ),
+        objective=objective_of("scd", proposal=trigflow.Proposal(-1.2, 1.6), tangent=TangentConfig(warmup=100, c=0.01)),
         optimizer=OptimizerConfig(lr=2e-4, schedule="cosine"),
         loop=LoopConfig(iterations=options.iterations, sample_every=0, checkpoint_every=0, device="cpu"),
     )

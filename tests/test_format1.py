@@ -40,17 +40,18 @@ FIGURES = ("fd", "fd_real", "precision", "recall", "density", "coverage")
 class Own(nn.Module):
     """The network that own/ was trained with: two hidden layers on pixels, time and class."""
 
-    null_label = 10
+    takes = frozenset({"label"})
 
     def __init__(self) -> None:
         super().__init__()
+        self.null = {"label": torch.tensor(10)}
         self.label = nn.Embedding(11, 16)
         self.inp = nn.Linear(64 + 16 + 8, 48)
         self.hidden = nn.Linear(48, 48)
         self.out = nn.Linear(48, 64)
 
-    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None, guidance: Tensor | None = None) -> Tensor:
-        label = torch.full((len(x),), self.null_label) if label is None else label
+    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+        label = self.null["label"].expand(len(x)) if label is None else label
         time = torch.cos(t[:, None] * torch.arange(8.0))
         h = torch.tanh(self.inp(torch.cat([x.flatten(1), self.label(label), time], dim=1)))
         return self.out(h + torch.tanh(self.hidden(h))).reshape(x.shape)
@@ -248,8 +249,8 @@ def test_a_teacher_is_resumed_on_the_command_line(command: Command) -> None:
     command(
         "train", "--preset", "digits", "--out", "resumed_again", "--resume", "--quiet",
         "--iterations", 12, "--batch-size", 8, "--network.width", 8, "--network.conditioning.width", 8,
-        "--optimizer.warmup", 0, "--objective.tangent.warmup", 20, "--loop.device", "cpu", "--loop.log-every", 2,
-        "--loop.sample-every", 0, "--loop.checkpoint-every", 0,
+        "--optimizer.warmup", 0, "--loop.device", "cpu", "--loop.log-every", 2, "--loop.sample-every", 0,
+        "--loop.checkpoint-every", 0,
     )  # fmt: skip
     assert_resumed("resumed_again", "middle")
 

@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import pytest
 
+from trigflow.conditions import Classes, Conditioner
 from trigflow.migrations import FORMATS, STEPS, migrated, stamped
+from trigflow.objectives import (
+    Diffusion,
+    Discrete,
+    DiscreteConfig,
+    Distribution,
+    FlowMap,
+    Objective,
+    TangentConfig,
+    objective_of,
+)
+from trigflow.process import Proposal
 from trigflow.runtime.errors import UserError
+from trigflow.training.config import from_dict, to_dict
 from trigflow.version import __version__
 
 
@@ -104,3 +120,107 @@ def test_old_latents_become_their_codec() -> None:
     }
     codec = migrated("model", old_model(**scaling), "'model.json'", config=old_config())["codec"]
     assert (codec["kind"], codec["shape"], codec["raw_std"]) == ("latents", [1, 8, 8], [1.0])
+
+
+# Format 2 of configurations ------------------------------------------------------------------------------------------
+
+OLD_OBJECTIVE: dict[str, Any] = {
+    "kind": "diffusion", "proposal": {"mean": -0.8, "std": 1.6}, "adaptive_weight": False, "label_dropout": 0.2,
+    "guidance_max": 2.0, "guidance_interval": [0.3, 5.0], "tangent": {
+        "mode": "normalize", "c": 0.05, "limit": 2.0, "warmup": 7, "prior": 0.5, "derivative": "finite-difference",
+    },
+    "lambda_vsd": 0.7, "vsd_proposal": {"mean": 0.1, "std": 1.5}, "fake_lr": 1e-4, "fake_updates": 3, "segments": 1,
+    "discrete": {"schedule": "ect", "steps": 32, "initial_steps": 4, "grid": "time", "solver": "heun", "q": 3.0},
+    "meanflow": {"mean": -2.0, "std": 1.5, "equal": 0.25, "weighting": "error", "power": 0.75, "c": 0.01},
+}  # fmt: skip
+"""All settings of an objective of format 1, none of them as it is by default."""
+
+PROPOSAL = Proposal(-0.8, 1.6)
+TANGENT = TangentConfig("normalize", 0.05, 2.0, 7, 0.5, "finite-difference")
+SHARED: dict[str, Any] = {"adaptive_weight": False, "guidance_max": 2.0, "guidance_interval": (0.3, 5.0)}
+STUDENT: dict[str, Any] = {**SHARED, "proposal": PROPOSAL, "tangent": TANGENT}
+DISCRETE = DiscreteConfig("ect", 32, 4, "time", 3.0, solver="heun")
+VSD: dict[str, Any] = {"lambda_vsd": 0.7, "vsd_proposal": Proposal(0.1, 1.5), "fake_lr": 1e-4, "fake_updates": 3}
+AVERAGES: dict[str, Any] = {"jumps": "any", "ends": "pair", "anchor": 0.25, "power": 0.75, "c": 0.01}
+
+
+def averages(kind: str, velocity: Any, weighting: Any, mode: Any, sd: float = 0.5) -> FlowMap:
+    """A tangent without warmup, prior and differences, which MeanFlow did not have; raw where they were learned from."""
+    return FlowMap(
+        kind=kind, velocity=velocity, weighting=weighting, proposal=Proposal(-2.0 + math.log(sd), 1.5),
+        tangent=TangentConfig(mode, 0.05, 2.0, 0, 0.0), **SHARED, **AVERAGES,
+    )  # fmt: skip
+
+
+LEARNED = {"meanflow": {**OLD_OBJECTIVE["meanflow"], "weighting": "learned"}}
+MIGRATED: list[tuple[dict[str, Any], Objective]] = [
+    ({"kind": "diffusion"}, Diffusion("diffusion", PROPOSAL, False, 0.2)),
+    ({"kind": "sct"}, FlowMap(kind="sct", velocity="data", jumps="segments", **STUDENT)),
+    ({"kind": "scd"}, FlowMap(kind="scd", velocity="teacher", jumps="segments", **STUDENT)),
+    ({"kind": "scd", "segments": 4}, FlowMap(kind="scd", jumps="segments", segments=4, **STUDENT)),
+    ({"kind": "vsd"}, Distribution(kind="vsd", alone=True, **STUDENT, **VSD)),
+    ({"kind": "scd-vsd"}, Distribution(kind="scd-vsd", alone=False, **STUDENT, **VSD)),
+    ({"kind": "ct"}, Discrete(kind="ct", velocity="data", discrete=DISCRETE, **STUDENT)),
+    ({"kind": "cd"}, Discrete(kind="cd", velocity="teacher", discrete=DISCRETE, **STUDENT)),
+    ({"kind": "meanflow"}, averages("meanflow", "data", "error", "normalize")),
+    ({"kind": "meanflow", **LEARNED}, averages("meanflow", "data", "learned", "raw")),
+    ({"kind": "meanflow-distill"}, averages("meanflow-distill", "teacher", "error", "normalize")),
+    ({"kind": "meanflow-distill", **LEARNED}, averages("meanflow-distill", "teacher", "learned", "raw")),
+]
+
+
+def old_run(**objective: Any) -> dict[str, Any]:
+    """A `config.json` as it was before files had formats."""
+    return {**old_config(), "objective": {**OLD_OBJECTIVE, **objective}}
+
+
+@pytest.mark.parametrize(("objective", "expected"), MIGRATED)
+def test_an_old_objective_has_the_settings_of_its_class(objective: dict[str, Any], expected: Objective) -> None:
+    raw = old_run(**objective)
+    found = from_dict(raw)
+    assert type(found.objective) is type(expected)
+    assert found.objective == expected
+    found.validate()
+    assert from_dict(to_dict(found)) == found  # and is written as it is read
+    assert raw == old_run(**objective)
+
+
+@pytest.mark.parametrize("kind", [objective["kind"] for objective, _ in MIGRATED])
+def test_settings_that_an_old_file_lacks_are_those_of_its_kind(kind: str) -> None:
+    assert from_dict({**old_config(), "objective": {"kind": kind}}).objective == objective_of(kind)
+
+
+def test_old_average_velocities_of_other_data() -> None:
+    """Times were logit-normal in tau, whatever the deviation of the data; they are log-normal in sigma now."""
+    raw = {**old_run(kind="meanflow"), "process": {"sigma_data": 1.0, "sigma_min": 0.002, "sigma_max": 80.0}}
+    assert from_dict(raw).objective == averages("meanflow", "data", "error", "normalize", sd=1.0)
+
+
+@pytest.mark.parametrize(
+    ("flags", "takes"),
+    [
+        ({}, ()),
+        ({"takes_guidance": False, "takes_end": False}, ()),
+        ({"takes_guidance": True}, ("guidance",)),
+        ({"takes_guidance": False, "takes_end": True}, ("end",)),
+        ({"takes_guidance": True, "takes_end": True}, ("guidance", "end")),
+    ],
+)
+def test_flags_of_an_old_network_are_names_of_what_it_takes(flags: dict[str, bool], takes: tuple[str, ...]) -> None:
+    network = {"kind": "unet", "conditioning": {"num_classes": 3, "width": 8, **flags}}
+    raw = {**old_run(kind="scd"), "network": network}
+    conditioning = from_dict(raw).network.conditioning
+    assert (conditioning.takes, conditioning.num_classes, conditioning.width) == (takes, 3, 8)
+    assert network["conditioning"] == {"num_classes": 3, "width": 8, **flags}
+    found = migrated("model", old_model(), "'model.json'", config=raw)["network"]["conditioning"]
+    assert {**found, "takes": tuple(found["takes"])} == {"num_classes": 3, "width": 8, "takes": takes}
+
+
+@pytest.mark.parametrize(("classes", "names"), [(0, ()), (1, ("a",)), (3, ())])
+def test_an_old_model_is_told_its_classes(classes: int, names: tuple[str, ...]) -> None:
+    """Names that are not one for each class, as of data without labels, are no names of them."""
+    raw = {**old_run(kind="scd"), "network": {"kind": "unet", "conditioning": {"num_classes": classes}}}
+    found = migrated("model", old_model(), "'model.json'", config=raw)
+    expected = Conditioner({"label": Classes(classes, names)} if classes else {})
+    assert Conditioner.from_state(found["conditioner"]) == expected
+    assert "class_names" not in found

@@ -20,7 +20,7 @@ ORDER = (
     ("objectives", "samplers"),
     ("networks", "codecs", "conditions"),
     ("segments", "migrations"),
-    ("process",),
+    ("process", "plugins"),
 )
 """From the rooms that import to those that are imported; the files beside the rooms are rooms of their own here."""
 ALONE = ("tangent", "runtime")

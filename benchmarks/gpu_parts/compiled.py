@@ -21,8 +21,10 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from gpu_parts.kernels import relative_error
 from gpu_parts.record import Record
 from gpu_parts.steps import CASES, TINY, Step, rounds_of
-from trigflow.objectives import TangentConfig, consistency, consistency_loss, diffusion_loss
+from trigflow.objectives import diffusion_loss, flow_map_loss, objective_of, tangents
 from trigflow.tangent import attention_implementation, jvp
+
+SCD = objective_of("scd")
 
 
 class Compiled:
@@ -43,7 +45,7 @@ class Compiled:
 
         def both(parameters: dict[str, Tensor], x: Tensor, t: Tensor, dx: Tensor, dt: Tensor) -> tuple[Tensor, Tensor]:
             def forward(x: Tensor, t: Tensor) -> Tensor:
-                return functional_call(self.net, parameters, (x, t, self.step.label))
+                return functional_call(self.net, parameters, (x, t), self.step.conditions)
 
             with self._autocast(), attention_implementation("plain"):
                 out, tangent = jvp(forward, (x, t), (dx, dt))
@@ -58,20 +60,20 @@ class Compiled:
     def _plain(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         with self._autocast():
             return diffusion_loss(
-                self.net, self.process, x0, noise, t, label=self.step.label, weight=self.step.weight
+                self.net, self.process, x0, noise, t, conditions=self.step.conditions, weight=self.step.weight
             ).value
 
     def _consistency(self, x0: Tensor, noise: Tensor, t: Tensor, dxdt: Tensor) -> Tensor:
         with self._autocast():
-            return consistency_loss(
+            return flow_map_loss(
                 self.net,
                 self.process,
                 x0,
                 noise,
                 t,
                 teacher=lambda x_t, t: dxdt,
-                label=self.step.label,
-                tangent=TangentConfig(),
+                conditions=self.step.conditions,
+                config=SCD,
                 weight=self.step.weight,
             ).value
 
@@ -91,12 +93,12 @@ class Compiled:
                 dxdt = self.process.velocity(x0, noise, t)
             else:
                 dxdt = self._velocity(self.process.interpolate(x0, noise, t), t)
-            original = consistency.derivative_along
-            consistency.derivative_along = self._derivative
+            original = tangents.derivative_along
+            tangents.derivative_along = self._derivative
             try:
                 loss = self.consistency_loss(x0, noise, t, dxdt)
             finally:
-                consistency.derivative_along = original
+                tangents.derivative_along = original
         loss.backward()
         return loss.detach()
 
@@ -107,7 +109,7 @@ class Compiled:
 
             def velocity(x_t: Tensor, t: Tensor) -> Tensor:
                 with self._autocast():
-                    return self.process.sigma_data * teacher(x_t / self.process.sigma_data, t, self.step.label)
+                    return self.process.sigma_data * teacher(x_t / self.process.sigma_data, t, **self.step.conditions)
 
             self.velocity = torch.compile(velocity, backend=self.backend)
         with torch.no_grad():
@@ -148,7 +150,7 @@ def prepare(record: Record, tiny: bool, name: str) -> tuple[Step, Compiled]:
         out, tangent = compiled.graph(parameters, x0, t, noise, torch.ones_like(t))
         with compiled._autocast():
             eager_out, eager_tangent = jvp(
-                lambda x, t: step.net(x, t, step.label), (x0, t), (noise, torch.ones_like(t))
+                lambda x, t: step.net(x, t, **step.conditions), (x0, t), (noise, torch.ones_like(t))
             )
         record.put(
             "graph_against_eager",

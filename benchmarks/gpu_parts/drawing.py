@@ -12,6 +12,7 @@ import torch
 
 from gpu_parts.record import Record
 from trigflow.codecs import Pixels
+from trigflow.conditions import Conditioner
 from trigflow.deploy.engine import Engine
 from trigflow.models.model import Model
 from trigflow.networks import build
@@ -40,7 +41,7 @@ def run(record: Record, tiny: bool) -> None:
 def engine(variant: str, tiny: bool, device: str) -> dict[str, Any]:
     """Seconds from noise to bytes on the CPU, one picture at a time."""
     config: EDM2Config = edm2_config("img512-xxl")
-    given = dataclasses.replace(config.conditioning, takes_guidance=True)
+    given = dataclasses.replace(config.conditioning, takes=("guidance",))
     if tiny:
         given = dataclasses.replace(given, width=16, num_classes=10)
         config = dataclasses.replace(
@@ -56,7 +57,9 @@ def engine(variant: str, tiny: bool, device: str) -> dict[str, Any]:
     shape = (config.channels, config.resolution, config.resolution)
     names = tuple(map(str, range(given.num_classes)))
     how = Sampling("flow_map", guidance_max=2.0)
-    model = Model(network, config, TrigFlow(), Pixels.symmetric(shape), how, names)
+    model = Model(
+        network, config, TrigFlow(), Pixels.symmetric(shape), how, Conditioner.of_classes(given.num_classes, names)
+    )
     began = time.perf_counter()
     drawing = Engine(model, steps=2, variant=variant)
     drawing.warm(1)

@@ -25,7 +25,7 @@ from trigflow.networks import (
 )
 from trigflow.tangent import attention_implementation, jvp
 
-GIVEN = ConditioningConfig(width=32, num_classes=5, takes_guidance=True)
+GIVEN = ConditioningConfig(width=32, num_classes=5, takes=("guidance",))
 LEVELS: dict[str, Any] = {"width": 32, "mult": (1, 2), "blocks": 1, "conditioning": GIVEN}
 
 
@@ -69,7 +69,7 @@ class Placed:
         self.device = device
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        return self.net(x, t, self.label, self.guidance)
+        return self.net(x, t, label=self.label, guidance=self.guidance)
 
     def plain(self) -> tuple[Tensor, Tensor]:
         """Output and gradient of all parameters, end to end."""

@@ -29,7 +29,7 @@ from gpu_parts.kernels import relative_error
 from gpu_parts.record import Record, first_line
 from trigflow.networks import ConditioningConfig, DDPMPPConfig, DiTConfig, EDM2Config, NetworkConfig, build, dit_config
 from trigflow.networks.edm2 import edm2_config
-from trigflow.objectives import AdaptiveWeight, TangentConfig, consistency, consistency_loss, diffusion_loss
+from trigflow.objectives import AdaptiveWeight, diffusion_loss, flow_map_loss, objective_of, tangents
 from trigflow.process import Proposal, TrigFlow
 from trigflow.samplers import network_velocity
 
@@ -143,7 +143,8 @@ class Step:
         t = Proposal(-0.8, 1.6).sample(self.process, case.shape[0], generator).to(self.device)
         self.batch = (x0, noise, t)
         classes = case.config.conditioning.num_classes
-        self.label = torch.arange(case.shape[0], device=self.device) % classes if classes else None
+        labels = torch.arange(case.shape[0], device=self.device)
+        self.conditions = {"label": labels % classes} if classes else {}
         self.derivative: Tensor | None = None
         """Of the last consistency step."""
 
@@ -152,28 +153,30 @@ class Step:
         if self.teacher is None:
             self.net.zero_grad(set_to_none=True)
             self.teacher = deepcopy(self.net).requires_grad_(False)
-        return network_velocity(self.teacher, self.process, self.label)
+        return network_velocity(self.teacher, self.process, self.conditions)
 
     def loss(self, variant: str) -> Tensor:
         """The scalar to differentiate."""
         with torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bf16"):
             if variant == "plain":
-                return diffusion_loss(self.net, self.process, *self.batch, label=self.label, weight=self.weight).value
+                return diffusion_loss(
+                    self.net, self.process, *self.batch, conditions=self.conditions, weight=self.weight
+                ).value
             kind, way = variant.split()
-            original = consistency.derivative_along
-            consistency.derivative_along = self._kept(self._ways(original)[way])
+            original = tangents.derivative_along
+            tangents.derivative_along = self._kept(self._ways(original)[way])
             try:
-                return consistency_loss(
+                return flow_map_loss(
                     self.net,
                     self.process,
                     *self.batch,
                     teacher=self.velocity() if kind == "scd" else None,
-                    label=self.label,
-                    tangent=TangentConfig(),
+                    conditions=self.conditions,
+                    config=objective_of(kind),
                     weight=self.weight,
                 ).value
             finally:
-                consistency.derivative_along = original
+                tangents.derivative_along = original
 
     def __call__(self, variant: str) -> Tensor:
         """Loss and gradients; the loss is returned."""

@@ -15,32 +15,25 @@ from gpu_parts.networks import configs
 from gpu_parts.record import Record
 from trigflow.data import open_dataset
 from trigflow.lab.demo import run_demo
+from trigflow.lab.study.plan import change
 from trigflow.models.model import Model, load
 from trigflow.networks import ConditioningConfig, UNetConfig, build
-from trigflow.objectives import TangentConfig, consistency_loss
+from trigflow.objectives import flow_map_loss, objective_of
 from trigflow.process import TrigFlow
-from trigflow.training.config import LoopConfig, ObjectiveConfig, OptimizerConfig, RunConfig
+from trigflow.training.config import LoopConfig, OptimizerConfig, RunConfig
 from trigflow.training.trainer import Trainer
 
+WARMUP = {"objective.tangent.warmup": 4}
 KINDS: dict[str, dict[str, Any]] = {
     "teacher": {"network.dropout": 0.3, "data.flip": True, "optimizer.schedule": "cosine"},
     "teacher, bf16": {"loop.precision": "bf16", "loop.accumulate": 2, "optimizer.clip": 0.1},
     "teacher, fp16": {"loop.precision": "fp16"},
     "teacher, muon, channels last": {"optimizer.name": "muon", "loop.channels_last": True},
-    "sct": {"objective.kind": "sct", "network.dropout": 0.2, "optimizer.name": "radam"},
-    "scd, bf16": {"objective.kind": "scd", "objective.guidance_max": 2.0, "loop.precision": "bf16"},
-    "scd-vsd": {"objective.kind": "scd-vsd"},
+    "sct": {"objective.kind": "sct", **WARMUP, "network.dropout": 0.2, "optimizer.name": "radam"},
+    "scd, bf16": {"objective.kind": "scd", **WARMUP, "objective.guidance_max": 2.0, "loop.precision": "bf16"},
+    "scd-vsd": {"objective.kind": "scd-vsd", **WARMUP},
 }
 ITERATIONS, STOP = 8, 5
-
-
-def changed(config: Any, changes: dict[str, Any]) -> Any:
-    """A copy with settings changed by dotted name."""
-    for name, value in changes.items():
-        head, _, rest = name.partition(".")
-        inner = changed(getattr(config, head), {rest: value}) if rest else value
-        config = dataclasses.replace(config, **{head: inner})
-    return config
 
 
 def resume(record: Record, tiny: bool) -> None:
@@ -51,7 +44,6 @@ def resume(record: Record, tiny: bool) -> None:
     )
     base = RunConfig(
         network=network,
-        objective=ObjectiveConfig(tangent=TangentConfig(warmup=4)),
         optimizer=OptimizerConfig(lr=2e-3),
         loop=LoopConfig(
             iterations=ITERATIONS, batch_size=32, log_every=2, sample_every=0, checkpoint_every=0, seed=3, device=device
@@ -63,7 +55,7 @@ def resume(record: Record, tiny: bool) -> None:
         Trainer(base, folder / "teacher", dataset=dataset, progress=False).run()
         for kind, changes in KINDS.items():
             with record.guarded(kind):
-                config = changed(base, changes)
+                config = change(base, changes)
                 needs = config.objective.distills
                 teacher = load(folder / "teacher", device) if needs else None
                 if needs:
@@ -153,9 +145,12 @@ def step(net: nn.Module, device: str, half: bool) -> tuple[Tensor, dict[str, Ten
     generator = torch.Generator().manual_seed(1)
     x0, noise = (0.5 * torch.randn(4, 3, 16, 16, generator=generator).to(device) for _ in range(2))
     t = torch.linspace(0.3, 1.4, 4, device=device)
-    label, guidance = torch.tensor([0, 5, 1, 2], device=device), torch.linspace(1, 2, 4, device=device)
+    conditions = {
+        "label": torch.tensor([0, 5, 1, 2], device=device),
+        "guidance": torch.linspace(1, 2, 4, device=device),
+    }
     with torch.autocast(device, torch.bfloat16, enabled=half):
-        loss = consistency_loss(net, TrigFlow(), x0, noise, t, label=label, guidance=guidance).value
+        loss = flow_map_loss(net, TrigFlow(), x0, noise, t, conditions=conditions, config=objective_of("sct")).value
     loss.backward()
     found = {}
     for name, parameter in net.named_parameters():

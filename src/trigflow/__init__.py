@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from trigflow.models.model import Model as Model
     from trigflow.models.model import load as load
     from trigflow.models.outside import model_of as model_of
+    from trigflow.plugins import load_plugin as load_plugin
     from trigflow.training.config import RunConfig as RunConfig
     from trigflow.training.runs import distill as distill
     from trigflow.training.runs import train as train
@@ -39,6 +40,7 @@ _HOME = {
     "evaluate_model": "trigflow.evaluation.evaluate_model",
     "get_recipe": "trigflow.lab.recipes",
     "load": "trigflow.models.model",
+    "load_plugin": "trigflow.plugins",
     "model_of": "trigflow.models.outside",
     "open_dataset": "trigflow.data",
     "save_grid": "trigflow.codecs.pictures",

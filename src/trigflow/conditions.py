@@ -15,6 +15,7 @@ kind is a class with `rows` and `state`, under its name in `INPUTS`.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -61,9 +62,9 @@ def check_declared(network: object) -> None:
     """
     if not hasattr(network, "takes"):
         for name, now in OLD.items():
-            if getattr(network, name, None) not in (None, False):
+            if (said := getattr(network, name, None)) is not None and said is not False:  # 0 is a label
                 raise UserError(
-                    f"the network has {name} = {getattr(network, name)} and no takes; expected the names of its conditions, "
+                    f"the network has {name} = {said} and no takes; expected the names of its conditions, "
                     f"which it is called with as network(x, t, **conditions); set {now}"
                 )
     foreign = sorted(null(network).keys() - takes(network))
@@ -100,7 +101,7 @@ def rows_of(conditions: Mapping[str, Any], x: Tensor) -> dict[str, Tensor]:
     A number, or a tensor with one row or no axis, is for all of them.
 
     Raises:
-        UserError: for a condition of another number of rows.
+        UserError: for a condition of another number of rows, or one of `ORDER` that is more than a number a row.
     """
     told = {}
     for name, given in conditions.items():
@@ -108,9 +109,12 @@ def rows_of(conditions: Mapping[str, Any], x: Tensor) -> dict[str, Tensor]:
         value = value.to(x.device, x.dtype if value.is_floating_point() or name == "guidance" else value.dtype)
         if value.ndim == 0:
             value = value[None]
-        if len(value) not in (1, len(x)):
+        if len(value) not in (1, len(x)) or (
+            name in ORDER and value.ndim > 1
+        ):  # a number each; more axes would broadcast
             raise UserError(
-                f"{name} of shape {tuple(value.shape)} for a batch of {len(x)}; expected one row, or one a sample; correct it"
+                f"{name} of shape {tuple(value.shape)} for a batch of {len(x)}; expected one "
+                f"{'number' if name in ORDER else 'row'}, or one a sample; correct it"
             )
         told[name] = value.expand(len(x), *value.shape[1:])
     return told
@@ -231,14 +235,15 @@ class Classes:
                 raise UserError(f"{what}: there is no class '{said}'; expected one of {known}; correct {what}")
         elif isinstance(said, Tensor) and not said.ndim and not said.is_floating_point() and said.dtype != torch.bool:
             said = int(said)
-        if isinstance(said, bool) or not isinstance(said, int):
-            index = getattr(said, "__index__", None)  # numpy's integers
-            if isinstance(said, bool) or index is None:
-                raise UserError(f"{what}: {said!r} is no class; expected a whole number or a name; correct {what}")
-            said = index()
-        if not -(2**63) <= said < 2**63:
-            raise UserError(f"label {said} is out of range; expected 0 to {self.num - 1}; correct {what}")
-        return int(said)
+        try:
+            number = None if isinstance(said, bool | Tensor) else operator.index(said)  # numpy's integers have an index
+        except TypeError:
+            number = None
+        if number is None:
+            raise UserError(f"{what}: {said!r} is no class; expected a whole number or a name; correct {what}")
+        if not -(2**63) <= number < 2**63:
+            raise UserError(f"label {number} is out of range; expected 0 to {self.num - 1}; correct {what}")
+        return number
 
     def _of_one_hot(self, given: Tensor, what: str) -> Tensor:
         fine = given.shape[1] == self.num and bool(((given == 0) | (given == 1)).all() and (given.sum(1) == 1).all())

@@ -21,6 +21,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from trigflow.plugins import check_loaded, loaded
 from trigflow.runtime.errors import UserError
 from trigflow.version import __version__
 
@@ -29,8 +30,9 @@ FORMATS = {"config": 2, "model": 2, "report": 1, "latents": 1}
 
 
 def stamped(kind: str, raw: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of a file of this kind with its format and the version that writes it."""
-    return {"format": FORMATS[kind], "trigflow": __version__, **raw}
+    """The content of a file of this kind with its format, the version that writes it, and the plugins it depends on."""
+    plugins = loaded() if kind in ("config", "model") else []
+    return {"format": FORMATS[kind], "trigflow": __version__, **({"plugins": plugins} if plugins else {}), **raw}
 
 
 def migrated(kind: str, raw: Any, what: str, **beside: Any) -> dict[str, Any]:
@@ -43,7 +45,7 @@ def migrated(kind: str, raw: Any, what: str, **beside: Any) -> dict[str, Any]:
         beside: what older formats kept in other files: for `model`, the `config` beside it.
 
     Raises:
-        UserError: for content that is no such file, or a format that only a newer version reads.
+        UserError: for content that is no such file, a format that only a newer version reads, or a plugin that is missing.
     """
     if not isinstance(raw, Mapping):
         raise UserError(
@@ -58,10 +60,11 @@ def migrated(kind: str, raw: Any, what: str, **beside: Any) -> dict[str, Any]:
             f"{what} has format {found}, written by trigflow {version}; expected at most {FORMATS[kind]}, all that trigflow "
             f"{__version__} reads; update trigflow to {version}"
         )
+    check_loaded(raw.get("plugins", ()), what)
     content = dict(raw)
     for step in range(found, FORMATS[kind]):
         content = STEPS[kind, step](content, **beside)
-    return {name: value for name, value in content.items() if name not in ("format", "trigflow")}
+    return {name: value for name, value in content.items() if name not in ("format", "trigflow", "plugins")}
 
 
 def config_1_to_2(raw: dict[str, Any], **_: Any) -> dict[str, Any]:

@@ -250,6 +250,15 @@ def test_own_images_to_a_student(packed: bool, photos: Photos, cli: Cli, tmp_pat
         with Image.open(path) as picture:
             assert np.array_equal(np.asarray(picture), image.permute(1, 2, 0).numpy())
 
+    options = ["--num", 5, "--labels", "dogs", "--guidance", 1.5, "--device", "cpu", "--out", tmp_path / "by-name"]
+    result = cli("sample", student, *options)
+    assert result.code == 0, result.err
+    for path in pictures:
+        assert (tmp_path / "by-name" / path.name).read_bytes() == path.read_bytes()
+    result = cli("sample", student, "--labels", "cats", "birds", "--out", tmp_path / "none.png")
+    assert (result.code, result.err.count("\n")) == (2, 1)
+    assert "labels: there is no class 'birds'; expected one of cats, dogs" in result.err
+
     result = cli("evaluate", student, "--num", 8)
     assert result.code == 0, result.err
     assert "pixels" in result.out
@@ -323,7 +332,7 @@ def test_one_class_is_no_choice(photos: Photos, cli: Cli, tmp_path: Path) -> Non
     assert json.loads(cli("info", tmp_path / "run", "--json").out)["classes"] == 0
     sample = ["sample", tmp_path / "run", "--num", 2, "--steps", 2, "--out", tmp_path / "x.png"]
     check_mistake(
-        cli, tmp_path, [*sample, "--labels", 0], "labels for an unconditional model; expected none; drop --labels"
+        cli, tmp_path, [*sample, "--labels", 0], "labels for an unconditional model; expected none; leave labels out"
     )
     assert cli(*sample).code == 0
 
@@ -444,8 +453,15 @@ def test_mistakes_in_training(
 @pytest.mark.parametrize(
     ("run", "options", "words"),
     [
-        ("teacher", ["--labels", "10"], "label 10 is out of range; expected 0 to 9 for 10 classes"),
-        ("student", ["--labels", "3", "11"], "label 11 is out of range"),
+        ("teacher", ["--labels", "10"], "labels: there is no class '10'; expected one of 0, 1, 2"),
+        ("student", ["--labels", "3", "11"], "labels: there is no class '11'; expected one of 0, 1, 2"),
+        ("student", ["--labels", "cat"], "labels: there is no class 'cat'; expected one of 0, 1, 2"),
+        ("student", ["--labels", "-1"], "labels: there is no class '-1'"),
+        ("student", ["--labels", "1.5"], "labels: there is no class '1.5'"),
+        ("student", ["--conditions", "wind"], "--conditions wind; expected NAME=VALUE"),
+        ("student", ["--conditions", "wind=1,2"], "wind for a model that takes none; expected labels; leave wind out"),
+        ("student", ["--gamma", "0.5"], "gamma 0.5 for this model; expected 1"),
+        ("teacher", ["--gamma", "1"], "gamma 1 for a diffusion model; expected a student of any jump"),
         ("teacher", ["--steps", "0"], "expected at least 1"),
         ("student", ["--steps", "0"], "expected at least 1"),
         ("student", ["--steps", "-2"], "expected at least 1"),
@@ -455,7 +471,7 @@ def test_mistakes_in_training(
         ("student", ["--guidance", "2.5"], "guidance 2.5; expected a scale in [1, 2.0]"),
         ("student", ["--guidance", "nan"], "expected a finite scale"),
         ("unconditional", ["--guidance", "1.5"], "guidance 1.5 for a model without guidance"),
-        ("unconditional", ["--labels", "0"], "labels for an unconditional model; expected none; drop --labels"),
+        ("unconditional", ["--labels", "0"], "labels for an unconditional model; expected none; leave labels out"),
         ("student", ["--columns", "0"], "0 images per row"),
         ("student", ["--device", "abacus"], "device 'abacus' cannot be used"),
         ("student", ["--out", "{tmp}/x.gif"], "unknown image ending"),

@@ -145,10 +145,10 @@ def test_evaluations_inside_the_interval_count_twice(solver: str, teacher_folder
     model, counted = load(teacher_folder, "cpu"), 0
     forward = model.network.forward
 
-    def counting(x: torch.Tensor, *args: Any) -> torch.Tensor:
+    def counting(x: torch.Tensor, t: torch.Tensor, **conditions: torch.Tensor) -> torch.Tensor:
         nonlocal counted
         counted += len(x)
-        return forward(x, *args)
+        return forward(x, t, **conditions)
 
     model.network.forward = counting  # type: ignore[method-assign]
     for interval in ((0.2, 20.0), (0.0, 0.1), (100.0, 200.0), (0.0, 100.0), None):

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch import Tensor
 
-from trigflow.conditions import check_labels
+from trigflow.conditions import Classes, Conditioner, Numbers, check_labels
 from trigflow.data import ImageDataset, require_classes
 from trigflow.runtime.errors import UserError
 
@@ -134,3 +136,56 @@ def test_require_classes() -> None:
     for reason, dataset in refused.items():
         with pytest.raises(UserError, match=f"'d' has .*{reason}; expected .*; train unconditionally"):
             require_classes(dataset)
+
+
+# Conditions ----------------------------------------------------------------------------------------------------------
+
+
+def windy(n: int) -> ImageDataset:
+    """`counted`, where image i has the wind (i, -i)."""
+    wind = torch.stack([torch.arange(float(n)), -torch.arange(float(n))], dim=1)
+    return dataclasses.replace(counted(n), conditions={"wind": wind})
+
+
+def test_what_else_is_known_goes_with_each_sample() -> None:
+    data, indices = windy(5), torch.tensor([4, 0, 4])
+    told = data.told(indices)
+    assert told["label"].tolist() == [1, 0, 1]
+    assert told["wind"].tolist() == [[4, -4], [0, 0], [4, -4]]
+    some = data.subset(torch.tensor([3, 1]))
+    assert some.told(torch.tensor([1]))["wind"].tolist() == [[1, -1]]
+    for part in data.split(0.4, seed=0):
+        assert torch.equal(part.conditions["wind"][:, 0], part.images[:, 0, 0, 0].float())
+    assert ImageDataset("bare", data.images).told(indices) == {}
+
+
+def test_the_conditioner_of_a_network_has_what_it_takes() -> None:
+    data = windy(5)
+    assert data.conditioner({"wind", "label"}) == Conditioner(
+        {"label": Classes(3, ("a", "b", "c")), "wind": Numbers("wind", (2,))}
+    )
+    assert data.conditioner({"label", "guidance", "end"}) == Conditioner.of_classes(3, ("a", "b", "c"))
+    assert data.conditioner(()) == Conditioner()
+    data.check_tells(["wind"])
+    with pytest.raises(
+        UserError, match=r"takes rain and the data have no such condition; .*conditions=\{'rain': ...\}"
+    ):
+        data.check_tells(["wind", "rain"])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("label", torch.zeros(5)),
+        ("guidance", torch.zeros(5)),
+        ("end", torch.zeros(5)),
+        ("wind", torch.zeros(4, 2)),
+        ("wind", torch.tensor(1.0)),
+        ("wind", [0.0] * 5),
+    ],
+)
+def test_conditions_that_are_none(name: str, value: object) -> None:
+    with pytest.raises(
+        UserError, match=rf"the condition {name} of 5 samples; expected a tensor .*; correct conditions"
+    ):
+        dataclasses.replace(counted(5), conditions={name: value})

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from deploy.students import student
+from trigflow.conditions import Conditioner
 from trigflow.deploy.card import figures_of, model_card, table
 from trigflow.runtime.errors import UserError
 from trigflow.runtime.files import write_json
@@ -51,7 +52,7 @@ def test_table_leaves_out_what_no_row_has() -> None:
 
 def test_names_stay_on_their_line() -> None:
     model = student({"data.source": "/data/`rm`\n# Heading|"})
-    model = dataclasses.replace(model, class_names=("a`b", "c\n---\nd", *"23456789"))
+    model = dataclasses.replace(model, conditioner=Conditioner.of_classes(10, ("a`b", "c\n---\nd", *"23456789")))
     card = model_card(model, [], pictured=True)
     assert "# `'rm' # Heading/`, drawn in one or two steps" in card.splitlines()
     assert "Classes: `a'b`, `c --- d`, `2`" in card
@@ -63,7 +64,7 @@ def test_an_unconditional_student_is_drawn_without_labels() -> None:
     model = student()
     conditioning = dataclasses.replace(model.spec.conditioning, num_classes=0)
     spec = dataclasses.replace(model.spec, conditioning=conditioning)
-    card = model_card(dataclasses.replace(model, spec=spec, class_names=()), [], pictured=False)
+    card = model_card(dataclasses.replace(model, spec=spec, conditioner=Conditioner()), [], pictured=False)
     assert "pipe(num_inference_steps=2, generator=generator)" in card
     assert "no classes" in card
     assert "Classes:" not in card

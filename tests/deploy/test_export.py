@@ -60,7 +60,7 @@ def test_onnx_gives_the_velocity_for_any_batch_size(onnx_folder: Path, b: int) -
     x = 0.5 * torch.randn(b, 1, 8, 8, generator=generator)
     t = 0.1 + 1.4 * torch.rand(b, generator=generator)
     label, guidance = torch.arange(b) + 10 - b + 1, 1 + torch.rand(b, generator=generator)  # 10 is the null label
-    velocity = model.velocity(label, guidance)(x, t, t / 2)  # type: ignore[call-arg]
+    velocity = model.velocity({"label": label}, guidance)(x, t, t / 2)  # type: ignore[call-arg]
     given = {"x": x, "t": t, "label": label, "guidance": guidance, "end": t / 2}
     (found,) = session.run(None, {name: value.numpy() for name, value in given.items()})
     assert velocity.abs().max() > 0.1
@@ -74,7 +74,8 @@ def test_the_numpy_sampler_of_the_page_draws_what_trigflow_draws(onnx_folder: Pa
     images = draw(onnx_folder / "out", [3, 7], 2, np.random.default_rng(0), guidance=1.5)
     model = load(onnx_folder / "run", "cpu")
     noise = torch.from_numpy(0.5 * np.random.default_rng(0).standard_normal((2, 1, 8, 8))).float()
-    x0 = samplers.multistep_sample(model.velocity(torch.tensor([3, 7]), 1.5), model.process, noise, 2)
+    velocity = model.velocity({"label": torch.tensor([3, 7])}, 1.5)
+    x0 = samplers.flow_map_sample(velocity, model.process, noise, samplers.segment_times(model.process, 2))
     difference = images.astype(int) - model.codec.stored(x0).numpy().astype(int)
     assert np.abs(difference).max() <= 1
 
@@ -99,8 +100,8 @@ def test_the_numpy_sampler_of_the_page_adds_noise_as_trigflow_does(
         rng = np.random.default_rng(1)
         noise = [torch.from_numpy(0.5 * rng.standard_normal((2, 1, 8, 8))).float() for _ in range(steps)]
         times = model.times.get(steps) or samplers.consistency_times(model.process, steps)
-        velocity = model.velocity(torch.tensor([3, 7]))
-        x0 = samplers.consistency_sample(velocity, model.process, noise[0], times, fresh=noise[1:])
+        velocity = model.velocity({"label": torch.tensor([3, 7])})
+        x0 = samplers.flow_map_sample(velocity, model.process, noise[0], times, gamma=1, fresh=noise[1:])
         difference = images.astype(int) - model.codec.stored(x0).numpy().astype(int)
         assert np.abs(difference).max() <= 1
 
@@ -144,7 +145,7 @@ def test_model_json_says_when_to_call_it(
     export_network(MODELS[name], tmp_path, "torchscript")
     about = json.loads((tmp_path / "model.json").read_text())
     assert about["sampler"] == sampler
-    assert about["null_label"] == 10
+    assert about["null"] == {"label": 10}
     assert about["guidance"] is None
     assert {steps: tuple(round(t, 6) for t in ts) for steps, ts in about["times"].items()} == times
 

@@ -42,11 +42,12 @@ def test_draws_what_the_consistency_sampler_draws_from_the_same_noise(steps: int
 
     noise = 0.5 * torch.randn(3, 1, 8, 8, generator=generator)
     times = GUIDED.times.get(steps) or samplers.consistency_times(GUIDED.process, steps)
-    velocity = GUIDED.velocity(labels, 1.5)
-    expected = samplers.consistency_sample(velocity, GUIDED.process, noise, times, generator=generator)
+    velocity = GUIDED.velocity({"label": labels}, 1.5)
+    expected = samplers.flow_map_sample(velocity, GUIDED.process, noise, times, gamma=1, generator=generator)
 
     torch.testing.assert_close(0.5 * drawn, expected, atol=2e-6, rtol=1e-5)
-    other = samplers.consistency_sample(GUIDED.velocity(labels, 1.0), GUIDED.process, noise, times, seeded())
+    plain = GUIDED.velocity({"label": labels}, 1.0)
+    other = samplers.flow_map_sample(plain, GUIDED.process, noise, times, gamma=1, generator=seeded())
     assert (0.5 * drawn - other).abs().max() > 1e-3  # the network has a say
 
 
@@ -65,8 +66,8 @@ def test_the_network_fits_a_loop_of_the_stock_scheduler(steps: int) -> None:
     assert torch.equal(drawn, x / 0.5)
     noise_source = seeded()
     noise = 0.5 * torch.randn(2, 1, 8, 8, generator=noise_source)
-    velocity = GUIDED.velocity(labels, 1.0)
-    ours = samplers.consistency_sample(velocity, GUIDED.process, noise, times, generator=noise_source)
+    velocity = GUIDED.velocity({"label": labels}, 1.0)
+    ours = samplers.flow_map_sample(velocity, GUIDED.process, noise, times, gamma=1, generator=noise_source)
     torch.testing.assert_close(x, ours, atol=2e-6, rtol=1e-5)
 
 
@@ -164,7 +165,7 @@ def test_a_network_of_ones_own_cannot_be_built_again() -> None:
     ("arguments", "what"),
     [
         ({"class_labels": [10]}, "10"),
-        ({"class_labels": []}, "0 class_labels for 1 images"),
+        ({"class_labels": []}, "an empty list of class_labels; expected at least one class"),
         ({"class_labels": [1, 2, 3], "batch_size": 2}, "3 class_labels for 2 images"),
         ({"batch_size": 0}, "batch_size 0"),
         ({"batch_size": 3, "latents": torch.zeros(2, 1, 8, 8)}, "batch_size 3 and latents"),

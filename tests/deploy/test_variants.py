@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from networks.helpers import awake, draw
+from trigflow.conditions import takes
 from trigflow.deploy.fixed import FixedSizes
 from trigflow.deploy.traced import Kept, Traced
 from trigflow.deploy.variants import Compiled, Half, build_variant, ready_to_draw
@@ -19,7 +20,7 @@ from trigflow.runtime.errors import UserError
 
 PLAIN = ConditioningConfig(width=16)
 LABELS = ConditioningConfig(width=16, num_classes=10)
-ALL = ConditioningConfig(width=16, num_classes=10, takes_guidance=True, takes_end=True)
+ALL = ConditioningConfig(width=16, num_classes=10, takes=("guidance", "end"))
 U: dict[str, Any] = {"width": 16, "mult": (1, 2), "blocks": 1}
 CONFIGS: dict[str, NetworkConfig] = {
     "unet": UNetConfig(attention=(1,), conditioning=ALL, **U),
@@ -37,13 +38,18 @@ def small(name: str) -> nn.Module:
         return awake(build(CONFIGS[name]).eval().requires_grad_(False))
 
 
-def given(net: nn.Module, b: int, seed: int = 1, t: float | None = None) -> list[Tensor | None]:
-    """x, times, labels, guidance and ends, as far as the network takes them."""
+def given(net: nn.Module, b: int, seed: int = 1, t: float | None = None) -> dict[str, Tensor]:
+    """x, times, labels, guidance, ends and winds, as far as the network takes them."""
     channels = net.config.channels  # type: ignore[union-attr]
     times = torch.linspace(0.2, 1.5, b) if t is None else torch.full((b,), t)
-    label = (torch.arange(b) * 3 + seed) % 11 if net.null_label else None
-    guidance = torch.linspace(1.0, 1.9, b) if net.takes_guidance else None
-    return [draw(seed, b, channels, 8, 8), times, label, guidance, *([times * 0.3] if net.takes_end else [])]  # type: ignore[list-item]
+    conditions = {
+        "label": (torch.arange(b) * 3 + seed) % 11,
+        "guidance": torch.linspace(1.0, 1.9, b),
+        "end": times * 0.3,
+        "wind": draw(seed + 50, b, 2),
+    }
+    inputs = {"x": draw(seed, b, channels, 8, 8), "t": times}  # type: ignore[arg-type]
+    return inputs | {name: value for name, value in conditions.items() if name in takes(net)}
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -54,9 +60,9 @@ def test_traced_gives_the_same_numbers(name: str) -> None:
     variant = Traced(net, sizes=(1, 4))
     for b, seed in ((1, 1), (4, 2), (3, 3), (6, 4), (4, 2), (3, 5)):
         inputs = given(net, b, seed)
-        torch.testing.assert_close(variant(*inputs), net(*inputs), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(variant(**inputs), net(**inputs), rtol=1e-5, atol=1e-5)
     inputs = given(net, 4)
-    assert torch.equal(variant(*inputs), variant(*inputs))
+    assert torch.equal(variant(**inputs), variant(**inputs))
 
 
 @torch.no_grad()
@@ -64,11 +70,11 @@ def test_conditioning_is_computed_once_for_the_same_conditions() -> None:
     net = small("unet")
     variant = Traced(net, sizes=(2,))
     for seed in range(3):
-        x, t, label, guidance, end = given(net, 2, 1)
-        variant(draw(seed, *x.shape), t, label, guidance, end)  # type: ignore[union-attr]
+        inputs = given(net, 2, 1)
+        variant(**{**inputs, "x": draw(seed, *inputs["x"].shape)})
     assert len(variant.kept.values) == 2  # of the comparison with the network, and ours
-    variant(*given(net, 2, 1, t=0.7))
-    variant(*given(net, 2, 2, t=0.7))
+    variant(**given(net, 2, 1, t=0.7))
+    variant(**given(net, 2, 2, t=0.7))
     assert len(variant.kept.values) == 4
 
 
@@ -88,11 +94,11 @@ def test_what_is_kept_stays_within_its_bytes() -> None:
 def test_padding_and_neighbours_change_nothing() -> None:
     net = small("unet")
     variant = Traced(net, sizes=(8,))
-    x, t, label, guidance, end = given(net, 8)
-    whole = variant(x, t, label, guidance, end)
-    x[5:] = 1e3  # type: ignore[index]
-    variant(x, t, label, guidance, end)  # leaves its last rows in the buffer
-    alone = variant(*(v[:5] for v in (x, t, label, guidance, end)))  # type: ignore[index]
+    inputs = given(net, 8)
+    whole = variant(**inputs)
+    inputs["x"][5:] = 1e3
+    variant(**inputs)  # leaves its last rows in the buffer
+    alone = variant(**{name: value[:5] for name, value in inputs.items()})
     assert torch.equal(alone, whole[:5])
 
 
@@ -101,13 +107,13 @@ def test_threads_do_not_mix_their_batches() -> None:
     net = small("unet, patches")
     variant = Traced(net, sizes=(1, 2, 4))
     inputs = {seed: given(net, 1 + seed % 4, seed) for seed in range(8)}
-    expected = {seed: net(*inputs[seed]) for seed in inputs}
+    expected = {seed: net(**inputs[seed]) for seed in inputs}
     wrong: list[int] = []
 
     def work(seed: int) -> None:
         with torch.no_grad():
             for _ in range(10):
-                if not torch.allclose(variant(*inputs[seed]), expected[seed], rtol=1e-5, atol=1e-5):
+                if not torch.allclose(variant(**inputs[seed]), expected[seed], rtol=1e-5, atol=1e-5):
                     wrong.append(seed)
 
     threads = [threading.Thread(target=work, args=(seed,)) for seed in inputs]
@@ -119,19 +125,20 @@ def test_threads_do_not_mix_their_batches() -> None:
 
 
 class Few(nn.Module):
-    """A network of a few layers that takes everything: quick to compile and to export."""
+    """A network of a few layers that takes everything, and two numbers more: quick to compile and to export."""
 
-    null_label, takes_guidance, takes_end = 10, True, True
+    takes = frozenset({"label", "guidance", "end", "wind"})
 
     def __init__(self) -> None:
         super().__init__()
+        self.null = {"label": torch.tensor(10), "wind": torch.tensor([0.5, -0.5])}
         self.label = nn.Embedding(11, 4)
-        self.linear = nn.Linear(7, 4)
+        self.linear = nn.Linear(9, 4)
         self.inp = nn.Conv2d(1, 4, 3, padding=1)
         self.out = nn.Conv2d(4, 1, 3, padding=1)
 
-    def forward(self, x: Tensor, t: Tensor, label: Tensor, guidance: Tensor, end: Tensor) -> Tensor:
-        told = torch.cat([self.label(label), torch.stack([t, guidance, end], dim=1)], dim=1)
+    def forward(self, x: Tensor, t: Tensor, label: Tensor, guidance: Tensor, end: Tensor, wind: Tensor) -> Tensor:
+        told = torch.cat([self.label(label), torch.stack([t, guidance, end], dim=1), wind], dim=1)
         return self.out(torch.tanh(self.inp(x)) * self.linear(told)[:, :, None, None])
 
 
@@ -146,13 +153,11 @@ def few() -> nn.Module:
 class Deciding(nn.Module):
     """Another function for late times than for early ones, decided in Python."""
 
-    null_label = None
-
     def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(()))
 
-    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None, guidance: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
         return self.weight * x if float(t.detach().numpy()[0]) > 0.5 else -self.weight * x
 
 
@@ -167,15 +172,30 @@ def test_a_network_that_cannot_be_recorded_is_refused_and_auto_takes_it_as_it_is
     assert torch.equal(variant(x, torch.tensor([1.0])), x)
 
 
+@pytest.mark.parametrize("name", ["plain", "traced"])
+@torch.no_grad()
+def test_a_condition_of_several_numbers_goes_through_padded_and_cut(name: str) -> None:
+    """At its own rows, also where the last call has room for more; and at others than the recorded ones."""
+    net = few()
+    variant = build_variant(name, net, (1, 8, 8))
+    for b, seed in ((1, 1), (3, 2), (3, 3), (17, 4)):
+        inputs = given(net, b, seed)
+        expected = net(**inputs)
+        torch.testing.assert_close(variant(**inputs), expected, rtol=1e-5, atol=1e-5)
+        other = {**inputs, "wind": inputs["wind"].flip(1)}
+        assert (net(**other) - expected).abs().amax((1, 2, 3)).min() > 1e-3
+        torch.testing.assert_close(variant(**other), net(**other), rtol=1e-5, atol=1e-5)
+
+
 @torch.no_grad()
 def test_compiled_computes_a_batch_of_one_as_one_of_two() -> None:
     net = few()
     variant = Compiled(net, backend="eager")
     for b in (1, 3):
         inputs = given(net, b)
-        result = variant(*inputs)
-        assert result.shape == inputs[0].shape  # type: ignore[union-attr]
-        torch.testing.assert_close(result, net(*inputs), rtol=1e-5, atol=1e-5)
+        result = variant(**inputs)
+        assert result.shape == inputs["x"].shape
+        torch.testing.assert_close(result, net(**inputs), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["unet", "edm2", "dit"])
@@ -185,7 +205,7 @@ def test_bf16_is_close_and_leaves_the_network_alone(name: str) -> None:
     before = {key: value.clone() for key, value in net.state_dict().items()}
     variant = Half(net, torch.bfloat16)
     inputs = given(net, 3)
-    expected, result = net(*inputs), variant(*inputs)
+    expected, result = net(**inputs), variant(**inputs)
     assert result.dtype == torch.float32
     error = float((result - expected).norm() / expected.norm())
     assert 0 < error < 0.05
@@ -198,8 +218,8 @@ def test_int8_is_close() -> None:
     net = small("dit")
     variant = build_variant("int8", net, (4, 8, 8))
     inputs = given(net, 3)
-    expected = net(*inputs)
-    error = float((variant(*inputs) - expected).norm() / expected.norm())
+    expected = net(**inputs)
+    error = float((variant(**inputs) - expected).norm() / expected.norm())
     assert 0 < error < 0.1
 
 
@@ -211,7 +231,7 @@ def test_onnx_gives_the_same_numbers_at_every_batch_size() -> None:
     variant = build_variant("onnx", net, (1, 8, 8))
     for b in (1, 2, 5):
         inputs = given(net, b)
-        torch.testing.assert_close(variant(*inputs), net(*inputs), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(variant(**inputs), net(**inputs), rtol=1e-4, atol=1e-4)
 
 
 def test_onnx_without_onnxruntime_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,7 +262,8 @@ def test_variants_keep_the_attributes_of_the_network() -> None:
     net = small("unet")
     for name in ("plain", "traced", "bf16"):
         variant = build_variant(name, net, (1, 8, 8))
-        assert (variant.null_label, variant.takes_guidance, variant.takes_end) == (10, True, True)
+        assert variant.takes == {"label", "guidance", "end"}
+        assert {key: row.tolist() for key, row in variant.null.items()} == {"label": 10}
         assert next(variant.parameters()).device.type == "cpu"
 
 
@@ -253,6 +274,6 @@ def test_cuda_graphs_give_the_numbers_of_the_network(name: str, tolerance: float
     net = small("unet").cuda()
     variant = build_variant(name, net, (1, 8, 8))
     for b, seed in ((1, 1), (5, 2), (3, 3), (1, 4)):
-        inputs = [None if v is None else v.cuda() for v in given(net, b, seed)]
-        expected = net(*inputs)
-        assert float((variant(*inputs) - expected).norm() / expected.norm()) < tolerance
+        inputs = {key: value.cuda() for key, value in given(net, b, seed).items()}
+        expected = net(**inputs)
+        assert float((variant(**inputs) - expected).norm() / expected.norm()) < tolerance

@@ -39,9 +39,9 @@ class Counting:
         self.samples = 0
         forward = model.network.forward
 
-        def counted(x: torch.Tensor, *rest: Any) -> torch.Tensor:
+        def counted(x: torch.Tensor, t: torch.Tensor, **conditions: torch.Tensor) -> torch.Tensor:
             self.samples += len(x)
-            return forward(x, *rest)
+            return forward(x, t, **conditions)
 
         monkeypatch.setattr(model.network, "forward", counted)
 

@@ -65,9 +65,9 @@ def test_labels_go_on_where_drawing_begins(student: Model, monkeypatch: pytest.M
     asked: list[Tensor] = []
     forward = student.network.forward
 
-    def record(x: Tensor, t: Tensor, label: Tensor, *rest: Any) -> Tensor:
+    def record(x: Tensor, t: Tensor, label: Tensor, **conditions: Tensor) -> Tensor:
         asked.append(label)
-        return forward(x, t, label, *rest)
+        return forward(x, t, label=label, **conditions)
 
     monkeypatch.setattr(student.network, "forward", record)
     student.sample(5, steps=1, first=23)
@@ -255,7 +255,7 @@ def latent_model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     folder = write_vae(tmp_path_factory.mktemp("vae"))
     network = torch.nn.Module()
     network.register_parameter("weight", torch.nn.Parameter(torch.zeros(1)))
-    network.forward = lambda x, t, *rest: 0.3 * x  # type: ignore[method-assign]
+    network.forward = lambda x, t: 0.3 * x  # type: ignore[method-assign]
     teacher = untrained_teacher()
     conditioning = dataclasses.replace(teacher.spec.conditioning, num_classes=0)
     spec = dataclasses.replace(teacher.spec, conditioning=conditioning)

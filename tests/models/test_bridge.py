@@ -28,8 +28,8 @@ from trigflow.models.bridges import (
     plain,
 )
 from trigflow.networks import ConditioningConfig, DDPMPPConfig, EDM2Config, build
-from trigflow.objectives import consistency_loss
-from trigflow.samplers import consistency_sample, consistency_times, guided_velocity, heun, network_velocity, sigma_grid
+from trigflow.objectives import flow_map_loss, objective_of
+from trigflow.samplers import consistency_times, flow_map_sample, guided_velocity, heun, network_velocity, sigma_grid
 
 Posterior = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
 """`E[x0' | y = x0' + sigma n]` of `(y, sigma, label)`, all that any diffusion model knows."""
@@ -130,31 +130,35 @@ def edm(posterior: Posterior, sd: float) -> Exact:
 Make = Callable[[Posterior, TrigFlow, float], Bridge]
 
 BRIDGES: dict[str, Make] = {
-    "edm": lambda p, process, scale: EDMBridge(edm(p, scale * process.sigma_data), process, scale=scale, null_label=3),
-    "edm, sd 0.66": lambda p, process, scale: EDMBridge(
-        edm(p, 0.66), process, sigma_data=0.66, scale=scale, null_label=3
+    "edm": lambda p, process, scale: EDMBridge(
+        edm(p, scale * process.sigma_data), process, scale=scale, null={"label": 3}
     ),
-    "denoiser": lambda p, process, scale: DenoiserBridge(Exact(p), process, scale=scale, null_label=3),
-    "flow, noise at 1": lambda p, process, scale: FlowBridge(flow(p, 1, 1, 1.0), process, scale=scale, null_label=3),
+    "edm, sd 0.66": lambda p, process, scale: EDMBridge(
+        edm(p, 0.66), process, sigma_data=0.66, scale=scale, null={"label": 3}
+    ),
+    "denoiser": lambda p, process, scale: DenoiserBridge(Exact(p), process, scale=scale, null={"label": 3}),
+    "flow, noise at 1": lambda p, process, scale: FlowBridge(
+        flow(p, 1, 1, 1.0), process, scale=scale, null={"label": 3}
+    ),
     "flow, noise at 0": lambda p, process, scale: FlowBridge(
-        flow(p, -1, 0, 1.0), process, noise_at=0, scale=scale, null_label=3
+        flow(p, -1, 0, 1.0), process, noise_at=0, scale=scale, null={"label": 3}
     ),
     "flow, noise at 1, data - noise": lambda p, process, scale: FlowBridge(
-        flow(p, -1, 1, 1000.0), process, velocity="data - noise", time_scale=1000.0, scale=scale, null_label=3
+        flow(p, -1, 1, 1000.0), process, velocity="data - noise", time_scale=1000.0, scale=scale, null={"label": 3}
     ),
     "flow, noise at 0, noise - data": lambda p, process, scale: FlowBridge(
-        flow(p, 1, 0, 1.0), process, noise_at=0, velocity="noise - data", scale=scale, null_label=3
+        flow(p, 1, 0, 1.0), process, noise_at=0, velocity="noise - data", scale=scale, null={"label": 3}
     ),
 }
 for kind in ("epsilon", "v", "x0"):
     BRIDGES[f"steps, {kind}"] = lambda p, process, scale, kind=kind: VPBridge(  # type: ignore[misc]
-        vp(p, kind, steps), process, ALPHAS, predicts=kind, scale=scale, null_label=3
+        vp(p, kind, steps), process, ALPHAS, predicts=kind, scale=scale, null={"label": 3}
     )
     BRIDGES[f"score sde, {kind}"] = lambda p, process, scale, kind=kind: VPBridge(  # type: ignore[misc]
-        vp(p, kind, score_sde), process, LinearSchedule(time_scale=999.0), predicts=kind, scale=scale, null_label=3
+        vp(p, kind, score_sde), process, LinearSchedule(time_scale=999.0), predicts=kind, scale=scale, null={"label": 3}
     )
     BRIDGES[f"cosine, {kind}"] = lambda p, process, scale, kind=kind: VPBridge(  # type: ignore[misc]
-        vp(p, kind, cosine), process, CosineSchedule(), predicts=kind, scale=scale, null_label=3
+        vp(p, kind, cosine), process, CosineSchedule(), predicts=kind, scale=scale, null={"label": 3}
     )
 ALL = list(BRIDGES)
 
@@ -198,7 +202,7 @@ def test_a_labelled_mixture_model_is_the_exact_network(name: str) -> None:
     bridge = BRIDGES[name](posterior_of(oracle, 1.9), process, 1.9)
     t = inside(bridge, torch.linspace(0.02, 1.55, 24, dtype=torch.float64))
     x, label = draw(24, 2), torch.arange(24) % 4
-    torch.testing.assert_close(bridge(x, t, label), oracle.F_velocity(x, t, label), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(bridge(x, t, label=label), oracle.F_velocity(x, t, label), rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(bridge(x, t), oracle.F_velocity(x, t), rtol=1e-10, atol=1e-10)  # the null label
 
 
@@ -255,7 +259,7 @@ def test_noise_levels_a_model_knows() -> None:
     assert high == pytest.approx(math.sqrt(1 / float(ALPHAS[-1]) - 1) / 2)
     assert FlowBridge(nn.Identity(), process).sigma_range == (0, math.inf)
     asked: list[Tensor] = []
-    bridge = VPBridge(nn.Identity(), process, ALPHAS, adapter=lambda model, x, time, label: asked.append(time) or x)
+    bridge = VPBridge(nn.Identity(), process, ALPHAS, adapter=lambda model, x, time: asked.append(time) or x)
     bridge(torch.ones(2, 1), torch.atan(torch.tensor([0.001, 1000.0]) / 0.5))
     assert asked[0].tolist() == [0, 999]
 
@@ -308,7 +312,7 @@ class Smooth(nn.Module):
 def test_tangents_equal_those_of_torch(name: str) -> None:
     bridge = BRIDGES[name](lambda y, sigma, label: y, TrigFlow(0.5), 1.4)
     torch.manual_seed(0)
-    bridge.model, bridge.null_label = Smooth(), None
+    bridge.model, bridge.takes, bridge.null = Smooth(), frozenset(), {}
     x, t, dx = draw(6, 3), torch.linspace(0.05, 1.5, 6, dtype=torch.float64), draw(6, 3, seed=1)
     dt = torch.linspace(-1, 1, 6, dtype=torch.float64)
     out, derivative = tangent.jvp(bridge, (x, t), (dx, dt))
@@ -325,11 +329,11 @@ def test_tangents_equal_those_of_torch(name: str) -> None:
 
 def test_a_bridge_is_a_module_around_the_model() -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5))
-    bridge = FlowBridge(model, TrigFlow(), adapter=lambda model, x, time, label: model(x))
+    bridge = FlowBridge(model, TrigFlow(), adapter=lambda model, x, time: model(x))
     assert list(bridge.parameters()) == list(model.parameters())
     bridge.eval()
     assert not model.training
-    assert (bridge.null_label, bridge.takes_guidance) == (None, False)
+    assert (bridge.takes, bridge.null) == (frozenset(), {})
     twin = copy.deepcopy(bridge)
     with torch.no_grad():
         twin.model[0].weight.zero_()
@@ -339,23 +343,64 @@ def test_a_bridge_is_a_module_around_the_model() -> None:
 
 
 def test_labels_and_guidance_reach_the_model() -> None:
-    seen: list[Any] = []
+    seen: list[dict[str, Tensor]] = []
 
-    def adapter(model: nn.Module, x: Tensor, time: Tensor, *rest: Any) -> Tensor:
-        seen.append(rest)
+    def adapter(model: nn.Module, x: Tensor, time: Tensor, **told: Tensor) -> Tensor:
+        seen.append(told)
         return x
 
     x, t, label = torch.ones(2, 3), torch.tensor([0.3, 0.9]), torch.tensor([1, 4])
-    bridge = FlowBridge(nn.Identity(), TrigFlow(), adapter=adapter, null_label=10, takes_guidance=True)
-    bridge(x, t, label, torch.tensor([1.0, 2.0]))
-    assert torch.equal(seen[0][0], label)
-    assert seen[0][1].tolist() == [1.0, 2.0]
-    bridge(x, t, None, torch.ones(2))
-    assert seen[1][0].tolist() == [10, 10]
-    with pytest.raises(UserError, match="takes_guidance=True"):
-        bridge(x, t, label)
-    with pytest.raises(UserError, match="takes_guidance=False"):
-        FlowBridge(nn.Identity(), TrigFlow(), adapter=adapter)(x, t, None, torch.ones(2))
+    bridge = FlowBridge(nn.Identity(), TrigFlow(), adapter=adapter, null={"label": 10}, takes=("label", "guidance"))
+    bridge(x, t, label=label, guidance=torch.tensor([1.0, 2.0]))
+    assert torch.equal(seen[0]["label"], label)
+    assert seen[0]["guidance"].tolist() == [1.0, 2.0]
+    bridge(x, t, guidance=torch.ones(2))
+    assert seen[1]["label"].tolist() == [10, 10]
+    with pytest.raises(UserError, match="no guidance for a network that takes it"):
+        bridge(x, t, label=label)
+    with pytest.raises(UserError, match="guidance for a network that takes no conditions"):
+        FlowBridge(nn.Identity(), TrigFlow(), adapter=adapter)(x, t, guidance=torch.ones(2))
+
+
+@pytest.mark.parametrize(
+    ("old", "now"),
+    [
+        ({"null_label": 10}, "null = {"),
+        ({"takes_guidance": True}, "guidance"),
+        ({"takes_end": True}, "end"),
+        ({"nul": 1}, ""),
+    ],
+)
+def test_arguments_of_earlier_versions_are_named_with_what_says_it_now(old: dict[str, Any], now: str) -> None:
+    with pytest.raises(UserError, match=f"^{next(iter(old))} for a bridge; expected .*null or takes") as caught:
+        FlowBridge(nn.Identity(), TrigFlow(), **old)
+    assert now in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_any_condition_reaches_the_model_and_is_none_where_it_is_not_told() -> None:
+    seen: list[dict[str, Tensor]] = []
+
+    def adapter(model: nn.Module, x: Tensor, time: Tensor, **told: Tensor) -> Tensor:
+        seen.append(told)
+        return x
+
+    none = {"wind": torch.tensor([0.5, -0.5])}
+    bridge = FlowBridge(nn.Identity(), TrigFlow(), adapter=adapter, null=none, takes=("depth",))
+    assert bridge.takes == {"wind", "depth"}
+    x, t, depth, wind = (
+        torch.ones(2, 3),
+        torch.tensor([0.3, 0.9]),
+        torch.ones(2, 4, 4),
+        torch.tensor([[1.0, 2], [3, 4]]),
+    )
+    bridge(x, t, depth=depth, wind=wind)
+    bridge(x, t, depth=depth)
+    assert torch.equal(seen[0]["wind"], wind)
+    assert torch.equal(seen[1]["depth"], depth)
+    assert seen[1]["wind"].tolist() == [[0.5, -0.5]] * 2
+    with pytest.raises(UserError, match="no depth for a network that takes it"):
+        bridge(x, t, wind=wind)
 
 
 def test_plain_adapter_calls_with_what_there_is() -> None:
@@ -366,11 +411,18 @@ def test_plain_adapter_calls_with_what_there_is() -> None:
         calls.append(args)
         return x
 
-    plain(model, x, time, None)
-    plain(model, x, time, label)
-    plain(model, x, time, None, scale)
-    plain(model, x, time, label, scale)
-    expected = [(x, time), (x, time, label), (x, time, None, scale), (x, time, label, scale)]
+    plain(model, x, time)
+    plain(model, x, time, label=label)
+    plain(model, x, time, guidance=scale)
+    plain(model, x, time, guidance=scale, label=label)
+    plain(model, x, time, wind=x, depth=time, guidance=scale)
+    expected = [
+        (x, time),
+        (x, time, label),
+        (x, time, scale),
+        (x, time, label, scale),
+        (x, time, scale, time, x),
+    ]
     assert [[id(a) for a in call] for call in calls] == [[id(a) for a in call] for call in expected]
 
 
@@ -378,7 +430,8 @@ def test_one_hot_labels() -> None:
     rows: list[Tensor] = []
     adapter = OneHot(3)
     for label in (torch.tensor([0, 2, 3]), None):
-        adapter(lambda x, time, row: rows.append(row), torch.ones(3, 2), torch.ones(3), label)
+        told = {} if label is None else {"label": label}
+        adapter(lambda x, time, row: rows.append(row), torch.ones(3, 2), torch.ones(3), **told)
     assert rows[0].tolist() == [[1, 0, 0], [0, 0, 1], [0, 0, 0]]
     assert rows[1].tolist() == [[0, 0, 0]] * 3
     assert rows[0].dtype == torch.float32
@@ -407,7 +460,7 @@ def test_a_unet_of_diffusers(unet: Any) -> None:
     import diffusers
 
     scheduler = diffusers.DDPMScheduler(num_train_timesteps=1000, prediction_type="epsilon")
-    bridge = VPBridge(unet, TrigFlow(0.5), scheduler.alphas_cumprod, adapter=Diffusers(), scale=2.0, null_label=4)
+    bridge = VPBridge(unet, TrigFlow(0.5), scheduler.alphas_cumprod, adapter=Diffusers(), scale=2.0, null={"label": 4})
     x0, n, label = draw(2, 3, 8, 8), draw(2, 3, 8, 8, seed=1), torch.tensor([1, 4])
     step = torch.tensor([150, 800])
     noisy = scheduler.add_noise(x0, n, step)  # theirs: a x0' + b n
@@ -419,14 +472,14 @@ def test_a_unet_of_diffusers(unet: Any) -> None:
         cos, sin = (f(t)[:, None, None, None] for f in (torch.cos, torch.sin))
         expected = cos * epsilon - sin * clean
         torch.testing.assert_close(
-            bridge(noisy, t, label), expected, rtol=1e-4, atol=1e-4
+            bridge(noisy, t, label=label), expected, rtol=1e-4, atol=1e-4
         )  # their embedding is float32
-        wrong = bridge(noisy, t, label.flip(0))
+        wrong = bridge(noisy, t, label=label.flip(0))
     assert (wrong - expected).abs().max() > 1e-3
 
 
 def test_tangent_through_a_unet_of_diffusers(unet: Any) -> None:
-    bridge = VPBridge(unet, TrigFlow(0.5), ALPHAS, adapter=Diffusers(), null_label=4)
+    bridge = VPBridge(unet, TrigFlow(0.5), ALPHAS, adapter=Diffusers(), null={"label": 4})
     from tangent.diffusers_cases import exact
     from tangent.steps import directions
 
@@ -445,10 +498,10 @@ def test_a_transformer_of_diffusers_that_predicts_its_variance_too() -> None:
             patch_size=2, num_embeds_ada_norm=5, norm_num_groups=4,
         )
     )  # fmt: skip
-    bridge = VPBridge(dit.float(), TrigFlow(0.5), ALPHAS, adapter=Diffusers(), null_label=5)
+    bridge = VPBridge(dit.float(), TrigFlow(0.5), ALPHAS, adapter=Diffusers(), null={"label": 5})
     x, t, label = draw(2, 4, 8, 8), torch.tensor([0.5, 1.4], dtype=torch.float64), torch.tensor([0, 3])
     with torch.no_grad():
-        F = bridge(x, t, label)
+        F = bridge(x, t, label=label)
         r = torch.sqrt(torch.cos(t) ** 2 + 0.25 * torch.sin(t) ** 2)[:, None, None, None]
         time = DiscreteSchedule(ALPHAS)(torch.atan2(0.5 * torch.sin(t), torch.cos(t)))
         epsilon = dit((0.5 * x / r).float(), timestep=time, class_labels=label).sample[:, :4].double()
@@ -465,9 +518,9 @@ def test_prompts_for_a_model_conditioned_on_text() -> None:
             return (x * encoder_hidden_states.mean((1, 2))[:, None],)
 
     states = torch.arange(3.0)[:, None, None].expand(3, 4, 5)
-    bridge = FlowBridge(Text(), TrigFlow(0.5), adapter=Diffusers(states), null_label=0, scale=2.0)
+    bridge = FlowBridge(Text(), TrigFlow(0.5), adapter=Diffusers(states), null={"label": 0}, scale=2.0)
     x, t = torch.ones(3, 2), torch.tensor([0.5, 0.5, 0.5])
-    by_label = bridge(x, t, torch.tensor([0, 1, 2]))
+    by_label = bridge(x, t, label=torch.tensor([0, 1, 2]))
     assert not torch.equal(by_label[1], by_label[2])
     torch.testing.assert_close(bridge(x, t)[0], by_label[0])
     with pytest.raises(UserError, match="no labels"):
@@ -498,10 +551,10 @@ def test_published_networks_bridged_or_with_the_other_sign_are_the_same(name: st
         for parameter in [trig.unet.out_gain] if name == "edm2" else trig.model.dec["8x8_aux_conv"].parameters():
             parameter.neg_()
 
-    def raw_network(model: Any, x: Tensor, c_noise: Tensor, label: Tensor | None) -> Tensor:
-        return model(x, torch.atan(torch.exp(4 * c_noise) / 0.5), label)
+    def raw_network(model: Any, x: Tensor, c_noise: Tensor, label: Tensor) -> Tensor:
+        return model(x, torch.atan(torch.exp(4 * c_noise) / 0.5), label=label)
 
-    def denoiser(model: Any, y: Tensor, sigma: Tensor, label: Tensor | None) -> Tensor:
+    def denoiser(model: Any, y: Tensor, sigma: Tensor, label: Tensor) -> Tensor:
         total, at = sigma**2 + 0.25, (-1, 1, 1, 1)
         inner = raw_network(model, y / total.sqrt().reshape(at), torch.log(sigma) / 4, label)
         return 0.25 / total.reshape(at) * y + (sigma * 0.5 / total.sqrt()).reshape(at) * inner
@@ -509,10 +562,12 @@ def test_published_networks_bridged_or_with_the_other_sign_are_the_same(name: st
     process = TrigFlow(0.5)
     x, t = draw(3, 1, 8, 8), torch.tensor([0.01, 0.8, 1.55], dtype=torch.float64)
     label = torch.tensor([0, 2, 3])
-    expected = trig(x, t, label)
-    torch.testing.assert_close(EDMBridge(raw, process, adapter=raw_network, null_label=3)(x, t, label), expected)
-    bridge = DenoiserBridge(raw, process, adapter=denoiser, null_label=3)
-    torch.testing.assert_close(bridge(x, t, label), expected, rtol=1e-7, atol=1e-7)
+    expected = trig(x, t, label=label)
+    torch.testing.assert_close(
+        EDMBridge(raw, process, adapter=raw_network, null={"label": 3})(x, t, label=label), expected
+    )
+    bridge = DenoiserBridge(raw, process, adapter=denoiser, null={"label": 3})
+    torch.testing.assert_close(bridge(x, t, label=label), expected, rtol=1e-7, atol=1e-7)
     assert expected.abs().max() > 1e-2
 
 
@@ -532,7 +587,7 @@ def test_guidance_of_a_bridged_mixture() -> None:
     oracle, process = mixture(0.5), TrigFlow(0.5)
     bridge = BRIDGES["steps, v"](posterior_of(oracle, 1.0), process, 1.0)
     x, t, label = 0.5 * draw(4, 2), torch.tensor([0.4, 0.9, 1.2, 1.4]).double(), torch.tensor([0, 1, 2, 0])
-    v = guided_velocity(bridge, process, label, 1.7)(x, t)
+    v = guided_velocity(bridge, process, {"label": label}, 1.7)(x, t)
     cond, free = oracle.velocity(x, t, label), oracle.velocity(x, t)
     torch.testing.assert_close(v, free + 1.7 * (cond - free), rtol=1e-8, atol=1e-8)
 
@@ -544,12 +599,13 @@ def test_a_bridged_teacher_leaves_its_exact_student_alone() -> None:
     x0, noise = oracle.sample(8, torch.Generator().manual_seed(0), torch.float64), 0.5 * draw(8, 3)
     t = torch.linspace(0.1, 1.5, 8, dtype=torch.float64)
     teacher = network_velocity(bridge, process)
-    loss = consistency_loss(oracle.student(), process, x0, noise, t, teacher=teacher)
+    config = objective_of("scd")
+    loss = flow_map_loss(oracle.student(), process, x0, noise, t, teacher=teacher, config=config)
     assert loss.figures["tangent_norm"].max() < 1e-6
-    wrong = consistency_loss(oracle.teacher(), process, x0, noise, t, teacher=teacher)
+    wrong = flow_map_loss(oracle.teacher(), process, x0, noise, t, teacher=teacher, config=config)
     assert wrong.figures["tangent_norm"].max() > 1e-2
-    drawn = consistency_sample(
-        network_velocity(oracle.student(), process), process, noise, consistency_times(process, 1)
+    drawn = flow_map_sample(
+        network_velocity(oracle.student(), process), process, noise, consistency_times(process, 1), gamma=1
     )
     assert drawn.shape == noise.shape
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import functools
 import json
 import math
 import shutil
@@ -15,12 +17,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from deploy.students import student as digits_student
 from training.tiny import all_digits, change, tiny_config, untrained_teacher
 from trigflow.codecs import Pixels
 from trigflow.models.model import NOISE_BLOCK, Model, load
 from trigflow.networks import MLPConfig
 from trigflow.runtime.errors import UserError
 from trigflow.runtime.machine import resolve_device
+from trigflow.runtime.seeds import derive_seed
 from trigflow.samplers import Sampling
 from trigflow.training.setup import fit_network
 
@@ -44,17 +48,17 @@ def unconditional(unconditional_folder: Path) -> Model:
 class LabelNetwork(nn.Module):
     """`F = -class` everywhere, 0 for class 10 (no class): one evaluation at t_max draws almost exactly `sd class`."""
 
-    null_label = 10
+    takes = frozenset({"label"})
 
     def __init__(self) -> None:
         super().__init__()
+        self.null = {"label": torch.tensor(10)}
         self.zero = nn.Parameter(torch.zeros(()))
         self.batches: list[int] = []
 
-    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None, guidance: Tensor | None = None) -> Tensor:
-        assert label is not None
+    def forward(self, x: Tensor, t: Tensor, label: Tensor) -> Tensor:
         self.batches.append(len(x))
-        value = torch.where(label == self.null_label, torch.zeros_like(label), label)
+        value = torch.where(label == self.null["label"], torch.zeros_like(label), label)
         return -value.to(x)[:, None, None, None].expand_as(x) + self.zero
 
 
@@ -63,7 +67,7 @@ def label_model(kind: Any = "consistency") -> Model:
     # x0 = sd class = 0.5 class is decoded to the byte 10 class
     codec = Pixels((1, 8, 8), mean=(-1.0,), scale=0.5 * 127.5 / 10)
     sampling = Sampling("flow_map") if kind == "consistency" else Sampling(guided=True)
-    return Model(LabelNetwork(), config.network, config.process, codec, sampling, all_digits().class_names)
+    return Model(LabelNetwork(), config.network, config.process, codec, sampling, all_digits().conditioner(["label"]))
 
 
 def drawn_labels(images: Tensor) -> list[int]:
@@ -135,7 +139,7 @@ def test_one_step_is_the_consistency_function_of_the_noise(student: Model) -> No
     process, labels = student.process, torch.arange(6)
     noise, t = student.noise(4, 0, 0, 6), torch.full((6,), process.t_max)
     with torch.no_grad():
-        velocity = 0.5 * student.network(noise / 0.5, t, labels, torch.full((6,), 1.5))
+        velocity = 0.5 * student.network(noise / 0.5, t, label=labels, guidance=torch.full((6,), 1.5))
     expected = student.codec.stored(math.cos(process.t_max) * noise - math.sin(process.t_max) * velocity)
     assert close(student.sample(6, steps=1, seed=4, guidance=1.5), expected)
 
@@ -176,6 +180,94 @@ def test_every_solver_draws(solver: str, teacher: Model) -> None:
     assert difference < 0.25 * spread
 
 
+# Drawing one batch, and fresh noise between jumps --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["teacher", "student", "unconditional"])
+def test_drawing_a_batch_is_what_sampling_does(name: str, request: pytest.FixtureRequest) -> None:
+    model: Model = request.getfixturevalue(name)
+    told = model.conditioner.conditions(num=5)
+    noise = functools.partial(model.noise, 4, start=0, stop=5)
+    expected = model.sample(5, seed=4)
+    with torch.no_grad():
+        assert torch.equal(model.draw(noise, told), expected)
+        assert torch.equal(model.draw(noise, model.velocity(told)), expected)
+        sampler = model.sampler(3)
+        assert torch.equal(model.draw(noise, told, sampler), model.sample(5, steps=3, seed=4))
+        stored = model.draw(noise, told, finish=model.codec.stored)
+        assert torch.equal(stored, model.sample(5, seed=4, decode=False))
+
+
+@pytest.mark.parametrize("name", ["teacher", "student"])
+def test_drawing_a_batch_with_a_generator(name: str, request: pytest.FixtureRequest) -> None:
+    """Its noise is that of the first block of `sample` where it has the block's seed; fresh noise comes after it."""
+    model: Model = request.getfixturevalue(name)
+    told = model.conditioner.conditions(num=NOISE_BLOCK)
+    seed = derive_seed(4, "noise", 0, 0)
+    with torch.no_grad():
+        drawn = model.draw(torch.Generator().manual_seed(seed), told, model.sampler(1), num=NOISE_BLOCK)
+        assert torch.equal(drawn, model.sample(NOISE_BLOCK, steps=1, seed=4))
+        generator = torch.Generator().manual_seed(7)
+        noises = [0.5 * torch.randn(3, 1, 8, 8, generator=generator) for _ in range(2)]
+        rows = model.conditioner.conditions({"label": [3, 1, 4]}, 3)
+        again = model.draw(torch.Generator().manual_seed(7), rows, num=3)
+        assert torch.equal(again, model.draw(noises.__getitem__, rows))
+        assert not torch.equal(again, model.draw(torch.Generator().manual_seed(8), rows, num=3))
+
+
+@pytest.fixture(scope="module")
+def any_jump() -> Model:
+    """A student of any jump, with random weights."""
+    return digits_student({"objective.kind": "meanflow"})
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.4, 1.0])
+def test_fresh_noise_of_a_student_of_any_jump(gamma: float, any_jump: Model) -> None:
+    """Written out: each jump goes as far below the next time as the noise leads up again."""
+    times, labels = (1.5, 0.9, 0.4), torch.arange(6)
+    noises = [any_jump.noise(2, k, 0, 6).double() for k in range(3)]
+    x, network = noises[0], copy.deepcopy(any_jump.network).double()
+    for t, after, z in zip(times, (*times[1:], 0.0), (*noises[1:], noises[0]), strict=True):
+        end = math.atan(math.sqrt(1 - gamma**2) * math.tan(after))
+        full = torch.full((6,), t, dtype=torch.float64)
+        with torch.no_grad():
+            v = 0.5 * network(x / 0.5, full, label=labels, end=torch.full_like(full, end))
+        x = math.cos(t - end) * x - math.sin(t - end) * v
+        keep = math.cos(after) / math.cos(end)
+        x = keep * x + math.sqrt(max(0.0, math.sin(after) ** 2 - (keep * math.sin(end)) ** 2)) * z
+    drawn = any_jump.sample(6, times=times, seed=2, gamma=gamma)
+    assert close(drawn, any_jump.codec.decode(x.float()))
+    said = dataclasses.replace(any_jump, sampling=dataclasses.replace(any_jump.sampling, gamma=gamma))
+    assert torch.equal(said.sample(6, times=times, seed=2), drawn)
+    assert not torch.equal(any_jump.sample(6, times=times, seed=2, gamma=0.7), drawn)
+
+
+def test_fresh_noise_is_none_by_default_and_one_step_has_none(any_jump: Model) -> None:
+    assert torch.equal(any_jump.sample(4, steps=3), any_jump.sample(4, steps=3, gamma=0))
+    assert torch.equal(any_jump.sample(4, steps=1), any_jump.sample(4, steps=1, gamma=0.8))
+    several = any_jump.sample(70, steps=3, gamma=0.5)
+    assert close(any_jump.sample(70, steps=3, gamma=0.5, batch_size=9), several)
+
+
+@pytest.mark.parametrize("gamma", [-0.1, 1.1, math.nan, math.inf])
+def test_gamma_out_of_range(gamma: float, any_jump: Model) -> None:
+    with pytest.raises(UserError, match=rf"gamma {gamma:g} for this model; expected a number in \[0, 1\]"):
+        any_jump.sample(2, gamma=gamma)
+
+
+def test_gamma_of_models_that_were_not_trained_for_any_jump(teacher: Model, student: Model) -> None:
+    segments = digits_student({"objective.segments": 2})
+    with pytest.raises(UserError, match=r"gamma 0\.5 for this model; expected 1, all that it was trained for"):
+        student.sample(2, gamma=0.5)
+    assert torch.equal(student.sample(2, gamma=1), student.sample(2))
+    with pytest.raises(UserError, match=r"gamma 0\.5 for this model; expected 0, all that it was trained for"):
+        segments.sample(2, gamma=0.5)
+    assert torch.equal(segments.sample(2, gamma=0), segments.sample(2))
+    for gamma in (0.0, 0.5, 1.0):
+        with pytest.raises(UserError, match=rf"gamma {gamma:g} for a diffusion model; expected a student of any jump"):
+            teacher.sample(2, gamma=gamma)
+
+
 # Labels --------------------------------------------------------------------------------------------------------------
 
 
@@ -211,7 +303,7 @@ def test_labels_out_of_range(labels: Any, teacher: Model) -> None:
 def test_labels_that_make_no_sense(teacher: Model, unconditional: Model) -> None:
     with pytest.raises(UserError, match="an empty list of labels"):
         teacher.sample(2, labels=[])
-    with pytest.raises(UserError, match="labels for an unconditional model; expected none; drop --labels"):
+    with pytest.raises(UserError, match="labels for an unconditional model; expected none; leave labels out"):
         unconditional.sample(2, labels=0)
 
 
@@ -228,7 +320,7 @@ def test_classifier_free_guidance_scales_the_difference(scale: float) -> None:
     """With `F_uncond = 0` and a velocity that depends on nothing else, the guided one is `scale` times the conditional."""
     model = label_model("diffusion")
     x, t = torch.zeros(3, 1, 8, 8), torch.full((3,), 0.5)
-    velocity = model.velocity(torch.tensor([2, 4, 6]), scale)(x, t)
+    velocity = model.velocity({"label": torch.tensor([2, 4, 6])}, scale)(x, t)
     assert velocity[:, 0, 0, 0].tolist() == pytest.approx([-scale * 0.5 * c for c in (2, 4, 6)])
 
 
@@ -258,7 +350,7 @@ def test_guidance_must_be_finite(scale: float, teacher: Model, student: Model, u
 
 def test_scales_per_sample_are_named_in_one_line(student: Model) -> None:
     with pytest.raises(UserError) as caught:
-        student.velocity(torch.arange(3), torch.tensor([1.0, 2.0, 5.0]))
+        student.velocity({"label": torch.arange(3)}, torch.tensor([1.0, 2.0, 5.0]))
     assert str(caught.value).startswith("guidance from 1 to 5; expected a scale in [1, 2.0]")
 
 
@@ -308,7 +400,7 @@ def test_save_and_load_give_the_same_model(student: Model, tmp_path: Path) -> No
     times = {2: (student.process.t_max, 0.8), 3: (1.5, 1.0, 0.3)}
     model = dataclasses.replace(student, times=times)
     again = load(model.save(tmp_path / "deep" / "model"), "cpu")
-    for name in ("spec", "process", "sampling", "class_names", "codec", "times", "channels_last", "origin"):
+    for name in ("spec", "process", "sampling", "conditioner", "codec", "times", "channels_last", "origin"):
         assert getattr(again, name) == getattr(model, name)
     mine, theirs = model.network.state_dict(), again.network.state_dict()
     assert list(mine) == list(theirs)
@@ -425,7 +517,6 @@ def test_devices() -> None:
     ("changes", "classes", "guided"),
     [
         ({}, 10, False),
-        ({"objective.guidance_max": 2.0}, 10, False),
         ({"objective.kind": "sct", "objective.guidance_max": 2.0}, 10, False),
         ({"objective.kind": "scd"}, 10, False),
         ({"objective.kind": "scd", "objective.guidance_max": 2.0}, 10, True),
@@ -434,7 +525,8 @@ def test_devices() -> None:
 def test_the_network_fits_the_data(changes: dict[str, Any], classes: int, guided: bool) -> None:
     config = fit_network(tiny_config({"network.channels": 7, **changes}), all_digits())
     conditioning = config.network.conditioning
-    assert (config.network.channels, conditioning.num_classes, conditioning.takes_guidance) == (1, classes, guided)
+    assert (config.network.channels, conditioning.num_classes) == (1, classes)
+    assert conditioning.takes == (("guidance",) if guided else ())
     assert change(config, {"network": tiny_config().network}) == tiny_config(changes)
 
 

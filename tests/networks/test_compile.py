@@ -7,7 +7,7 @@ import torch
 
 from trigflow.networks import ConditioningConfig, DDPMPPConfig, DiTConfig, EDM2Config, NetworkConfig, UNetConfig, build
 
-GIVEN = ConditioningConfig(width=16, num_classes=10, takes_guidance=True)
+GIVEN = ConditioningConfig(width=16, num_classes=10, takes=("guidance",))
 U: dict[str, object] = {"width": 16, "mult": (1, 2), "blocks": 1, "conditioning": GIVEN}
 CONFIGS: list[NetworkConfig] = [
     UNetConfig(attention=(1,), **U),  # type: ignore[arg-type]
@@ -21,7 +21,7 @@ CONFIGS: list[NetworkConfig] = [
 def test_one_graph(config: NetworkConfig) -> None:
     net = build(config).eval()
     x = torch.randn(2, config.channels, 16, 16)  # type: ignore[union-attr]
-    found = torch._dynamo.explain(net)(x, torch.rand(2), torch.arange(2), torch.ones(2))
+    found = torch._dynamo.explain(net)(x, torch.rand(2), label=torch.arange(2), guidance=torch.ones(2))
     torch._dynamo.reset()
     assert found.graph_count == 1
     assert found.graph_break_count == 0

@@ -199,7 +199,7 @@ def test_formulas(norm: str, time_map: str) -> None:
     label, augment = torch.tensor([1, 3, 0]), draw(2, 3, 4, dtype=torch.float64)
     with torch.no_grad():
         torch.testing.assert_close(
-            net(x, t, label, augment=augment), reference(net, x, t, label, augment), rtol=1e-9, atol=1e-9
+            net(x, t, label=label, augment=augment), reference(net, x, t, label, augment), rtol=1e-9, atol=1e-9
         )
         torch.testing.assert_close(net(x, t), reference(net, x, t, None, None), rtol=1e-9, atol=1e-9)
 
@@ -221,9 +221,9 @@ def test_attention_sits_where_published(attention: tuple[int, ...]) -> None:
 def test_no_label_is_the_null_label() -> None:
     net = awake(network(num_classes=4))
     x, t = inputs()
-    assert net.null_label == 4
-    assert torch.equal(net(x, t, torch.full((3,), 4)), net(x, t))
-    outs = [net(x[:1], t[:1], torch.tensor([k])) for k in range(5)]
+    assert net.null["label"].item() == 4
+    assert torch.equal(net(x, t, label=torch.full((3,), 4)), net(x, t))
+    outs = [net(x[:1], t[:1], label=torch.tensor([k])) for k in range(5)]
     assert all((outs[i] - outs[j]).abs().max() > 1e-4 for i in range(5) for j in range(i))
 
 
@@ -236,18 +236,20 @@ def test_no_augmentation_is_zeros() -> None:
 
 def test_guidance_starts_without_effect() -> None:
     """A student that takes the scale starts as its teacher, whatever the scale, and learns to use it."""
-    teacher, student = awake(network(num_classes=2)), network(seed=1, num_classes=2, takes_guidance=True)
+    teacher, student = awake(network(num_classes=2)), network(seed=1, num_classes=2, takes=("guidance",))
     start_from(student, teacher)
     x, t = inputs()
     label, scale = torch.tensor([0, 2, 1]), torch.tensor([1.0, 1.5, 9.0])
-    assert torch.equal(student(x, t, label, scale), teacher(x, t, label))
-    student(x, t, label, scale).square().sum().backward()
+    assert torch.equal(student(x, t, label=label, guidance=scale), teacher(x, t, label=label))
+    student(x, t, label=label, guidance=scale).square().sum().backward()
     assert student.guidance is not None
     assert student.guidance.weight.grad is not None
     assert student.guidance.weight.grad.abs().max() > 1e-4
     awake(student)
-    assert (student(x, t, label, scale) - student(x, t, label, scale + 1)).abs().max() > 1e-4
-    assert (student.takes_guidance, teacher.takes_guidance) == (True, False)
+    assert (
+        student(x, t, label=label, guidance=scale) - student(x, t, label=label, guidance=scale + 1)
+    ).abs().max() > 1e-4
+    assert (student.takes, teacher.takes) == ({"label", "guidance"}, {"label"})
 
 
 @pytest.mark.parametrize("size", [(1, 1), (5, 7), (8, 6), (16, 16)])
@@ -270,7 +272,7 @@ def test_velocity_is_zero_before_training_and_can_be_trained(norm: str) -> None:
     assert net.model.dec["8x8_aux_conv"].weight.grad.abs().max() > 1e-3  # type: ignore[union-attr, operator]
     awake(net)
     net.zero_grad()
-    (net(x, t, torch.tensor([0, 1, 2])) - x).square().sum().backward()
+    (net(x, t, label=torch.tensor([0, 1, 2])) - x).square().sum().backward()
     for name, p in net.named_parameters():
         assert p.grad is not None, name
         assert p.grad.abs().max() > 0, name
@@ -287,10 +289,10 @@ def test_tangent(norm: str, time_map: str) -> None:
 
 
 def test_tangent_with_labels_guidance_and_dropout() -> None:
-    net = awake(network(num_classes=3, takes_guidance=True, dropout=0.2, attention=(8, 4))).double().train()
+    net = awake(network(num_classes=3, takes=("guidance",), dropout=0.2, attention=(8, 4))).double().train()
     scales = torch.tensor([1.0, 1.4, 2.0], dtype=torch.float64)
-    check(net, *inputs(torch.float64), torch.tensor([0, 3, 1]), scales)
-    check(net, *inputs(torch.float64), None, scales)
+    check(net, *inputs(torch.float64), label=torch.tensor([0, 3, 1]), guidance=scales)
+    check(net, *inputs(torch.float64), guidance=scales)
 
 
 def test_tangent_of_odd_sizes() -> None:
@@ -299,21 +301,22 @@ def test_tangent_of_odd_sizes() -> None:
 
 
 def test_tangent_in_float32() -> None:
-    net = awake(network(num_classes=3, takes_guidance=True))
+    net = awake(network(num_classes=3, takes=("guidance",)))
     x, t = inputs()
-    conditions = torch.tensor([0, 3, 1]), torch.tensor([1.0, 1.4, 2.0])
+    conditions = {"label": torch.tensor([0, 3, 1]), "guidance": torch.tensor([1.0, 1.4, 2.0])}
     directions = draw(6, *x.shape), draw(7, *t.shape)
     copy = deepcopy(net)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-        _, expected = torch.func.jvp(lambda x, t: copy(x, t, *conditions), (x, t), directions)
-    _, tangent = jvp(lambda x, t: net(x, t, *conditions), (x, t), directions)
+        _, expected = torch.func.jvp(lambda x, t: copy(x, t, **conditions), (x, t), directions)
+    _, tangent = jvp(lambda x, t: net(x, t, **conditions), (x, t), directions)
     assert (tangent - expected).norm() <= 1e-5 * expected.norm()
 
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_no_part_needs_the_slow_path(norm: str) -> None:
-    net = awake(network(norm=norm, time_map="log", dropout=0.1, num_classes=2, takes_guidance=True)).train()
-    report = coverage(net, *inputs(), torch.tensor([0, 1, 2]), torch.ones(3))
+    net = awake(network(norm=norm, time_map="log", dropout=0.1, num_classes=2, takes=("guidance",))).train()
+    conditions = {"label": torch.tensor([0, 1, 2]), "guidance": torch.ones(3)}
+    report = coverage(lambda x, t: net(x, t, **conditions), *inputs())
     assert report.complete, str(report)
     assert not report.fallbacks, str(report)
 
@@ -323,10 +326,10 @@ def test_no_part_needs_the_slow_path(norm: str) -> None:
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_embedding_and_modulation_stay_float32_under_autocast(norm: str) -> None:
-    net = awake(network(norm=norm, num_classes=2, takes_guidance=True, augment=3))
+    net = awake(network(norm=norm, num_classes=2, takes=("guidance",), augment=3))
     x, t = inputs()
-    args = (x, t, torch.tensor([0, 1, 2]), torch.tensor([1.0, 1.5, 2.0]), None, torch.ones(3, 3))
-    exact = net(*args)
+    told = {"label": torch.tensor([0, 1, 2]), "guidance": torch.tensor([1.0, 1.5, 2.0]), "augment": torch.ones(3, 3)}
+    exact = net(x, t, **told)
     seen: dict[str, torch.dtype] = {}
 
     def watch(name: str) -> Any:
@@ -336,7 +339,7 @@ def test_embedding_and_modulation_stay_float32_under_autocast(norm: str) -> None
     for name in (*watched, "model.map_noise", "model.dec.8x8_aux_conv"):
         net.get_submodule(name).register_forward_hook(watch(name))
     with torch.autocast("cpu", torch.bfloat16):
-        out = net(*args)
+        out = net(x, t, **told)
     assert len(watched) == 5 + 10
     assert {seen[name] for name in (*watched, "model.map_noise")} == {torch.float32}
     assert seen["model.dec.8x8_aux_conv"] == torch.bfloat16  # autocast was on everywhere else
@@ -389,7 +392,7 @@ def test_float64_all_the_way() -> None:
 # Building ----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("chosen", [DDPMPPConfig(), PUBLISHED, config(num_classes=3, takes_guidance=True)])
+@pytest.mark.parametrize("chosen", [DDPMPPConfig(), PUBLISHED, config(num_classes=3, takes=("guidance",))])
 def test_configuration_goes_through_json(chosen: DDPMPPConfig) -> None:
     raw = json.loads(json.dumps(to_dict(RunConfig(network=chosen))))
     assert from_dict(raw).network == chosen
@@ -417,7 +420,7 @@ def test_fourier_features_are_saved() -> None:
 
 
 def test_muon_leaves_the_conditioning_path_to_adam() -> None:
-    net = network(width=16, num_classes=10, takes_guidance=True)
+    net = network(width=16, num_classes=10, takes=("guidance",))
     left = {id(m.weight) for m in net.modules() if isinstance(m, ConditioningLinear)}
     found = {id(p) for p in hidden_matrices(net)}
     assert id(net.model.dec["4x4_in0"].conv0.weight) in found  # type: ignore[union-attr]
@@ -455,20 +458,22 @@ def test_impossible_settings_are_refused(settings: dict[str, Any], message: str)
 
 
 def test_impossible_inputs_are_refused() -> None:
-    net, full = network(), network(num_classes=2, takes_guidance=True, augment=3)
+    net, full = network(), network(num_classes=2, takes=("guidance",), augment=3)
     x, t = inputs()
     for shape in ((3, 3, 8, 8), (3, 2, 8), (2, 8, 8)):
         with pytest.raises(
             UserError, match=r"^images of shape \(.*\); expected \(b, 2, h, w\); use images with 2 chan"
         ):
             net(torch.zeros(shape), t)
-    with pytest.raises(UserError, match=r"^labels were given to an unconditional network; expected none; "):
-        net(x, t, torch.tensor([0, 1, 0]))
-    with pytest.raises(UserError, match=r"^a guidance scale was given to a network that takes none; expected None; "):
-        net(x, t, None, torch.ones(3))
-    with pytest.raises(UserError, match=r"takes the guidance scale as an input; .*; pass guidance$"):
+    with pytest.raises(UserError, match=r"^label for a network that takes no conditions; expected .*; drop label$"):
+        net(x, t, label=torch.tensor([0, 1, 0]))
+    with pytest.raises(
+        UserError, match=r"^guidance for a network that takes no conditions; expected .*; drop guidance$"
+    ):
+        net(x, t, guidance=torch.ones(3))
+    with pytest.raises(UserError, match=r"^no guidance for a network that takes it; expected .*; pass guidance$"):
         full(x, t)
     with pytest.raises(
         UserError, match=r"^augmentation labels of shape \(3, 4\); expected \(3, 3\); drop them or set "
     ):
-        full(x, t, None, torch.ones(3), augment=torch.ones(3, 4))
+        full(x, t, guidance=torch.ones(3), augment=torch.ones(3, 4))

@@ -21,13 +21,12 @@ from training.tiny import all_digits, change
 from trigflow.networks import ConditioningConfig, DiT, DiTConfig, build, dit_config, name_of
 from trigflow.networks.dit import DiTBlock, Gate, rotary_positions, rotate, sine_positions
 from trigflow.networks.layers import ConditioningLinear
-from trigflow.objectives import TangentConfig
+from trigflow.objectives import TangentConfig, objective_of
 from trigflow.runtime.errors import UserError
 from trigflow.tangent import coverage, jvp
 from trigflow.training.config import (
     EMAConfig,
     LoopConfig,
-    ObjectiveConfig,
     OptimizerConfig,
     RunConfig,
     from_dict,
@@ -120,7 +119,7 @@ def reference(net: DiT, x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
         y = (q @ k.transpose(2, 3) / math.sqrt(width // config.heads)).softmax(-1) @ v
         return linear(f"{name}.proj", y.transpose(1, 2).reshape(b, -1, width))
 
-    emb = net.conditioning(t, label)
+    emb = net.conditioning(t, label=label)
     cells = x.reshape(b, c, rows, 2, columns, 2).permute(0, 2, 4, 1, 3, 5).reshape(b, rows * columns, 4 * c)
     h = linear("inp", cells)
     if config.positions == "sine":
@@ -143,7 +142,7 @@ def test_formulas(norm: str, positions: str, qk_norm: bool) -> None:
     x, t = inputs(torch.float64)
     label = torch.tensor([1, 3, 0])
     with torch.no_grad():
-        torch.testing.assert_close(net(x, t, label), reference(net, x, t, label), rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(net(x, t, label=label), reference(net, x, t, label), rtol=1e-9, atol=1e-9)
 
 
 def test_attention_sees_distances_only() -> None:
@@ -240,7 +239,7 @@ def test_velocity_is_zero_before_training_and_can_be_trained(norm: str) -> None:
     assert net.out.weight.grad.abs().max() > 1e-2
     awake(net)
     net.zero_grad()
-    (net(x, t, torch.tensor([0, 1, 2])) - x).square().sum().backward()
+    (net(x, t, label=torch.tensor([0, 1, 2])) - x).square().sum().backward()
     for name, p in net.named_parameters():
         assert p.grad is not None, name
         assert p.grad.abs().max() > 0, name
@@ -275,26 +274,28 @@ def test_gate_is_bounded() -> None:
 def test_no_label_is_the_null_label() -> None:
     net = awake(network(num_classes=4))
     x, t = inputs()
-    assert net.null_label == 4
-    assert torch.equal(net(x, t, torch.full((3,), 4)), net(x, t))
-    outs = [net(x[:1], t[:1], torch.tensor([k])) for k in range(5)]
+    assert net.null["label"].item() == 4
+    assert torch.equal(net(x, t, label=torch.full((3,), 4)), net(x, t))
+    outs = [net(x[:1], t[:1], label=torch.tensor([k])) for k in range(5)]
     assert all((outs[i] - outs[j]).abs().max() > 1e-4 for i in range(5) for j in range(i))
 
 
 def test_guidance_starts_without_effect() -> None:
     """A student that takes the scale starts as its teacher, whatever the scale, and learns to use it."""
-    teacher, student = awake(network(num_classes=2)), network(seed=1, num_classes=2, takes_guidance=True)
+    teacher, student = awake(network(num_classes=2)), network(seed=1, num_classes=2, takes=("guidance",))
     start_from(student, teacher)
     x, t = inputs()
     label, scale = torch.tensor([0, 2, 1]), torch.tensor([1.0, 1.5, 9.0])
-    assert torch.equal(student(x, t, label, scale), teacher(x, t, label))
-    student(x, t, label, scale).square().sum().backward()
+    assert torch.equal(student(x, t, label=label, guidance=scale), teacher(x, t, label=label))
+    student(x, t, label=label, guidance=scale).square().sum().backward()
     grad = student.conditioning.guidance.weight.grad
     assert grad is not None
     assert grad.abs().max() > 1e-4
     awake(student)
-    assert (student(x, t, label, scale) - student(x, t, label, scale + 1)).abs().max() > 1e-4
-    assert (student.takes_guidance, teacher.takes_guidance) == (True, False)
+    assert (
+        student(x, t, label=label, guidance=scale) - student(x, t, label=label, guidance=scale + 1)
+    ).abs().max() > 1e-4
+    assert (student.takes, teacher.takes) == ({"label", "guidance"}, {"label"})
 
 
 # Tangents ----------------------------------------------------------------------------------------------------------------
@@ -309,10 +310,10 @@ def test_tangent(norm: str, positions: str, time_map: str) -> None:
 
 
 def test_tangent_with_labels_guidance_and_dropout() -> None:
-    net = awake(network(num_classes=3, takes_guidance=True, dropout=0.2, qk_norm=False)).double().train()
+    net = awake(network(num_classes=3, takes=("guidance",), dropout=0.2, qk_norm=False)).double().train()
     scales = torch.tensor([1.0, 1.4, 2.0], dtype=torch.float64)
-    check(net, *inputs(torch.float64), torch.tensor([0, 3, 1]), scales)
-    check(net, *inputs(torch.float64), None, scales)
+    check(net, *inputs(torch.float64), label=torch.tensor([0, 3, 1]), guidance=scales)
+    check(net, *inputs(torch.float64), guidance=scales)
 
 
 def test_tangent_of_padded_images() -> None:
@@ -321,14 +322,14 @@ def test_tangent_of_padded_images() -> None:
 
 
 def test_tangent_in_float32() -> None:
-    net = awake(network(num_classes=3, takes_guidance=True))
+    net = awake(network(num_classes=3, takes=("guidance",)))
     x, t = inputs()
-    conditions = torch.tensor([0, 3, 1]), torch.tensor([1.0, 1.4, 2.0])
+    conditions = {"label": torch.tensor([0, 3, 1]), "guidance": torch.tensor([1.0, 1.4, 2.0])}
     directions = draw(11, *x.shape), draw(12, *t.shape)
     copy = deepcopy(net)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-        _, expected = torch.func.jvp(lambda x, t: copy(x, t, *conditions), (x, t), directions)
-    _, tangent = jvp(lambda x, t: net(x, t, *conditions), (x, t), directions)
+        _, expected = torch.func.jvp(lambda x, t: copy(x, t, **conditions), (x, t), directions)
+    _, tangent = jvp(lambda x, t: net(x, t, **conditions), (x, t), directions)
     assert (tangent - expected).norm() <= 1e-5 * expected.norm()
 
 
@@ -336,8 +337,9 @@ def test_tangent_in_float32() -> None:
 @pytest.mark.parametrize("norm", NORMS)
 def test_no_part_needs_the_slow_path(norm: str, positions: str) -> None:
     settings = {"norm": norm, "positions": positions, "patch": 3, "dropout": 0.1, "num_classes": 2}
-    net = awake(network(**settings, time_map="log", takes_guidance=True)).train()
-    report = coverage(net, *inputs(), torch.tensor([0, 1, 2]), torch.ones(3))
+    net = awake(network(**settings, time_map="log", takes=("guidance",))).train()
+    conditions = {"label": torch.tensor([0, 1, 2]), "guidance": torch.ones(3)}
+    report = coverage(lambda x, t: net(x, t, **conditions), *inputs())
     assert report.complete, str(report)
     assert not report.fallbacks, str(report)
 
@@ -348,10 +350,10 @@ def test_no_part_needs_the_slow_path(norm: str, positions: str) -> None:
 @pytest.mark.parametrize("positions", POSITIONS)
 @pytest.mark.parametrize("norm", NORMS)
 def test_embedding_and_modulation_stay_float32_under_autocast(norm: str, positions: str) -> None:
-    net = awake(network(norm=norm, positions=positions, num_classes=2, takes_guidance=True))
+    net = awake(network(norm=norm, positions=positions, num_classes=2, takes=("guidance",)))
     x, t = inputs()
-    args = (x, t, torch.tensor([0, 1, 2]), torch.tensor([1.0, 1.5, 2.0]))
-    exact = net(*args)
+    told = {"label": torch.tensor([0, 1, 2]), "guidance": torch.tensor([1.0, 1.5, 2.0])}
+    exact = net(x, t, **told)
     seen: dict[str, torch.dtype] = {}
 
     def watch(name: str) -> Any:
@@ -362,7 +364,7 @@ def test_embedding_and_modulation_stay_float32_under_autocast(norm: str, positio
     for name in (*watched, "blocks.0.attention.qkv", "out"):
         net.get_submodule(name).register_forward_hook(watch(name))
     with torch.autocast("cpu", torch.bfloat16):
-        out = net(*args)
+        out = net(x, t, **told)
     assert len(watched) >= 2 * 6 + 1 + 5
     assert {seen[name] for name in watched} == {torch.float32}
     assert seen["blocks.0.attention.qkv"] == seen["out"] == torch.bfloat16  # autocast was on everywhere else
@@ -400,7 +402,7 @@ def test_distillation_in_bfloat16_stays_finite(tmp_path: Path) -> None:
     )
     teacher = Trainer(run, tmp_path / "teacher", dataset=all_digits(), progress=False).run()
     changes = {
-        "objective": ObjectiveConfig(kind="scd", tangent=TangentConfig(warmup=50)),
+        "objective": objective_of("scd", tangent=TangentConfig(warmup=50)),
         "network": teacher.spec,
         "teacher": "teacher",
         "optimizer.lr": 3e-4,
@@ -426,7 +428,7 @@ def test_distillation_in_bfloat16_stays_finite(tmp_path: Path) -> None:
 # Building ----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("chosen", [DiTConfig(), dit_config("xl", 4, 3, 10), config(norm="adaln", takes_guidance=True)])
+@pytest.mark.parametrize("chosen", [DiTConfig(), dit_config("xl", 4, 3, 10), config(norm="adaln", takes=("guidance",))])
 def test_configuration_goes_through_json(chosen: DiTConfig) -> None:
     raw = json.loads(json.dumps(to_dict(RunConfig(network=chosen))))
     assert from_dict(raw).network == chosen
@@ -474,16 +476,18 @@ def test_impossible_settings_are_refused(settings: dict[str, Any], message: str)
 
 
 def test_impossible_inputs_are_refused() -> None:
-    net, full = network(), network(num_classes=2, takes_guidance=True)
+    net, full = network(), network(num_classes=2, takes=("guidance",))
     x, t = inputs()
     for shape in ((3, 3, 8, 8), (3, 2, 8), (2, 8, 8)):
         with pytest.raises(
             UserError, match=r"^images of shape \(.*\); expected \(b, 2, h, w\); use images with 2 chan"
         ):
             net(torch.zeros(shape), t)
-    with pytest.raises(UserError, match=r"^labels were given to an unconditional network; expected none; "):
-        net(x, t, torch.tensor([0, 1, 0]))
-    with pytest.raises(UserError, match=r"^a guidance scale was given to a network that takes none; expected None; "):
-        net(x, t, None, torch.ones(3))
-    with pytest.raises(UserError, match=r"takes the guidance scale as an input; .*; pass guidance$"):
+    with pytest.raises(UserError, match=r"^label for a network that takes no conditions; expected .*; drop label$"):
+        net(x, t, label=torch.tensor([0, 1, 0]))
+    with pytest.raises(
+        UserError, match=r"^guidance for a network that takes no conditions; expected .*; drop guidance$"
+    ):
+        net(x, t, guidance=torch.ones(3))
+    with pytest.raises(UserError, match=r"^no guidance for a network that takes it; expected .*; pass guidance$"):
         full(x, t)

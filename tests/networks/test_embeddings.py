@@ -129,7 +129,7 @@ def test_identity_time_stays_calm_where_log_time_does_not() -> None:
 def test_conditioning_formula(time_map: str, embedding: str) -> None:
     """`silu(W2 silu(W1 (time + label + guidance)))`, rebuilt from the weights."""
     settings = {"time_map": time_map, **EMBEDDINGS[embedding]}
-    module = awake(conditioning(num_classes=3, takes_guidance=True, **settings))
+    module = awake(conditioning(num_classes=3, takes=("guidance",), **settings))
     t, label, scale = torch.tensor([0.2, 0.9, 1.4]), torch.tensor([2, 0, 3]), torch.tensor([1.0, 1.7, 3.0])
     w = module.state_dict()
     c_noise = t if time_map == "identity" else torch.log(0.5 * torch.tan(t)) / 4
@@ -143,26 +143,26 @@ def test_conditioning_formula(time_map: str, embedding: str) -> None:
     h = F.silu((time + w["label.weight"][label] + strength) @ w["linear1.weight"].T + w["linear1.bias"])
     expected = F.silu(h @ w["linear2.weight"].T + w["linear2.bias"])
     assert expected.shape == (3, module.out_width)
-    torch.testing.assert_close(module(t, label, scale), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(module(t, label=label, guidance=scale), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_no_label_means_the_null_label() -> None:
     module, t = conditioning(num_classes=3), torch.tensor([0.2, 0.9])
-    assert torch.equal(module(t, torch.full((2,), 3)), module(t))
-    assert not torch.allclose(module(t, torch.tensor([0, 1])), module(t))
+    assert torch.equal(module(t, label=torch.full((2,), 3)), module(t))
+    assert not torch.allclose(module(t, label=torch.tensor([0, 1])), module(t))
 
 
 def test_guidance_starts_without_effect_and_can_learn() -> None:
-    module = conditioning(takes_guidance=True)
+    module = conditioning(takes=("guidance",))
     plain = conditioning()
     plain.load_state_dict(module.state_dict(), strict=False)
     t = torch.tensor([0.2, 0.9])
     for scale in (0.0, 1.0, 7.5):
-        assert torch.equal(module(t, None, torch.full((2,), scale)), plain(t))
-    (module(t, None, torch.tensor([1.5, 2.0])) * draw(0, 2, 32)).sum().backward()
+        assert torch.equal(module(t, guidance=torch.full((2,), scale)), plain(t))
+    (module(t, guidance=torch.tensor([1.5, 2.0])) * draw(0, 2, 32)).sum().backward()
     assert module.guidance.weight.grad.abs().max() > 1e-4
     awake(module)
-    assert not torch.allclose(module(t, None, torch.ones(2)), module(t, None, torch.full((2,), 2.0)))
+    assert not torch.allclose(module(t, guidance=torch.ones(2)), module(t, guidance=torch.full((2,), 2.0)))
 
 
 # Mistakes ------------------------------------------------------------------------------------------------------------
@@ -175,13 +175,17 @@ def test_width_must_be_even(width: int) -> None:
 
 
 def test_labels_need_a_conditional_network() -> None:
-    with pytest.raises(UserError, match=r"labels were given to an unconditional network; expected none; drop .+"):
-        conditioning()(torch.tensor([0.5]), torch.tensor([0]))
+    with pytest.raises(UserError, match=r"^label for a network that takes no conditions; expected .*; drop label$"):
+        conditioning()(torch.tensor([0.5]), label=torch.tensor([0]))
 
 
 def test_guidance_is_given_exactly_where_it_is_taken() -> None:
     t, scale = torch.tensor([0.5]), torch.tensor([1.5])
-    with pytest.raises(UserError, match=r"takes the guidance scale as an input; expected guidance of shape \(b,\); .+"):
-        conditioning(takes_guidance=True)(t)
-    with pytest.raises(UserError, match=r"guidance scale was given to a network that takes none; expected None; .+"):
-        conditioning()(t, None, scale)
+    with pytest.raises(
+        UserError, match=r"^no guidance for a network that takes it; expected .*shape \(b, ...\); pass guidance$"
+    ):
+        conditioning(takes=("guidance",))(t)
+    with pytest.raises(
+        UserError, match=r"^guidance for a network that takes no conditions; expected .*; drop guidance$"
+    ):
+        conditioning()(t, guidance=scale)

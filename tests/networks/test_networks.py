@@ -80,12 +80,14 @@ def test_samples_do_not_see_each_other(kind: str) -> None:
     net = awake(network(kind, num_classes=3, **({"attention": (0, 1)} if kind == "unet" else {}))).eval()
     x, t = inputs(kind, 4)
     label = torch.tensor([0, 3, 1, 2])
-    out = net(x, t, label)
+    out = net(x, t, label=label)
     for i in range(4):
-        torch.testing.assert_close(net(x[i : i + 1], t[i : i + 1], label[i : i + 1])[0], out[i], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            net(x[i : i + 1], t[i : i + 1], label=label[i : i + 1])[0], out[i], rtol=1e-4, atol=1e-5
+        )
     other_x, other_t, other_label = x.flip(0) * 3, t.flip(0), label.flip(0)
     other_x[1], other_t[1], other_label[1] = x[1], t[1], label[1]
-    torch.testing.assert_close(net(other_x, other_t, other_label)[1], out[1], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(net(other_x, other_t, label=other_label)[1], out[1], rtol=1e-5, atol=1e-6)
 
 
 def test_dropout_works_in_training_only(kind: str) -> None:
@@ -109,25 +111,25 @@ def test_dropout_works_in_training_only(kind: str) -> None:
 def test_null_label_is_no_label(kind: str) -> None:
     net = awake(network(kind, num_classes=4))
     x, t = inputs(kind)
-    assert net.null_label == 4
-    assert torch.equal(net(x, t, torch.full((3,), 4)), net(x, t, None))
-    assert torch.equal(net(x, t, torch.full((3,), 4)), net(x, t))
+    assert net.null["label"].item() == 4
+    assert torch.equal(net(x, t, label=torch.full((3,), 4)), net(x, t))
+    assert torch.equal(net(x, t, label=torch.full((3,), 4)), net(x, t))
 
 
 def test_every_label_matters(kind: str) -> None:
     net = awake(network(kind, num_classes=4))
     x, t = inputs(kind, 1)
-    outs = [net(x, t, torch.tensor([k])) for k in range(5)]
+    outs = [net(x, t, label=torch.tensor([k])) for k in range(5)]
     for i in range(5):
         for j in range(i):
             assert (outs[i] - outs[j]).abs().max() > 1e-4
-    mixed = net(x.repeat(3, *[1] * (x.ndim - 1)), t.repeat(3), torch.tensor([2, 0, 4]))
+    mixed = net(x.repeat(3, *[1] * (x.ndim - 1)), t.repeat(3), label=torch.tensor([2, 0, 4]))
     torch.testing.assert_close(mixed, torch.cat([outs[2], outs[0], outs[4]]), rtol=1e-4, atol=1e-5)
 
 
 def test_guidance_starts_without_effect(kind: str) -> None:
     """A student that takes the scale begins as the teacher that does not, and learns to use it."""
-    student, teacher = network(kind, num_classes=2, takes_guidance=True), network(kind, num_classes=2)
+    student, teacher = network(kind, num_classes=2, takes=("guidance",)), network(kind, num_classes=2)
     missing = teacher.load_state_dict(student.state_dict(), strict=False)
     assert set(missing.unexpected_keys) == {"conditioning.guidance.weight", "conditioning.guidance.bias"}
     with torch.no_grad():
@@ -136,30 +138,39 @@ def test_guidance_starts_without_effect(kind: str) -> None:
     x, t = inputs(kind)
     label = torch.tensor([0, 1, 2])
     for scale in (1.0, 2.0, 9.0):
-        out = student(x, t, label, torch.full((3,), scale))
-        assert torch.equal(out, teacher(x, t, label))
+        out = student(x, t, label=label, guidance=torch.full((3,), scale))
+        assert torch.equal(out, teacher(x, t, label=label))
         assert out.abs().max() > 0.01
     scales = torch.tensor([1.0, 1.5, 2.0])
-    assert gradients(student, student(x, t, label, scales))["conditioning.guidance.weight"].abs().max() > 0
+    assert (
+        gradients(student, student(x, t, label=label, guidance=scales))["conditioning.guidance.weight"].abs().max() > 0
+    )
     awake(student)
-    assert (student(x, t, label, scales) - student(x, t, label, scales + 1)).abs().max() > 1e-4
+    assert (
+        student(x, t, label=label, guidance=scales) - student(x, t, label=label, guidance=scales + 1)
+    ).abs().max() > 1e-4
 
 
 def test_attributes_tell_what_a_network_takes(kind: str) -> None:
-    plain, full = network(kind), network(kind, num_classes=7, takes_guidance=True)
-    assert (plain.null_label, plain.takes_guidance) == (None, False)
-    assert (full.null_label, full.takes_guidance) == (7, True)
+    plain, full = network(kind), network(kind, num_classes=7, takes=("guidance",))
+    assert (plain.takes, plain.null) == (frozenset(), {})
+    assert full.takes == {"label", "guidance"}
+    assert {name: row.item() for name, row in full.null.items()} == {"label": 7}
+    ended = network(kind, takes=("guidance", "end"))
+    assert (ended.takes, ended.null) == ({"guidance", "end"}, {})
 
 
 def test_missing_and_superfluous_conditions(kind: str) -> None:
     x, t = inputs(kind)
     label, scale = torch.tensor([0, 1, 0]), torch.ones(3)
-    with pytest.raises(UserError, match="labels were given to an unconditional network; expected none; "):
-        network(kind)(x, t, label)
-    with pytest.raises(UserError, match="a guidance scale was given to a network that takes none; expected None; "):
-        network(kind)(x, t, None, scale)
-    with pytest.raises(UserError, match=r"takes the guidance scale as an input; .*; pass guidance"):
-        network(kind, takes_guidance=True)(x, t)
+    with pytest.raises(UserError, match=r"^label for a network that takes no conditions; expected .*; drop label$"):
+        network(kind)(x, t, label=label)
+    with pytest.raises(
+        UserError, match=r"^guidance for a network that takes no conditions; expected .*; drop guidance$"
+    ):
+        network(kind)(x, t, guidance=scale)
+    with pytest.raises(UserError, match=r"^no guidance for a network that takes it; expected .*; pass guidance$"):
+        network(kind, takes=("guidance",))(x, t)
 
 
 # Precision -----------------------------------------------------------------------------------------------------------
@@ -168,10 +179,10 @@ def test_missing_and_superfluous_conditions(kind: str) -> None:
 @pytest.mark.parametrize("norm", ["double", "adagn"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_conditioning_and_modulation_stay_float32_under_autocast(kind: str, dtype: torch.dtype, norm: str) -> None:
-    net = awake(network(kind, num_classes=2, takes_guidance=True, norm=norm))
+    net = awake(network(kind, num_classes=2, takes=("guidance",), norm=norm))
     x, t = inputs(kind)
-    args = (x, t, torch.tensor([0, 1, 2]), torch.tensor([1.0, 1.5, 2.0]))
-    exact = net(*args)
+    told = {"label": torch.tensor([0, 1, 2]), "guidance": torch.tensor([1.0, 1.5, 2.0])}
+    exact = net(x, t, **told)
     seen: dict[str, torch.dtype] = {}
 
     def watch(name: str) -> Any:
@@ -184,7 +195,7 @@ def test_conditioning_and_modulation_stay_float32_under_autocast(kind: str, dtyp
     for name in (*watched, "out"):
         net.get_submodule(name).register_forward_hook(watch(name))
     with torch.autocast("cpu", dtype):
-        out = net(*args)
+        out = net(x, t, **told)
     assert len(watched) >= 8
     assert {seen[name] for name in watched} == {torch.float32}
     assert seen["out"] == dtype  # autocast was on everywhere else
@@ -214,7 +225,7 @@ def test_build_knows_every_configuration(kind: str) -> None:
     net = build(config)
     assert type(net) is module_type
     assert net.config == config
-    assert net.null_label == 3
+    assert net.null["label"].item() == 3
 
 
 def test_build_hands_sigma_data_to_the_time_map(kind: str) -> None:
@@ -261,6 +272,8 @@ def test_classes_are_what_the_names_say(kind: str) -> None:
         {"time_map": "Log"},
         {"time_embedding": "sinus"},
         {"num_classes": -1},
+        {"takes": ("size",)},
+        {"takes": ("end", "guidance")},
         {"dropout": 1.5},
         {"dropout": -0.1},
     ],

@@ -41,10 +41,10 @@ def test_samples_do_not_see_each_other(kind: str) -> None:
     net = network(kind)
     x, t = inputs()
     label = torch.tensor([0, 3, 1])
-    out = net(x, t, label)
+    out = net(x, t, label=label)
     assert out.abs().max() > 1e-2
     for i in range(3):
-        alone = net(x[i : i + 1], t[i : i + 1], label[i : i + 1])
+        alone = net(x[i : i + 1], t[i : i + 1], label=label[i : i + 1])
         torch.testing.assert_close(alone[0], out[i], rtol=1e-4, atol=1e-5)
 
 

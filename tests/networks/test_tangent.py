@@ -18,7 +18,7 @@ def gradients(net: nn.Module, x: Tensor, out: Tensor) -> list[Tensor]:
     return list(torch.autograd.grad((out * draw(21, *out.shape).to(out)).sum(), [x, *net.parameters()]))
 
 
-def check(net: nn.Module, x: Tensor, t: Tensor, label: Tensor | None = None, guidance: Tensor | None = None) -> None:
+def check(net: nn.Module, x: Tensor, t: Tensor, **conditions: Tensor) -> None:
     """Tangent to 1e-10 relative; output and gradients bit by bit; the same random draws everywhere."""
     directions = (draw(22, *x.shape).to(x), draw(23, *t.shape).to(t))
 
@@ -26,10 +26,10 @@ def check(net: nn.Module, x: Tensor, t: Tensor, label: Tensor | None = None, gui
     copy = deepcopy(net).to(memory_format=torch.contiguous_format)
 
     def forward(x: Tensor, t: Tensor) -> Tensor:
-        return net(x, t, label, guidance)
+        return net(x, t, **conditions)
 
     def reference(x: Tensor, t: Tensor) -> Tensor:
-        return copy(x, t, label, guidance)
+        return copy(x, t, **conditions)
 
     def fresh(run: Any) -> Any:
         with torch.random.fork_rng(devices=[]):
@@ -60,10 +60,10 @@ def test_every_switch(kind: str, switch: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_labels_and_guidance(kind: str) -> None:
-    net = awake(network(kind, num_classes=3, takes_guidance=True)).double()
+    net = awake(network(kind, num_classes=3, takes=("guidance",))).double()
     scales = torch.tensor([1.0, 1.4, 2.0], dtype=torch.float64)
-    check(net, *inputs(kind, dtype=torch.float64), torch.tensor([0, 3, 1]), scales)
-    check(net, *inputs(kind, dtype=torch.float64), None, scales)
+    check(net, *inputs(kind, dtype=torch.float64), label=torch.tensor([0, 3, 1]), guidance=scales)
+    check(net, *inputs(kind, dtype=torch.float64), guidance=scales)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -87,10 +87,10 @@ def test_sizes_and_patches(patch: int, size: tuple[int, int]) -> None:
 
 
 def test_everything_together() -> None:
-    settings = {"attention": (1,), "patch": 2, "dropout": 0.2, "num_classes": 2, "takes_guidance": True, "channels": 3}
+    settings = {"attention": (1,), "patch": 2, "dropout": 0.2, "num_classes": 2, "takes": ("guidance",), "channels": 3}
     net = awake(network("unet", **settings)).double().train()
     x, t = draw(26, 3, 3, 7, 9, dtype=torch.float64), torch.tensor([0.1, 0.8, 1.5], dtype=torch.float64)
-    check(net, x, t, torch.tensor([2, 1, 0]), torch.tensor([1.0, 1.5, 2.0], dtype=torch.float64))
+    check(net, x, t, label=torch.tensor([2, 1, 0]), guidance=torch.tensor([1.0, 1.5, 2.0], dtype=torch.float64))
 
 
 def test_channels_last() -> None:

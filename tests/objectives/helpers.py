@@ -1,13 +1,27 @@
-"""Networks in closed form and batches, in float64."""
+"""Networks in closed form, batches in float64, and flow maps of which most settings stay as they are."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from oracles.gaussian import GaussianOracle
 from trigflow.networks import MLP, ConditioningConfig, MLPConfig
+from trigflow.objectives import (
+    Draws,
+    FlowMap,
+    Loss,
+    TangentConfig,
+    VelocityFunction,
+    eulerian_tangent,
+    flow_map_loss,
+    objective_of,
+)
+from trigflow.objectives.objective import Network, Weight
 from trigflow.process import HALF_PI, TrigFlow
+from trigflow.segments import segment_bounds
 
 PROCESS = TrigFlow(sigma_data=0.5)
 VARIANCES = torch.tensor([0.02, 0.25, 1.5], dtype=torch.float64)
@@ -37,7 +51,7 @@ class ExactStudent(nn.Module):
         super().__init__()
         self.variances, self.sd = variances, sd
 
-    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None, guidance: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
         var, cos, sin = self.variances, torch.cos(t)[:, None], torch.sin(t)[:, None]
         v = cos**2 * var + sin**2 * self.sd**2
         return x * sin * (cos**2 * self.sd**2 - (1 + cos**2) * var) / (v * (cos + torch.sqrt(var / v)))
@@ -53,3 +67,42 @@ def student(seed: int = 0, features: int = 3, width: int = 12, scale: float = 0.
             for p in net.parameters():
                 p += scale * torch.randn_like(p)
     return net
+
+
+def draws(n: int, seed: int = 0, iteration: int = 0) -> Draws:
+    """What is random in a step of one process, for batches as above in float32."""
+    g = generator(seed)
+    return Draws(n, PROCESS, g, iteration, lambda values: values, lambda: PROCESS.sample_noise(torch.empty(n, 3), g))
+
+
+def tangent_of(
+    network: Network, x: Tensor, v: Tensor, t: Tensor, end: Tensor | None = None, **settings: Any
+) -> tuple[Tensor, Tensor]:
+    """F and the Eulerian tangent of jumps to the end, or to 0; settings of `eulerian_tangent` and conditions, mixed."""
+    conditions = {name: settings.pop(name) for name in ("label", "guidance") if name in settings}
+    return eulerian_tangent(
+        network, PROCESS, x, v, t, torch.zeros_like(t) if end is None else end, conditions, **settings
+    )
+
+
+def consistency_loss(
+    network: Network,
+    x0: Tensor,
+    noise: Tensor,
+    t: Tensor,
+    *,
+    segments: int = 1,
+    teacher: VelocityFunction | None = None,
+    tangent: TangentConfig | None = None,
+    r: float = 1.0,
+    weight: Weight | None = None,
+    **conditions: Tensor,
+) -> Loss:
+    """The loss of sCT or, with a teacher, of sCD: jumps to 0, or to the ends of segments."""
+    config = objective_of("sct" if teacher is None else "scd", segments=segments, tangent=tangent or TangentConfig())
+    assert isinstance(config, FlowMap)
+    end = None if segments == 1 else segment_bounds(t, segments)[0]
+    return flow_map_loss(
+        network, PROCESS, x0, noise, t, end,
+        teacher=teacher, conditions=conditions, config=config, r=r, weight=weight,
+    )  # fmt: skip

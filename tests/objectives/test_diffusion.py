@@ -58,7 +58,7 @@ def test_gradient_vanishes_at_the_exact_velocity() -> None:
     def slopes(a: float, b: float, c: float) -> Tensor:
         knobs = torch.tensor([a, b, c], dtype=torch.float64).repeat(len(t), 1).requires_grad_()
 
-        def network(x: Tensor, t: Tensor, label: Tensor | None, guidance: Tensor | None) -> Tensor:
+        def network(x: Tensor, t: Tensor) -> Tensor:
             return knobs[:, :1] * GAUSSIAN.F_velocity(x, t) + knobs[:, 1:2] * x + knobs[:, 2:]
 
         loss = diffusion_loss(network, PROCESS, x0, z, t)
@@ -94,7 +94,7 @@ def test_value_and_gradient_formula() -> None:
     scale = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
     seen: list[Tensor] = []
 
-    def network(x: Tensor, t: Tensor, label: Tensor | None, guidance: Tensor | None) -> Tensor:
+    def network(x: Tensor, t: Tensor) -> Tensor:
         seen.append(x)
         return scale * torch.tanh(x)
 
@@ -121,17 +121,17 @@ def test_figures() -> None:
 
 def test_labels_reach_the_network() -> None:
     class Recorder(nn.Module):
-        def forward(self, x: Tensor, t: Tensor, label: Tensor | None, guidance: Tensor | None) -> Tensor:
-            self.given = (label, guidance)
+        def forward(self, x: Tensor, t: Tensor, **conditions: Tensor) -> Tensor:
+            self.given = conditions
             return x
 
     x0, z, t = batch(3)
     recorder, label = Recorder(), torch.tensor([2, 0, 1])
-    diffusion_loss(recorder, PROCESS, x0, z, t, label=label)
-    assert torch.equal(recorder.given[0], label)
-    assert recorder.given[1] is None
+    diffusion_loss(recorder, PROCESS, x0, z, t, conditions={"label": label})
+    assert recorder.given.keys() == {"label"}
+    assert torch.equal(recorder.given["label"], label)
     diffusion_loss(recorder, PROCESS, x0, z, t)
-    assert recorder.given == (None, None)
+    assert recorder.given == {}
 
 
 def test_the_right_labels_make_a_conditional_teacher_better() -> None:
@@ -140,7 +140,8 @@ def test_the_right_labels_make_a_conditional_teacher_better() -> None:
     x0, label = mixture.sample(4000, g)
     z, t = PROCESS.sample_noise(x0, g), 0.3 + torch.rand(4000, generator=g)
     right, none, wrong = (
-        diffusion_loss(mixture.teacher(), PROCESS, x0, z, t, label=given).value for given in (label, None, 1 - label)
+        diffusion_loss(mixture.teacher(), PROCESS, x0, z, t, conditions=given).value
+        for given in ({"label": label}, None, {"label": 1 - label})
     )
     assert right < 0.9 * none
     assert none < 0.9 * wrong

@@ -11,13 +11,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from objectives.helpers import GAUSSIAN, PROCESS, ExactStudent, batch, generator, student
+from objectives.helpers import (
+    GAUSSIAN,
+    PROCESS,
+    ExactStudent,
+    batch,
+    consistency_loss,
+    generator,
+    student,
+    tangent_of,
+)
 from trigflow.objectives import (
     AdaptiveWeight,
     DiscreteConfig,
     TangentConfig,
-    consistency_loss,
-    consistency_tangent,
     discrete_loss,
     discrete_tangent,
 )
@@ -223,7 +230,7 @@ def test_the_step_is_that_of_the_sampler(solver: Any, time: float, earlier: floa
     t, s = (torch.full((4,), value, dtype=torch.float64) for value in (time, earlier))
     seen: list[Tensor] = []
 
-    def network(x: Tensor, at: Tensor, *conditions: Any) -> Tensor:
+    def network(x: Tensor, at: Tensor) -> Tensor:
         seen.append(x)
         return torch.zeros_like(x)
 
@@ -295,16 +302,16 @@ def test_the_target_is_fixed(distance: Any) -> None:
     t, s = config.pairs(PROCESS, drawn, 0, 1)
     net, calls = student(), []
 
-    def watched(*arguments: Any) -> Tensor:
+    def watched(x: Tensor, time: Tensor) -> Tensor:
         calls.append(torch.is_grad_enabled())
-        return net(*arguments)
+        return net(x, time)
 
     loss = discrete_loss(watched, PROCESS, x0, noise, t, s, config=config)
     assert calls == [True, False]
     frozen = student().requires_grad_(False)
 
-    def mixed(x: Tensor, time: Tensor, *conditions: Any) -> Tensor:
-        return (net if torch.equal(time, t) else frozen)(x, time, *conditions)
+    def mixed(x: Tensor, time: Tensor) -> Tensor:
+        return (net if torch.equal(time, t) else frozen)(x, time)
 
     expected = discrete_loss(mixed, PROCESS, x0, noise, t, s, config=config)
     torch.testing.assert_close(gradients(net, loss.value), gradients(net, expected.value))
@@ -339,7 +346,7 @@ def test_the_tangent_tends_to_the_continuous_one(kind: str) -> None:
     net, x_t = student(), PROCESS.interpolate(x0, noise, t)
     v = PROCESS.velocity(x0, noise, t) if kind == "ct" else GAUSSIAN.velocity(x_t, t)
     for r in (0.0, 0.4, 1.0):
-        prediction, g = consistency_tangent(net, PROCESS, x_t, v, t, r=r)
+        prediction, g = tangent_of(net, x_t, v, t, r=r)
         errors = []
         for h in (1e-3, 1e-4):
             s = (t - h).clamp_min(0)
@@ -359,7 +366,7 @@ def test_the_gradient_tends_to_the_continuous_one(kind: str, distance: Any, solv
     x0, noise, t = batch(40)
     t = t.clamp(0.1, 1.4)
     net, teacher = student(), None if kind == "ct" else GAUSSIAN.velocity
-    expected = gradients(net, consistency_loss(net, PROCESS, x0, noise, t, teacher=teacher, tangent=RAW).value)
+    expected = gradients(net, consistency_loss(net, x0, noise, t, teacher=teacher, tangent=RAW).value)
     config = DiscreteConfig(distance=distance, solver=solver, weighting="learned")
 
     def of_log_prior(h: float) -> Any:
@@ -380,7 +387,7 @@ def test_the_gradient_on_the_grid_tends_to_the_continuous_one_as_steps_grow() ->
     x0, noise, drawn = batch(400)
     drawn = drawn.clamp(0.2, 1.4)
     net = student()
-    config = consistency_loss(net, PROCESS, x0, noise, drawn, tangent=RAW, weight=lambda t: torch.log(torch.tan(t)))
+    config = consistency_loss(net, x0, noise, drawn, tangent=RAW, weight=lambda t: torch.log(torch.tan(t)))
     expected = gradients(net, config.value)
     errors = []
     for steps in (128, 512, 2048):
@@ -400,7 +407,7 @@ def test_shaping_and_warmup_are_those_of_the_continuous_loss() -> None:
     config = DiscreteConfig(distance="tangent")
     for tangent in (TangentConfig(), TangentConfig(mode="clip", limit=0.05)):
         for r in (0.0, 0.5, 1.0):
-            continuous = consistency_loss(net, PROCESS, x0, noise, t, tangent=tangent, r=r)
+            continuous = consistency_loss(net, x0, noise, t, tangent=tangent, r=r)
             loss = discrete_loss(net, PROCESS, x0, noise, t, t - 1e-5, config=config, tangent=tangent, r=r)
             for name, figure in continuous.figures.items():
                 torch.testing.assert_close(loss.figures[name], figure, rtol=2e-3, atol=1e-5)
@@ -418,7 +425,7 @@ class Dropping(nn.Module):
         self.scale = nn.Parameter(torch.ones(()))
         self.masks: list[Tensor] = []
 
-    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None, guidance: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
         self.masks.append(functional.dropout(torch.ones_like(x), 0.5))
         return self.scale * x * self.masks[-1]
 
@@ -462,16 +469,19 @@ def test_labels_and_scales_reach_both_evaluations_and_figures_have_one_number_a_
     x0, noise, drawn = batch(6)
     t, s = DiscreteConfig().pairs(PROCESS, drawn, 0, 1)
     label, scale = torch.arange(6), torch.linspace(1, 2, 6)
-    calls: list[tuple[Any, ...]] = []
-    net = student(num_classes=6, takes_guidance=True)
+    calls: list[dict[str, Tensor]] = []
+    net = student(num_classes=6, takes=("guidance",))
 
-    def watched(*arguments: Any) -> Tensor:
-        calls.append(arguments)
-        return net(*arguments)
+    def watched(x: Tensor, time: Tensor, **conditions: Tensor) -> Tensor:
+        calls.append(conditions)
+        return net(x, time, **conditions)
 
     weight = AdaptiveWeight(PROCESS).double()
-    loss = discrete_loss(watched, PROCESS, x0, noise, t, s, label=label, guidance=scale, weight=weight)
-    assert [(call[2] is label, call[3] is scale) for call in calls] == [(True, True), (True, True)]
+    loss = discrete_loss(
+        watched, PROCESS, x0, noise, t, s, conditions={"label": label, "guidance": scale}, weight=weight
+    )
+    assert [call.keys() for call in calls] == [{"label", "guidance"}] * 2
+    assert all(call["label"] is label and call["guidance"] is scale for call in calls)
     assert loss.value.shape == ()
     assert set(loss.figures) == {"t", "loss", "tangent_norm"}
     assert all(figure.shape == (6,) and not figure.requires_grad for figure in loss.figures.values())
@@ -479,7 +489,7 @@ def test_labels_and_scales_reach_both_evaluations_and_figures_have_one_number_a_
     times = torch.tensor([0.5, 1.0])
     for solver in ("ddim", "heun"):
         loss = discrete_loss(
-            lambda x, t, label, guidance: 0.1 * x,
+            lambda x, t: 0.1 * x,
             PROCESS,
             images[0],
             images[1],

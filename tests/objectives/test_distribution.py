@@ -10,23 +10,23 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
-from objectives.helpers import PROCESS, batch, generator, student
+from objectives.helpers import PROCESS, batch, consistency_loss, generator, student
 from objectives.test_learning import COUNT, DATA, draw, energy_distance, shares, train, untrained
 from oracles.gaussian import GaussianOracle
 from trigflow.networks import MLP
 from trigflow.objectives import (
     AdaptiveWeight,
     Loss,
-    consistency_loss,
     diffusion_loss,
-    generate,
+    rollout,
     vsd_direction,
     vsd_loss,
 )
 from trigflow.process import HALF_PI, Proposal
-from trigflow.samplers import consistency_sample, network_velocity
+from trigflow.samplers import flow_map_sample, network_velocity
 
 SD = PROCESS.sigma_data
+ONE = (PROCESS.t_max,)  # times of a rollout of one step
 RENOISE = Proposal(0.4, 2.0)
 
 
@@ -41,7 +41,7 @@ class Scaled(nn.Module):
         super().__init__()
         self.a = nn.Parameter(a.clone())
 
-    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None, guidance: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
         return (torch.cos(t)[:, None] - self.a) * x / torch.sin(t)[:, None]
 
 
@@ -51,18 +51,18 @@ class Scaled(nn.Module):
 def test_generating_is_sampling_in_one_step() -> None:
     net, z = student(), noise(batch(20)[0], 1)
     with torch.no_grad():
-        sample = generate(net, PROCESS, z)
-    expected = consistency_sample(network_velocity(net, PROCESS), PROCESS, z, (PROCESS.t_max,))
+        sample = rollout(net, PROCESS, z, ONE)
+    expected = flow_map_sample(network_velocity(net, PROCESS), PROCESS, z, ONE)
     torch.testing.assert_close(sample, expected, rtol=1e-6, atol=1e-7)
 
 
 def test_labels_and_scales_reach_the_generator() -> None:
-    net, z = student(num_classes=3, takes_guidance=True), noise(batch(6)[0], 1)
+    net, z = student(num_classes=3, takes=("guidance",)), noise(batch(6)[0], 1)
     label, scale = torch.tensor([0, 1, 2, 3, 0, 1]), torch.linspace(1, 2, 6, dtype=torch.float64)
     with torch.no_grad():
-        sample = generate(net, PROCESS, z, label=label, guidance=scale)
-        other_label = generate(net, PROCESS, z, label=(label + 1) % 3, guidance=scale)
-        other_scale = generate(net, PROCESS, z, label=label, guidance=scale + 0.3)
+        sample = rollout(net, PROCESS, z, ONE, conditions={"label": label, "guidance": scale})
+        other_label = rollout(net, PROCESS, z, ONE, conditions={"label": (label + 1) % 3, "guidance": scale})
+        other_scale = rollout(net, PROCESS, z, ONE, conditions={"label": label, "guidance": scale + 0.3})
     assert not torch.isclose(sample, other_label).any(dim=1).all()
     assert not torch.isclose(sample, other_scale).any(dim=1).all()
 
@@ -119,7 +119,7 @@ def vsd_gradient(a: Tensor, variances: Tensor, t: float, n: int, weight: Adaptiv
     net = Scaled(a)
     z = SD * torch.randn(n, len(a), generator=generator(1), dtype=torch.float64)
     loss = vsd_loss(
-        generate(net, PROCESS, z),
+        rollout(net, PROCESS, z, ONE),
         PROCESS,
         noise(z, 2),
         torch.full((n,), t, dtype=torch.float64),
@@ -173,7 +173,7 @@ def test_nothing_but_the_generator_gets_a_gradient() -> None:
     nets = [student(seed) for seed in range(3)]
     z, n, t = batch(10)
     teacher, fake = (network_velocity(net, PROCESS) for net in nets[1:])
-    vsd_loss(generate(nets[0], PROCESS, z), PROCESS, n, t, teacher=teacher, fake=fake).value.backward()
+    vsd_loss(rollout(nets[0], PROCESS, z, ONE), PROCESS, n, t, teacher=teacher, fake=fake).value.backward()
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in nets[0].blocks.parameters())
     assert all(p.grad is None for net in nets[1:] for p in net.parameters())
 
@@ -187,11 +187,11 @@ def test_where_the_distributions_agree_nothing_moves(t: float) -> None:
 
 
 def test_a_guided_fake_score_is_told_the_scale() -> None:
-    net = student(num_classes=3, takes_guidance=True)
+    net = student(num_classes=3, takes=("guidance",))
     x0, n, t = batch(6)
     label, scale = torch.tensor([0, 1, 2, 3, 0, 1]), torch.linspace(1, 2, 6, dtype=torch.float64)
-    loss = diffusion_loss(net, PROCESS, x0, n, t, label=label, guidance=scale)
-    prediction = SD * net(PROCESS.interpolate(x0, n, t) / SD, t, label, scale)
+    loss = diffusion_loss(net, PROCESS, x0, n, t, conditions={"label": label, "guidance": scale})
+    prediction = SD * net(PROCESS.interpolate(x0, n, t) / SD, t, label=label, guidance=scale)
     torch.testing.assert_close(loss.value, (prediction - PROCESS.velocity(x0, n, t)).square().mean())
 
 
@@ -206,7 +206,7 @@ class Affine(nn.Module):
         self.m = nn.Parameter(torch.zeros(2, dtype=torch.float64))
         self.a = nn.Parameter(torch.eye(2, dtype=torch.float64))
 
-    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None, guidance: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
         sample = self.m + SD * x @ self.a.T
         return (torch.cos(t)[:, None] * SD * x - sample) / (torch.sin(t)[:, None] * SD)
 
@@ -218,7 +218,7 @@ class GaussianScore(nn.Module):
         super().__init__()
         self.m, self.factor = nn.Parameter(m.clone()), nn.Parameter(factor.clone())
 
-    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None, guidance: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
         x_t, cos, sin = SD * x, torch.cos(t)[:, None], torch.sin(t)[:, None]
         covariance = self.factor @ self.factor.T
         noised = cos[..., None] ** 2 * covariance + sin[..., None] ** 2 * SD**2 * torch.eye(2, dtype=x.dtype)
@@ -248,7 +248,7 @@ def test_an_affine_generator_finds_mean_and_covariance() -> None:
             optimizer.zero_grad()
         z, n, m = (PROCESS.sample_noise(like, g) for _ in range(3))
         t, s = (RENOISE.sample(PROCESS, 128, g).double().clamp(1e-3, HALF_PI - 1e-3) for _ in range(2))
-        sample = generate(net, PROCESS, z)
+        sample = rollout(net, PROCESS, z, ONE)
         vsd_loss(sample, PROCESS, n, t, teacher=teacher, fake=network_velocity(fake, PROCESS)).value.backward()
         diffusion_loss(fake, PROCESS, sample.detach(), m, s).value.backward()
         for optimizer in optimizers:
@@ -279,11 +279,11 @@ def test_students_learn_all_of_a_mixture_in_one_step(kind: str, iterations: int,
         optimizer.param_groups[0]["lr"] = 1e-3 * min(1.0, 2 * (1 - iteration / iterations))
         z, n, m = (PROCESS.sample_noise(like, g) for _ in range(3))
         s, u = (RENOISE.sample(PROCESS, 256, g) for _ in range(2))
-        sample = generate(net, PROCESS, z)
+        sample = rollout(net, PROCESS, z, ONE)
         score = network_velocity(fake, PROCESS)
         value = vsd_loss(sample, PROCESS, n, s, teacher=learned, fake=score, weight=weights[0]).value
         if kind == "scd-vsd":
-            value = value + consistency_loss(net, PROCESS, x0, noise, t, teacher=learned, weight=weights[1]).value
+            value = value + consistency_loss(net, x0, noise, t, teacher=learned, weight=weights[1]).value
         optimizer.zero_grad()
         diffusion_loss(fake, PROCESS, sample.detach(), m, u, weight=weights[2]).value.backward()
         optimizer.step()

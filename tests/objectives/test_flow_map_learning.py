@@ -6,24 +6,26 @@ import pytest
 import torch
 from torch import Tensor
 
-from objectives.helpers import PROCESS, generator
+from objectives.helpers import PROCESS, draws, generator
 from objectives.test_learning import COUNT, DATA, good, teacher, train, untrained  # noqa: F401
 from trigflow.networks import MLP
-from trigflow.objectives import AdaptiveWeight, FlowMapConfig, Loss, TangentConfig, flow_map_loss
+from trigflow.objectives import AdaptiveWeight, FlowMap, Loss, TangentConfig, flow_map_loss
+from trigflow.process import Proposal
 from trigflow.samplers import flow_map_sample, meanflow_times, network_velocity
 
 NORMALIZED, RAW = (TangentConfig(mode=mode, warmup=100) for mode in ("normalize", "raw"))  # type: ignore[arg-type]
+TIMES = Proposal(-0.8, 1.4)
 CONFIGS = {
-    "any-step": FlowMapConfig(tangent=NORMALIZED),
-    "lagrangian": FlowMapConfig("lagrangian", tangent=NORMALIZED),
-    "semigroup": FlowMapConfig("semigroup", anchor=0.25, tangent=RAW),
-    "self": FlowMapConfig("eulerian", "self", anchor=0.5, tangent=RAW),
+    "any-step": FlowMap(proposal=TIMES, tangent=NORMALIZED),
+    "lagrangian": FlowMap(residual="lagrangian", proposal=TIMES, tangent=NORMALIZED),
+    "semigroup": FlowMap(residual="semigroup", proposal=TIMES, anchor=0.25, tangent=RAW),
+    "self": FlowMap(velocity="self", proposal=TIMES, anchor=0.5, tangent=RAW),
 }
 
 
 def with_end(net: MLP) -> MLP:
     """The same weights, in a network that is also told the end."""
-    conditioning = dataclasses.replace(net.config.conditioning, takes_end=True)
+    conditioning = dataclasses.replace(net.config.conditioning, takes=("end",))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         result = MLP(dataclasses.replace(net.config, conditioning=conditioning))
@@ -39,12 +41,12 @@ def draw(net: MLP, steps: int) -> Tensor:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_students_learn_all_of_the_mixture(name: str, teacher: MLP) -> None:  # noqa: F811
     """In two deterministic jumps and in four; the weights they start from do not in two."""
-    net, weight, config, g = with_end(teacher), AdaptiveWeight(PROCESS), CONFIGS[name], generator(4)
+    net, weight, config, random = with_end(teacher), AdaptiveWeight(PROCESS), CONFIGS[name], draws(256, seed=4)
     assert not good(draw(net, 2))
 
-    def step(x0: Tensor, noise: Tensor, t: Tensor, iteration: int) -> Loss:
-        end = config.ends(t, g)
-        middle = end + (t - end) * torch.rand(len(t), generator=g)
+    def step(x0: Tensor, noise: Tensor, _: Tensor, iteration: int) -> Loss:
+        t, end = config.draw(random).values()
+        middle = end + (t - end) * torch.rand(len(t), generator=random.generator)
         velocity = DATA.velocity if config.velocity == "teacher" else None
         r = config.tangent.warmup_factor(iteration)
         return flow_map_loss(

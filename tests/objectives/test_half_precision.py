@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from objectives.helpers import PROCESS, batch, generator
+from objectives.helpers import PROCESS, batch, consistency_loss, generator, tangent_of
 from trigflow.networks import ConditioningConfig, UNet, UNetConfig
-from trigflow.objectives import AdaptiveWeight, TangentConfig, consistency_loss, consistency_tangent
+from trigflow.objectives import AdaptiveWeight, TangentConfig
 from trigflow.process import HALF_PI
 
 RAW = TangentConfig(mode="raw", warmup=0)
@@ -31,7 +31,7 @@ def test_half_precision_survives_both_ends(dtype: torch.dtype, autocast: bool, d
     x0, z = (0.5 * torch.randn(6, 3, 4, 4, generator=g).to(dtype) for _ in range(2))
     teacher = (lambda x, t: (0.1 * x).to(dtype)) if distill else None
     with torch.autocast("cpu", dtype, enabled=autocast):
-        loss = consistency_loss(net, PROCESS, x0, z, ENDS, teacher=teacher, tangent=RAW, weight=AdaptiveWeight(PROCESS))
+        loss = consistency_loss(net, x0, z, ENDS, teacher=teacher, tangent=RAW, weight=AdaptiveWeight(PROCESS))
     loss.value.backward()
     assert loss.value.dtype == torch.float32
     assert all(torch.isfinite(f).all() for f in loss.figures.values())
@@ -39,7 +39,7 @@ def test_half_precision_survives_both_ends(dtype: torch.dtype, autocast: bool, d
     assert all(torch.isfinite(p.grad).all() for p in net.parameters())
 
     net, t = net.double(), ENDS.double()
-    exact = consistency_loss(net, PROCESS, x0.double(), z.double(), t, teacher=teacher, tangent=RAW).figures
+    exact = consistency_loss(net, x0.double(), z.double(), t, teacher=teacher, tangent=RAW).figures
     rtol = 0.05 if autocast else 0.01
     near_zero = t < 1  # at the other end g goes to zero with cos(t), and float32 times stop resolving it
     torch.testing.assert_close(
@@ -50,12 +50,12 @@ def test_half_precision_survives_both_ends(dtype: torch.dtype, autocast: bool, d
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_tangent_of_half_precision_points(dtype: torch.dtype) -> None:
-    def network(x: Tensor, t: Tensor, label: None, guidance: None) -> Tensor:
+    def network(x: Tensor, t: Tensor) -> Tensor:
         return torch.tanh(x) * torch.cos(t)[:, None]
 
     x0, z, _ = batch(6, dtype=torch.float32)
     x, v = PROCESS.interpolate(x0, z, ENDS).to(dtype), PROCESS.velocity(x0, z, ENDS).to(dtype)
-    _, g = consistency_tangent(network, PROCESS, x, v, ENDS)
-    _, exact = consistency_tangent(network, PROCESS, x.double(), v.double(), ENDS.double())
+    _, g = tangent_of(network, x, v, ENDS)
+    _, exact = tangent_of(network, x.double(), v.double(), ENDS.double())
     assert torch.isfinite(g).all()
     torch.testing.assert_close(g.double(), exact, rtol=0.03, atol=0.01)

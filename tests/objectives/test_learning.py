@@ -14,12 +14,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from objectives.helpers import PROCESS, generator
+from objectives.helpers import PROCESS, consistency_loss, generator
 from oracles.mixture import MixtureOracle
 from trigflow.networks import MLP, ConditioningConfig, MLPConfig
-from trigflow.objectives import AdaptiveWeight, Loss, TangentConfig, consistency_loss, diffusion_loss
+from trigflow.objectives import AdaptiveWeight, Loss, TangentConfig, diffusion_loss
 from trigflow.process import Proposal
-from trigflow.samplers import consistency_sample, consistency_times, heun, network_velocity, sigma_grid
+from trigflow.samplers import consistency_times, flow_map_sample, heun, network_velocity, sigma_grid
 
 MEANS = torch.tensor([[0.6, 0.3], [-0.3, 0.6], [-0.5, -0.4], [0.35, -0.55]])
 SPREAD = 0.15
@@ -61,7 +61,7 @@ def good(x: Tensor) -> bool:
 def draw(net: MLP, steps: int) -> Tensor:
     noise = PROCESS.sample_noise(torch.empty(COUNT, 2), generator(101))
     times = consistency_times(PROCESS, steps)
-    return consistency_sample(network_velocity(net, PROCESS), PROCESS, noise, times, generator(102))
+    return flow_map_sample(network_velocity(net, PROCESS), PROCESS, noise, times, gamma=1.0, generator=generator(102))
 
 
 def untrained() -> MLP:
@@ -100,7 +100,7 @@ def student(teacher: MLP, velocity: Callable[[Tensor, Tensor], Tensor] | None) -
 
     def step(x0: Tensor, noise: Tensor, t: Tensor, iteration: int) -> Loss:
         r = config.warmup_factor(iteration)
-        return consistency_loss(net, PROCESS, x0, noise, t, teacher=velocity, tangent=config, r=r, weight=weight)
+        return consistency_loss(net, x0, noise, t, teacher=velocity, tangent=config, r=r, weight=weight)
 
     return train(net, step, weight, iterations=500, rate=5e-4)
 

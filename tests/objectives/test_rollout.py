@@ -1,14 +1,15 @@
 """Samples of rollouts, and the joint loss on them."""
 
 import itertools
+import math
 
 import pytest
 import torch
 
 from objectives.helpers import GAUSSIAN, PROCESS, batch, generator, student
-from trigflow.objectives import diffusion_loss, fake_score_loss, generate, rollout, rollout_times, vsd_loss
+from trigflow.objectives import diffusion_loss, fake_score_loss, rollout, rollout_times, vsd_loss
 from trigflow.runtime.errors import UserError
-from trigflow.samplers import consistency_sample, network_velocity
+from trigflow.samplers import flow_map_sample, network_velocity
 
 TIMES = (PROCESS.t_max, 1.1, 0.4)
 
@@ -24,8 +25,10 @@ def close(a: torch.Tensor, b: torch.Tensor) -> None:
 
 def test_rollouts_are_consistency_samples() -> None:
     net, (z, *fresh) = student(), noises(8)
-    close(rollout(net, PROCESS, z, TIMES[:1]), generate(net, PROCESS, z))
-    drawn = consistency_sample(network_velocity(net, PROCESS), PROCESS, z, TIMES, fresh=fresh)
+    t = torch.full((8,), PROCESS.t_max, dtype=torch.float64)
+    one_step = math.cos(PROCESS.t_max) * z - math.sin(PROCESS.t_max) * 0.5 * net(z / 0.5, t)
+    close(rollout(net, PROCESS, z, TIMES[:1]), one_step)
+    drawn = flow_map_sample(network_velocity(net, PROCESS), PROCESS, z, TIMES, gamma=1.0, fresh=fresh)
     close(rollout(net, PROCESS, z, TIMES, fresh), drawn)
     with pytest.raises(UserError, match="fresh"):
         rollout(net, PROCESS, z, TIMES)

@@ -18,19 +18,24 @@ from torch import Tensor, nn
 
 
 class OracleNetwork(nn.Module):
-    """A function `F(x_t / sd, t, label)` with the signature and attributes of a network, without parameters."""
+    """A function `F(x_t / sd, t, label)` with the signature and attributes of a network, without parameters.
 
-    takes_guidance = False
+    Args:
+        function: called with label None where there is none.
+        null_label: of a network that takes a label; None for one without.
+    """
 
     def __init__(
         self, function: Callable[[Tensor, Tensor, Tensor | None], Tensor], null_label: int | None = None
     ) -> None:
         super().__init__()
         self.function = function
-        self.null_label = null_label
+        self.takes = frozenset({"label"} if null_label is not None else ())
+        self.null = {} if null_label is None else {"label": torch.tensor(null_label)}
 
-    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None, guidance: Tensor | None = None) -> Tensor:
-        return self.function(x, t, label)
+    def forward(self, x: Tensor, t: Tensor, **conditions: Tensor) -> Tensor:
+        assert conditions.keys() <= self.takes, conditions.keys()
+        return self.function(x, t, conditions.get("label"))
 
 
 class GaussianOracle:

@@ -18,9 +18,7 @@ from torch import Tensor, nn
 class ExactJumps(nn.Module):
     """F above, in operations that carry tangents; every input in the dtype of x."""
 
-    takes_end = True
-    takes_guidance = False
-    null_label = None
+    takes = frozenset({"end"})
 
     def __init__(self, variances: Tensor, sd: float = 0.5) -> None:
         super().__init__()
@@ -34,7 +32,7 @@ class ExactJumps(nn.Module):
         """Where the trajectory through x at t is at s; shapes `(b, d)`, `(b,)`, `(b,)`."""
         return x * torch.sqrt(self.variance(s) / self.variance(t))
 
-    def forward(self, x: Tensor, t: Tensor, label: Tensor | None, guidance: Tensor | None, end: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, end: Tensor) -> Tensor:
         v, rho = self.variance(t), torch.sqrt(self.variance(end) / self.variance(t))
         cos, sin = torch.cos(t - end)[:, None], torch.sin(t - end)[:, None]
         bend = (self.sd**2 - self.variances) * torch.sin(t + end)[:, None]

@@ -55,7 +55,7 @@ def test_gaussian_maps_noise_to_data_of_the_right_variance() -> None:
 def test_gaussian_teacher_takes_images() -> None:
     oracle = GaussianOracle(torch.rand(2, 4, 4, generator=torch.Generator().manual_seed(0)) + 0.1)
     x, t = points(3, 2, 4, 4).float(), torch.tensor([0.2, 0.9, 1.5])
-    out = oracle.teacher()(x / 0.5, t, None, None)
+    out = oracle.teacher()(x / 0.5, t)
     assert (out.shape, out.dtype) == (x.shape, torch.float32)
     torch.testing.assert_close(out[1:2], oracle.teacher()(x[1:2] / 0.5, t[1:2]))
 
@@ -111,11 +111,11 @@ def test_mixture_quantile_map_is_constant_along_the_flow() -> None:
 def test_mixture_labels_choose_components() -> None:
     oracle, x = mixture(), points(6, 2)
     teacher = oracle.teacher()
-    assert teacher.null_label == 3
+    assert (teacher.takes, teacher.null["label"].item()) == ({"label"}, 3)
     null, first = torch.full((6,), 3), torch.zeros(6, dtype=torch.int64)
-    assert torch.equal(teacher(x, TIMES, null), teacher(x, TIMES, None))
+    assert torch.equal(teacher(x, TIMES, label=null), teacher(x, TIMES))
     alone = MixtureOracle(oracle.means[:1], oracle.variances[:1], torch.ones(1, dtype=torch.float64))
-    close(teacher(x, TIMES, first), alone.teacher()(x, TIMES))
+    close(teacher(x, TIMES, label=first), alone.teacher()(x, TIMES))
 
 
 def test_mixture_samples_have_its_moments() -> None:

@@ -1,3 +1,5 @@
+"""The grid of solvers, and the times of few-step sampling."""
+
 import math
 
 import pytest
@@ -5,7 +7,7 @@ import torch
 
 from trigflow.process import TrigFlow
 from trigflow.runtime.errors import UserError
-from trigflow.samplers import sigma_grid
+from trigflow.samplers import consistency_times, meanflow_times, segment_times, sigma_grid
 
 PROCESS = TrigFlow(sigma_data=0.5, sigma_min=0.002, sigma_max=80.0)
 
@@ -41,3 +43,43 @@ def test_grid_needs_a_step(steps: int) -> None:
 def test_grid_needs_a_positive_rho(rho: float) -> None:
     with pytest.raises(UserError, match=r"rho=.*; expected a finite number > 0; .+"):
         sigma_grid(PROCESS, 4, rho)
+
+
+# Times of few-step sampling -------------------------------------------------------------------------------------------
+
+
+def test_default_times() -> None:
+    assert consistency_times(PROCESS, 1) == (PROCESS.t_max,)
+    assert consistency_times(PROCESS, 2) == (PROCESS.t_max, 1.1)
+    assert consistency_times(PROCESS, 2, t_mid=0.8) == (PROCESS.t_max, 0.8)
+    assert consistency_times(PROCESS, 4, t_mid=0.9) == pytest.approx((PROCESS.t_max, 0.9, 0.6, 0.3))
+
+
+def test_times_are_checked() -> None:
+    with pytest.raises(UserError, match="0 sampling steps; expected at least 1"):
+        consistency_times(PROCESS, 0)
+    for t_mid in (0.0, PROCESS.t_max, 2.0, math.nan):
+        with pytest.raises(UserError, match=r"t_mid=.*; expected a time in \(0, t_max=1.5645\); use 1.1"):
+            consistency_times(PROCESS, 2, t_mid)
+
+
+def test_times_are_even_on_the_straight_path() -> None:
+    for steps in (1, 2, 4, 10):
+        times = meanflow_times(PROCESS, steps)
+        assert len(times) == steps
+        assert times[0] == PROCESS.t_max
+        taus = [math.sin(t) / (math.cos(t) + math.sin(t)) for t in times[1:]]
+        assert taus == pytest.approx([(steps - k) / steps for k in range(1, steps)])
+    assert meanflow_times(PROCESS, 2)[1] == pytest.approx(math.pi / 4)
+    with pytest.raises(UserError, match="0 sampling steps; expected at least 1"):
+        meanflow_times(PROCESS, 0)
+
+
+def test_times_of_segments_are_their_ends_but_for_the_first() -> None:
+    assert segment_times(PROCESS, 1) == (PROCESS.t_max,)
+    quarters = [k * math.pi / 8 for k in (3, 2, 1)]
+    assert segment_times(PROCESS, 4) == pytest.approx((PROCESS.t_max, *quarters))
+    with pytest.raises(UserError, match=r"^0 segments of the quarter circle; expected at least 1; raise segments$"):
+        segment_times(PROCESS, 0)
+    with pytest.raises(UserError, match=r"^400 segments .*; expected it to begin below t_max = 1\.5645; use fewer"):
+        segment_times(PROCESS, 400)

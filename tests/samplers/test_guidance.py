@@ -1,11 +1,14 @@
 import math
+from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from oracles.gaussian import GaussianOracle
+from oracles.jumps import ExactJumps
 from oracles.mixture import MixtureOracle
 from trigflow.process import TrigFlow
 from trigflow.runtime.errors import UserError
@@ -23,15 +26,37 @@ TIMES = torch.tensor([0.2, 0.7, 1.1, 1.5])
 class Recorder(nn.Module):
     """The mixture's teacher, remembering every call."""
 
-    def __init__(self, takes_guidance: bool = False, null_label: int | None = 3) -> None:
+    oracle = ORACLE
+
+    def __init__(self, takes: tuple[str, ...] = ("label",), null_label: int | None = 3) -> None:
         super().__init__()
-        self.takes_guidance = takes_guidance
-        self.null_label = null_label
+        self.takes = frozenset(takes)
+        self.null = {"label": torch.tensor(null_label)} if null_label is not None and "label" in takes else {}
         self.calls: list[tuple[Tensor, Tensor, Tensor | None, Tensor | None]] = []
 
-    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None, guidance: Tensor | None = None) -> Tensor:
-        self.calls.append((x, t, label, guidance))
-        return ORACLE.F_velocity(x, t, label)
+    def forward(self, x: Tensor, t: Tensor, **conditions: Tensor) -> Tensor:
+        assert conditions.keys() <= self.takes
+        label = conditions.get("label")
+        self.calls.append((x, t, label, conditions.get("guidance")))
+        return self.oracle.F_velocity(x, t, label)
+
+
+class Function(nn.Module):
+    """A function of (x, t, label) as a network with a class that can be left out."""
+
+    takes = frozenset({"label"})
+
+    def __init__(self, function: Callable[[Tensor, Tensor, Tensor], Tensor], null_label: int) -> None:
+        super().__init__()
+        self.function, self.null = function, {"label": torch.tensor(null_label)}
+
+    def forward(self, x: Tensor, t: Tensor, label: Tensor) -> Tensor:
+        return self.function(x, t, label)
+
+
+def of(label: Tensor | int) -> dict[str, Any]:
+    """The conditions of a class."""
+    return {"label": label}
 
 
 def states() -> Tensor:
@@ -40,7 +65,7 @@ def states() -> Tensor:
 
 def test_network_velocity_scales_in_and_out() -> None:
     x, network = states(), Recorder()
-    v = network_velocity(network, PROCESS, LABEL)(x, TIMES)
+    v = network_velocity(network, PROCESS, of(LABEL))(x, TIMES)
     torch.testing.assert_close(v, ORACLE.velocity(x, TIMES, LABEL))
     given, t, label, guidance = network.calls[0]
     torch.testing.assert_close(given, x / 0.5)
@@ -57,8 +82,8 @@ def test_network_velocity_without_label_is_unconditional() -> None:
 
 
 def test_one_label_and_one_scale_serve_the_whole_batch() -> None:
-    network = Recorder(takes_guidance=True)
-    network_velocity(network, PROCESS, label=2, guidance=1.5)(states(), TIMES)
+    network = Recorder(("label", "guidance"))
+    network_velocity(network, PROCESS, {"label": 2, "guidance": 1.5})(states(), TIMES)
     _, _, label, guidance = network.calls[0]
     assert label is not None
     assert guidance is not None
@@ -68,44 +93,39 @@ def test_one_label_and_one_scale_serve_the_whole_batch() -> None:
 
 
 def test_scales_of_each_sample_reach_the_network() -> None:
-    network, scales = Recorder(takes_guidance=True), torch.tensor([1.0, 1.25, 1.5, 2.0])
-    network_velocity(network, PROCESS, LABEL, scales)(states(), TIMES)
+    network, scales = Recorder(("label", "guidance")), torch.tensor([1.0, 1.25, 1.5, 2.0])
+    network_velocity(network, PROCESS, {"label": LABEL, "guidance": scales})(states(), TIMES)
     assert torch.equal(network.calls[0][3], scales)  # type: ignore[arg-type]
 
 
 def test_low_precision_output_is_returned_in_the_dtype_of_the_state() -> None:
-    def network(x: Tensor, t: Tensor, label: Tensor | None = None, guidance: Tensor | None = None) -> Tensor:
-        return ORACLE.F_velocity(x, t, label).bfloat16()
-
-    assert network_velocity(network, PROCESS)(states(), TIMES).dtype == torch.float32
-    assert guided_velocity(network, PROCESS, LABEL, 2.0, null_label=3)(states(), TIMES).dtype == torch.float32
+    network = Function(lambda x, t, label: ORACLE.F_velocity(x, t, label).bfloat16(), 3)
+    assert network_velocity(network, PROCESS, of(3))(states(), TIMES).dtype == torch.float32
+    assert guided_velocity(network, PROCESS, of(LABEL), 2.0)(states(), TIMES).dtype == torch.float32
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.5, 1.4, 3.0])
 def test_guidance_extrapolates_from_unconditional_to_conditional(scale: float) -> None:
     x = states()
     uncond, cond = ORACLE.velocity(x, TIMES), ORACLE.velocity(x, TIMES, LABEL)
-    v = guided_velocity(Recorder(), PROCESS, LABEL, scale)(x, TIMES)
+    v = guided_velocity(Recorder(), PROCESS, of(LABEL), scale)(x, TIMES)
     torch.testing.assert_close(v, uncond + scale * (cond - uncond))
 
 
 def test_guidance_with_a_scale_for_each_sample() -> None:
     x, scales = states(), torch.tensor([1.0, 0.0, 2.0, 1.5])
-    v = guided_velocity(Recorder(), PROCESS, LABEL, scales)(x, TIMES)
+    v = guided_velocity(Recorder(), PROCESS, of(LABEL), scales)(x, TIMES)
     singly = [
-        guided_velocity(Recorder(), PROCESS, LABEL[i : i + 1], scales[i].item())(x[i : i + 1], TIMES[i : i + 1])
+        guided_velocity(Recorder(), PROCESS, of(LABEL[i : i + 1]), scales[i].item())(x[i : i + 1], TIMES[i : i + 1])
         for i in range(4)
     ]
     torch.testing.assert_close(v, torch.cat(singly))
 
 
 def test_guidance_of_images_broadcasts_the_scale_over_all_axes() -> None:
-    def network(x: Tensor, t: Tensor, label: Tensor | None = None, guidance: Tensor | None = None) -> Tensor:
-        assert label is not None
-        return x * label.reshape(-1, 1, 1, 1)
-
+    network = Function(lambda x, t, label: x * label.reshape(-1, 1, 1, 1), 5)
     x, scales = torch.ones(2, 3, 4, 4), torch.tensor([2.0, 3.0])
-    v = guided_velocity(network, PROCESS, torch.tensor([0, 1]), scales, null_label=5)(x, torch.tensor([0.1, 0.2]))
+    v = guided_velocity(network, PROCESS, of(torch.tensor([0, 1])), scales)(x, torch.tensor([0.1, 0.2]))
     # F_uncond = 5 x / sd, F_cond = label x / sd.
     torch.testing.assert_close(v[:, 0, 0, 0], torch.tensor([5 + 2.0 * (0 - 5), 5 + 3.0 * (1 - 5)]))
     assert v.shape == x.shape
@@ -113,7 +133,7 @@ def test_guidance_of_images_broadcasts_the_scale_over_all_axes() -> None:
 
 def test_both_branches_run_in_one_batched_call_equal_to_two() -> None:
     x, network = states(), Recorder()
-    v = guided_velocity(network, PROCESS, LABEL, 1.7)(x, TIMES)
+    v = guided_velocity(network, PROCESS, of(LABEL), 1.7)(x, TIMES)
     assert len(network.calls) == 1
     given, t, label, guidance = network.calls[0]
     assert given.shape == (8, 2)
@@ -121,54 +141,108 @@ def test_both_branches_run_in_one_batched_call_equal_to_two() -> None:
     assert label is not None
     assert label.tolist() == [3, 3, 3, 3, *LABEL.tolist()]
     assert guidance is None
-    uncond = network_velocity(network, PROCESS, 3)(x, TIMES)
-    cond = network_velocity(network, PROCESS, LABEL)(x, TIMES)
+    uncond = network_velocity(network, PROCESS, of(3))(x, TIMES)
+    cond = network_velocity(network, PROCESS, of(LABEL))(x, TIMES)
     torch.testing.assert_close(v, uncond + 1.7 * (cond - uncond))
 
 
 @pytest.mark.parametrize("scale", [1, 1.0, torch.tensor(1.0), torch.ones(4)])
-def test_scale_one_skips_the_unconditional_branch(scale: float | Tensor) -> None:
+def test_scale_one_is_the_network_itself_and_as_a_number_skips_the_unconditional_branch(scale: float | Tensor) -> None:
+    """The numbers of a tensor are not looked at, which would wait for the device."""
     x, network = states(), Recorder()
-    v = guided_velocity(network, PROCESS, LABEL, scale)(x, TIMES)
-    assert [call[0].shape[0] for call in network.calls] == [4]
+    v = guided_velocity(network, PROCESS, of(LABEL), scale)(x, TIMES)
+    assert [call[0].shape[0] for call in network.calls] == [8 if isinstance(scale, Tensor) else 4]
     torch.testing.assert_close(v, ORACLE.velocity(x, TIMES, LABEL))
 
 
 def test_one_scale_other_than_one_needs_both_branches() -> None:
     network = Recorder()
-    guided_velocity(network, PROCESS, LABEL, torch.tensor([1.0, 1.0, 1.0, 1.01]))(states(), TIMES)
+    guided_velocity(network, PROCESS, of(LABEL), torch.tensor([1.0, 1.0, 1.0, 1.01]))(states(), TIMES)
     assert network.calls[0][0].shape[0] == 8
 
 
-def test_null_label_argument_wins_over_the_attribute() -> None:
-    network = Recorder(null_label=None)
-    guided_velocity(network, PROCESS, LABEL, 2.0, null_label=3)(states(), TIMES)
-    assert network.calls[0][2].tolist()[:4] == [3] * 4  # type: ignore[union-attr]
-
-
 def test_mistakes_say_what_to_do() -> None:
-    with pytest.raises(UserError, match=r"does not take one; expected guidance=None; call guided_velocity"):
-        network_velocity(Recorder(), PROCESS, guidance=1.5)
-    with pytest.raises(UserError, match=r"no guidance scale for a network that takes one; .*; pass guidance"):
-        network_velocity(Recorder(takes_guidance=True), PROCESS)
-    with pytest.raises(UserError, match=r"without a null label; .*; pass null_label"):
-        guided_velocity(Recorder(null_label=None), PROCESS, LABEL, 2.0)
-    with pytest.raises(UserError, match=r"takes the scale as an input; expected one without; use network_velocity"):
-        guided_velocity(Recorder(takes_guidance=True), PROCESS, LABEL, 2.0)
+    guided = Recorder(("label", "guidance"))
+    with pytest.raises(UserError, match=r"^guidance for a network that takes label; expected .*; drop guidance$"):
+        network_velocity(Recorder(), PROCESS, {"guidance": 1.5})
+    with pytest.raises(UserError, match=r"^no guidance for a network that takes it; expected .*; pass guidance$"):
+        network_velocity(guided, PROCESS)
+    with pytest.raises(UserError, match=r"^label for a network that takes no conditions; expected .*; drop label$"):
+        network_velocity(Recorder(()), PROCESS, of(LABEL))
+    with pytest.raises(UserError, match=r"^no label for a network that takes it; expected .*; pass label$"):
+        network_velocity(Recorder(null_label=None), PROCESS)
+    with pytest.raises(UserError, match=r"away from nothing: .* label .*leave out none; expected .*negative network"):
+        guided_velocity(Recorder(null_label=None), PROCESS, of(LABEL), 2.0)
+    with pytest.raises(
+        UserError, match=r"network that takes the scale itself; expected one without; use network_velocity"
+    ):
+        guided_velocity(guided, PROCESS, of(LABEL), 2.0)
 
 
-@pytest.mark.parametrize("shape", [(3,), (4, 1)])
-def test_labels_and_scales_must_match_the_batch(shape: tuple[int, ...]) -> None:
-    x = states()
-    labels = torch.zeros(shape, dtype=torch.int64)
-    with pytest.raises(UserError, match=r"labels of shape .* for a batch of 4; expected one number or shape \(4,\)"):
-        network_velocity(Recorder(), PROCESS, labels)(x, TIMES)
-    with pytest.raises(UserError, match=r"labels of shape .* for a batch of 4"):
-        guided_velocity(Recorder(), PROCESS, labels, 2.0)(x, TIMES)
-    with pytest.raises(UserError, match=r"guidance scales of shape .* for a batch of 4"):
-        guided_velocity(Recorder(), PROCESS, LABEL, 2 * torch.ones(shape))(x, TIMES)
-    with pytest.raises(UserError, match=r"guidance scales of shape .* for a batch of 4"):
-        network_velocity(Recorder(takes_guidance=True), PROCESS, LABEL, torch.ones(shape))(x, TIMES)
+def test_conditions_and_scales_must_match_the_batch() -> None:
+    x, labels, scales = states(), torch.zeros(3, dtype=torch.int64), torch.ones(3)
+    wrong = r" of shape \(3,\) for a batch of 4; expected one .*, or one a sample; "
+    with pytest.raises(UserError, match="^label" + wrong):
+        network_velocity(Recorder(), PROCESS, of(labels))(x, TIMES)
+    with pytest.raises(UserError, match="^label" + wrong):
+        guided_velocity(Recorder(), PROCESS, of(labels), 2.0)(x, TIMES)
+    with pytest.raises(UserError, match="^guidance" + wrong):
+        guided_velocity(Recorder(), PROCESS, of(LABEL), 2 * scales)(x, TIMES)
+    with pytest.raises(UserError, match="^guidance" + wrong):
+        network_velocity(Recorder(("label", "guidance")), PROCESS, {"label": LABEL, "guidance": scales})(x, TIMES)
+
+
+@pytest.mark.parametrize("name", ["label", "guidance", "end"])
+def test_conditions_that_are_one_number_have_no_more_axes(name: str) -> None:
+    network = Recorder((name,))
+    with pytest.raises(UserError, match=rf"^{name} of shape \(4, 1\) for a batch of 4; expected one number"):
+        network_velocity(network, PROCESS, {name: torch.zeros(4, 1, dtype=torch.int64)})(states(), TIMES)
+
+
+# The end of jumps -----------------------------------------------------------------------------------------------------
+
+
+class Told(nn.Module):
+    """Remembers what it was told."""
+
+    def __init__(self, *takes: str) -> None:
+        super().__init__()
+        self.takes = frozenset(takes)
+
+    def forward(self, x: Tensor, t: Tensor, **conditions: Tensor) -> Tensor:
+        self.given = conditions
+        return x
+
+
+JUMPS = GaussianOracle(torch.tensor([0.02, 0.25, 1.5], dtype=torch.float64))
+
+
+def test_a_network_that_takes_the_end_is_told_it() -> None:
+    network, x, t = Told("end"), states(), TIMES
+    velocity, end = network_velocity(network, PROCESS), 0.3 * TIMES
+    torch.testing.assert_close(velocity(x, t, end), x)
+    assert network.given.keys() == {"end"}
+    assert network.given["end"] is end
+    velocity(x, t)
+    assert network.given["end"] is t  # a jump of no length
+
+
+def test_a_network_that_does_not_is_not() -> None:
+    network, plain, x, t = Told("label"), [], states(), TIMES
+    for end in ((t / 2,), ()):
+        network_velocity(network, PROCESS, of(2))(x, t, *end)
+        assert network.given.keys() == {"label"}
+        network_velocity(lambda x, t: plain.append(x) or x, PROCESS)(x, t, *end)  # type: ignore[func-returns-value]
+    assert len(plain) == 2
+
+
+def test_the_velocity_at_an_end_of_its_own_is_that_of_the_ode() -> None:
+    """The limit of ever shorter jumps, with the exact network."""
+    x = torch.randn(3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    t = torch.tensor([0.3, 0.9, 1.5], dtype=torch.float64)
+    velocity = network_velocity(ExactJumps(JUMPS.variances), PROCESS)
+    torch.testing.assert_close(velocity(x, t), JUMPS.velocity(x, t), rtol=1e-12, atol=1e-12)
+    assert math.isfinite(velocity(x, torch.zeros_like(t)).sum())
 
 
 # Autoguidance --------------------------------------------------------------------------------------------------------
@@ -178,9 +252,7 @@ BLURRED = MixtureOracle(ORACLE.means, ORACLE.variances + 0.15, ORACLE.weights)
 
 
 class Blurred(Recorder):
-    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None, guidance: Tensor | None = None) -> Tensor:
-        self.calls.append((x, t, label, guidance))
-        return BLURRED.F_velocity(x, t, label)
+    oracle = BLURRED
 
 
 def gaussian_velocity(x: Tensor, t: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
@@ -193,7 +265,7 @@ def gaussian_velocity(x: Tensor, t: Tensor, mean: Tensor, variance: Tensor) -> T
 @pytest.mark.parametrize("scale", [0.0, 0.5, 1.4, 3.0])
 def test_autoguidance_extrapolates_from_the_negative_at_the_same_label(scale: float) -> None:
     x, network, negative = states(), Recorder(), Blurred()
-    v = guided_velocity(network, PROCESS, LABEL, scale, negative=negative)(x, TIMES)
+    v = guided_velocity(network, PROCESS, of(LABEL), scale, negative=negative)(x, TIMES)
     mean, variance = ORACLE.means[LABEL], ORACLE.variances[LABEL]
     good = gaussian_velocity(x, TIMES, mean, variance)
     bad = gaussian_velocity(x, TIMES, mean, variance + 0.15)
@@ -204,7 +276,7 @@ def test_autoguidance_extrapolates_from_the_negative_at_the_same_label(scale: fl
 
 
 def test_autoguidance_of_a_network_without_classes() -> None:
-    x, network, negative = states(), Recorder(null_label=None), Blurred(null_label=None)
+    x, network, negative = states(), Recorder(()), Blurred(())
     v = guided_velocity(network, PROCESS, None, 2.0, negative=negative)(x, TIMES)
     bad = BLURRED.velocity(x, TIMES)
     torch.testing.assert_close(v, bad + 2.0 * (ORACLE.velocity(x, TIMES) - bad))
@@ -213,28 +285,41 @@ def test_autoguidance_of_a_network_without_classes() -> None:
 
 
 def test_an_unconditional_negative_is_not_told_the_label() -> None:
-    x, network, negative = states(), Recorder(), Blurred(null_label=None)
-    v = guided_velocity(network, PROCESS, LABEL, 2.0, negative=negative)(x, TIMES)
+    x, network, negative = states(), Recorder(), Blurred(())
+    v = guided_velocity(network, PROCESS, of(LABEL), 2.0, negative=negative)(x, TIMES)
     bad = BLURRED.velocity(x, TIMES)
     torch.testing.assert_close(v, bad + 2.0 * (ORACLE.velocity(x, TIMES, LABEL) - bad))
     assert negative.calls[0][2] is None
 
 
-def test_a_plain_function_is_a_negative_too() -> None:
-    def negative(x: Tensor, t: Tensor, label: Tensor | None = None, guidance: Tensor | None = None) -> Tensor:
-        return BLURRED.F_velocity(x, t, label)
+def test_a_plain_function_is_an_unconditional_negative() -> None:
+    def negative(x: Tensor, t: Tensor) -> Tensor:
+        return BLURRED.F_velocity(x, t)
 
     x = states()
-    v = guided_velocity(Recorder(), PROCESS, LABEL, 2.0, negative=negative)(x, TIMES)
-    torch.testing.assert_close(v, guided_velocity(Recorder(), PROCESS, LABEL, 2.0, negative=Blurred())(x, TIMES))
+    v = guided_velocity(Recorder(), PROCESS, of(LABEL), 2.0, negative=negative)(x, TIMES)
+    torch.testing.assert_close(v, guided_velocity(Recorder(), PROCESS, of(LABEL), 2.0, negative=Blurred(()))(x, TIMES))
+
+
+def test_a_negative_is_told_what_it_takes_of_the_same_conditions() -> None:
+    class Sized(Recorder):
+        def forward(self, x: Tensor, t: Tensor, **conditions: Tensor) -> Tensor:
+            size = conditions.pop("size")
+            return super().forward(x, t, **conditions) * size[:, None]
+
+    x, negative, size = states(), Blurred(), torch.tensor([1.0, 0.5, 2.0, 3.0])
+    network = Sized(("label", "size"))
+    v = guided_velocity(network, PROCESS, {"label": LABEL, "size": size}, 2.0, negative=negative)(x, TIMES)
+    bad = BLURRED.velocity(x, TIMES, LABEL)
+    torch.testing.assert_close(v, bad + 2.0 * (size[:, None] * ORACLE.velocity(x, TIMES, LABEL) - bad))
 
 
 @pytest.mark.parametrize("scale", [1, torch.ones(4)])
-def test_scale_one_skips_the_negative(scale: float | Tensor) -> None:
+def test_scale_one_as_a_number_skips_the_negative(scale: float | Tensor) -> None:
     x, network, negative = states(), Recorder(), Blurred()
-    v = guided_velocity(network, PROCESS, LABEL, scale, negative=negative)(x, TIMES)
+    v = guided_velocity(network, PROCESS, of(LABEL), scale, negative=negative)(x, TIMES)
     torch.testing.assert_close(v, ORACLE.velocity(x, TIMES, LABEL))
-    assert negative.calls == []
+    assert len(negative.calls) == isinstance(scale, Tensor)
 
 
 # Guidance in an interval of noise levels -----------------------------------------------------------------------------
@@ -248,7 +333,7 @@ def test_guidance_acts_inside_the_interval_alone(auto: bool) -> None:
     x, network, negative = states(), Recorder(), Blurred()
     scales = torch.tensor([3.0, 2.0, 1.5, 4.0])
     v = guided_velocity(
-        network, PROCESS, LABEL, scales, negative=negative if auto else None, interval=INTERVAL
+        network, PROCESS, of(LABEL), scales, negative=negative if auto else None, interval=INTERVAL
     )(x, TIMES)  # fmt: skip
     cond = ORACLE.velocity(x, TIMES, LABEL)
     away = BLURRED.velocity(x, TIMES, LABEL) if auto else ORACLE.velocity(x, TIMES)
@@ -260,7 +345,7 @@ def test_guidance_acts_inside_the_interval_alone(auto: bool) -> None:
 
 def test_only_samples_inside_are_evaluated_twice() -> None:
     x, network = states(), Recorder()
-    guided_velocity(network, PROCESS, LABEL, 2.0, interval=INTERVAL)(x, TIMES)
+    guided_velocity(network, PROCESS, of(LABEL), 2.0, interval=INTERVAL)(x, TIMES)
     (given, t, label, _) = network.calls[0]
     assert len(network.calls) == 1
     assert label is not None
@@ -269,7 +354,7 @@ def test_only_samples_inside_are_evaluated_twice() -> None:
     assert torch.equal(given, torch.cat([x[1:3], x]) / 0.5)
 
     network, negative = Recorder(), Blurred()
-    guided_velocity(network, PROCESS, LABEL, 2.0, negative=negative, interval=INTERVAL)(x, TIMES)
+    guided_velocity(network, PROCESS, of(LABEL), 2.0, negative=negative, interval=INTERVAL)(x, TIMES)
     assert network.calls[0][0].shape[0] == 4
     assert torch.equal(negative.calls[0][1], TIMES[1:3])
     assert torch.equal(negative.calls[0][2], LABEL[1:3])  # type: ignore[arg-type]
@@ -279,7 +364,7 @@ def test_no_sample_inside_makes_no_second_evaluation() -> None:
     x, network, negative = states(), Recorder(), Blurred()
     outside = torch.full((4,), 1.5)
     for other in (None, negative):
-        v = guided_velocity(network, PROCESS, LABEL, 2.0, negative=other, interval=INTERVAL)(x, outside)
+        v = guided_velocity(network, PROCESS, of(LABEL), 2.0, negative=other, interval=INTERVAL)(x, outside)
         torch.testing.assert_close(v, ORACLE.velocity(x, outside, LABEL))
     assert [call[0].shape[0] for call in network.calls] == [4, 4]
     assert negative.calls == []
@@ -318,7 +403,7 @@ def test_cost_of_sampling_with_an_interval(name: str) -> None:
         times.append(t)
         return plain(x, t)
 
-    plain = guided_velocity(network, PROCESS, LABEL, 2.0, interval=INTERVAL)
+    plain = guided_velocity(network, PROCESS, of(LABEL), 2.0, interval=INTERVAL)
     SOLVERS[name](record, PROCESS.sample_noise(states()), sigma_grid(PROCESS, 12))
     sigmas = 0.5 * torch.tan(torch.stack(times)[:, 0].double())
     inside = int(((sigmas >= INTERVAL[0]) & (sigmas <= INTERVAL[1])).sum())
@@ -352,14 +437,12 @@ def test_guided_trajectories_in_closed_form() -> None:
 
 
 def test_mistakes_in_guidance_say_what_to_do() -> None:
-    with pytest.raises(UserError, match=r"both null_label and negative; expected one, .*; drop one of them"):
-        guided_velocity(Recorder(), PROCESS, LABEL, 2.0, null_label=3, negative=Blurred())
-    with pytest.raises(UserError, match=r"guidance without a label; expected a class, or a negative"):
+    with pytest.raises(UserError, match=r"away from nothing: of the conditions \(none\) .*leave out label; expected"):
         guided_velocity(Recorder(), PROCESS, None, 2.0)
-    with pytest.raises(UserError, match=r"takes the scale as an input; expected one without"):
-        guided_velocity(Recorder(), PROCESS, LABEL, 2.0, negative=Blurred(takes_guidance=True))
+    with pytest.raises(UserError, match=r"network that takes the scale itself; expected one without"):
+        guided_velocity(Recorder(), PROCESS, of(LABEL), 2.0, negative=Blurred(("label", "guidance")))
     for interval in ((1.0, 1.0), (2.0, 1.0), (-0.1, 1.0), (math.nan, 1.0), (0.0, math.nan)):
         with pytest.raises(
             UserError, match=r"guidance interval .*; expected two noise levels sigma with 0 <= low < high"
         ):
-            guided_velocity(Recorder(), PROCESS, LABEL, 2.0, interval=interval)
+            guided_velocity(Recorder(), PROCESS, of(LABEL), 2.0, interval=interval)

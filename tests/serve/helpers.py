@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -56,7 +56,14 @@ class StubDrawer:
     def wait_until_drawing(self) -> None:
         assert self.begun.acquire(timeout=10)
 
-    def draw(self, noise: Callable[[int], Tensor], mixes: Sequence[Mix] | None, guidance: Tensor, steps: int) -> Tensor:
+    def draw(
+        self,
+        noise: Callable[[int], Tensor],
+        mixes: Sequence[Mix] | None,
+        guidance: Tensor,
+        steps: int,
+        conditions: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
         z = noise(0)
         self.batches.append((len(z), steps))
         self.mixes.append(mixes)

@@ -15,6 +15,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from serve.helpers import StubDrawer, stub_offer, student, teacher, wait_for
+from trigflow.conditions import Conditioner
 from trigflow.serve.app import create_app
 from trigflow.serve.limits import Limits
 from trigflow.serve.offers import offer_of
@@ -266,7 +267,7 @@ def test_a_model_without_classes() -> None:
     network = dataclasses.replace(model.spec, conditioning=dataclasses.replace(model.spec.conditioning, num_classes=0))
     with torch.random.fork_rng():
         built = UNet(network).eval()  # type: ignore[arg-type]
-    model = dataclasses.replace(model, network=built, spec=network, class_names=())
+    model = dataclasses.replace(model, network=built, spec=network, conditioner=Conditioner())
     with TestClient(create_app([offer_of(model, Limits())])) as client:
         assert client.post("/v1/images", json={"count": 2}).status_code == 200
         assert client.post("/v1/images", json={"labels": 1}).status_code == 422

@@ -75,7 +75,7 @@ def test_a_mix_is_the_weighed_sum_of_velocities() -> None:
     guidance = torch.tensor([1.0, 3.0])
     mixes = [((3, 0.7), (5, 0.3)), ((1, 1.0),)]
     v = mixed_velocity(model, mixes, guidance)(x, t)
-    at = {c: model.velocity(torch.tensor([c, c]), guidance)(x, t) for c in (1, 3, 5)}
+    at = {c: model.velocity({"label": torch.tensor([c, c])}, guidance)(x, t) for c in (1, 3, 5)}
     expected = torch.stack([0.7 * at[3][0] + 0.3 * at[5][0], at[1][1]])
     torch.testing.assert_close(v, expected, rtol=1e-5, atol=1e-6)
     assert not torch.allclose(at[3][0], at[5][0], atol=1e-3)
@@ -96,7 +96,7 @@ def test_a_mix_of_one_class_is_that_class() -> None:
         ({"labels": -1}, "label -1"),
         ({"labels": [0, 11]}, "label 11"),
         ({"labels": []}, "empty list"),
-        ({"labels": {"10": 1.0}}, "label 10"),
+        ({"labels": {"10": 1.0}}, "labels: there is no class '10'; expected one of 0, 1"),
         ({"labels": {"1": 0.0}}, "a mix of labels"),
         ({"labels": {"1": -1.0, "2": 3.0}}, "a mix of labels"),
         ({"labels": {"1": float("inf")}}, "a mix of labels"),

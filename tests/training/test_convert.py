@@ -181,7 +181,7 @@ def test_a_time_path_is_the_one_the_network_uses(kind: str) -> None:
     for head, gain in zip(heads, gains, strict=True):
         head.register_forward_hook(lambda module, given, out, gain=gain: seen.append(gain * out))
     x = torch.ones(2, 3) if kind == "mlp" else torch.ones(2, 1, 8, 8)
-    network(x, t, label)
+    network(x, t, label=label)
     mine = path.modulations(t, label)
     assert len(mine) == len(seen) > 0
     for a, b in zip(

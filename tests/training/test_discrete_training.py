@@ -10,9 +10,8 @@ import pytest
 import torch
 
 from training.tiny import differing, state_of, tiny_config, tiny_trainer, untrained_teacher
-from trigflow.objectives import DiscreteConfig, discrete_loss
+from trigflow.objectives import DiscreteConfig, discrete, discrete_loss
 from trigflow.runtime.errors import UserError
-from trigflow.training import losses
 from trigflow.training.config import from_dict, to_dict
 
 CD = {"objective.kind": "cd", "objective.discrete": DiscreteConfig(steps=8)}
@@ -48,7 +47,7 @@ def test_everything_reaches_the_loss(tmp_path: Path, monkeypatch: pytest.MonkeyP
         calls.append({"network": network, "x0": x0, "t": t, "s": s, **settings})
         return discrete_loss(network, process, x0, noise, t, s, **settings)
 
-    monkeypatch.setattr(losses, "discrete_loss", watched)
+    monkeypatch.setattr(discrete, "discrete_loss", watched)
     for _ in range(6):
         trainer.step()
     config = trainer.config.objective.discrete
@@ -59,12 +58,14 @@ def test_everything_reaches_the_loss(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert call["r"] == min(1, i / 4)
         assert call["config"] is config
         assert call["weight"] is trainer.modules["weight"]
-        assert call["guidance"].min() >= 1
-        assert call["guidance"].max() > 1
+        told = call["conditions"]
+        assert set(told) == {"label", "guidance"}
+        assert told["guidance"].min() >= 1
+        assert told["guidance"].max() > 1
         v = call["teacher"](call["x0"], call["t"])
         model = trainer.teacher
         assert model is not None
-        expected = model.velocity(call["label"], call["guidance"])(call["x0"], call["t"])
+        expected = model.velocity({"label": told["label"]}, told["guidance"])(call["x0"], call["t"])
         torch.testing.assert_close(v, expected)
 
 
@@ -101,20 +102,20 @@ def test_dropout_is_shared_and_a_resumed_run_ends_the_same(tmp_path: Path) -> No
 )
 def test_settings_out_of_range_are_named(name: str, value: Any) -> None:
     with pytest.raises(UserError, match=rf"^objective\.discrete\.{name} is {value}; expected .+; correct the setting$"):
-        tiny_config({f"objective.discrete.{name}": value}).validate()
+        tiny_config({"objective.kind": "ct", f"objective.discrete.{name}": value}).validate()
 
 
 @pytest.mark.parametrize(
     ("name", "value"), [("steps", 10_000), ("initial_steps", 64), ("initial_steps", 1), ("stages", 13), ("k", 0.0)]
 )
 def test_the_ends_of_the_ranges_are_fine(name: str, value: Any) -> None:
-    config = tiny_config({f"objective.discrete.{name}": value})
+    config = tiny_config({"objective.kind": "ct", f"objective.discrete.{name}": value})
     config.validate()
     assert from_dict(to_dict(config)) == config
 
 
 def test_unknown_choices_are_refused() -> None:
-    raw = to_dict(tiny_config())
+    raw = to_dict(tiny_config({"objective.kind": "ct"}))
     raw["objective"]["discrete"]["solver"] = "euler"
     with pytest.raises(UserError, match="configuration cannot be read"):
         from_dict(raw)
@@ -135,5 +136,5 @@ def test_a_fixed_weighting_takes_the_place_of_the_learned_one() -> None:
     assert not learns({"objective.kind": "cd", **fixed})
     assert learns({"objective.kind": "cd", **fixed, "objective.discrete.weighting": "learned"})
     assert not learns({"objective.kind": "ct", "objective.discrete.schedule": "ect"})
-    assert learns({"objective.kind": "scd", **fixed})
+    assert learns({"objective.kind": "scd"})
     assert not learns({"objective.kind": "cd", "objective.adaptive_weight": False})

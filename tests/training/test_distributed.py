@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from training.distributed_cases import FSDP, make_trainer, run_case
 from training.shared import free_ports, made_once, run_group
@@ -240,9 +240,12 @@ def test_shares_of_a_batch_of_latents_are_the_batch() -> None:
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(10, 8, 4, 4, generator=generator)
     dataset = LatentDataset("latents", images, torch.arange(10) % 2, ("a", "b"))
+    network = nn.Linear(1, 1)
+    network.takes, network.null = frozenset({"label"}), {"label": torch.tensor(2)}
     batches = Batches(
-        tiny_config(), dataset, Latents.edm2(dataset.shape), 2, False, torch.device("cpu"), torch.contiguous_format
+        tiny_config(), dataset, Latents.edm2(dataset.shape), network, torch.device("cpu"), torch.contiguous_format
     )
+    assert "condition.label" in batches.draw(torch.arange(8), torch.Generator().manual_seed(5))
     check_shares(batches, torch.arange(8), 2, 2)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from training.tiny import differing, state_of, tiny_trainer, untrained_teacher
 from trigflow.models.model import Model
 from trigflow.networks import ConditioningConfig, DiTConfig, EDM2Config, NetworkConfig, UNetConfig, build
-from trigflow.objectives import common, consistency_tangent, meanflow_loss
+from trigflow.objectives import eulerian_tangent, flow_map_loss, objective_of, tangents
 from trigflow.process import TrigFlow
 from trigflow.runtime.errors import UserError
 from trigflow.training import scaling
@@ -73,7 +73,7 @@ def tangent(config: NetworkConfig, half: bool) -> tuple[Tensor, Tensor]:
     t = torch.linspace(0.02, 1.56, 8)
     x_t, dxdt = process.interpolate(x0, noise, t), process.velocity(x0, noise, t)
     with torch.autocast("cpu", dtype=torch.float16, enabled=half):
-        prediction, g = consistency_tangent(network, process, x_t, dxdt, t)
+        prediction, g = eulerian_tangent(network, process, x_t, dxdt, t, torch.zeros_like(t), {})
     assert prediction.dtype == (torch.float16 if half else torch.float32)
     return prediction.detach().float(), g
 
@@ -102,13 +102,13 @@ def test_derivatives_above_the_largest_number_of_float16_are_right(monkeypatch: 
     exact = tangent(steep(3e4), False)[1]
     assert exact.abs().max() > torch.finfo(torch.float16).max
     assert gap(tangent(steep(3e4), True)[1], exact) < 5e-3
-    monkeypatch.setattr(common, "HEADROOM", 1.0)
+    monkeypatch.setattr(tangents, "HEADROOM", 1.0)
     assert not tangent(steep(3e4), True)[1].isfinite().all()
 
 
 def test_meanflow_has_the_same_room() -> None:
     process, generator, losses = TrigFlow(), torch.Generator().manual_seed(0), []
-    conditioning = ConditioningConfig(width=8, takes_end=True)
+    conditioning = ConditioningConfig(width=8, takes=("end",))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = build(UNetConfig(channels=1, patch=2, width=8, mult=(1, 2), blocks=1, conditioning=conditioning))
@@ -116,7 +116,8 @@ def test_meanflow_has_the_same_room() -> None:
     t = torch.linspace(0.1, 1.5, 8)
     for half in (False, True):
         with torch.autocast("cpu", dtype=torch.float16, enabled=half):
-            losses.append(meanflow_loss(network, process, x0, noise, t, 0.5 * t).figures["loss"])
+            loss = flow_map_loss(network, process, x0, noise, t, 0.5 * t, config=objective_of("meanflow"))
+            losses.append(loss.figures["loss"])
     torch.testing.assert_close(losses[1], losses[0], rtol=1e-2, atol=1e-3)
 
 
@@ -125,10 +126,9 @@ def test_meanflow_has_the_same_room() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_scaled_loss_has_the_gradient_of_float32(kind: str, teacher: Model, tmp_path: Path) -> None:
+    warm = {} if kind == "teacher" else {"objective.tangent.warmup": 0}
     exact, half = (
-        gradient(
-            make(kind, tmp_path / precision, teacher, {"loop.precision": precision, "objective.tangent.warmup": 0})
-        )
+        gradient(make(kind, tmp_path / precision, teacher, {"loop.precision": precision, **warm}))
         for precision in ("fp32", "fp16")
     )
     assert 0 < gap(half, exact) < 2e-2

@@ -14,10 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from training.tiny import differing, state_of, tiny_trainer
-from trigflow.objectives import Loss
+from trigflow.objectives import Loss, diffusion
 from trigflow.runtime.errors import DivergedError, UserError
 from trigflow.runtime.files import read_tensors
-from trigflow.training import losses
 from trigflow.training.checkpoint import list_checkpoints
 from trigflow.training.config import GuardConfig
 from trigflow.training.guard import Guard, not_finite
@@ -331,7 +330,7 @@ def spiking(
 ) -> tuple[Trainer, list[Tensor]]:
     """A run with a gradient 1e5 times as large in one step, and its weights after every step."""
     trainer = tiny_trainer(folder, {**LONG, "guard.spikes": action}, resume=resume)
-    original = losses.diffusion_loss
+    original = diffusion.diffusion_loss
 
     def larger(*args: Any, **kwargs: Any) -> Loss:
         loss = original(*args, **kwargs)
@@ -347,7 +346,7 @@ def spiking(
 
     trainer.step = noted  # type: ignore[method-assign]
     with monkeypatch.context() as patch:
-        patch.setattr(losses, "diffusion_loss", larger)
+        patch.setattr(diffusion, "diffusion_loss", larger)
         trainer.run()
     return trainer, weights
 

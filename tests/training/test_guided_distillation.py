@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from training.tiny import NETWORK, change, digits, tiny_config, untrained_teacher
+from trigflow.conditions import Conditioner, takes
 from trigflow.models.model import Model
 from trigflow.networks import build
 from trigflow.runtime.errors import UserError
@@ -42,7 +43,7 @@ def without_classes(model: Model) -> Model:
         for parameter in built.parameters():
             parameter.data.add_(0.05 * torch.randn_like(parameter))
     built.eval().requires_grad_(False)
-    return dataclasses.replace(model, network=built, spec=network, class_names=())
+    return dataclasses.replace(model, network=built, spec=network, conditioner=Conditioner())
 
 
 def student(
@@ -57,7 +58,7 @@ def student(
 
 
 def raw(model: Model, x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
-    return 0.5 * model.network(x / 0.5, t, label, None)
+    return 0.5 * model.network(x / 0.5, t, label=label)
 
 
 @pytest.mark.parametrize("interval", [None, INTERVAL])
@@ -69,7 +70,7 @@ def test_the_student_follows_the_guided_teacher(
         tmp_path / "run", teacher, {"objective.guidance_interval": interval}, negative if auto else None
     )  # fmt: skip
     batch = trainer.batches.draw(torch.arange(32), torch.Generator().manual_seed(0))
-    x, t, label, scale = batch["x0"], batch["t"], batch["label"], batch["guidance"]
+    x, t, label, scale = batch["x0"], batch["t"], batch["condition.label"], batch["condition.guidance"]
     sigma = 0.5 * torch.tan(t)
     inside = (sigma >= INTERVAL[0]) & (sigma <= INTERVAL[1]) if interval else torch.ones_like(t, dtype=torch.bool)
     assert 3 < inside.sum() < (32 if interval else 33)
@@ -129,7 +130,7 @@ def test_a_teacher_without_label_dropout_gives_no_guidance(teacher: Model, negat
         untaught.sample(2, guidance=2.0)
     assert not (tmp_path / "run").exists()
     assert student(tmp_path / "auto", untaught, {}, negative).step()[0]["grad_norm"] > 0
-    assert student(tmp_path / "plain", untaught, {"objective.guidance_max": 1.0}).network.takes_guidance is False
+    assert "guidance" not in takes(student(tmp_path / "plain", untaught, {"objective.guidance_max": 1.0}).network)
     assert untaught.sample(2, guidance=2.0, negative=negative).shape == (2, 1, 8, 8)
 
 
@@ -137,7 +138,6 @@ def test_negatives_that_do_not_fit(teacher: Model, negative: Model, tmp_path: Pa
     sd = dataclasses.replace(negative.process, sigma_data=0.7)
     other = dataclasses.replace(negative.codec, scale=9.0)
     shape = dataclasses.replace(negative.codec, shape=(3, 8, 8), mean=(0.0,) * 3)
-    classes = change(negative.spec, {"conditioning.num_classes": 3})
     for wrong, words in (
         (
             dataclasses.replace(negative, sampling=Sampling("flow_map")),
@@ -148,7 +148,7 @@ def test_negatives_that_do_not_fit(teacher: Model, negative: Model, tmp_path: Pa
             r"draws images of shape \(1, 8, 8\) and its negative \(3, 8, 8\)",
         ),
         (dataclasses.replace(negative, process=sd), "has sigma_data 0.5 and its negative 0.7"),
-        (dataclasses.replace(negative, spec=classes), "has classes 10 and its negative 3"),
+        (dataclasses.replace(negative, conditioner=Conditioner.of_classes(3)), "has classes 10 and its negative 3"),
         (dataclasses.replace(negative, codec=other), "scales data by .* and its negative .*'scale': 9.0"),
     ):
         with pytest.raises(UserError, match=words):

@@ -121,12 +121,13 @@ def test_the_parts_of_the_tangent_are_those_of_autograd(teacher: Model, tmp_path
     t = bin_centres().repeat(2)
     cos, sin = trig(t, batch["x0"])
     x_t = cos * batch["x0"] + sin * batch["noise"]
-    dxdt = teacher.velocity(batch["label"])(x_t, t)
+    label = batch["condition.label"]
+    dxdt = teacher.velocity({"label": label})(x_t, t)
     sd = process.sigma_data
 
     def along(dx: Tensor, dt: Tensor) -> tuple[Tensor, Tensor]:
         """`F` and `sd dF` by the forward mode of PyTorch."""
-        call = lambda x, t: network(x, t, batch["label"])  # noqa: E731
+        call = lambda x, t: network(x, t, label=label)  # noqa: E731
         prediction, derivative = torch.func.jvp(call, (x_t / sd, t), (dx / sd, dt))
         return prediction, sd * derivative
 
@@ -155,7 +156,7 @@ def test_the_error_of_a_teacher_and_of_its_average(tmp_path: Path) -> None:
     x_t, v = (f(batch["x0"], batch["noise"], t) for f in (process.interpolate, process.velocity))
     for name, network in (("", trainer.network.eval()), ("_ema", trainer.ema.network)):
         with torch.no_grad():
-            error = (0.5 * network(x_t / 0.5, t, batch["label"]) - v).square().mean().item()
+            error = (0.5 * network(x_t / 0.5, t, label=batch["condition.label"]) - v).square().mean().item()
         assert line[f"probe_error{name}"] == pytest.approx(error, rel=1e-4)
     assert line["probe_error_ema"] != line["probe_error"]
     assert line["probe_start"] == pytest.approx(v.square().mean().item(), rel=1e-4)  # of zero velocity
@@ -243,7 +244,7 @@ class Timed(nn.Module):
         self.layer = nn.Linear(16, 1)
         self.conv = nn.Conv2d(1, 1, 3, padding=1)
 
-    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None, guidance: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
         if self.careful:
             with full_precision(x):
                 shift = self.layer(self.features(t))
@@ -260,7 +261,7 @@ X, T = torch.ones(2, 1, 8, 8), torch.tensor([0.3, 1.2])
 def test_networks_of_this_package_embed_the_time_in_full_precision(name: str, dtype: torch.dtype) -> None:
     network = build(NETWORKS[name])
     with torch.autocast("cpu", dtype):
-        found = time_arithmetic(network, X, T)
+        found = time_arithmetic(network, X, T, {})
     assert found is not None
     assert (found.half, found.dtype) == (0, "float32")
     assert found.operations >= 8
@@ -269,7 +270,7 @@ def test_networks_of_this_package_embed_the_time_in_full_precision(name: str, dt
 @pytest.mark.parametrize("embed", [PositionalEmbedding, FourierEmbedding])
 def test_half_precision_is_seen(embed: type[nn.Module]) -> None:
     with torch.autocast("cpu", torch.bfloat16):
-        careless, careful = (time_arithmetic(Timed(embed, careful=careful), X, T) for careful in (False, True))
+        careless, careful = (time_arithmetic(Timed(embed, careful=careful), X, T, {}) for careful in (False, True))
     assert careless is not None
     assert careful is not None
     assert (careless.dtype, careful.dtype) == ("bfloat16", "float32")
@@ -278,14 +279,14 @@ def test_half_precision_is_seen(embed: type[nn.Module]) -> None:
 
 
 def test_weights_and_times_in_half_precision_are_seen() -> None:
-    found = time_arithmetic(Timed().bfloat16(), X.bfloat16(), T.bfloat16())
+    found = time_arithmetic(Timed().bfloat16(), X.bfloat16(), T.bfloat16(), {})
     assert found is not None
     assert found.half == found.operations
 
 
 def test_arithmetic_of_the_image_alone_does_not_count() -> None:
     with torch.autocast("cpu", torch.bfloat16):
-        assert time_arithmetic(lambda x, t: nn.functional.conv2d(x, torch.ones(1, 1, 3, 3)), X, T) is None
+        assert time_arithmetic(lambda x, t: nn.functional.conv2d(x, torch.ones(1, 1, 3, 3)), X, T, {}) is None
 
 
 def test_memory_written_in_place_is_followed() -> None:
@@ -295,7 +296,7 @@ def test_memory_written_in_place_is_followed() -> None:
         features.mul_(3)
         return x + features.sum()
 
-    found = time_arithmetic(network, X, T)
+    found = time_arithmetic(network, X, T, {})
     assert found is not None
     assert (found.operations, found.half) == (2, 2)
 

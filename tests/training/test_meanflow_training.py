@@ -1,5 +1,6 @@
 """Runs of MeanFlow: what is drawn and learned in them, what they can draw, and what is refused."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from trigflow.lab.plan.step import Step
 from trigflow.lab.recipes import get_run
 from trigflow.lab.recipes.named import NamedRun
 from trigflow.models.model import Model, load
-from trigflow.objectives import MeanFlowConfig, meanflow_loss
+from trigflow.objectives import flow_map_loss, objective_of
+from trigflow.process import Proposal
 from trigflow.runtime.errors import UserError
 from trigflow.samplers import meanflow_times
 from trigflow.training.config import from_dict, read_config, to_dict
@@ -27,7 +29,7 @@ DISTILL: Changes = {"objective.kind": "meanflow-distill"}
 KINDS: dict[str, Changes] = {
     "data": DATA,
     "distilled": {**DISTILL, "objective.guidance_max": 2.0, "loop.channels_last": True},
-    "learned weighting, muon": {**DISTILL, "objective.meanflow.weighting": "learned", "optimizer.name": "muon"},
+    "learned weighting, muon": {**DISTILL, "objective.weighting": "learned", "optimizer.name": "muon"},
     "bf16 in parts": {**DATA, "loop.precision": "bf16", "loop.accumulate": 2},
 }
 
@@ -63,7 +65,7 @@ def test_a_run_draws_in_any_number_of_steps_and_goes_on_where_it_stopped(
     assert differing(state_of(resumed), state_of(whole)) == []
 
     loaded, seen = load(tmp_path / "whole", "cpu"), []
-    assert loaded.spec.conditioning.takes_end
+    assert "end" in loaded.spec.conditioning.takes
     for steps in (1, 2, 4):
         images = loaded.sample(12, steps=steps, seed=5)
         assert torch.equal(images, model.sample(12, steps=steps, seed=5))
@@ -78,18 +80,19 @@ def test_a_student_starts_as_its_teacher(teacher: Model, tmp_path: Path) -> None
     """For every end, and the error of flow matching from the teacher's velocity is zero."""
     trainer = make(DISTILL, tmp_path / "run", teacher)
     batch = draw(trainer, 16)
-    x, t, label = batch["x0"] / 0.5, batch["t"], batch["label"]
+    x, t, label = batch["x0"] / 0.5, batch["t"], batch["condition.label"]
     for end in (t, batch["end"], torch.zeros_like(t)):
-        assert torch.equal(trainer.network(x, t, label, None, end), teacher.network(x, t, label))
-    still = make({**DISTILL, "objective.meanflow.equal": 1.0}, tmp_path / "still", teacher)
-    figures = still.losses.meanflow(draw(still, 16)).figures
+        assert torch.equal(trainer.network(x, t, label=label, end=end), teacher.network(x, t, label=label))
+    still = make({**DISTILL, "objective.anchor": 1.0}, tmp_path / "still", teacher)
+    figures = still.losses.first(draw(still, 16), 0).figures
     assert float(figures["loss"].max()) < 1e-10
     assert float(figures["tangent_norm"].max()) < 1e-5
 
 
 def test_times_and_ends_of_a_batch(teacher: Model, tmp_path: Path) -> None:
-    """They are those of the objective, whatever the proposal; other random numbers are not moved by its settings."""
-    trainer = make({**DATA, "objective.meanflow.mean": 1.0, "objective.meanflow.std": 0.5}, tmp_path / "run", teacher)
+    """They are those of the proposal; other random numbers are not moved by its settings."""
+    proposal = Proposal(1.0 + math.log(0.5), 0.5)
+    trainer = make({**DATA, "objective.proposal": proposal}, tmp_path / "run", teacher)
     batch = draw(trainer, 4000)
     t, end = batch["t"], batch["end"]
     assert bool(((end > 0) & (end <= t) & (t < torch.pi / 2)).all())
@@ -97,9 +100,9 @@ def test_times_and_ends_of_a_batch(teacher: Model, tmp_path: Path) -> None:
     below = 1.0 - 0.5 / torch.pi**0.5  # the mean of the smaller of two normal numbers
     assert float(torch.log(torch.tan(end[end < t])).mean()) == pytest.approx(below, abs=0.05)
     other = draw(make(DATA, tmp_path / "other", teacher), 4000)
-    for name in ("x0", "noise", "label"):
+    for name in ("x0", "noise", "condition.label"):
         assert torch.equal(other[name], batch[name])
-    assert set(batch) == {"x0", "noise", "t", "end", "label"}
+    assert set(batch) == {"x0", "noise", "t", "end", "condition.label"}
 
 
 def test_the_step_is_that_of_the_objective(teacher: Model, tmp_path: Path) -> None:
@@ -107,17 +110,18 @@ def test_the_step_is_that_of_the_objective(teacher: Model, tmp_path: Path) -> No
     settings = {
         **DISTILL,
         "objective.guidance_max": 3.0,
-        "objective.meanflow.power": 0.5,
-        "objective.meanflow.equal": 0.5,
+        "objective.power": 0.5,
+        "objective.anchor": 0.5,
     }
     trainer = make(settings, tmp_path / "run", teacher)
     trainer.step()
     batch = draw(trainer, 16)
-    assert float(batch["guidance"].max()) > 1
-    expected = meanflow_loss(
+    label, scale = batch["condition.label"], batch["condition.guidance"]
+    assert float(scale.max()) > 1
+    expected = flow_map_loss(
         trainer.network, trainer.config.process, batch["x0"], batch["noise"], batch["t"], batch["end"],
-        teacher=teacher.velocity(batch["label"], batch["guidance"]), label=batch["label"], guidance=batch["guidance"],
-        config=MeanFlowConfig(power=0.5),
+        teacher=teacher.velocity({"label": label}, scale), conditions={"label": label, "guidance": scale},
+        config=objective_of("meanflow-distill", power=0.5),
     )  # fmt: skip
     trainer.student.begin(1)
     values, figures = trainer.losses.backward(batch, 1, parts=1)
@@ -139,17 +143,17 @@ def test_accumulation_is_the_same_step_in_parts(teacher: Model, tmp_path: Path) 
 
 def test_the_weighting_is_learned_only_where_it_is_used(teacher: Model, tmp_path: Path) -> None:
     assert set(make(DATA, tmp_path / "error", teacher).modules) == {"network"}
-    learned = make({**DATA, "objective.meanflow.weighting": "learned"}, tmp_path / "learned", teacher)
+    learned = make({**DATA, "objective.weighting": "learned"}, tmp_path / "learned", teacher)
     assert set(learned.modules) == {"network", "weight"}
     learned.step()
     assert learned.modules["weight"].linear.weight.abs().max() > 0
-    fixed = {**DATA, "objective.meanflow.weighting": "learned", "objective.adaptive_weight": False}
+    fixed = {**DATA, "objective.weighting": "learned", "objective.adaptive_weight": False}
     assert set(make(fixed, tmp_path / "fixed", teacher).modules) == {"network"}
 
 
 def test_from_scratch(tmp_path: Path) -> None:
     model = tiny_trainer(tmp_path / "run", {**DATA, "loop.iterations": 2}).run()
-    assert model.spec.conditioning.takes_end
+    assert "end" in model.spec.conditioning.takes
     assert model.sample(4, steps=1).shape == (4, 1, 8, 8)
 
 
@@ -197,15 +201,17 @@ def test_a_run_can_be_planned() -> None:
     )
     assert meanflow.teacher == scd.teacher
     assert meanflow.count(4).total == pytest.approx(scd.count(4).total, rel=1e-2)
-    assert set(meanflow.batch(2)) == {"x0", "noise", "t", "end", "label", "guidance"}
+    assert set(meanflow.batch(2)) == {"x0", "noise", "t", "end", "condition.label", "condition.guidance"}
 
 
 # Settings ------------------------------------------------------------------------------------------------------------
 
 
 def test_settings_survive_json() -> None:
-    settings = {"objective.meanflow": MeanFlowConfig(-2.0, 2.0, 0.25, "learned", 0.75, 0.01), "teacher": "a", **DISTILL}
-    config = tiny_config(settings)
+    objective = objective_of(
+        "meanflow-distill", proposal=Proposal(-2.0, 2.0), anchor=0.25, weighting="learned", power=0.75, c=0.01
+    )
+    config = tiny_config({"objective": objective, "teacher": "a"})
     assert from_dict(to_dict(config)) == config
     config.validate()
 
@@ -213,16 +219,16 @@ def test_settings_survive_json() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("equal", 1.5, r"objective.meanflow.equal is 1.5; expected in \[0, 1\]"),
-        ("std", 0.0, "objective.meanflow.std is 0.0; expected a positive number"),
-        ("mean", float("nan"), "objective.meanflow.mean is nan; expected a finite number"),
-        ("power", -1.0, "objective.meanflow.power is -1.0; expected 0 or more"),
-        ("c", 0.0, "objective.meanflow.c is 0.0; expected a positive number"),
+        ("anchor", 1.5, r"objective.anchor is 1.5; expected .*\[0, 1\]"),
+        ("proposal.std", 0.0, "std=0.0; expected .* std > 0"),
+        ("proposal.mean", float("nan"), "mean=nan, .*; expected finite numbers"),
+        ("power", -1.0, "objective.power is -1.0; expected 0 or more"),
+        ("c", 0.0, "objective.c is 0.0; expected a positive number"),
     ],
 )
 def test_settings_out_of_range(name: str, value: float, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        tiny_config({**DATA, f"objective.meanflow.{name}": value}).validate()
+        tiny_config({**DATA, f"objective.{name}": value}).validate()
 
 
 def test_distillation_wants_a_teacher(tmp_path: Path) -> None:
@@ -237,10 +243,10 @@ def test_on_the_command_line(teacher: Model, tmp_path: Path, capsys: pytest.Capt
     teacher.save(tmp_path / "teacher")
     quick = ["--iterations", "2", "--batch-size", "8", "--loop.sample-every", "0", "--loop.device", "cpu", "--quiet"]
     run = ["distill", str(tmp_path / "teacher"), "--out", str(tmp_path / "run"), *quick]
-    main([*run, "--objective.kind", "meanflow-distill", "--objective.meanflow.equal", "0.5"])
+    main([*run, "--objective.kind", "meanflow-distill", "--objective.anchor", "0.5"])
     main(["sample", str(tmp_path / "run"), "--steps", "1", "--num", "4", "--out", str(tmp_path / "a.png"), "--quiet"])
     assert (tmp_path / "a.png").is_file()
-    assert read_config(tmp_path / "run").objective.meanflow.equal == 0.5
+    assert read_config(tmp_path / "run").objective.anchor == 0.5
     train = ["train", "--data", "digits", "--out", str(tmp_path / "bad"), *quick]
     with pytest.raises(SystemExit) as left:
         main([*train, "--objective.kind", "meanflow-distill"])

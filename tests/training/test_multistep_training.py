@@ -12,14 +12,16 @@ from torch import Tensor, nn
 
 from training.tiny import change, differing, digits, state_of, tiny_config, tiny_trainer, untrained_teacher
 from trigflow import UserError, load, model_of
+from trigflow.conditions import takes
 from trigflow.evaluation.evaluate_model import evaluations
 from trigflow.lab.plan import Step
 from trigflow.lab.recipes import NamedRun, get_run
 from trigflow.models.model import Model
 from trigflow.networks import ConditioningConfig, CustomConfig, DDPMPPConfig, EDM2Config, NetworkConfig, build
-from trigflow.objectives import multistep_loss
+from trigflow.objectives import flow_map_loss, objective_of
 from trigflow.process import TrigFlow
-from trigflow.samplers import multistep_sample, network_velocity
+from trigflow.samplers import flow_map_sample, network_velocity, segment_times
+from trigflow.segments import segment_bounds
 from trigflow.training.config import from_dict, to_dict
 from trigflow.training.describe import describe_run
 from trigflow.training.setup import fit_network, start_from
@@ -39,27 +41,28 @@ def teacher() -> Model:
 def test_the_student_takes_the_end_where_there_are_segments(segments: int) -> None:
     config = tiny_config({"objective.kind": "sct", "objective.segments": segments})
     config.validate()
-    assert fit_network(config, digits()).network.conditioning.takes_end == (segments > 1)
+    assert fit_network(config, digits()).network.conditioning.takes == (("end",) if segments > 1 else ())
     assert from_dict(to_dict(config)) == config
 
 
 def test_a_configuration_from_before_there_were_segments_can_be_read() -> None:
-    raw = to_dict(tiny_config())
-    del raw["objective"]["segments"], raw["network"]["conditioning"]["takes_end"]
-    assert from_dict(raw) == tiny_config()
+    """In the first format, where the network said with `takes_end` what `takes` says now."""
+    config = tiny_config({"objective.kind": "sct"})
+    raw = to_dict(config)
+    del raw["format"], raw["objective"]["segments"], raw["network"]["conditioning"]["takes"]
+    assert from_dict(raw) == config
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"objective.segments": 0}, r"^objective.segments is 0; expected at least 1; correct the setting$"),
+        ({"objective.kind": "vsd"}, r"^objective.segments is 4; expected 1, .* jumps to 0; correct the setting$"),
+        ({"objective.kind": "scd-vsd"}, r"^objective.segments is 4; expected 1, .* jumps to 0; correct the setting$"),
         (
-            {"objective.kind": "diffusion"},
-            r"^objective.segments is 4 with objective.kind diffusion; expected sct or scd, .*; set",
+            {"objective.kind": "meanflow"},
+            r"^objective.segments is 4; expected 1 with jumps any, .*; correct the setting$",
         ),
-        ({"objective.kind": "vsd"}, r"^objective.segments is 4 with objective.kind vsd; expected sct or scd, the only"),
-        ({"objective.kind": "scd-vsd"}, r"^objective.segments is 4 with objective.kind scd-vsd; expected sct or scd"),
-        ({"objective.kind": "meanflow"}, r"^objective.segments is 4 with objective.kind meanflow; expected sct or scd"),
         ({"process": TrigFlow(sigma_max=0.8)}, r"^4 segments .*; expected it to begin below t_max = 1.0122; use fewer"),
     ],
 )
@@ -72,6 +75,16 @@ def test_settings_that_make_no_sense(changes: dict[str, Any], words: str, tmp_pa
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("kind", ["diffusion", "ct", "cd"])
+def test_others_have_no_segments(kind: str) -> None:
+    with pytest.raises(UserError, match=rf"^objective.segments for the objective {kind}; expected one of .*; correct"):
+        objective_of(kind, segments=4)
+    raw = to_dict(tiny_config({"objective.kind": kind}))
+    raw["objective"]["segments"] = 4
+    with pytest.raises(UserError, match="segments"):
+        from_dict(raw)
+
+
 # Runs ----------------------------------------------------------------------------------------------------------------
 
 
@@ -79,18 +92,21 @@ def test_a_student_starts_as_its_teacher_for_every_end(teacher: Model, tmp_path:
     network = tiny_trainer(tmp_path, SCD, teacher=teacher).network
     x, t, label = torch.randn(4, 1, 8, 8), torch.linspace(0.2, 1.5, 4), torch.tensor([1, 2, 3, 10])
     for end in (torch.zeros(4), t / 2):
-        assert torch.equal(network(x, t, label, None, end), teacher.network(x, t, label))
+        assert torch.equal(network(x, t, label=label, end=end), teacher.network(x, t, label=label))
 
 
 def test_the_loss_is_that_of_the_segments(teacher: Model, tmp_path: Path) -> None:
     trainer = tiny_trainer(tmp_path, SCD, teacher=teacher)
     batch = trainer.batches.draw(torch.arange(8), torch.Generator().manual_seed(0))
-    expected = multistep_loss(
-        trainer.network, trainer.config.process, batch["x0"], batch["noise"], batch["t"], segments=4,
-        teacher=teacher.velocity(batch["label"]), label=batch["label"], tangent=trainer.config.objective.tangent, r=0.25,
-        weight=trainer.student.weights["weight"],
+    told, (end, _) = {"label": batch["condition.label"]}, segment_bounds(batch["t"], 4)
+    assert torch.equal(batch["end"], end)
+    assert end.max() > 0
+    expected = flow_map_loss(
+        trainer.network, trainer.config.process, batch["x0"], batch["noise"], batch["t"], end,
+        teacher=teacher.velocity(told), conditions=told, r=0.25, weight=trainer.student.weights["weight"],
+        config=objective_of("scd", segments=4, tangent=trainer.config.objective.tangent),
     )  # fmt: skip
-    assert torch.equal(trainer.losses.consistency(batch, 1).value, expected.value)
+    assert torch.equal(trainer.losses.first(batch, 1).value, expected.value)
 
 
 @pytest.mark.parametrize(("kind", "segments"), [("scd", 4), ("sct", 2)])
@@ -105,8 +121,8 @@ def test_it_is_trained_saved_and_drawn(kind: str, segments: int, teacher: Model,
     assert (again.kind, again.default_steps(), evaluations(again, None)) == ("consistency", segments, segments)
     drawn = again.sample(3, seed=5)
     assert torch.equal(drawn, model.sample(3, seed=5, steps=segments))
-    z, label = again.noise(5, 0, 0, 3), torch.arange(3)
-    x0 = multistep_sample(network_velocity(again.network, again.process, label), again.process, z, segments)
+    z, velocity = again.noise(5, 0, 0, 3), network_velocity(again.network, again.process, {"label": torch.arange(3)})
+    x0 = flow_map_sample(velocity, again.process, z, segment_times(again.process, segments))
     assert torch.equal(drawn, again.codec.stored(x0))
     assert "objective.segments" in describe_run(tmp_path)
 
@@ -183,24 +199,22 @@ def test_the_networks_of_the_paper(network: NetworkConfig, tmp_path: Path) -> No
     trainer = tiny_trainer(tmp_path, changes)
     model = trainer.run()
     assert trainer.skipped == 0
-    assert model.network.takes_end
+    assert "end" in takes(model.network)
     assert model.sample(2).shape == (2, 1, 8, 8)
 
 
 class Own(nn.Module):
-    """`F(x, t, label, guidance)`, and with an end where `takes_end` says so."""
+    """`F(x, t)`, and with an end where `takes` says so."""
 
-    def __init__(self, takes_end: bool | None = None) -> None:
+    def __init__(self, told: tuple[str, ...] | None = None) -> None:
         super().__init__()
         self.linear = nn.Linear(65, 64)
-        if takes_end is not None:
-            self.takes_end = takes_end
+        if told is not None:
+            self.takes = frozenset(told)
 
-    def forward(
-        self, x: Tensor, t: Tensor, label: Tensor | None = None, guidance: Tensor | None = None, *end: Tensor
-    ) -> Tensor:
-        assert len(end) == bool(getattr(self, "takes_end", False))
-        clock = t - end[0] if end else t
+    def forward(self, x: Tensor, t: Tensor, **told: Tensor) -> Tensor:
+        assert told.keys() == takes(self)
+        clock = t - told["end"] if told else t
         return torch.tanh(self.linear(torch.cat([x.flatten(1), clock[:, None]], dim=1))).reshape(x.shape)
 
 
@@ -211,34 +225,35 @@ def train_own(folder: Path, network: nn.Module, changes: dict[str, Any]) -> Mode
     return Trainer(tiny_config(settings), folder, network=network, dataset=digits(), progress=False).run()
 
 
-@pytest.mark.parametrize("takes_end", [None, False, True])
-def test_a_module_of_the_users_own_with_and_without_the_input(takes_end: bool | None, tmp_path: Path) -> None:
-    model = train_own(tmp_path, Own(takes_end), {"objective.segments": 4})
+@pytest.mark.parametrize("told", [None, (), ("end",)])
+def test_a_module_of_the_users_own_with_and_without_the_input(told: tuple[str, ...] | None, tmp_path: Path) -> None:
+    model = train_own(tmp_path, Own(told), {"objective.segments": 4})
     assert isinstance(model.spec, CustomConfig)
-    assert model.spec.conditioning.takes_end == bool(takes_end)
-    again = load(tmp_path, "cpu", network=Own(takes_end))
+    assert model.spec.conditioning.takes == (told or ())
+    again = load(tmp_path, "cpu", network=Own(told))
     assert torch.equal(again.sample(2), model.sample(2))
-    if not takes_end:
-        plain = train_own(tmp_path / "plain", Own(takes_end), {})
+    if not told:
+        plain = train_own(tmp_path / "plain", Own(told), {})
         assert plain.sample(2, steps=1).shape == (2, 1, 8, 8)
 
 
 def test_a_module_of_the_users_own_that_does_not_fit_the_run(tmp_path: Path) -> None:
     for changes in ({}, {"objective.kind": "diffusion"}):
         with pytest.raises(
-            UserError, match=r"^the network has takes_end = True and the run has no jumps with ends; .*; set"
+            UserError, match=r"^the network takes end and the run has no jumps with ends; expected .*; set"
         ):
-            train_own(tmp_path / "run", Own(True), changes)
-    with pytest.raises(
-        UserError, match=r"^the network has takes_end = False and the run learns average velocities, .*; add"
-    ):
-        train_own(tmp_path / "run", Own(False), {"objective.kind": "meanflow"})
+            train_own(tmp_path / "run", Own(("end",)), changes)
+    for told in (None, ()):
+        with pytest.raises(
+            UserError, match=r"^the network does not take end and the run learns average velocities, .*expected .*; add"
+        ):
+            train_own(tmp_path / "run", Own(told), {"objective.kind": "meanflow"})
     assert not (tmp_path / "run").exists()
 
 
 def test_a_model_around_a_module_that_takes_the_end() -> None:
-    model = model_of(Own(True), (1, 8, 8))
-    assert model.spec.conditioning.takes_end
+    model = model_of(Own(("end",)), (1, 8, 8))
+    assert model.spec.conditioning.takes == ("end",)
     assert model.sample(2, steps=3).shape == (2, 1, 8, 8)  # a diffusion model: jumps of no length
 
 
@@ -257,4 +272,4 @@ def test_a_multistep_run_can_be_planned() -> None:
     assert four.teacher == one.teacher
     assert four.forward_flops() == pytest.approx(one.forward_flops(), rel=1e-2)
     assert four.count(4).total == pytest.approx(one.count(4).total, rel=1e-2)
-    assert build(counts[1].config.network).takes_end
+    assert "end" in takes(build(counts[1].config.network))

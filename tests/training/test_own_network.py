@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from training.tiny import differing, digits, state_of, tiny_config
 from trigflow import TrigFlow, UserError, load, model_of
 from trigflow.codecs import Pixels
+from trigflow.conditions import null, takes
 from trigflow.models.bridges import FlowBridge
 from trigflow.networks import CustomConfig, build
 from trigflow.training.runs import distill, train
@@ -33,9 +34,9 @@ class Own(nn.Module):
         self.dropout = nn.Dropout(dropout)
         if classes:
             self.embedding = nn.Embedding(classes + 1, 64)
-            self.null_label = classes
-        if guided:
-            self.takes_guidance = True
+            self.null = {"label": torch.tensor(classes)}
+        if classes or guided:
+            self.takes = frozenset(["label"] * bool(classes) + ["guidance"] * guided)
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None, guidance: Tensor | None = None) -> Tensor:
         y = self.linear(torch.cat([x.flatten(1), torch.cos(t)[:, None], torch.sin(t)[:, None]], dim=1))
@@ -73,7 +74,7 @@ def test_it_is_trained_and_loaded_again(tmp_path: Path) -> None:
 def test_attributes_it_lacks_mean_neither_classes_nor_guidance(tmp_path: Path) -> None:
     network = own()
     model = trainer(tmp_path, network).run()
-    assert (network.null_label, network.takes_guidance) == (None, False)
+    assert (takes(network), null(network), model.takes_guidance) == (frozenset(), {}, False)
     assert (model.num_classes, model.class_names) == (0, ())
     assert model.sample(2, steps=2).shape == (2, 1, 8, 8)
 
@@ -93,7 +94,7 @@ def test_a_run_is_resumed(tmp_path: Path) -> None:
 
 
 def test_a_bridged_teacher_and_its_copy_as_the_student(tmp_path: Path) -> None:
-    bridge = FlowBridge(nn.Linear(8, 8), TrigFlow(SD), scale=2.0, adapter=lambda model, x, time, label: model(x))
+    bridge = FlowBridge(nn.Linear(8, 8), TrigFlow(SD), scale=2.0, adapter=lambda model, x, time: model(x))
     student = copy.deepcopy(bridge)
     teacher = model_of(bridge, (1, 8, 8), codec=digits().codec("measured", 0.5))
     before = copy.deepcopy(bridge.state_dict())
@@ -157,18 +158,31 @@ def test_mistakes(tmp_path: Path) -> None:
     teacher = model_of(own(classes=10), (1, 8, 8), num_classes=10)
     around = FlowBridge(own(), TrigFlow(SD))
     around.spare = nn.Linear(1, 1)
+    old, foreign = own(), own()
+    old.null_label, foreign.null = 10, {"label": torch.tensor(10)}
     mistakes: list[tuple[Callable[[], Any], str]] = [
         (lambda: trainer(tmp_path / "run", lambda x, t: x), "expected a torch.nn.Module"),  # type: ignore[arg-type]
-        (lambda: trainer(tmp_path / "run", own(guided=True)), "takes_guidance = True and the run needs False"),
-        (lambda: trainer(tmp_path / "run", own(classes=10), guided, teacher=teacher), "needs True"),
+        (
+            lambda: trainer(tmp_path / "run", own(guided=True)),
+            "the network takes guidance and the run draws no guidance scales; expected both or neither",
+        ),
+        (
+            lambda: trainer(tmp_path / "run", own(classes=10), guided, teacher=teacher),
+            "takes label and the run draws guidance scales",
+        ),
         (
             lambda: trainer(tmp_path / "run", around, SCD, teacher=model_of(around.model, (1, 8, 8))),
             "share their weights",
         ),
         (lambda: trainer(tmp_path / "run", copy.deepcopy(teacher.network), SCD, teacher=teacher), "frozen"),
         (lambda: trainer(tmp_path / "run", own(), SCD, teacher=teacher), "classes 0 and the teacher 10"),
-        (lambda: model_of(own(), (1, 8, 8), num_classes=3), "null_label = None, 3 classes"),
-        (lambda: model_of(own(classes=3), (1, 8, 8)), "null_label = 3, 0 classes"),
+        (lambda: trainer(tmp_path / "run", old), r"null_label = 10 and no takes; expected .*; set takes = .*label"),
+        (
+            lambda: trainer(tmp_path / "run", foreign),
+            "null for label and takes none; expected .*; correct takes or null",
+        ),
+        (lambda: model_of(own(), (1, 8, 8), num_classes=3), "takes no conditions, 3 classes"),
+        (lambda: model_of(own(classes=3), (1, 8, 8)), "takes label, 0 classes"),
         (lambda: model_of(own(classes=3), (1, 8, 8), num_classes=3, class_names=("a",)), "1 names"),
     ]
     for make, message in mistakes:

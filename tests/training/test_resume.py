@@ -14,9 +14,9 @@ from torch import Tensor
 
 from training.tiny import change, differing, digits, state_of, tiny_config, tiny_trainer, untrained_teacher
 from trigflow.models.model import Model, load
+from trigflow.objectives import diffusion, flow_map
 from trigflow.runtime.errors import UserError
 from trigflow.runtime.interrupt import uninterrupted
-from trigflow.training import losses
 from trigflow.training.checkpoint import list_checkpoints
 from trigflow.training.config import to_dict
 from trigflow.training.log import read_metrics
@@ -56,8 +56,8 @@ def ended(trainer: Trainer) -> dict[str, Tensor]:
 def interrupt_at(monkeypatch: pytest.MonkeyPatch, call: int) -> None:
     """Raise KeyboardInterrupt in the middle of a step, when the objective is called for the `call`-th time (from 1)."""
     calls = 0
-    for name in ("diffusion_loss", "consistency_loss"):
-        original: Callable[..., Any] = getattr(losses, name)
+    for module, name in ((diffusion, "diffusion_loss"), (flow_map, "flow_map_loss")):
+        original: Callable[..., Any] = getattr(module, name)
 
         def counted(*args: Any, original: Callable[..., Any] = original, **kwargs: Any) -> Any:
             nonlocal calls
@@ -66,7 +66,7 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, call: int) -> None:
                 raise KeyboardInterrupt
             return original(*args, **kwargs)
 
-        monkeypatch.setattr(losses, name, counted)
+        monkeypatch.setattr(module, name, counted)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -15,12 +15,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from training.tiny import NETWORK, change, differing, digits, state_of, tiny_config, tiny_trainer, untrained_teacher
+from trigflow.conditions import Conditioner, null, takes
 from trigflow.models.model import Model, load
 from trigflow.networks import MLPConfig, build
-from trigflow.objectives import Loss
+from trigflow.objectives import Loss, diffusion
 from trigflow.runtime.errors import UserError
 from trigflow.samplers import Sampling
-from trigflow.training import losses
 from trigflow.training.checkpoint import list_checkpoints
 from trigflow.training.ema import power_exponent
 from trigflow.training.log import read_metrics
@@ -42,14 +42,14 @@ def finite(state: dict[str, Tensor]) -> bool:
 
 def patch_loss(monkeypatch: pytest.MonkeyPatch, change: Callable[[int, Loss], Loss]) -> None:
     """Let `change(call, loss)` replace what the diffusion objective returns; calls count from 0."""
-    original, calls = losses.diffusion_loss, 0
+    original, calls = diffusion.diffusion_loss, 0
 
     def changed(*args: Any, **kwargs: Any) -> Loss:
         nonlocal calls
         calls += 1
         return change(calls - 1, original(*args, **kwargs))
 
-    monkeypatch.setattr(losses, "diffusion_loss", changed)
+    monkeypatch.setattr(diffusion, "diffusion_loss", changed)
 
 
 # Seeds and random numbers --------------------------------------------------------------------------------------------
@@ -221,8 +221,8 @@ def test_the_learning_rate_follows_its_schedule(tmp_path: Path) -> None:
 def test_label_dropout_puts_the_null_label_in_this_share(dropout: float, tmp_path: Path) -> None:
     trainer = tiny_trainer(tmp_path / "run", {"objective.label_dropout": dropout})
     indices = torch.arange(100).repeat(20)
-    label = trainer._batch(indices, torch.Generator().manual_seed(0))["label"]
-    dropped = label == trainer.network.null_label
+    label = trainer._batch(indices, torch.Generator().manual_seed(0))["condition.label"]
+    dropped = label == trainer.network.null["label"]
     assert dropped.double().mean().item() == pytest.approx(dropout, abs=0.03)
     labels = digits().labels
     assert labels is not None
@@ -230,16 +230,17 @@ def test_label_dropout_puts_the_null_label_in_this_share(dropout: float, tmp_pat
 
 
 def test_students_keep_their_labels_and_draw_guidance(teacher: Model, tmp_path: Path) -> None:
-    changes = {"objective.kind": "scd", "objective.guidance_max": 3.0, "objective.label_dropout": 0.9}
+    changes = {"objective.kind": "scd", "objective.guidance_max": 3.0}
     trainer = tiny_trainer(tmp_path / "run", changes, teacher=teacher)
     indices = torch.arange(100).repeat(20)
     batch = trainer._batch(indices, torch.Generator().manual_seed(0))
     labels = digits().labels
     assert labels is not None
-    assert torch.equal(batch["label"], labels[indices])
-    assert batch["guidance"].min() >= 1
-    assert batch["guidance"].max() <= 3
-    assert batch["guidance"].mean().item() == pytest.approx(2.0, abs=0.05)
+    assert torch.equal(batch["condition.label"], labels[indices])
+    scales = batch["condition.guidance"]
+    assert scales.min() >= 1
+    assert scales.max() <= 3
+    assert scales.mean().item() == pytest.approx(2.0, abs=0.05)
 
 
 def test_flips_mirror_half_of_the_images(tmp_path: Path) -> None:
@@ -414,9 +415,10 @@ def test_a_student_begins_as_its_teacher(teacher: Model, tmp_path: Path) -> None
     x, t = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.full((4,), 0.7)
     label = torch.arange(4)
     with torch.no_grad():
-        expected = teacher.network(x, t, label)
+        expected = teacher.network(x, t, label=label)
         for scale in (1.0, 1.7):  # the new input starts without effect
-            torch.testing.assert_close(trainer.network(x, t, label, torch.full((4,), scale)), expected)
+            guided = trainer.network(x, t, label=label, guidance=torch.full((4,), scale))
+            torch.testing.assert_close(guided, expected)
 
 
 def test_distill_takes_network_and_process_from_the_teacher(teacher: Model, tmp_path: Path) -> None:
@@ -464,10 +466,11 @@ def test_a_student_is_no_teacher(teacher: Model, tmp_path: Path) -> None:
 def test_guidance_needs_classes(teacher: Model, tmp_path: Path) -> None:
     data = dataclasses.replace(digits(), labels=None, class_names=())
     network = change(NETWORK, {"conditioning.num_classes": 0})
-    plain = dataclasses.replace(teacher, network=build(network), spec=network, class_names=())
+    plain = dataclasses.replace(teacher, network=build(network), spec=network, conditioner=Conditioner())
     with pytest.raises(UserError, match="the teacher is unconditional; expected a class-conditional teacher"):
         scd(tmp_path / "run", plain, {"objective.guidance_max": 2.0}, data)
-    assert scd(tmp_path / "run", plain, {}, data).network.null_label is None
+    network = scd(tmp_path / "run", plain, {}, data).network
+    assert (takes(network), null(network)) == (frozenset(), {})
 
 
 def test_start_from_names_the_first_difference() -> None:

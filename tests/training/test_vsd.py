@@ -17,12 +17,22 @@ from torch import Tensor, nn
 from training.tiny import NETWORK, differing, digits, state_of, tiny_config, tiny_trainer, untrained_teacher
 from trigflow.cli import main
 from trigflow.codecs import Pixels
+from trigflow.conditions import Conditioner
 from trigflow.models.model import Model, load
 from trigflow.networks import ConditioningConfig, DDPMPPConfig, DiTConfig, EDM2Config, NetworkConfig, build
-from trigflow.objectives import Loss, consistency_loss, diffusion_loss, generate, vsd_loss
+from trigflow.objectives import (
+    Loss,
+    diffusion_loss,
+    distribution,
+    fake_score_loss,
+    flow_map,
+    flow_map_loss,
+    objective_of,
+    rollout,
+    vsd_loss,
+)
 from trigflow.runtime.errors import UserError
 from trigflow.samplers import Sampling, network_velocity
-from trigflow.training import losses
 from trigflow.training.config import read_config
 from trigflow.training.log import FigureWindow, read_metrics
 from trigflow.training.trainer import Trainer
@@ -79,7 +89,7 @@ def test_interrupted_and_resumed_is_uninterrupted(
     """Ctrl-C in the middle of a step, before the last loss of the student or before that of the fake score."""
     kind, expected = whole.folder.name, state_of(whole)
     assert {"network", "fake", "ema", "optimizer", "fake_optimizer"} <= {name.split(".")[0] for name in expected}
-    original, calls = getattr(losses, function), 0
+    original, calls = getattr(distribution, function), 0
 
     def counted(*args: Any, **kwargs: Any) -> Any:
         nonlocal calls
@@ -89,7 +99,7 @@ def test_interrupted_and_resumed_is_uninterrupted(
         return original(*args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(losses, function, counted)
+        patch.setattr(distribution, function, counted)
         interrupted = make(kind, tmp_path / kind, teacher)
         with pytest.raises(KeyboardInterrupt):
             interrupted.run()
@@ -130,10 +140,12 @@ def test_ctrl_c_between_the_steps_of_the_learners_waits_for_both(learner: str, t
 # One step ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["vsd", "scd-vsd"])
-def test_the_gradients_are_those_of_the_objectives(kind: str, teacher: Model, tmp_path: Path) -> None:
-    """With labels, drawn guidance scales, a guided teacher and factor lambda; the fake score learns from the same samples."""
+@pytest.mark.parametrize(("kind", "rollouts"), [("vsd", 1), ("scd-vsd", 1), ("scd-vsd", 3)])
+def test_the_gradients_are_those_of_the_objectives(kind: str, rollouts: int, teacher: Model, tmp_path: Path) -> None:
+    """With labels, drawn guidance scales, a guided teacher and factor lambda; the fake score learns from the same samples.
+    Also of rollouts, in the third step of three evaluations, and with the sine weighting of the fake score."""
     changes = {**BOTH, "objective.kind": kind, "objective.lambda_vsd": 0.7, "objective.adaptive_weight": False}
+    changes |= {"objective.rollouts": rollouts, "objective.fake_weighting": "sine" if rollouts > 1 else "learned"}
     trainer = tiny_trainer(tmp_path / "run", changes, teacher=teacher)
     for _ in range(2):  # away from the start, where student, fake score and teacher are the same
         trainer.step()
@@ -143,20 +155,25 @@ def test_the_gradients_are_those_of_the_objectives(kind: str, teacher: Model, tm
     trainer.step()
     (batch,) = batches
 
-    process, told = trainer.config.process, {"label": batch["label"], "guidance": batch["guidance"]}
-    assert batch["guidance"].max() > 1
-    guided = teacher.velocity(batch["label"], batch["guidance"])
-    sample = generate(net, process, batch["z"], **told)
-    score = network_velocity(fake, process, batch["label"], batch["guidance"])
+    process, label, scale = trainer.config.process, batch["condition.label"], batch["condition.guidance"]
+    told = {"label": label, "guidance": scale}
+    assert scale.max() > 1
+    guided = teacher.velocity({"label": label}, scale)
+    times = (process.t_max, *(batch[f"rollout_t{k}"] for k in range(1, rollouts)))
+    fresh = [batch[f"rollout_z{k}"] for k in range(1, rollouts)]
+    sample = rollout(net, process, batch["z"], times, fresh, conditions=told)
+    score = network_velocity(fake, process, told)
     value = 0.7 * vsd_loss(sample, process, batch["vsd_noise"], batch["vsd_t"], teacher=guided, fake=score).value
     if kind == "scd-vsd":
         tangent = trainer.config.objective.tangent
-        value = value + consistency_loss(
-            net, process, batch["x0"], batch["noise"], batch["t"], teacher=guided, **told, tangent=tangent,
-            r=tangent.warmup_factor(2),
+        value = value + flow_map_loss(
+            net, process, batch["x0"], batch["noise"], batch["t"], teacher=guided, conditions=told,
+            config=objective_of("scd", tangent=tangent), r=tangent.warmup_factor(2),
         ).value  # fmt: skip
     value.backward()
-    diffusion_loss(fake, process, sample.detach(), batch["fake_noise"], batch["fake_t"], **told).value.backward()
+    noise, t = batch["fake_noise"], batch["fake_t"]
+    fake_loss = fake_score_loss if rollouts > 1 else diffusion_loss
+    fake_loss(fake, process, sample.detach(), noise, t, conditions=told).value.backward()
     for mine, theirs in ((trainer.network, net), (fake_of(trainer), fake)):
         for (name, p), q in zip(mine.named_parameters(), theirs.parameters(), strict=True):
             torch.testing.assert_close(
@@ -181,12 +198,13 @@ def test_accumulation_is_the_same_step_in_parts(parts: int, teacher: Model, tmp_
         assert torch.equal(seen[1][1][name], seen[0][1][name])
 
 
-@pytest.mark.parametrize("fault", ["consistency_loss", "vsd_loss", "diffusion_loss", "gradient of the fake score"])
+@pytest.mark.parametrize("fault", ["flow_map_loss", "vsd_loss", "diffusion_loss", "gradient of the fake score"])
 def test_a_step_that_is_not_finite_changes_neither_learner(
     fault: str, teacher: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = "diffusion_loss" if "gradient" in fault else fault
-    original, calls = getattr(losses, name), 0
+    module = flow_map if name == "flow_map_loss" else distribution
+    original, calls = getattr(module, name), 0
 
     def spoil(*args: Any, **kwargs: Any) -> Loss:
         nonlocal calls
@@ -200,7 +218,7 @@ def test_a_step_that_is_not_finite_changes_neither_learner(
         hooked.register_hook(lambda gradient: gradient * math.inf)
         return Loss(hooked, loss.figures)
 
-    monkeypatch.setattr(losses, name, spoil)
+    monkeypatch.setattr(module, name, spoil)
     trainer = tiny_trainer(tmp_path / "run", BOTH, teacher=teacher)
     trainer.step()
     before = state_of(trainer)
@@ -242,7 +260,7 @@ def test_more_updates_of_the_fake_score(teacher: Model, tmp_path: Path) -> None:
 def test_a_further_update_that_is_not_finite_is_left_out(
     teacher: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original, calls = losses.diffusion_loss, 0
+    original, calls = distribution.diffusion_loss, 0
 
     def spoil(*args: Any, **kwargs: Any) -> Loss:
         nonlocal calls
@@ -250,7 +268,7 @@ def test_a_further_update_that_is_not_finite_is_left_out(
         loss = original(*args, **kwargs)
         return Loss(loss.value * (math.nan if calls == 2 else 1.0), loss.figures)
 
-    monkeypatch.setattr(losses, "diffusion_loss", spoil)
+    monkeypatch.setattr(distribution, "diffusion_loss", spoil)
     trainer = tiny_trainer(tmp_path / "run", {**VSD, "objective.fake_updates": 3}, teacher=teacher)
     trainer.step()
     assert calls == 3
@@ -404,8 +422,9 @@ def test_every_network_takes_part(name: str, tmp_path: Path) -> None:
     x = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     t, label, scale = torch.full((4,), 0.7), torch.arange(4), torch.full((4,), 1.5)
     with torch.no_grad():
-        expected = taught.network(x, t, label)
-        torch.testing.assert_close(fake_of(trainer).eval()(x, t, label, scale), expected, rtol=1e-4, atol=1e-5)
+        expected = taught.network(x, t, label=label)
+        found = fake_of(trainer).eval()(x, t, label=label, guidance=scale)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     before = state_of(trainer)
     model = trainer.run()
     assert trainer.skipped == 0
@@ -418,7 +437,7 @@ def test_an_unconditional_teacher(tmp_path: Path) -> None:
     data = dataclasses.replace(digits(), labels=None, class_names=())
     network = dataclasses.replace(NETWORK, conditioning=dataclasses.replace(NETWORK.conditioning, num_classes=0))
     plain = untrained_teacher()
-    plain = dataclasses.replace(plain, network=build(network), spec=network, class_names=())
+    plain = dataclasses.replace(plain, network=build(network), spec=network, conditioner=Conditioner())
     config = tiny_config({"objective.kind": "scd-vsd", "network": network, "teacher": "t", "loop.iterations": 2})
     model = Trainer(config, tmp_path / "run", teacher=plain, dataset=data, progress=False).run()
     assert model.sample(2, steps=1).shape == (2, 1, 8, 8)

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from trigflow.codecs import Codec
+from trigflow.conditions import takes
 from trigflow.data import Dataset, ImageDataset, open_dataset
 from trigflow.models.model import Model
 from trigflow.networks import ConditioningConfig, UNetConfig
-from trigflow.objectives import TangentConfig
-from trigflow.training.config import LoopConfig, ObjectiveConfig, OptimizerConfig, RunConfig, origin_of
+from trigflow.objectives import Objective, StudentObjective, TangentConfig, as_kind, known, objective_of
+from trigflow.training.config import LoopConfig, OptimizerConfig, RunConfig, origin_of
 from trigflow.training.saving import Resume
 from trigflow.training.setup import fit_network
 from trigflow.training.trainer import Trainer
@@ -34,22 +35,34 @@ def digits(n: int = 100) -> ImageDataset:
     return all_digits().subset(torch.arange(n))
 
 
+def tiny_objective(kind: str = "diffusion", **settings: Any) -> Objective:
+    """The objective of this name, with a warmup of 4 iterations where its name says nothing of the tangent."""
+    warmed = issubclass(known(kind).objective, StudentObjective) and "tangent" not in known(kind).settings
+    return objective_of(kind, **({"tangent": TangentConfig(warmup=4)} if warmed else {}), **settings)
+
+
 def tiny_config(changes: dict[str, Any] | None = None) -> RunConfig:
-    """A teacher of 6 iterations; `changes` as in `change`."""
+    """A teacher, or what `objective.kind` says, of 6 iterations; `changes` as in `change`."""
+    changes = changes or {}
     config = RunConfig(
         network=NETWORK,
-        objective=ObjectiveConfig(tangent=TangentConfig(warmup=4)),
+        objective=tiny_objective(changes.get("objective.kind", "diffusion")),
         optimizer=OptimizerConfig(lr=2e-3),
         loop=LoopConfig(
             iterations=6, batch_size=8, log_every=2, sample_every=0, checkpoint_every=0, seed=3, device="cpu"
         ),
     )
-    return change(config, changes or {})
+    return change(config, changes)
 
 
 def change(config: Any, changes: dict[str, Any]) -> Any:
-    """A copy with settings changed by dotted name: `change(config, {"loop.seed": 1})`."""
+    """A copy with settings changed by dotted name: `change(config, {"loop.seed": 1})`. Another `objective.kind`, which is
+    another class, comes first, and keeps what both have."""
+    if "objective.kind" in changes:
+        config = dataclasses.replace(config, objective=as_kind(config.objective, changes["objective.kind"]))
     for name, value in changes.items():
+        if name == "objective.kind":
+            continue
         head, _, rest = name.partition(".")
         inner = change(getattr(config, head), {rest: value}) if rest else value
         config = dataclasses.replace(config, **{head: inner})
@@ -80,7 +93,8 @@ def model_from(network: nn.Module, config: RunConfig, data: Dataset, codec: Code
     """The model that a run of this configuration on these data would be, around a network."""
     codec = codec or data.codec("measured", config.process.sigma_data)
     sampling, origin = config.objective.sampling, origin_of(config)
-    return Model(network, config.network, config.process, codec, sampling, data.class_names, origin=origin)
+    told = data.conditioner(takes(network))
+    return Model(network, config.network, config.process, codec, sampling, told, origin=origin)
 
 
 def untrained_teacher(seed: int = 0) -> Model:

@@ -41,6 +41,8 @@ class Distill:
     resume: Literal["no", "yes", "auto"] = "no"
     """yes, or --resume alone: go on from the newest checkpoint in the run folder; one that is damaged is an error. auto: from
     the newest that is sound, or anew where there is none, for scripts that are started again and again."""
+    dry: bool = False
+    """Print every setting with where it is from (defaults, preset, teacher, command line, data), and train nothing."""
     quiet: bool = False
     """No progress bars."""
     start: Annotated[Path | None, arg(name="from", metavar="RUN")] = None
@@ -62,10 +64,11 @@ class Distill:
     guard: GuardConfig = field(default_factory=GuardConfig)
 
     def run(self) -> None:
+        from trigflow.cli.dry import as_kind_of, print_settings
         from trigflow.data.config import data_of
-        from trigflow.lab.recipes import require_data
+        from trigflow.lab.recipes import RUNS, preset, require_data
         from trigflow.models.model import load
-        from trigflow.training.runs import distill
+        from trigflow.training.runs import distill, with_dropout_of
         from trigflow.training.saving import RESUME
 
         if self.objective.kind == "diffusion":
@@ -88,8 +91,21 @@ class Distill:
         if self.dropout is not None:
             dropped = {"dropout": self.dropout, "dropout_up_to": self.dropout_up_to}
             settings: dict[str, Any] = {n: value for n, value in dropped.items() if hasattr(config.network, n)}
-            config = dataclasses.replace(config, network=dataclasses.replace(config.network, **settings))
+            config = dataclasses.replace(config, network=config.network.changed(**settings))
         require_data(config.data.source)
+        if self.dry:
+            named = as_kind_of(preset(self.preset, "distill"), config)
+            given = dataclasses.replace(
+                named, data=data_of(teacher.origin), process=teacher.process,
+                network=with_dropout_of(named.network, teacher.spec) if self.preset in RUNS else teacher.spec,
+                teacher=config.teacher,
+            )  # fmt: skip
+            default = as_kind_of(RunConfig(), config)
+            layers = [
+                ("default", default), (f"preset {self.preset}", named), ("teacher", given), ("command line", config),
+            ]  # fmt: skip
+            print_settings(layers, config, self.out)
+            return
         student = distill(
             config,
             teacher,

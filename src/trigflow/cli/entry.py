@@ -20,6 +20,7 @@ from tyro.conf import subcommand
 from trigflow.cli.commands import COMMANDS, Command, Convert, Demo, Distill, Evaluate, Reference, Sample, Train
 from trigflow.lab.recipes import RUNS, preset, recipe_for
 from trigflow.objectives import as_kind
+from trigflow.plugins import load_plugin
 from trigflow.runtime.distributed import launched, process_group, rank
 from trigflow.runtime.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_TERMINATED, UserError
 from trigflow.runtime.files import read_json
@@ -45,6 +46,8 @@ def main(args: list[str] | None = None) -> None:
     except (UserError, TangentError) as error:
         print(f"trigflow: error{process}: {error}", file=sys.stderr)
         sys.exit(EXIT_FAILED)
+    except BrokenPipeError:  # whoever read has had enough, as with `| head`
+        sys.stdout = io.StringIO()
     except KeyboardInterrupt as stop:
         terminated = isinstance(stop, Terminated)
         what = "terminated" if terminated else "interrupted"
@@ -70,7 +73,7 @@ def _joined(command: Command) -> Iterator[None]:
 
 def _parse(given: list[str]) -> Command:
     """The command with its options. The defaults of train and distill come from a preset, which is looked up first."""
-    given = _with_resume(given)
+    given = _with_resume(_with_plugins(given))
     defaults: dict[str, Any] = {}
     if given[:1] == ["train"]:
         name = _preset(given, _option(given, "--data", _option(given, "--data.source", "digits")))
@@ -97,7 +100,8 @@ def _parse(given: list[str]) -> Command:
             command: Command = tyro.cli(
                 functools.reduce(operator.or_, commands),
                 prog="trigflow",
-                description="Turn any diffusion or flow model into one that draws in one or two steps.",
+                description="Turn any diffusion or flow model into one that draws in one or two steps. Every command takes "
+                "--plugin FILE: a Python file that adds an objective, codec, network, data or preset.",
                 args=given,
             )
     except SystemExit as stop:
@@ -119,6 +123,22 @@ def _preset(given: list[str], data: str) -> str:
     """The preset named on the command line, or the one that suits the data."""
     named = _option(given, "--preset", "auto")
     return recipe_for(data) if named == "auto" else named
+
+
+def _with_plugins(given: list[str]) -> list[str]:
+    """The arguments without `--plugin FILE`, after these files have been imported."""
+    rest: list[str] = []
+    words = iter(given)
+    for word in words:
+        name, sign, value = word.partition("=")
+        if name != "--plugin":
+            rest.append(word)
+            continue
+        file = value if sign else next(words, "")
+        if not file:
+            raise UserError("--plugin without a file; expected a Python file; pass --plugin my_objective.py")
+        load_plugin(file)
+    return rest
 
 
 def _of_kind(given: list[str], recipe: RunConfig) -> RunConfig:

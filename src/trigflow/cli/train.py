@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
-
-from tyro.conf import AvoidSubcommands
+from typing import Literal
 
 from trigflow.data.config import DataConfig
 from trigflow.networks import NetworkConfig, UNetConfig
@@ -37,11 +35,13 @@ class Train:
     resume: Literal["no", "yes", "auto"] = "no"
     """yes, or --resume alone: go on from the newest checkpoint in the run folder; one that is damaged is an error. auto: from
     the newest that is sound, or anew where there is none, for scripts that are started again and again."""
+    dry: bool = False
+    """Print every setting with where it is from (defaults, preset, teacher, command line, data), and train nothing."""
     quiet: bool = False
     """No progress bars."""
     data: DataConfig = field(default_factory=DataConfig)
     process: TrigFlow = field(default_factory=TrigFlow)
-    network: Annotated[NetworkConfig, AvoidSubcommands] = field(default_factory=UNetConfig)
+    network: NetworkConfig = field(default_factory=UNetConfig)
     objective: Objective = field(default_factory=Diffusion)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     ema: EMAConfig = field(default_factory=EMAConfig)
@@ -50,7 +50,8 @@ class Train:
     guard: GuardConfig = field(default_factory=GuardConfig)
 
     def run(self) -> None:
-        from trigflow.lab.recipes import require_data
+        from trigflow.cli.dry import as_kind_of, print_settings
+        from trigflow.lab.recipes import preset, require_data
         from trigflow.training.runs import train
         from trigflow.training.saving import RESUME
 
@@ -70,5 +71,14 @@ class Train:
             self.parallel,
             self.guard,
         )
+        if self.dry:
+            named = as_kind_of(preset(self.preset, "train"), config)
+            layers = [
+                ("default", as_kind_of(RunConfig(), config)),
+                (f"preset {self.preset}", named),
+                ("command line", config),
+            ]
+            print_settings(layers, config, self.out)
+            return
         train(config, self.out, resume=RESUME[self.resume], progress=not self.quiet)
         print(f"Trained. Draw with: trigflow sample {self.out}; distill with: trigflow distill {self.out} --out RUN")

@@ -2,6 +2,7 @@
 
 from trigflow.codecs.codec import CODECS, Codec, codec_from_state, register
 from trigflow.codecs.latents import Latents
+from trigflow.codecs.pictures import DrawnPictures
 from trigflow.codecs.pixels import Pixels
 
-__all__ = ["CODECS", "Codec", "Latents", "Pixels", "codec_from_state", "register"]
+__all__ = ["CODECS", "Codec", "DrawnPictures", "Latents", "Pixels", "codec_from_state", "register"]

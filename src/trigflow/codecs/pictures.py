@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -12,6 +13,8 @@ from torch import Tensor
 
 from trigflow.runtime.errors import UserError
 from trigflow.runtime.files import replacing
+
+S = TypeVar("S", bound="DrawnPictures")
 
 
 def make_grid(images: Tensor, columns: int | None = None, *, gap: int = 1, scale: int | None = None) -> Image.Image:
@@ -119,7 +122,8 @@ def save_pictures(images: Tensor, path: str | Path, columns: int | None = None) 
 
 
 class DrawnPictures:
-    """What a codec does with drawn images, uint8 `(n, c, h, w)`; see `trigflow.codecs.Codec`."""
+    """What most codecs have in common: what is drawn are images, uint8 `(n, c, h, w)`, or can be shown as such by `pictures`,
+    and nothing beside the codec is needed to draw. See `trigflow.codecs.Codec` for what each member is."""
 
     def pictures(self, drawn: Tensor) -> Tensor:
         """The images themselves."""
@@ -127,8 +131,30 @@ class DrawnPictures:
 
     def preview(self, drawn: Tensor, columns: int | None = None) -> Image.Image:
         """Images side by side; see `make_grid`."""
-        return make_grid(drawn, columns)
+        return make_grid(self.pictures(drawn), columns)
 
     def save(self, drawn: Tensor, path: Path, columns: int | None = None) -> str:
         """A grid, or with a path without ending a folder of one PNG an image; see `save_pictures`."""
-        return save_pictures(drawn, path, columns)
+        return save_pictures(self.pictures(drawn), path, columns)
+
+    def prepare(self, device: torch.device | str | None = None) -> None:
+        """Nothing is needed."""
+
+    def component(self) -> Any:
+        """None is needed."""
+
+    def with_component(self: S, module: Any) -> S:
+        """Itself."""
+        return self
+
+    def with_autoencoder(self: S, name: str) -> S:
+        """Raise a UserError: none is needed."""
+        raise UserError("an autoencoder for a model without latents; expected a model of latents; drop --vae")
+
+    def normalized(self, mean: list[float], std: list[float]) -> list[tuple[str, float, float]]:
+        """Nothing is known."""
+        return []
+
+    def describe(self) -> dict[str, Any]:
+        """Nothing but what every codec has."""
+        return {}

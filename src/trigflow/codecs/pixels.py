@@ -127,20 +127,6 @@ class Pixels(DrawnPictures):
         """The same: bytes are what a person gets."""
         return self.stored(x0)
 
-    def prepare(self, device: torch.device | str | None = None) -> None:
-        """Nothing is needed."""
-
-    def component(self) -> None:
-        """None is needed."""
-
-    def with_component(self, module: Any) -> Pixels:
-        """Itself."""
-        return self
-
-    def with_autoencoder(self, name: str) -> Pixels:
-        """Raise a UserError: pixels need none."""
-        raise UserError("an autoencoder for a model of images; expected a model of latents; drop --vae")
-
     def normalized(self, mean: list[float], std: list[float]) -> list[tuple[str, float, float]]:
         """Of all channels together, of pixels in [-1, 1]; nothing where the codec was not measured."""
         if len(mean) != len(self.mean) or self == Pixels.symmetric(self.shape, self.sigma_data):

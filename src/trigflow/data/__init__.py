@@ -4,7 +4,7 @@ from trigflow.data.dataset import Dataset, ImageDataset, require_classes
 from trigflow.data.latents import LatentDataset, measure_latents
 from trigflow.data.loader import Loader
 from trigflow.data.order import Order, epoch_order
-from trigflow.data.sources.opening import open_dataset
+from trigflow.data.sources.opening import open_dataset, register
 
 __all__ = [
     "Dataset",
@@ -15,6 +15,7 @@ __all__ = [
     "epoch_order",
     "measure_latents",
     "open_dataset",
+    "register",
     "require_classes",
 ]
 
@@ -24,7 +25,7 @@ RENAMED = {
     "normalization_for": "Dataset.codec(normalize, sigma_data)",
     "normalization_from_state": "trigflow.codecs.codec_from_state(state)",
     "measure": "ImageDataset.codec('measured', sigma_data)",
-    "check_labels": "trigflow.models.labels.check_labels",
+    "check_labels": "trigflow.conditions.check_labels",
     "derive_seed": "trigflow.runtime.seeds.derive_seed",
 }
 

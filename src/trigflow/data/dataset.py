@@ -76,8 +76,8 @@ class Dataset:
         for name, value in self.conditions.items():
             if name in ORDER or not isinstance(value, Tensor) or not value.ndim or len(value) != len(self):
                 raise UserError(
-                    f"the condition {name} of {len(self)} samples; expected a tensor with a row for each, and a name that is none "
-                    f"of {', '.join(ORDER)}; correct conditions"
+                    f"the condition {name} of {len(self)} samples; expected a tensor with a row for each, and a name that is "
+                    f"none of {', '.join(ORDER)}; correct conditions"
                 )
         if self.labels is None:
             if self.class_names:
@@ -207,6 +207,25 @@ class Dataset:
         if self.rows is None:
             return Order(len(self), batch_size, seed)
         return Order(len(self), batch_size, seed, shards=self.rows.shards, window=self.rows.window)
+
+    def numbered_as(self: D, names: tuple[str, ...], whose: str) -> D:
+        """The same samples with their classes numbered as in `names`, by name.
+
+        Names that are but numbers, "0", "1", ..., say nothing, and leave the data as they are; so does no name at all.
+
+        Raises:
+            UserError: naming the first class that is not among the names, or the other way round; `whose` names the latter.
+        """
+        unnamed = (number_classes([len(names) - 1]), number_classes([self.num_classes - 1]))
+        if self.labels is None or not names or names == self.class_names or {names, self.class_names} & {*unnamed}:
+            return self
+        if odd := [*(n for n in self.class_names if n not in names), *(n for n in names if n not in self.class_names)]:
+            raise UserError(
+                f"the class '{odd[0]}' is not in both '{self.name}' and {whose}; expected the same {len(names)} names; use the "
+                "data that it was trained on"
+            )
+        number = torch.tensor([names.index(name) for name in self.class_names])
+        return replace(self, labels=number[self.labels.cpu()].to(self.labels.device), class_names=names)
 
     def subset(self: D, indices: Tensor) -> D:
         """The chosen samples as a data set of their own, with the same classes; `indices` is int64, shape `(m,)`."""

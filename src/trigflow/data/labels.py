@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from trigflow.data.dataset import number_classes
 from trigflow.data.decode import CorruptImageError
@@ -23,8 +23,9 @@ def find_labels(files: Files, images: Sequence[str]) -> tuple[list[int] | None, 
     """One label an image, or None, and the class names.
 
     With a `dataset.json` at the root, in the convention of EDM and StyleGAN, the labels are those it lists and the class
-    names "0", "1", ... up to the largest. Otherwise the first-level sub-folders that hold images are the classes, sorted by
-    name, whatever lies deeper inside them; and images that all lie in the root have no labels.
+    names "0", "1", ... up to the largest. Otherwise the first-level sub-folders that hold images are the classes, whatever lies
+    deeper inside them, in the order of their names, by value where all of them are numbers (1, 2, 10); and images that all lie
+    in the root have no labels.
 
     A data set of the Hugging Face hub has its labels in a column.
 
@@ -55,9 +56,15 @@ def find_labels(files: Files, images: Sequence[str]) -> tuple[list[int] | None, 
             f"one sub-folder a class or no sub-folders; move the {len(flat)} root images, or add a {LABEL_FILE}"
         )
     folders = [name.split("/", 1)[0] for name in images]
-    class_names = tuple(sorted(set(folders)))
+    class_names = class_order(set(folders))
     number = {folder: label for label, folder in enumerate(class_names)}
     return [number[folder] for folder in folders], class_names
+
+
+def class_order(names: Iterable[str]) -> tuple[str, ...]:
+    """Names of classes in the order of their numbers: by value where all of them are numbers, else as text."""
+    found = sorted(names)
+    return tuple(sorted(found, key=int) if all(name.isdecimal() for name in found) else found)
 
 
 def _labels_from_json(files: Files, images: Sequence[str]) -> tuple[list[int] | None, tuple[str, ...]]:

@@ -169,7 +169,7 @@ def _description(model: Model) -> dict[str, Any]:
     guidance = [1.0, sampling.guidance_max] if model.takes_guidance else None
     described = {
         **description_of(model),
-        "sampler": "renoise" if sampling.fresh else "jump",
+        "sampler": "renoise" if model.kind == "consistency" and sampling.jumps == "zero" else "jump",
         "sigma_data": process.sigma_data,
         "null": {name: row.tolist() for name, row in null(model.network).items()},
         "guidance": guidance,

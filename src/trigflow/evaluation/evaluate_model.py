@@ -237,7 +237,7 @@ def _from_data(
     name = default_features(dataset.name) if features == "auto" else features
     extractor = _extractor(model, name, weights, processes, progress)
     batches = stream_features(
-        lambda start, stop: dataset.batch(torch.arange(start, stop))[0], len(dataset), extractor,
+        lambda start, stop: _pictures(model, dataset.batch(torch.arange(start, stop))[0]), len(dataset), extractor,
         batch_size=batch_size, processes=processes, progress="features of the data" if progress else None,
     )  # fmt: skip
     statistics, kept = gather(batches, keep=True)
@@ -271,6 +271,11 @@ def _extractor(model: Model, name: str, weights: str | None, processes: Processe
     return processes.one_first(lambda: feature_extractor(name, weights, show).to(model.device))
 
 
+def _pictures(model: Model, stored: Tensor) -> Tensor:
+    """Stored data as images to compare drawn ones with; of a codec that draws what is stored, as it shows them."""
+    return stored if stored.dtype == torch.uint8 or not model.codec.pictured else model.codec.pictures(stored)
+
+
 def _real_images(model: Model, one: Tensor, data: str | None, progress: bool) -> Dataset:
     """Images to compare with, of the shape of the one that was drawn."""
     config = data_of(model.origin)
@@ -279,9 +284,10 @@ def _real_images(model: Model, one: Tensor, data: str | None, progress: bool) ->
     if not model.codec.pictured:
         config = dataclasses.replace(config, resize=shape[1] if shape[1] == shape[2] else None, channels=shape[0])
     dataset = load_data(config, progress)
-    if dataset.shape != shape:
+    found = tuple(_pictures(model, dataset.batch(torch.arange(1))[0]).shape[1:])
+    if found != shape:
         raise UserError(
-            f"data of shape {dataset.shape} for a model that draws {shape}; expected the same; use the data the model was "
+            f"data of shape {found} for a model that draws {shape}; expected the same; use the data the model was "
             "trained on"
         )
     return dataset

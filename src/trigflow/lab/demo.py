@@ -203,7 +203,7 @@ def _seeded(recipe: Recipe, seed: int, quick: bool) -> Recipe:
         network = config.network
         if quick:
             loop = dataclasses.replace(loop, iterations=30, batch_size=16, sample_every=15, checkpoint_every=15)
-            network = dataclasses.replace(network, width=16)  # type: ignore[arg-type]  # a U-Net
+            network = network.changed(width=16)  # a U-Net
         return dataclasses.replace(config, loop=loop, network=network)
 
     return Recipe(change(recipe.teacher), change(recipe.student))

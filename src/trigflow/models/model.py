@@ -301,6 +301,8 @@ class Model:
         process, sampling = self.process, self.sampling
         steps = self.default_steps() if steps is None else steps
         solve = samplers.get_solver(solver)
+        if gamma is not None and self.kind == "diffusion":
+            raise UserError(f"gamma {gamma:g} for a diffusion model; expected a student of any jump; drop --gamma")
         if gamma is not None and not (0 <= gamma <= 1 and (sampling.jumps == "any" or gamma == sampling.noise)):
             expected = (
                 "a number in [0, 1]" if sampling.jumps == "any" else f"{sampling.noise:g}, all that it was trained for"
@@ -325,8 +327,9 @@ class Model:
         schedule, share = tuple(times), sampling.noise if gamma is None else gamma
 
         def draw(velocity: samplers.VelocityFunction, noise: Noise) -> Tensor:
+            start = noise(0)  # first, also where it comes from a generator
             fresh = [noise(k) for k in range(1, len(schedule))] if share > 0 else None
-            return samplers.flow_map_sample(velocity, process, noise(0), schedule, gamma=share, fresh=fresh)
+            return samplers.flow_map_sample(velocity, process, start, schedule, gamma=share, fresh=fresh)
 
         return draw
 
@@ -418,6 +421,8 @@ def current_description(raw: Any, what: str, config: Any = None) -> dict[str, An
     """
     try:
         return migrated("model", raw, what, config=config)
+    except UserError:
+        raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _unusable(what, error) from None
 

@@ -18,12 +18,16 @@ from trigflow.networks.custom import Custom, CustomConfig
 from trigflow.networks.ddpmpp import DDPMPP, DDPMPPConfig
 from trigflow.networks.dit import DiT, DiTConfig, dit_config
 from trigflow.networks.edm2 import EDM2, EDM2Config
-from trigflow.networks.embeddings import Conditioning, ConditioningConfig, FourierEmbedding, PositionalEmbedding
+from trigflow.networks.embeddings import (
+    Conditioning,
+    ConditioningConfig,
+    FourierEmbedding,
+    NetworkConfig,
+    PositionalEmbedding,
+)
 from trigflow.networks.mlp import MLP, MLPConfig
 from trigflow.networks.unet import UNet, UNetConfig
 from trigflow.runtime.errors import UserError
-
-NetworkConfig = UNetConfig | MLPConfig | DDPMPPConfig | EDM2Config | DiTConfig | CustomConfig
 
 NETWORKS: dict[str, tuple[type[Any], type[nn.Module]]] = {
     "unet": (UNetConfig, UNet),
@@ -36,6 +40,28 @@ NETWORKS: dict[str, tuple[type[Any], type[nn.Module]]] = {
 """From the name in a run's configuration to the configuration class and the module class."""
 
 
+def register(name: str, config: type[Any], module: type[nn.Module]) -> None:
+    """Add a network from outside the package under a name of its own.
+
+    Args:
+        name: not yet taken by another class.
+        config: a frozen dataclass, a `NetworkConfig`, with at least `dropout` and `conditioning`.
+        module: made as `module(config, sigma_data)`; has `takes` and `null`.
+
+    Raises:
+        UserError: for a name that is taken, or a configuration that is none.
+    """
+    if name in NETWORKS and NETWORKS[name][0].__qualname__ != config.__qualname__:
+        raise UserError(
+            f"the name '{name}' is taken by {NETWORKS[name][1].__name__}; expected a new one; choose another"
+        )
+    if not (issubclass(config, NetworkConfig) and dataclasses.is_dataclass(config)):
+        raise UserError(
+            f"{config.__name__} for a network; expected a dataclass that is a NetworkConfig; derive it from NetworkConfig"
+        )
+    NETWORKS[name] = (config, module)
+
+
 def build(config: NetworkConfig, sigma_data: float = 0.5) -> nn.Module:
     """The network of a configuration, with fresh weights from torch's default generator.
 
@@ -44,7 +70,8 @@ def build(config: NetworkConfig, sigma_data: float = 0.5) -> nn.Module:
     """
     for config_type, module_type in NETWORKS.values():
         if type(config) is config_type:
-            return module_type(config, sigma_data)
+            built: nn.Module = module_type(config, sigma_data)
+            return built
     raise UserError(
         f"no network for a {type(config).__name__}; expected one of {', '.join(NETWORKS)}; pass a network configuration"
     )
@@ -57,14 +84,19 @@ def name_of(config: NetworkConfig) -> str:
 
 def network_state(config: NetworkConfig) -> dict[str, Any]:
     """Plain JSON types; the network carries its name under `kind`."""
-    return {"kind": name_of(config), **json.loads(json.dumps(dataclasses.asdict(config)))}
+    return {"kind": name_of(config), **json.loads(json.dumps(dataclasses.asdict(config)))}  # type: ignore[call-overload]
 
 
 def network_from_state(state: Mapping[str, Any]) -> NetworkConfig:
     """The inverse of `network_state`; KeyError, TypeError, ValueError or DaciteError for what is none."""
     rest = dict(state)
-    config_type = NETWORKS[rest.pop("kind")][0]
-    return dacite.from_dict(config_type, rest, dacite.Config(cast=[tuple], strict=True))
+    kind = rest.pop("kind")
+    if kind not in NETWORKS:
+        raise UserError(
+            f"a network of the kind '{kind}'; expected one of {', '.join(NETWORKS)}; pass the file that adds it as --plugin"
+        )
+    found: NetworkConfig = dacite.from_dict(NETWORKS[kind][0], rest, dacite.Config(cast=[tuple], strict=True))
+    return found
 
 
 __all__ = [
@@ -90,4 +122,5 @@ __all__ = [
     "name_of",
     "network_from_state",
     "network_state",
+    "register",
 ]

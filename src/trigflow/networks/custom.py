@@ -8,12 +8,12 @@ from typing import NoReturn
 from torch import nn
 
 from trigflow.conditions import check_declared, in_order, takes
-from trigflow.networks.embeddings import ConditioningConfig
+from trigflow.networks.embeddings import ConditioningConfig, NetworkConfig
 from trigflow.runtime.errors import UserError
 
 
 @dataclass(frozen=True)
-class CustomConfig:
+class CustomConfig(NetworkConfig):
     """What is known of a module that was passed as `network=`. It says what goes in and out, not how to build it."""
 
     channels: int = 3

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,7 @@ from trigflow.networks.embeddings import (
     EMBEDDINGS,
     ConditioningConfig,
     FourierEmbedding,
+    NetworkConfig,
     PositionalEmbedding,
     c_noise,
     check_conditioning,
@@ -41,8 +42,10 @@ Resample = Literal["down", "up"]
 
 
 @dataclass(frozen=True)
-class DDPMPPConfig:
+class DDPMPPConfig(NetworkConfig):
     """Configuration of `DDPMPP`. The defaults are the paper's CIFAR-10 network."""
+
+    axes: ClassVar[int | None] = 3
 
     channels: int = 3
     """Image channels."""

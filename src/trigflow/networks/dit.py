@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trigflow.networks.embeddings import Conditioning, ConditioningConfig
+from trigflow.networks.embeddings import Conditioning, ConditioningConfig, NetworkConfig
 from trigflow.networks.layers import (
     ConditioningLinear,
     check_setting,
@@ -31,8 +31,10 @@ Rotation = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
-class DiTConfig:
+class DiTConfig(NetworkConfig):
     """Configuration of `DiT`. The defaults are size B with patch 2 on latents of 4 channels."""
+
+    axes: ClassVar[int | None] = 3
 
     channels: int = 4
     """Image or latent channels."""

@@ -18,14 +18,14 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trigflow.conditions import check_told
-from trigflow.networks.embeddings import EMBEDDINGS, ConditioningConfig, c_noise
+from trigflow.networks.embeddings import EMBEDDINGS, ConditioningConfig, NetworkConfig, c_noise, check_conditioning
 from trigflow.networks.layers import check_setting, full_precision
 from trigflow.networks.magnitude import (
     FixedConv,
@@ -47,8 +47,10 @@ RESIDUAL = 0.3
 
 
 @dataclass(frozen=True)
-class EDM2Config:
+class EDM2Config(NetworkConfig):
     """Configuration of `EDM2`. The defaults are the paper's form of size S on 64x64 latents or images."""
+
+    axes: ClassVar[int | None] = 3
 
     channels: int = 4
     """Image or latent channels."""
@@ -360,7 +362,6 @@ class EDM2(nn.Module):
 
 def check_config(config: EDM2Config) -> None:
     """Raise a UserError for the first setting that makes no sense."""
-    conditioning = config.conditioning
     for name in ("channels", "width", "blocks", "head_width", "log_variance_width"):
         check_setting(getattr(config, name) >= 1, name, getattr(config, name), "at least 1")
     check_setting(bool(config.mult) and min(config.mult) >= 1, "mult", config.mult, "one number >= 1 for each level")
@@ -373,13 +374,4 @@ def check_config(config: EDM2Config) -> None:
     )
     check_setting(0 <= config.dropout < 1, "dropout", config.dropout, "a number in [0, 1)")
     check_setting(config.clip > 0, "clip", config.clip, "a positive number")
-    width, maps, embeddings = conditioning.width, ("identity", "log"), ("positional", "fourier")
-    check_setting(width >= 2 and width % 2 == 0, "conditioning.width", width, "an even number >= 2")
-    check_setting(conditioning.num_classes >= 0, "num_classes", conditioning.num_classes, "0 or more")
-    check_setting(conditioning.time_map in maps, "time_map", conditioning.time_map, " or ".join(maps))
-    check_setting(
-        conditioning.time_embedding in embeddings,
-        "time_embedding",
-        conditioning.time_embedding,
-        " or ".join(embeddings),
-    )
+    check_conditioning(config.conditioning)

@@ -8,9 +8,10 @@ path runs in float32 or higher, also under autocast.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 
 from trigflow.conditions import check_told, in_order
 from trigflow.networks.layers import ConditioningLinear, check_setting, zero_bias
+
+C = TypeVar("C", bound="NetworkConfig")
 
 
 class PositionalEmbedding(nn.Module):
@@ -143,6 +146,24 @@ class ConditioningConfig:
     def null(self) -> dict[str, Tensor]:
         """`null` of the network: of the class, one more index than there are classes."""
         return {"label": torch.tensor(self.num_classes, device="cpu")} if self.num_classes else {}
+
+
+class NetworkConfig:
+    """What configurations of networks have in common; each is a frozen dataclass of its own.
+
+    Attributes:
+        dropout: largest probability among its dropout layers, in [0, 1).
+        conditioning: what the network is told.
+        axes: of a sample that it takes, 1 for vectors and 3 for images; None where it does not say.
+    """
+
+    dropout: float
+    conditioning: ConditioningConfig
+    axes: ClassVar[int | None] = None
+
+    def changed(self: C, **settings: Any) -> C:
+        """The same with other settings."""
+        return dataclasses.replace(self, **settings)  # type: ignore[type-var]
 
 
 def check_conditioning(config: ConditioningConfig) -> None:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trigflow.networks.embeddings import Conditioning, ConditioningConfig
+from trigflow.networks.embeddings import Conditioning, ConditioningConfig, NetworkConfig
 from trigflow.networks.layers import AdaptiveNorm, NormKind, check_setting, full_precision
 from trigflow.runtime.errors import UserError
 
 
 @dataclass(frozen=True)
-class MLPConfig:
+class MLPConfig(NetworkConfig):
     """Configuration of `MLP`."""
+
+    axes: ClassVar[int | None] = 1
 
     features: int = 2
     """Length d of a data vector."""

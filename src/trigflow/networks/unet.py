@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trigflow.networks.embeddings import Conditioning, ConditioningConfig
+from trigflow.networks.embeddings import Conditioning, ConditioningConfig, NetworkConfig
 from trigflow.networks.layers import (
     AdaptiveNorm,
     NormKind,
@@ -32,8 +33,10 @@ from trigflow.runtime.errors import UserError
 
 
 @dataclass(frozen=True)
-class UNetConfig:
+class UNetConfig(NetworkConfig):
     """Configuration of `UNet`."""
+
+    axes: ClassVar[int | None] = 3
 
     channels: int = 1
     """Image channels."""

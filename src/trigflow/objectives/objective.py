@@ -190,7 +190,8 @@ class Objective:
     """
 
     kind: str = "diffusion"
-    """Name of the objective; see `trigflow train --help` with each of them for its own settings."""
+    """diffusion (a teacher); students: scd, scd-vsd, vsd, flow-map, meanflow-distill and cd of a teacher, sct, meanflow and ct
+    from data. The other settings are those of the one that is named: `--objective.kind meanflow --help` shows MeanFlow's."""
     proposal: Proposal = field(default_factory=Proposal)
     """Distribution of training times."""
     adaptive_weight: bool = True

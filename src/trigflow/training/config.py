@@ -13,7 +13,7 @@ import dacite
 import tyro
 
 from trigflow.data.config import DataConfig
-from trigflow.migrations import migrated
+from trigflow.migrations import FORMATS, migrated
 from trigflow.networks import NetworkConfig, UNetConfig, network_from_state, network_state
 from trigflow.objectives import Diffusion, Objective, known, objective_of
 from trigflow.process import TrigFlow
@@ -241,9 +241,9 @@ def origin_of(config: RunConfig) -> dict[str, Any]:
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:
-    """Plain JSON types; the network carries its name under `kind`."""
+    """Plain JSON types with the number of their format; the network carries its name under `kind`."""
     raw: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
-    return {**raw, "network": network_state(config.network)}
+    return {"format": FORMATS["config"], **raw, "network": network_state(config.network)}
 
 
 def read_config(folder: str | Path) -> RunConfig:
@@ -270,7 +270,7 @@ def from_dict(raw: dict[str, Any]) -> RunConfig:
         )
     except UserError:
         raise
-    except (KeyError, TypeError, ValueError, dacite.DaciteError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, dacite.DaciteError) as error:
         raise UserError(
             f"configuration cannot be read ({type(error).__name__}: {error}); expected a config.json written by this "
             "version of trigflow; use the matching version or start a new run"

@@ -16,6 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from trigflow.conditions import pick, takes
 from trigflow.data import Dataset
 from trigflow.data.config import load_data
 from trigflow.migrations import stamped
@@ -189,11 +190,12 @@ class Probe:
 
     def __init__(self, old: Model, held: Dataset, seed: int, batch_size: int = 64) -> None:
         generator = torch.Generator().manual_seed(derive_seed(seed, "held"))
-        images, label = held.batch(torch.arange(len(held)), generator=generator)
+        indices, told = torch.arange(len(held)), takes(old.network)
+        images, _ = held.batch(indices, generator=generator)
         self.old, self.batch_size = old, batch_size
         self.x0 = old.codec.encode(images.to(old.device))
         self.noise = old.process.sample_noise(self.x0, generator)
-        self.label = None if label is None or old.network.null_label is None else label.to(old.device)
+        self.told = {name: value.to(old.device) for name, value in held.told(indices).items() if name in told}
         self.old_outputs, self.old_loss = self._run(old.network)
 
     def measure(self, network: nn.Module) -> Measurement:
@@ -215,8 +217,7 @@ class Probe:
             parts = []
             for part in torch.arange(len(self.x0), device=self.x0.device).split(self.batch_size):
                 x_t = process.interpolate(self.x0[part], self.noise[part], time)
-                label = None if self.label is None else self.label[part]
-                parts.append(network(x_t / sd, time.expand(len(part)), label).float())
+                parts.append(network(x_t / sd, time.expand(len(part)), **pick(self.told, part)).float())
             outputs.append(torch.cat(parts))
             target = process.velocity(self.x0, self.noise, time) / sd
             losses.append(float((outputs[-1] - target).square().mean()))
@@ -235,6 +236,7 @@ def _open(config: RunConfig, old: Model, dataset: Dataset | None, progress: bool
             ) from None
     if old.num_classes == 0 and dataset.labels is not None:
         dataset = dataclasses.replace(dataset, labels=None, class_names=())
+    dataset = dataset.numbered_as(old.class_names, "the teacher")
     for what, mine, theirs in (
         ("images of shape", dataset.shape, old.shape),
         ("classes", dataset.num_classes, old.num_classes),

@@ -70,4 +70,4 @@ def with_dropout_of(source: NetworkConfig, network: NetworkConfig) -> NetworkCon
     if type(source) is not type(network):
         return network
     settings = {name: getattr(source, name) for name in ("dropout", "dropout_up_to") if hasattr(source, name)}
-    return dataclasses.replace(network, **settings)
+    return network.changed(**settings)

@@ -9,19 +9,19 @@ from typing import Any
 from torch import nn
 
 from trigflow.codecs import Codec
-from trigflow.conditions import null
+from trigflow.conditions import ORDER, in_order, null
 from trigflow.data import Dataset
 from trigflow.data.config import data_of
 from trigflow.data.sources.opening import EMBEDDED
 from trigflow.models.model import Model
 from trigflow.models.negative import check_guidance
-from trigflow.networks import MLPConfig, name_of
+from trigflow.networks import name_of
 from trigflow.networks.custom import check_end, check_trainable, describe
 from trigflow.objectives import Diffusion
 from trigflow.process import Proposal
 from trigflow.runtime.errors import UserError
-from trigflow.runtime.files import ensure_folder
-from trigflow.training.checkpoint import clear_unfinished
+from trigflow.runtime.files import ensure_folder, read_json
+from trigflow.training.checkpoint import clear_unfinished, list_checkpoints
 from trigflow.training.config import RunConfig, read_config, to_dict
 
 MAY_CHANGE = frozenset(
@@ -56,16 +56,22 @@ def fit_network(config: RunConfig, dataset: Dataset, network: nn.Module | None =
         check_trainable(network)
         dataset.check_tells(set(known.conditioning.takes) - set(told))
         return dataclasses.replace(config, network=known)
-    vectors = len(dataset.shape) == 1
-    if isinstance(config.network, MLPConfig) != vectors:
+    if config.network.axes not in (None, len(dataset.shape)):
+        vectors = len(dataset.shape) == 1
         given, wanted = ("samples of one axis", "mlp") if vectors else ("images", "unet, ddpmpp, edm2 or dit")
         kind = "an MLP" if not vectors else f"a {name_of(config.network)}"
         raise UserError(f"{kind} for {given}; expected a network for {given}; set the network to {wanted}")
-    conditioning = dataclasses.replace(config.network.conditioning, num_classes=num_classes, takes=told)
-    changes: dict[str, Any] = {"features" if vectors else "channels": dataset.shape[0], "conditioning": conditioning}
-    if hasattr(config.network, "resolution"):
-        changes["resolution"] = max(dataset.shape[1:])
-    return dataclasses.replace(config, network=dataclasses.replace(config.network, **changes))
+    own = set(config.network.conditioning.takes) - set(ORDER)
+    dataset.check_tells(own)
+    takes = (*told, *in_order(own))
+    conditioning = dataclasses.replace(config.network.conditioning, num_classes=num_classes, takes=takes)
+    sizes = {
+        "features": dataset.shape[0],
+        "channels": dataset.shape[0],
+        "resolution": max(dataset.shape[1:], default=1),
+    }
+    changes = {name: size for name, size in sizes.items() if hasattr(config.network, name)}
+    return dataclasses.replace(config, network=config.network.changed(conditioning=conditioning, **changes))
 
 
 def config_of(folder: Path, model: Model | None) -> RunConfig:
@@ -115,9 +121,10 @@ def check_teacher(config: RunConfig, dataset: Dataset, teacher: Model | None, ne
     if "guidance" not in config.objective.told:
         return
     if not null(teacher.network) and negative is None:
+        most = getattr(config.objective, "guidance_max", 1)
         raise UserError(
-            f"objective.guidance_max is {getattr(config.objective, 'guidance_max', 1)} and the teacher is unconditional; expected a "
-            "class-conditional teacher, which guidance needs, or a negative; set objective.guidance_max to 1"
+            f"objective.guidance_max is {most} and the teacher is unconditional; expected a class-conditional teacher, which "
+            "guidance needs, or a negative; set objective.guidance_max to 1"
         )
     check_guidance(teacher, negative)
 
@@ -178,6 +185,28 @@ def start_from(student: nn.Module, source: nn.Module, what: str = "teacher") -> 
             f"the student's network differs from that of the {what} (first difference '{(missing + unexpected)[0]}'); "
             "expected the same architecture; give both the same network settings"
         )
+
+
+def numbered(dataset: Dataset, folder: Path, resume: bool, *models: Model | None) -> Dataset:
+    """The data with classes numbered as in the run that goes on in this folder, or else in the first of these models.
+
+    Raises:
+        UserError: for data of other classes.
+    """
+    found = list_checkpoints(folder) if resume else []
+    if found:
+        return dataset.numbered_as(_class_names(found[-1]), "the run to resume")
+    known = (model for model in models if model is not None)
+    return next((dataset.numbered_as(model.class_names, "the model that it starts from") for model in known), dataset)
+
+
+def _class_names(checkpoint: Path) -> tuple[str, ...]:
+    """Those of the model in a checkpoint; none where it does not say."""
+    try:
+        model = read_json(checkpoint / "state.json", "checkpoint")["model"]
+        return tuple(map(str, model.get("class_names") or model["conditioner"]["label"]["names"]))
+    except (UserError, AttributeError, KeyError, TypeError):
+        return ()
 
 
 def claim_folder(folder: Path, config: RunConfig, resume: bool) -> Path:

@@ -53,7 +53,7 @@ def stable_config(config: NetworkConfig, modulation: ModulationChoice = "keep") 
     changes: dict[str, Any] = {"conditioning": stable}
     if modulation == "double":
         changes["modulation" if isinstance(config, EDM2Config) else "norm"] = "double"
-    changed = dataclasses.replace(config, **changes)
+    changed = config.changed(**changes)
     if changed == config:
         raise UserError(
             "the network has identity time and positional features already; expected one with log time or Fourier features, "

@@ -49,6 +49,7 @@ from trigflow.training.setup import (
     choose_codec,
     claim_folder,
     fit_network,
+    numbered,
     start_from,
 )
 from trigflow.training.snapshots import drop_snapshots_after
@@ -93,7 +94,8 @@ class Trainer:
     ) -> None:
         config.validate()
         self.progress = progress and is_first()
-        self.dataset = load_data(config.data, self.progress) if dataset is None else dataset
+        opened = load_data(config.data, self.progress) if dataset is None else dataset
+        self.dataset = numbered(opened, Path(folder), bool(resume), teacher, start)
         self.config = config = fit_network(config, self.dataset, network)
         self.teacher = teacher
         self.device = resolve_device(config.loop.device)

@@ -83,6 +83,10 @@ def open_dataset(
         raise UserError(
             f"{channels} channels; expected 1 (grayscale) or 3 (RGB); leave it out to keep what the images are"
         )
+    if isinstance(source, str) and source in REGISTERED:
+        if resize is not None or channels is not None:
+            raise UserError(f"resize or channels for '{source}'; expected neither for data of a plugin; leave them out")
+        return REGISTERED[source]()
     if isinstance(source, str) and source in EMBEDDED:
         return _embedded(source, resize, crop, channels, memory_limit_gib)
     address = Address.parse(os.fspath(source)) if os.fspath(source).startswith(PREFIX) else None
@@ -131,8 +135,8 @@ def list_files(source: str) -> Files:
         return TarFiles.of(path, shards)
     if not _exists(path):
         raise UserError(
-            f"no data named {source!r} and nothing at that path; expected {', '.join(EMBEDDED)}, or the path of "
-            "a folder, .zip or .tar of images; check the spelling"
+            f"no data named {source!r} and nothing at that path; expected {', '.join((*EMBEDDED, *REGISTERED))}, or the path "
+            "of a folder, .zip or .tar of images; check the spelling"
         )
     return FolderFiles.of(path) if os.path.isdir(path) else ZipFiles.of(path)
 
@@ -166,6 +170,19 @@ def _mnist() -> tuple[Pixels, Labels]:
 
 
 EMBEDDED: dict[str, Callable[[], tuple[Pixels, Labels]]] = {"digits": _digits, "mnist": _mnist}
+REGISTERED: dict[str, Callable[[], Dataset]] = {}
+"""Data from outside the package by name; see `register`."""
+
+
+def register(name: str, open_data: Callable[[], Dataset]) -> None:
+    """Add data from outside the package: `--data NAME` then is what the function returns.
+
+    Raises:
+        UserError: for the name of data that come along.
+    """
+    if name in EMBEDDED:
+        raise UserError(f"the name '{name}' is taken by data that come along; expected a new one; choose another")
+    REGISTERED[name] = open_data
 
 
 def _embedded(name: str, resize: int | None, crop: bool, channels: int | None, memory_limit_gib: float) -> ImageDataset:

@@ -237,7 +237,7 @@ class Guide(nn.Module):
 def _teacher(config: RunConfig, shape: tuple[int, int, int]) -> Model:
     """A model with the network of the student, without the conditions that the objective draws, as a `Guide`."""
     conditioning = dataclasses.replace(config.network.conditioning, takes=())
-    spec = dataclasses.replace(config.network, conditioning=conditioning)
+    spec = config.network.changed(conditioning=conditioning)
     guide = Guide(build(spec, config.process.sigma_data))
     guide.eval().requires_grad_(False)
     return Model(guide, spec, config.process, Pixels.symmetric(shape))

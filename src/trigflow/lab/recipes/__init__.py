@@ -47,6 +47,18 @@ DATA = {
 """What stands in `data.source` of a preset whose data only the user has, and what belongs there."""
 
 
+def register(name: str, recipe: Recipe) -> None:
+    """Add a preset from outside the package: teacher and student that `--preset NAME` stands for, and that data of this name
+    are trained with.
+
+    Raises:
+        UserError: for a name that is taken by one of the package's own.
+    """
+    if name in STARTER_DATA or name in RUNS:
+        raise UserError(f"the name '{name}' is taken by a preset that comes along; expected a new one; choose another")
+    RECIPES[name] = recipe
+
+
 def get_recipe(name: str) -> Recipe:
     """A teacher and a student by name: digits, mnist or images.
 
@@ -126,6 +138,7 @@ __all__ = [
     "get_run",
     "preset",
     "recipe_for",
+    "register",
     "require_data",
     "shrink",
 ]

@@ -40,7 +40,7 @@ def list_recipes() -> list[dict[str, Any]]:
 def summary(run: NamedRun) -> dict[str, Any]:
     """A recipe in a line."""
     config = resolve(run)
-    network = dataclasses.replace(config.network, dropout=0.0)  # so that runs of one network are counted once
+    network = config.network.changed(dropout=0.0)  # so that runs of one network are counted once
     if isinstance(network, EDM2Config):
         network = dataclasses.replace(network, dropout_up_to=None)
     return {

@@ -24,8 +24,7 @@ def shrink(config: RunConfig, *, iterations: int = 3, batch_size: int = 4) -> Ru
 
     Channels, classes and resolution are taken from the data as always, so images of 16x16 make it small altogether.
     """
-    network = dataclasses.replace(
-        config.network,
+    network = config.network.changed(
         **NARROW[type(config.network)],
         conditioning=dataclasses.replace(config.network.conditioning, width=8),
     )

@@ -86,13 +86,14 @@ class Snapshot:
 
 
 @contextmanager
-def open_snapshot(path: Path) -> Iterator[Snapshot]:
+def open_snapshot(path: str | Path) -> Iterator[Snapshot]:
     """Read what a snapshot holds; the weights stay in the file until they are read one by one.
 
     Raises:
         UserError: when the file is missing, no pickle, cut short or damaged; when it asks for anything that a snapshot does not
             need (named); when it holds a network that is not supported, or other weights than its arguments call for.
     """
+    path = Path(path)
     try:
         if path.exists() and not (path.is_file() or path.is_dir()):
             raise OSError(0, "no plain file")  # opening a pipe would wait for its writer

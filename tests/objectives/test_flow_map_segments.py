@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from objectives.helpers import GAUSSIAN, PROCESS, VARIANCES, batch, generator, student
+from objectives.helpers import GAUSSIAN, PROCESS, VARIANCES, batch, consistency_loss, generator, student, tangent_of
 from oracles.jumps import ExactJumps
 from trigflow.networks import MLP, ConditioningConfig, MLPConfig
-from trigflow.objectives import (
-    AdaptiveWeight,
-    TangentConfig,
-    consistency_loss,
-    consistency_tangent,
-    multistep_loss,
-)
+from trigflow.objectives import AdaptiveWeight, FlowMap, TangentConfig, flow_map_loss, objective_of
 from trigflow.process import Proposal
 from trigflow.runtime.errors import UserError
-from trigflow.samplers import multistep_sample, network_velocity
+from trigflow.samplers import flow_map_sample, network_velocity, segment_times
 from trigflow.segments import segment_bounds, segment_ends
 
 RAW = TangentConfig(mode="raw", warmup=0)
@@ -36,7 +29,7 @@ def column(t: Tensor) -> tuple[Tensor, Tensor]:
 def jump(net: nn.Module, x: Tensor, t: Tensor, end: Tensor) -> Tensor:
     """`f(x_t, t -> s) = cos(t - s) x_t - sin(t - s) sd F`, of a network that takes the end."""
     cos, sin = column(t - end)
-    return cos * x - sin * 0.5 * net(x / 0.5, t, None, None, end)
+    return cos * x - sin * 0.5 * net(x / 0.5, t, end=end)
 
 
 def points(segments: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -63,22 +56,22 @@ def test_the_exact_network_jumps_along_the_trajectory(segments: int) -> None:
 def test_tangent_of_the_exact_network_is_zero_in_every_segment(segments: int) -> None:
     x, t, end = points(segments)
     for factor in (1.0, 5.0):  # also far from the data
-        _, g = consistency_tangent(EXACT, PROCESS, factor * x, GAUSSIAN.velocity(factor * x, t), t, end=end)
+        _, g = tangent_of(EXACT, factor * x, GAUSSIAN.velocity(factor * x, t), t, end)
         assert g.abs().max() < 1e-9
 
 
 def test_tangent_of_the_exact_network_is_not_zero_along_a_wrong_velocity_or_to_another_end() -> None:
     x, t, end = points(4)
     v = GAUSSIAN.velocity(x, t)
-    _, wrong = consistency_tangent(EXACT, PROCESS, x, v + 0.1, t, end=end)
+    _, wrong = tangent_of(EXACT, x, v + 0.1, t, end)
     assert wrong.abs().max() > 0.01
-    _, early = consistency_tangent(EXACT, PROCESS, x, v, t, end=end, r=0.5)
+    _, early = tangent_of(EXACT, x, v, t, end, r=0.5)
     assert early.abs().max() > 0.01
 
-    def elsewhere(x: Tensor, t: Tensor, label: None, guidance: None) -> Tensor:
-        return EXACT(x, t, None, None, end / 2)
+    def elsewhere(x: Tensor, t: Tensor) -> Tensor:
+        return EXACT(x, t, end / 2)
 
-    _, astray = consistency_tangent(elsewhere, PROCESS, x, v, t, end=end)
+    _, astray = tangent_of(elsewhere, x, v, t, end)
     assert astray.abs().max() > 0.01
 
 
@@ -86,14 +79,14 @@ def test_tangent_of_the_exact_network_is_not_zero_along_a_wrong_velocity_or_to_a
 @pytest.mark.parametrize("time_map", ["identity", "log"])
 def test_tangent_is_cos_times_the_total_derivative(segments: int, time_map: str) -> None:
     """`g = cos(t - s) d/dt f(x_t, t -> s)` along `dx_t/dt` at a fixed s, of a network far from the solution."""
-    net, (x, t, end) = student(takes_end=True, time_map=time_map), points(segments)
+    net, (x, t, end) = student(takes=("end",), time_map=time_map), points(segments)
     t = t.clamp(1e-4, 1.57)  # where the log of the tangent is a number
     v = GAUSSIAN.velocity(x, t) + 0.3 * torch.sin(5 * x)
-    prediction, g = consistency_tangent(net, PROCESS, x, v, t, end=end)
+    prediction, g = tangent_of(net, x, v, t, end)
     _, total = torch.func.jvp(lambda x, t: jump(net, x, t, end), (x, t), (v, torch.ones_like(t)))
     torch.testing.assert_close(g, torch.cos(t - end)[:, None] * total, rtol=1e-9, atol=1e-9)
     assert g.abs().max() > 0.1
-    assert torch.equal(prediction, net(x / 0.5, t, None, None, end))
+    assert torch.equal(prediction, net(x / 0.5, t, end=end))
 
 
 @pytest.mark.parametrize("segments", COUNTS)
@@ -101,18 +94,18 @@ def test_tangent_of_a_linear_network_in_closed_form(segments: int) -> None:
     """For `F = a x`, `f = (cos - a sin) x_t` and `df/dt = -(sin + a cos) x_t + (cos - a sin) dx_t/dt`."""
     (x, t, end), a = points(segments), 0.7
     v = GAUSSIAN.velocity(x, t)
-    _, g = consistency_tangent(lambda x, t, label, guidance: a * x, PROCESS, x, v, t, end=end)
+    _, g = tangent_of(lambda x, t: a * x, x, v, t, end)
     cos, sin = column(t - end)
     torch.testing.assert_close(g, cos * (-(sin + a * cos) * x + (cos - a * sin) * v), rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("r", [0.0, 0.3])
 def test_warmup_holds_back_the_second_term_alone(r: float) -> None:
-    net, (x, t, end) = student(takes_end=True), points(4)
+    net, (x, t, end) = student(takes=("end",)), points(4)
     v = GAUSSIAN.velocity(x, t)
-    _, g = consistency_tangent(net, PROCESS, x, v, t, end=end, r=r)
+    _, g = tangent_of(net, x, v, t, end, r=r)
     with torch.no_grad():
-        fixed, dF = torch.func.jvp(lambda x, t: net(x, t, None, None, end), (x / 0.5, t), (v / 0.5, torch.ones_like(t)))
+        fixed, dF = torch.func.jvp(lambda x, t: net(x, t, end=end), (x / 0.5, t), (v / 0.5, torch.ones_like(t)))
     cos, sin = column(t - end)
     expected = -(cos**2) * (0.5 * fixed - v) - r * cos * sin * (x + 0.5 * dF)
     torch.testing.assert_close(g, expected, rtol=1e-10, atol=1e-12)
@@ -123,11 +116,12 @@ def test_warmup_holds_back_the_second_term_alone(r: float) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("takes_end", [False, True])
-def test_one_segment_is_the_consistency_loss_bit_for_bit(takes_end: bool, dtype: torch.dtype) -> None:
-    net, data = student(takes_end=takes_end).to(dtype), batch(9, dtype=dtype)
-    losses = (
-        consistency_loss(net, PROCESS, *data, teacher=GAUSSIAN.velocity, r=0.7),
-        multistep_loss(net, PROCESS, *data, segments=1, teacher=GAUSSIAN.velocity, r=0.7),
+def test_jumps_to_the_end_of_one_segment_are_jumps_to_zero_bit_for_bit(takes_end: bool, dtype: torch.dtype) -> None:
+    net, (x0, z, t) = student(takes=("end",) if takes_end else ()).to(dtype), batch(9, dtype=dtype)
+    config = objective_of("scd")
+    losses = tuple(
+        flow_map_loss(net, PROCESS, x0, z, t, end, teacher=GAUSSIAN.velocity, config=config, r=0.7)
+        for end in (None, segment_bounds(t, 1)[0])
     )
     assert torch.equal(losses[0].value, losses[1].value)
     a, b = (torch.autograd.grad(loss.value, list(net.parameters())) for loss in losses)
@@ -140,12 +134,15 @@ def test_one_segment_is_the_consistency_loss_bit_for_bit(takes_end: bool, dtype:
 
 @pytest.mark.parametrize("segments", [2, 16])
 @pytest.mark.parametrize("distill", [True, False])
-def test_gradient_is_the_shaped_tangent_through_the_network(segments: int, distill: bool) -> None:
-    """`dL/dtheta = mean[ -2/D exp(w) (dF/dtheta)^T g ]`, all of it computed apart."""
-    net, (x0, z, t) = student(takes_end=True), batch(9)
+@pytest.mark.parametrize("prior", [0.0, 2.0])
+def test_gradient_is_the_shaped_tangent_through_the_network(segments: int, distill: bool, prior: float) -> None:
+    """`dL/dtheta = mean[ -2/D cos(t - s)^p exp(w) (dF/dtheta)^T g ]`, all of it computed apart."""
+    net, (x0, z, t) = student(takes=("end",)), batch(9)
     w = torch.linspace(-1, 1, 9, dtype=torch.float64)
-    teacher = GAUSSIAN.velocity if distill else None
-    loss = multistep_loss(net, PROCESS, x0, z, t, segments=segments, teacher=teacher, r=0.4, weight=lambda t: w)
+    teacher, tangent = GAUSSIAN.velocity if distill else None, TangentConfig(prior=prior)
+    loss = consistency_loss(
+        net, x0, z, t, segments=segments, teacher=teacher, tangent=tangent, r=0.4, weight=lambda t: w
+    )
     grads = torch.autograd.grad(loss.value, list(net.parameters()))
 
     end = torch.floor(t / (torch.pi / 2 / segments)) * (torch.pi / 2 / segments)
@@ -153,11 +150,11 @@ def test_gradient_is_the_shaped_tangent_through_the_network(segments: int, disti
     v = GAUSSIAN.velocity(x, t) if distill else torch.cos(t)[:, None] * z - torch.sin(t)[:, None] * x0
     cos, sin = column(t - end)
     with torch.no_grad():
-        fixed, dF = torch.func.jvp(lambda x, t: net(x, t, None, None, end), (x / 0.5, t), (v / 0.5, torch.ones_like(t)))
+        fixed, dF = torch.func.jvp(lambda x, t: net(x, t, end=end), (x / 0.5, t), (v / 0.5, torch.ones_like(t)))
         g = -(cos**2) * (0.5 * fixed - v) - 0.4 * cos * sin * (x + 0.5 * dF)
         g = g / (g.norm(dim=1, keepdim=True) + 0.1)
-    cotangent = -2 / 3 * w.exp()[:, None] * g / 9
-    expected = torch.autograd.grad(net(x / 0.5, t, None, None, end), list(net.parameters()), cotangent)
+    cotangent = -2 / 3 * cos**prior * w.exp()[:, None] * g / 9
+    expected = torch.autograd.grad(net(x / 0.5, t, end=end), list(net.parameters()), cotangent)
     for a, b in zip(grads, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
     assert max(b.abs().max() for b in expected) > 1e-3
@@ -169,18 +166,18 @@ def test_exact_network_with_exact_teacher_has_no_loss(segments: int) -> None:
     _, t, _ = points(segments)
     x0 = GAUSSIAN.sample(len(t), generator(5), torch.float64)
     z = PROCESS.sample_noise(x0, generator(6))
-    loss = multistep_loss(EXACT, PROCESS, x0, z, t, segments=segments, teacher=GAUSSIAN.velocity, tangent=RAW)
+    loss = consistency_loss(EXACT, x0, z, t, segments=segments, teacher=GAUSSIAN.velocity, tangent=RAW)
     assert loss.value < 1e-18
     assert loss.figures["tangent_norm"].max() < 1e-9
 
 
 class Recorder(nn.Module):
-    def __init__(self, takes_end: bool) -> None:
+    def __init__(self, *takes: str) -> None:
         super().__init__()
-        self.takes_end = takes_end
+        self.takes = frozenset(takes)
 
-    def forward(self, x: Tensor, t: Tensor, *rest: Any) -> Tensor:
-        self.rest = rest
+    def forward(self, x: Tensor, t: Tensor, **conditions: Tensor) -> Tensor:
+        self.given = conditions
         return x
 
 
@@ -188,19 +185,27 @@ def test_the_network_is_told_the_end_where_it_takes_it() -> None:
     x0, z, _ = batch(3)
     t = torch.tensor([0.3, torch.pi / 4, 1.2], dtype=torch.float64)
     label, scales = torch.tensor([2, 0, 1]), torch.tensor([1.0, 1.5, 2.0])
-    told, untold = Recorder(True), Recorder(False)
+    told, untold = Recorder("label", "guidance", "end"), Recorder("label", "guidance")
     for network in (told, untold):
-        multistep_loss(network, PROCESS, x0, z, t, segments=2, label=label, guidance=scales)
-    assert all(given is expected for given, expected in zip(untold.rest, (label, scales), strict=True))
-    assert all(given is expected for given, expected in zip(told.rest[:2], (label, scales), strict=True))
-    assert told.rest[2].tolist() == [0.0, 0.0, torch.pi / 4]
-    consistency_loss(told, PROCESS, x0, z, t)
-    assert told.rest[2].tolist() == [0.0, 0.0, 0.0]
+        consistency_loss(network, x0, z, t, segments=2, label=label, guidance=scales)
+    assert (untold.given.keys(), told.given.keys()) == ({"label", "guidance"}, {"label", "guidance", "end"})
+    for network in (told, untold):
+        assert network.given["label"] is label
+        assert network.given["guidance"] is scales
+    assert told.given["end"].tolist() == [0.0, 0.0, torch.pi / 4]
+    consistency_loss(told, x0, z, t)
+    assert told.given.keys() == {"end"}
+    assert told.given["end"].tolist() == [0.0, 0.0, 0.0]
 
 
 def test_impossible_segments() -> None:
     with pytest.raises(UserError, match=r"^0 segments of the quarter circle; expected at least 1; raise segments$"):
-        multistep_loss(EXACT, PROCESS, *batch(2), segments=0)
+        segment_bounds(batch(2)[2], 0)
+    with pytest.raises(UserError, match=r"segments"):
+        segment_times(PROCESS, 0)
+    assert [name for fine, name, *_ in FlowMap(jumps="segments", segments=0).checks(PROCESS) if not fine] == [
+        "segments"
+    ]
 
 
 # Learning ------------------------------------------------------------------------------------------------------------
@@ -223,7 +228,7 @@ def test_a_small_network_learns_the_exact_jumps(segments: int) -> None:
     """From weights that say nothing, with the exact velocity of the data: most of the error goes, and samples fit."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        net = MLP(MLPConfig(3, 48, depth=2, conditioning=ConditioningConfig(width=16, takes_end=True)))
+        net = MLP(MLPConfig(3, 48, depth=2, conditioning=ConditioningConfig(width=16, takes=("end",))))
     weight, g, config = AdaptiveWeight(PROCESS), generator(3), TangentConfig(warmup=50, c=0.01)
     before, untrained = distance(net, segments), copy.deepcopy(net)
     optimizer = torch.optim.Adam([*net.parameters(), *weight.parameters()], lr=3e-3, betas=(0.9, 0.99))
@@ -232,8 +237,8 @@ def test_a_small_network_learns_the_exact_jumps(segments: int) -> None:
             group["lr"] = 3e-3 * min(1.0, 2 * (1 - i / 200))
         x0 = GAUSSIAN.sample(256, g)
         z, t = PROCESS.sample_noise(x0, g), Proposal(-0.5, 1.4).sample(PROCESS, 256, g)
-        loss = multistep_loss(
-            net, PROCESS, x0, z, t, segments=segments, teacher=GAUSSIAN.velocity, tangent=config,
+        loss = consistency_loss(
+            net, x0, z, t, segments=segments, teacher=GAUSSIAN.velocity, tangent=config,
             r=config.warmup_factor(i), weight=weight,
         )  # fmt: skip
         optimizer.zero_grad()
@@ -241,9 +246,9 @@ def test_a_small_network_learns_the_exact_jumps(segments: int) -> None:
         optimizer.step()
     after = distance(net, segments)
     z = PROCESS.sample_noise(torch.empty(4000, 3), generator(9))
-    exact = GAUSSIAN.consistency(z, PROCESS.t_max)
+    exact, times = GAUSSIAN.consistency(z, PROCESS.t_max), segment_times(PROCESS, segments)
     gaps = [
-        float((multistep_sample(network_velocity(n, PROCESS), PROCESS, z, segments) - exact).norm() / exact.norm())
+        float((flow_map_sample(network_velocity(n, PROCESS), PROCESS, z, times) - exact).norm() / exact.norm())
         for n in (untrained, net)
     ]
     assert after < 0.3 * before

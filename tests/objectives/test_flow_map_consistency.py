@@ -1,4 +1,4 @@
-"""The consistency objective against closed forms, torch.func.jvp and separate autograd computations."""
+"""Flow maps with jumps to 0 (sCT, sCD) against closed forms, torch.func.jvp and separate autograd computations."""
 
 from __future__ import annotations
 
@@ -16,18 +16,13 @@ from objectives.helpers import (
     VARIANCES,
     ExactStudent,
     batch,
+    consistency_loss,
     generator,
     student,
+    tangent_of,
 )
-from trigflow.objectives import (
-    AdaptiveWeight,
-    TangentConfig,
-    consistency_loss,
-    consistency_tangent,
-    shape_tangent,
-)
+from trigflow.objectives import AdaptiveWeight, TangentConfig
 from trigflow.process import HALF_PI
-from trigflow.runtime.errors import UserError
 
 RAW = TangentConfig(mode="raw", warmup=0)
 
@@ -62,10 +57,10 @@ def test_exact_student_is_the_consistency_function_of_the_oracle() -> None:
 def test_tangent_of_the_exact_student_is_zero_everywhere() -> None:
     x, t = edge_points()
     for factor in (1.0, 5.0):  # also far from the data
-        _, g = consistency_tangent(ExactStudent(), PROCESS, factor * x, GAUSSIAN.velocity(factor * x, t), t)
+        _, g = tangent_of(ExactStudent(), factor * x, GAUSSIAN.velocity(factor * x, t), t)
         assert g.abs().max() < 1e-9
     ends = torch.tensor([0.0, HALF_PI], dtype=torch.float64)
-    _, g = consistency_tangent(ExactStudent(), PROCESS, x[:2], GAUSSIAN.velocity(x[:2], ends), ends)
+    _, g = tangent_of(ExactStudent(), x[:2], GAUSSIAN.velocity(x[:2], ends), ends)
     assert g.abs().max() < 1e-9
 
 
@@ -73,9 +68,9 @@ def test_tangent_is_not_zero_along_a_wrong_velocity_or_during_warmup() -> None:
     x, t = edge_points()
     inside = (t > 0.2) & (t < 1.2)
     v = GAUSSIAN.velocity(x, t)
-    _, wrong = consistency_tangent(ExactStudent(), PROCESS, x, v + 0.1, t)
+    _, wrong = tangent_of(ExactStudent(), x, v + 0.1, t)
     assert wrong[inside].abs().max() > 0.01
-    _, early = consistency_tangent(ExactStudent(), PROCESS, x, v, t, r=0.5)
+    _, early = tangent_of(ExactStudent(), x, v, t, r=0.5)
     assert early[inside].abs().max() > 0.01
 
 
@@ -84,7 +79,7 @@ def test_tangent_is_cos_times_the_total_derivative(switch: dict[str, Any]) -> No
     """`g = cos(t) d/dt f(x_t, t)` along `dx_t/dt`, of a network far from the solution."""
     net, (x, t) = student(**switch), edge_points()
     v = GAUSSIAN.velocity(x, t) + 0.3 * torch.sin(5 * x)
-    prediction, g = consistency_tangent(net, PROCESS, x, v, t)
+    prediction, g = tangent_of(net, x, v, t)
     _, total = torch.func.jvp(lambda x, t: consistency_function(net, x, t), (x, t), (v, torch.ones_like(t)))
     torch.testing.assert_close(g, torch.cos(t)[:, None] * total, rtol=1e-9, atol=1e-9)
     assert g.abs().max() > 0.1
@@ -101,10 +96,10 @@ def test_tangent_points_where_the_consistency_function_stops_changing() -> None:
     v = GAUSSIAN.velocity(x, t)
     for a in (-0.1, 0.1):
 
-        def network(x: Tensor, t: Tensor, label: None, guidance: None, a: float = a) -> Tensor:
+        def network(x: Tensor, t: Tensor, a: float = a) -> Tensor:
             return ExactStudent()(x, t) + a * x
 
-        _, g = consistency_tangent(network, PROCESS, x, v, t)
+        _, g = tangent_of(network, x, v, t)
         pull = (g * x / 0.5).mean()
         assert pull * a < 0
         assert pull.abs() > 0.005
@@ -114,7 +109,7 @@ def test_tangent_points_where_the_consistency_function_stops_changing() -> None:
 def test_tangent_formula_term_by_term(r: float) -> None:
     net, (x, t) = student(), edge_points()
     v = GAUSSIAN.velocity(x, t)
-    _, g = consistency_tangent(net, PROCESS, x, v, t, r=r)
+    _, g = tangent_of(net, x, v, t, r=r)
     with torch.no_grad():
         _, dF = torch.func.jvp(lambda x, t: net(x, t), (x / 0.5, t), (v / 0.5, torch.ones_like(t)))
         (cos, sin), fixed = column(t), net(x / 0.5, t)
@@ -125,16 +120,14 @@ def test_tangent_formula_term_by_term(r: float) -> None:
 def test_tangent_without_warmup_term_is_the_distance_to_the_velocity() -> None:
     """At r = 0 the objective is diffusion training, weighted by `cos^4`."""
     (x, t), net = edge_points(), GAUSSIAN.teacher()
-    _, g = consistency_tangent(
-        lambda x, t, label, guidance: x * 0, PROCESS, x, net.function(x / 0.5, t, None) * 0.5, t, r=0.0
-    )
+    _, g = tangent_of(lambda x, t: x * 0, x, net(x / 0.5, t) * 0.5, t, r=0.0)
     torch.testing.assert_close(g, torch.cos(t)[:, None] ** 2 * GAUSSIAN.velocity(x, t))
 
 
 def test_tangent_is_detached_and_the_prediction_is_not() -> None:
     x0, z, t = batch(5)
     x = PROCESS.interpolate(x0, z, t).requires_grad_()
-    prediction, g = consistency_tangent(student(), PROCESS, x, GAUSSIAN.velocity(x.detach(), t), t)
+    prediction, g = tangent_of(student(), x, GAUSSIAN.velocity(x.detach(), t), t)
     assert prediction.requires_grad
     assert not g.requires_grad
 
@@ -142,47 +135,8 @@ def test_tangent_is_detached_and_the_prediction_is_not() -> None:
 def test_network_is_called_once() -> None:
     net, calls = student(), []
     net.register_forward_hook(lambda *_: calls.append(1))
-    consistency_loss(net, PROCESS, *batch(4))
+    consistency_loss(net, *batch(4))
     assert calls == [1]
-
-
-# Shaping -------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("shape", [(6, 3), (6, 2, 4, 5)])
-@pytest.mark.parametrize("c", [0.1, 2.0])
-def test_normalized_tangent_keeps_its_direction_and_has_norm_below_one(shape: tuple[int, ...], c: float) -> None:
-    sizes = torch.tensor([0.0, 1e-6, 0.1, 1.0, 30.0, 1e6], dtype=torch.float64)
-    g = torch.randn(shape, generator=generator(), dtype=torch.float64)
-    g = g * (sizes / g.flatten(1).norm(dim=1)).reshape(-1, *[1] * (len(shape) - 1))
-    shaped = shape_tangent(g, TangentConfig(mode="normalize", c=c))
-    norms = shaped.flatten(1).norm(dim=1)
-    torch.testing.assert_close(norms, sizes / (sizes + c), rtol=1e-12, atol=1e-15)
-    assert torch.all(norms < 1)
-    torch.testing.assert_close(shaped.flatten(1)[3] / norms[3], g.flatten(1)[3], rtol=1e-10, atol=1e-12)
-
-
-def test_clipped_and_raw_tangents() -> None:
-    g = torch.tensor([[-3.0, -0.5, 0.0, 0.2, 7.0]])
-    assert shape_tangent(g, TangentConfig(mode="clip")).tolist() == [[-1.0, -0.5, 0.0, pytest.approx(0.2), 1.0]]
-    assert shape_tangent(g, TangentConfig(mode="clip", limit=0.3))[0].tolist() == pytest.approx(
-        [-0.3, -0.3, 0, 0.2, 0.3]
-    )
-    assert torch.equal(shape_tangent(g, TangentConfig(mode="raw")), g)
-
-
-def test_unknown_mode() -> None:
-    with pytest.raises(
-        UserError, match=r"unknown tangent mode 'sign'; expected normalize, clip or raw; correct tangent\.mode"
-    ):
-        shape_tangent(torch.ones(1, 2), TangentConfig(mode="sign"))  # type: ignore[arg-type]
-
-
-def test_warmup_factor() -> None:
-    config = TangentConfig(warmup=200)
-    assert [config.warmup_factor(i) for i in (0, 1, 50, 200, 10_000)] == [0.0, 0.005, 0.25, 1.0, 1.0]
-    assert TangentConfig(warmup=0).warmup_factor(0) == 1.0
-    assert TangentConfig().warmup_factor(5_000) == 0.5
 
 
 # The loss ------------------------------------------------------------------------------------------------------------
@@ -198,7 +152,7 @@ def test_gradient_is_the_shaped_tangent_through_the_network(mode: str, r: float,
     x0, z, t = batch(9)
     w = torch.linspace(-1, 1, 9, dtype=torch.float64)
     teacher = GAUSSIAN.velocity if distill else None
-    loss = consistency_loss(net, PROCESS, x0, z, t, teacher=teacher, tangent=config, r=r, weight=lambda t: w)
+    loss = consistency_loss(net, x0, z, t, teacher=teacher, tangent=config, r=r, weight=lambda t: w)
     grads = torch.autograd.grad(loss.value, list(net.parameters()))
 
     cos, sin = column(t)
@@ -228,14 +182,14 @@ def test_a_prior_puts_back_what_normalizing_takes_out() -> None:
             super().__init__()
             self.bias = torch.nn.Parameter(torch.zeros(3, dtype=torch.float64))
 
-        def forward(self, x: torch.Tensor, t: torch.Tensor, *_: Any) -> torch.Tensor:
+        def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
             return 0 * x + self.bias
 
     x0, z, t = batch(6)
 
     def gradient(config: TangentConfig) -> torch.Tensor:
         net = Constant()
-        loss = consistency_loss(net, PROCESS, x0, z, t, teacher=lambda x, _: torch.ones_like(x), tangent=config, r=0.0)
+        loss = consistency_loss(net, x0, z, t, teacher=lambda x, _: torch.ones_like(x), tangent=config, r=0.0)
         return torch.autograd.grad(loss.value, net.bias)[0]
 
     raw = gradient(TangentConfig(mode="raw"))
@@ -250,7 +204,7 @@ def test_weight_learns_too() -> None:
     with torch.no_grad():
         weight.linear.weight.normal_(generator=generator()).mul_(0.1)
     x0, z, t = batch(20)
-    loss = consistency_loss(student(), PROCESS, x0, z, t, weight=weight)
+    loss = consistency_loss(student(), x0, z, t, weight=weight)
     loss.value.backward()
     expected = (weight(t).exp() * loss.figures["loss"].double() - 1).mean()
     torch.testing.assert_close(weight.linear.bias.grad[0], expected.detach(), rtol=1e-5, atol=0)
@@ -260,7 +214,7 @@ def test_exact_student_with_exact_teacher_has_no_loss() -> None:
     _, t = edge_points()
     x0 = GAUSSIAN.sample(len(t), generator(5), torch.float64)
     loss = consistency_loss(
-        ExactStudent(), PROCESS, x0, PROCESS.sample_noise(x0, generator(6)), t, teacher=GAUSSIAN.velocity, tangent=RAW
+        ExactStudent(), x0, PROCESS.sample_noise(x0, generator(6)), t, teacher=GAUSSIAN.velocity, tangent=RAW
     )
     assert loss.value < 1e-18
     assert loss.figures["tangent_norm"].max() < 1e-9
@@ -275,17 +229,17 @@ def test_training_without_a_teacher_follows_the_conditional_velocity() -> None:
         seen.append((x_t, time))
         return cos * z - sin * x0
 
-    given = consistency_loss(net, PROCESS, x0, z, t, teacher=conditional, r=0.7)
-    own = consistency_loss(net, PROCESS, x0, z, t, r=0.7)
+    given = consistency_loss(net, x0, z, t, teacher=conditional, r=0.7)
+    own = consistency_loss(net, x0, z, t, r=0.7)
     torch.testing.assert_close(own.value, given.value, rtol=1e-12, atol=0)
-    assert own.value != consistency_loss(net, PROCESS, x0, z, t, teacher=GAUSSIAN.velocity, r=0.7).value
+    assert own.value != consistency_loss(net, x0, z, t, teacher=GAUSSIAN.velocity, r=0.7).value
     torch.testing.assert_close(seen[0][0], cos * x0 + sin * z)
     assert torch.equal(seen[0][1], t)
 
 
 def test_teacher_gets_no_gradient() -> None:
     teacher, (x0, z, t) = student(seed=3), batch(6)
-    loss = consistency_loss(student(), PROCESS, x0, z, t, teacher=lambda x, t: 0.5 * teacher(x / 0.5, t))
+    loss = consistency_loss(student(), x0, z, t, teacher=lambda x, t: 0.5 * teacher(x / 0.5, t))
     loss.value.backward()
     assert all(p.grad is None for p in teacher.parameters())
 
@@ -301,7 +255,7 @@ def test_training_has_the_gradient_of_distillation_on_average() -> None:
         x0, z, t = batch(1000, seed=i)
         grads = []
         for teacher in (None, GAUSSIAN.velocity):
-            loss = consistency_loss(net, PROCESS, x0, z, t, teacher=teacher, tangent=RAW)
+            loss = consistency_loss(net, x0, z, t, teacher=teacher, tangent=RAW)
             flat = torch.autograd.grad(loss.value, list(net.parameters()))
             grads.append(torch.cat([g.flatten() for g in flat]))
         differences.append(grads[0] - grads[1])
@@ -317,35 +271,36 @@ def test_training_has_the_gradient_of_distillation_on_average() -> None:
 
 
 class Recorder(nn.Module):
-    def forward(self, x: Tensor, t: Tensor, label: Any, guidance: Any) -> Tensor:
-        self.given = (label, guidance)
+    def forward(self, x: Tensor, t: Tensor, **conditions: Tensor) -> Tensor:
+        self.given = conditions
         return x
 
 
 def test_label_and_guidance_reach_the_network() -> None:
     recorder, (x0, z, t) = Recorder(), batch(3)
     label, scales = torch.tensor([2, 0, 1]), torch.tensor([1.0, 1.5, 2.0])
-    consistency_loss(recorder, PROCESS, x0, z, t, label=label, guidance=scales)
-    assert recorder.given[0] is label
-    assert recorder.given[1] is scales
-    consistency_loss(recorder, PROCESS, x0, z, t)
-    assert recorder.given == (None, None)
+    consistency_loss(recorder, x0, z, t, label=label, guidance=scales)
+    assert recorder.given.keys() == {"label", "guidance"}
+    assert recorder.given["label"] is label
+    assert recorder.given["guidance"] is scales
+    consistency_loss(recorder, x0, z, t)
+    assert recorder.given == {}
 
 
 def test_label_and_guidance_change_the_tangent_of_a_network_that_takes_them() -> None:
-    net = student(num_classes=3, takes_guidance=True)
+    net = student(num_classes=3, takes=("guidance",))
     x0, z, t = batch(3)
     x, v = PROCESS.interpolate(x0, z, t), PROCESS.velocity(x0, z, t)
     label, scales = torch.tensor([0, 1, 3]), torch.tensor([1.0, 1.5, 2.0], dtype=torch.float64)
-    _, g = consistency_tangent(net, PROCESS, x, v, t, label=label, guidance=scales)
+    _, g = tangent_of(net, x, v, t, label=label, guidance=scales)
 
     def f(x: Tensor, t: Tensor) -> Tensor:
         cos, sin = column(t)
-        return cos * x - sin * 0.5 * net(x / 0.5, t, label, scales)
+        return cos * x - sin * 0.5 * net(x / 0.5, t, label=label, guidance=scales)
 
     _, total = torch.func.jvp(f, (x, t), (v, torch.ones_like(t)))
     torch.testing.assert_close(g, torch.cos(t)[:, None] * total, rtol=1e-9, atol=1e-9)
-    _, other = consistency_tangent(net, PROCESS, x, v, t, label=label.flip(0), guidance=scales.flip(0))
+    _, other = tangent_of(net, x, v, t, label=label.flip(0), guidance=scales.flip(0))
     assert (other - g).abs().max() > 1e-3
 
 
@@ -356,10 +311,10 @@ def test_figures(shape: tuple[int, ...]) -> None:
     t = torch.linspace(0.2, 1.4, 6)
     scale = torch.tensor(0.8, requires_grad=True)
 
-    def network(x: Tensor, t: Tensor, label: None, guidance: None) -> Tensor:
+    def network(x: Tensor, t: Tensor) -> Tensor:
         return scale * torch.tanh(x)
 
-    loss = consistency_loss(network, PROCESS, x0, z, t, weight=lambda t: 1 + t)
+    loss = consistency_loss(network, x0, z, t, weight=lambda t: 1 + t)
     assert loss.value.shape == ()
     assert loss.value.requires_grad
     assert loss.figures.keys() == {"t", "loss", "tangent_norm"}
@@ -369,7 +324,7 @@ def test_figures(shape: tuple[int, ...]) -> None:
         assert not figure.requires_grad
     assert torch.equal(loss.figures["t"], t)
     x = PROCESS.interpolate(x0, z, t)
-    _, tangent = consistency_tangent(network, PROCESS, x, PROCESS.velocity(x0, z, t), t)
+    _, tangent = tangent_of(network, x, PROCESS.velocity(x0, z, t), t)
     norm = tangent.flatten(1).norm(dim=1)
     d = math.prod(shape[1:])
     torch.testing.assert_close(loss.figures["tangent_norm"], norm / d**0.5, rtol=1e-4, atol=1e-6)
@@ -378,9 +333,9 @@ def test_figures(shape: tuple[int, ...]) -> None:
 
 def test_default_shaping_is_normalization() -> None:
     net, data = student(), batch(6)
-    by_default = consistency_loss(net, PROCESS, *data).value
-    assert torch.equal(by_default, consistency_loss(net, PROCESS, *data, tangent=TangentConfig(c=0.1)).value)
-    assert by_default != consistency_loss(net, PROCESS, *data, tangent=RAW).value
+    by_default = consistency_loss(net, *data).value
+    assert torch.equal(by_default, consistency_loss(net, *data, tangent=TangentConfig(c=0.1)).value)
+    assert by_default != consistency_loss(net, *data, tangent=RAW).value
 
 
 def test_variances_of_the_batch_are_those_of_the_oracle() -> None:

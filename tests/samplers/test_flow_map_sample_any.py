@@ -1,4 +1,4 @@
-"""Sampling with average velocities, against the exact flow of Gaussian data."""
+"""Jumps to the next time without noise between them, as of average velocities, against the exact flow of Gaussian data."""
 
 import math
 from itertools import pairwise
@@ -10,7 +10,7 @@ from torch import Tensor
 from oracles.gaussian import GaussianOracle
 from trigflow.process import HALF_PI, TrigFlow
 from trigflow.runtime.errors import UserError
-from trigflow.samplers import meanflow_sample, meanflow_times
+from trigflow.samplers import flow_map_sample, meanflow_times
 
 PROCESS = TrigFlow()
 GAUSSIAN = GaussianOracle(torch.tensor([0.02, 0.25, 1.5], dtype=torch.float64))
@@ -35,24 +35,12 @@ def test_exact_jumps_are_exact_in_any_number_of_steps(steps: int) -> None:
         calls.append((x.shape, t, end))
         return exact(x, t, end)
 
-    drawn = meanflow_sample(velocity, PROCESS, z, meanflow_times(PROCESS, steps))
+    drawn = flow_map_sample(velocity, PROCESS, z, meanflow_times(PROCESS, steps))
     torch.testing.assert_close(drawn, GAUSSIAN.consistency(z, PROCESS.t_max), rtol=1e-10, atol=1e-10)
     assert [shape for shape, _, _ in calls] == [z.shape] * steps
     assert all(t.shape == end.shape == (16,) and t.dtype == z.dtype for _, t, end in calls)
     assert all(torch.equal(end, later[1]) for (_, _, end), later in pairwise(calls))
     assert bool((calls[-1][2] == 0).all())
-
-
-def test_times_are_even_on_the_straight_path() -> None:
-    for steps in (1, 2, 4, 10):
-        times = meanflow_times(PROCESS, steps)
-        assert len(times) == steps
-        assert times[0] == PROCESS.t_max
-        taus = [math.sin(t) / (math.cos(t) + math.sin(t)) for t in times[1:]]
-        assert taus == pytest.approx([(steps - k) / steps for k in range(1, steps)])
-    assert meanflow_times(PROCESS, 2)[1] == pytest.approx(math.pi / 4)
-    with pytest.raises(UserError, match="0 sampling steps; expected at least 1"):
-        meanflow_times(PROCESS, 0)
 
 
 def test_the_steps_of_the_paper() -> None:
@@ -72,13 +60,13 @@ def test_the_steps_of_the_paper() -> None:
         v = velocity(m * point, torch.full((16,), t).double(), torch.full((16,), end).double())
         u = (math.sin(t) - math.cos(t)) * m * point + m * v
         point = point - (tau - r) * u
-    drawn = meanflow_sample(velocity, PROCESS, z, times)
+    drawn = flow_map_sample(velocity, PROCESS, z, times)
     torch.testing.assert_close(drawn, point, rtol=1e-6, atol=1e-6)
 
 
 def test_half_precision_noise_is_computed_in_single() -> None:
     z = noise().bfloat16()
-    drawn = meanflow_sample(lambda x, t, end: exact(x, t, end), PROCESS, z, meanflow_times(PROCESS, 4))
+    drawn = flow_map_sample(lambda x, t, end: exact(x, t, end), PROCESS, z, meanflow_times(PROCESS, 4))
     assert drawn.dtype == torch.float32
     expected = GAUSSIAN.consistency(z.double(), PROCESS.t_max)
     torch.testing.assert_close(drawn.double(), expected, rtol=1e-4, atol=1e-5)
@@ -87,4 +75,4 @@ def test_half_precision_noise_is_computed_in_single() -> None:
 @pytest.mark.parametrize("times", [(), (0.5, 0.5), (0.5, 1.0), (0.5, 0.0), (HALF_PI + 0.01,), (1.0, -0.1), (math.nan,)])
 def test_times_must_decrease_inside_the_quarter_circle(times: tuple[float, ...]) -> None:
     with pytest.raises(UserError, match=r"expected one or more decreasing times in \(0, pi/2\]; use meanflow_times"):
-        meanflow_sample(exact, PROCESS, noise(), times)
+        flow_map_sample(exact, PROCESS, noise(), times)

@@ -6,10 +6,10 @@ import math
 
 import pytest
 import torch
-from trigflow.objectives.common import as_figures, per_sample_mean_square, weighted_mean
 
 from objectives.helpers import PROCESS, generator
 from trigflow.objectives import AdaptiveWeight
+from trigflow.objectives.objective import as_figures, per_sample_mean_square, weighted_mean
 from trigflow.process import HALF_PI, TrigFlow
 
 TIMES = torch.tensor([0.05, 0.4, 1.0, 1.5])
