@@ -219,11 +219,13 @@ class _Reduced:
         self.scope = DistributedDataParallel(scope, find_unused_parameters=True, gradient_as_bucket_view=True)
 
     def __call__(self, function: Callable[..., Any], *args: Any, last: bool = True) -> Any:
+        averaging.begin()
         for root in self.roots:
             root.set_requires_gradient_sync(last)  # type: ignore[operator]
         with contextlib.nullcontext() if last else self.scope.no_sync():
             result = self.scope(function, *args)
-        averaging.begin(result if last else ())
+        if last:
+            averaging.begin(result)
         if not torch.is_grad_enabled():  # no backward pass, after which gathered weights are given back
             for part in (part for root in self.roots for part in root.modules()):
                 getattr(part, "reshard", lambda: None)()

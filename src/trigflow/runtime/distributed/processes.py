@@ -148,15 +148,15 @@ def _is_of_collective(error: RuntimeError) -> bool:
 
 
 class Averaging:
-    """Whether the backward pass that runs, or the last one, has computed all gradients, and only averages them.
+    """Whether a backward pass has computed all gradients, so that what is left of it is to average them over the processes.
 
-    Gradients are averaged by code of DDP in C++, which waits for all processes when the rest of the graph is done.
+    That is done by code of DDP in C++, which waits for all processes when the rest of the graph is done.
     """
 
     under_way = False
 
     def begin(self, results: Any = ()) -> None:
-        """Nothing is averaged until the backward pass from one of these tensors, or tuples or dataclasses of them, is done."""
+        """Nothing is averaged until the backward pass from one of these, a tensor or tuple or dataclass of tensors, is done."""
         self.under_way = False
         if isinstance(results, Tensor):
             if results.requires_grad:
