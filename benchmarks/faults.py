@@ -3,6 +3,7 @@
     python benchmarks/faults.py                          # everything, about a quarter of an hour
     python benchmarks/faults.py --only disk --seed 1     # one kind of fault, other random moments
     python benchmarks/faults.py --only kill --kills 500
+    python benchmarks/faults.py --load 2                 # on a machine that is busy with something else
 
 Real signals, real processes and a real small file system; nothing is mocked. Survived means: no traceback, nothing
 half-written, and, where a training goes on afterwards, weights, averages, moments and losses equal bit for bit to those of a
@@ -14,10 +15,12 @@ to mount one, and without it the size of files is limited instead.
 from __future__ import annotations
 
 import argparse
+import atexit
 import itertools
 import os
 import shlex
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -105,6 +108,7 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument(
         "--at-most", type=int, metavar="N", help="trials of every kind, to see whether all of this works"
     )
+    parser.add_argument("--load", type=int, default=0, metavar="N", help="processes beside that are busy all the time")
     parser.add_argument("--folder", type=Path, help="for runs; one is made, and removed again if all is survived")
     parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / "faults.json")
     return parser
@@ -127,6 +131,8 @@ def main() -> None:
     if any(folder.iterdir()):
         raise SystemExit(f"'{folder}' is not empty; expected a new folder; choose another --folder")
     bench = Bench(folder, args.seed)
+    for _ in range(args.load):
+        atexit.register(subprocess.Popen([sys.executable, "-c", "while True: pass"]).kill)
     began, kinds = time.perf_counter(), {}
     for kind in args.only:
         trials = itertools.islice(trials_of(kind, bench, getattr(args, kind, 0)), args.at_most)
@@ -141,6 +147,7 @@ def main() -> None:
         "command": shlex.join(["python", "benchmarks/faults.py", *sys.argv[1:]]),
         "machine": machine(),
         "seed": args.seed,
+        "load": args.load,
         "seconds": round(time.perf_counter() - began, 1),
         "survived": survived,
         "tried": tried,

@@ -81,7 +81,10 @@ def shortages(bench: Bench) -> Iterator[Trial]:
     """The disk becomes full at the worst moments, for good or for a while."""
     moments: dict[str, tuple[Callable[[Path], Any], tuple[object, ...]]] = {
         "a checkpoint is written": (lambda run: len(checkpoints(run)) > 1 and being_written(run), ()),
-        "a snapshot is written": (lambda run: checkpoints(run) and being_written(run, "ema"), ()),
+        "a snapshot is written": (  # many, so that one of them is seen on a busy machine too
+            lambda run: checkpoints(run) and being_written(run, "ema"),
+            ("--ema.snapshot-every", 2),
+        ),
         "a sample grid is due": (
             lambda run: any((run / "samples").glob("*.png")),
             ("--loop.checkpoint-every", 0, "--ema.snapshot-every", 1000, "--loop.sample-every", 4),

@@ -186,6 +186,15 @@ def test_a_damaged_index_is_made_anew(
     assert len(decoded) == 2
 
 
+def test_what_a_killed_writer_left_in_the_cache_goes(photos: Path, cache: Path) -> None:
+    left = cache / "data" / ".0123-abcdefgh.npz"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"half")
+    open_dataset(photos, memory_limit_gib=0)
+    assert not left.exists()
+    assert list(cache.rglob("*.npz"))
+
+
 def test_nothing_breaks_without_a_cache(photos: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("TRIGFLOW_CACHE", str(tmp_path / "file"))

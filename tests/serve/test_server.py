@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import json
 import logging
 import socket
@@ -13,7 +14,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import uvicorn
 from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
@@ -21,7 +25,7 @@ from serve.helpers import StubDrawer, running, stub_offer, wait_for
 from trigflow.serve.app import create_app
 from trigflow.serve.batching import Batcher
 from trigflow.serve.limits import Limits
-from trigflow.serve.server import Silent
+from trigflow.serve.server import Silent, StreamProtocol, http_protocol
 from trigflow.serve.wire import unpack
 
 LIMITS = Limits(
@@ -251,3 +255,26 @@ def test_room_is_made_by_closing_no_more_than_needed() -> None:
         return [transport.closed for transport in transports]
 
     assert asyncio.run(arrive()) == [True] * 10 + [False] * 20
+
+
+def test_what_is_relied_on_in_uvicorn_is_there() -> None:
+    """Its public API tells an application neither of connections that say nothing nor of frames that have left. So classes
+    that it does not promise to keep are extended, and pyproject.toml bounds its version: raise the bound where this passes."""
+    http, config = http_protocol(Silent(Limits())), uvicorn.Config(lambda: None)
+    for extended, base in ((http, H11Protocol), (StreamProtocol, WebSocketsSansIOProtocol)):
+        assert extended.__mro__[1] is base
+        for name in [name for name, value in vars(extended).items() if inspect.isfunction(value)]:
+            given, expected = (inspect.signature(getattr(kind, name)) for kind in (extended, base))
+            assert given.parameters.keys() == expected.parameters.keys(), name
+
+    async def check() -> None:
+        state = uvicorn.server.ServerState()
+        connection = http(config, state, {})
+        assert connection.connections is state.connections
+        assert connection.cycle is None
+        assert connection.transport is None
+        stream = StreamProtocol(config, state, {})
+        assert isinstance(stream.writable, asyncio.Event)
+        assert stream.writable.is_set()
+
+    asyncio.run(check())

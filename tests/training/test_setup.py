@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from torch import nn
 
 from training.tiny import differing, state_of, tiny_trainer, untrained_teacher
 from trigflow.runtime.errors import UserError
-from trigflow.runtime.files import clear_leftovers, write_json
+from trigflow.runtime.files import clear_leftovers, owned, replacing, write_folder, write_json, write_text
 from trigflow.training.checkpoint import list_checkpoints
 from trigflow.training.setup import compare_configs, start_from
 
@@ -79,8 +81,11 @@ if when == "setting aside":
 
     Path.rename = renaming
     files.write_folder(path, lambda folder: (folder / "state.json").write_text("new"))
-else:
+elif when == "writing":
     files.write_folder(path, die)
+else:
+    print("writing", flush=True)
+    files.write_folder(path, lambda folder: (folder / "state.json").write_text(str(sys.stdin.read())))
 """
 
 
@@ -95,8 +100,47 @@ def test_a_killed_write_is_cleared_up_and_nothing_is_lost(when: str, tmp_path: P
     assert len(left) == 2
     assert path.exists() == (when == "writing")
     clear_leftovers(tmp_path, str.isdigit)
+    assert sorted(p.name for p in tmp_path.iterdir()) == left
+    with pytest.raises(RuntimeError):
+        write_folder(path, Mock(side_effect=RuntimeError))
     assert [p.name for p in tmp_path.iterdir()] == ["00000003"]
     assert (path / "state.json").read_text() == "whole"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such locks")
+def test_what_a_living_process_writes_is_left_alone(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "00000003"), "waiting"]
+    writers = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    for writer in writers:
+        assert writer.stdout is not None
+        writer.stdout.readline()
+    while len(list(tmp_path.iterdir())) < 2:
+        time.sleep(0.01)
+    time.sleep(0.1)
+    write_text(tmp_path / ".00000003-archived", "of a user")
+    writers[0].kill()
+    writers[0].wait()
+    write_folder(tmp_path / "00000003", lambda folder: write_text(folder / "state.json", "mine"))
+    assert len(list(tmp_path.iterdir())) == 3
+    writers[1].communicate("theirs")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".00000003-archived", "00000003"]
+    assert (tmp_path / "00000003" / "state.json").read_text() == "theirs"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such locks")
+def test_files_and_folders_are_owned_under_any_name(tmp_path: Path) -> None:
+    for name, make in ((".config-a1b2c3d4.json", Path.touch), (".00000007-progress", Path.mkdir)):
+        path = tmp_path / name
+        make(path)
+        with owned(path), owned(path):
+            moved = path.rename(tmp_path / name.replace("0", "1"))
+            clear_leftovers(tmp_path, lambda name: True)
+            assert moved.exists()
+        clear_leftovers(tmp_path, lambda name: True)
+        assert not moved.exists()
+    with replacing(tmp_path / "config.json") as temporary:
+        clear_leftovers(tmp_path, lambda name: True)
+        assert temporary.exists()
 
 
 def test_what_belongs_to_others_is_left_alone(tmp_path: Path) -> None:
@@ -128,6 +172,8 @@ def test_a_run_that_goes_on_clears_up_and_one_that_may_not_does_not(tmp_path: Pa
         folder / "checkpoints" / ".00000002-abcdefgi-before",
         folder / ".network-abcdefgh.safetensors",
         folder / "ema" / ".00000002-0.05-abcdefgh.safetensors",
+        folder / ".tmpA1b2C3",
+        folder / "ema" / ".tmpzzzzzz",
     ]
     for path in unfinished[:2]:
         path.mkdir()

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trigflow.runtime.errors import UserError
-from trigflow.runtime.files import replacing
+from trigflow.runtime.files import clear_leftovers, replacing
 
 Arrays = dict[str, npt.NDArray[Any]]
 VERSION = 1
@@ -53,6 +53,7 @@ def remembered(subject: list[Any], state: list[Any], make: Callable[[], Arrays])
     arrays = make()
     with contextlib.suppress(OSError, UserError):
         path.parent.mkdir(parents=True, exist_ok=True)
+        clear_leftovers(path.parent, lambda name: name.endswith(".npz"))
         with replacing(path) as temporary, temporary.open("wb") as file:
             np.savez(file, **{STATE: np.array(digest), **arrays})  # type: ignore[arg-type] # the names are not its options
     return arrays

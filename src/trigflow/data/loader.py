@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import signal
 import sys
+import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Generic, TypeVar
@@ -43,7 +45,7 @@ def in_order(function: Callable[[T], R], items: Sequence[T], workers: int = 0) -
     if workers < 1:
         yield from map(function, items)
         return
-    results = iter(_processes(function, items, min(workers, max(len(items), 1))))
+    results = _begin(_processes(function, items, min(workers, max(len(items), 1))))
     for _ in items:
         yield _take(results)
 
@@ -131,7 +133,7 @@ class Loader:
         if self._loader is None:
             read = _Stored(self.dataset)
             self._loader = _processes(read, self._steps, self.workers, self._ahead, self.device.type == "cuda")
-        self._coming = iter(self._loader)
+        self._coming = _begin(self._loader)
 
     def _take(self) -> tuple[Tensor, Tensor]:
         self._next += 1
@@ -165,16 +167,21 @@ class _Stored:
 
 
 class _Results(TorchDataset[Any], Generic[T, R]):
-    """The function as something that a DataLoader can index: with its result, or with the message of a user's mistake."""
+    """The function as something that a DataLoader can index: with its result, or with what went wrong.
+
+    Nothing of the function's is raised in a worker, so that whatever a DataLoader raises says that a worker is lost.
+    """
 
     def __init__(self, function: Callable[[T], R]) -> None:
         self.function = function
 
-    def __getitem__(self, item: T) -> tuple[R | None, str | None]:
+    def __getitem__(self, item: T) -> tuple[R | None, Exception | None]:
         try:
             return self.function(item), None
         except UserError as error:
-            return None, str(error)
+            return None, UserError(str(error))
+        except Exception:
+            return None, RuntimeError(f"reading has failed in a worker process:\n{traceback.format_exc()}")
 
 
 def _processes(
@@ -192,6 +199,15 @@ def _processes(
         worker_init_fn=_begin_worker,
         generator=torch.Generator(),  # of the seeds of the workers, which draw nothing; torch's own is left alone
     )
+
+
+def _begin(loader: DataLoader[Any]) -> Iterator[Any]:
+    """`iter(loader)` without its handler of a child's end, which raises wherever the program happens to be: `_take` notices."""
+    handler = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
+    results = iter(loader)
+    if handler is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, handler)
+    return results
 
 
 def _begin_worker(worker: int) -> None:
@@ -225,13 +241,11 @@ def _take(results: Any) -> Any:
         value, problem = next(results)
     except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
         # The second to fourth: while a tensor was being handed over.
-        if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker"):
-            raise
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
             f"a process that reads data has died ({reason}); expected it to live; make memory (and "
             "/dev/shm) free, or lower the number of workers"
         ) from error
     if problem is not None:
-        raise UserError(problem)
+        raise problem
     return value

@@ -8,19 +8,65 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from trigflow.runtime.errors import UserError
+from trigflow.runtime.tensors import content, layout
 
-LEFTOVER = re.compile(r"\.(?P<stem>.+)-[a-z0-9_]{8}(?P<end>\.\w+|-before)?")
-"""Temporary names of `replacing` (stem and ending of a file) and of `write_folder` (name of a folder)."""
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+LEFTOVER = re.compile(r"\.(?P<stem>.+)-[a-z0-9_]{8}(?P<end>\.\w+)?(?P<aside>-before)?")
+"""Temporary names: of `replacing` (stem and ending of a file), and of folders, set aside by `replace_folder` or not."""
+PARTIAL = ".partial"
+"""Ending of the temporary names of `write_folder`, by which it knows its own in folders that belong to others."""
+FOREIGN = re.compile(r"\.tmp[A-Za-z0-9]{6}")
+"""Temporary names of the writer of safetensors, which earlier versions used."""
+
+
+@contextmanager
+def owned(path: Path) -> Iterator[None]:
+    """Have `clear_leftovers` leave a file or folder alone, under any name, until the block or this process ends.
+
+    Held by locking it. Several processes may own a folder. Where there are no such locks, as on Windows, nothing is held.
+    """
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _is_owned(path: Path) -> bool:
+    """Whether a process that lives holds this with `owned`."""
+    if fcntl is None:
+        return False
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError:  # it has its final name by now, or belongs to another user
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(handle)
+    return False
 
 
 def ensure_folder(path: Path) -> Path:
@@ -53,18 +99,18 @@ def replacing(path: Path) -> Iterator[Path]:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
         os.close(handle)
         temporary = Path(name)
-        yield temporary
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)  # mkstemp is private; a result file has the user's usual permissions
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        temporary.replace(path)
-    except (OSError, SafetensorError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        with owned(temporary):
+            yield temporary
+            mask = os.umask(0)
+            os.umask(mask)
+            temporary.chmod(0o666 & ~mask)  # mkstemp is private; a result file has the user's usual permissions
+            with temporary.open("rb") as written:
+                os.fsync(written.fileno())
+            temporary.replace(path)
+    except OSError as error:
         raise UserError(
-            f"cannot write '{path}' ({reason}); expected a file in a folder that can be written, with space left; "
-            "choose another --out"
+            f"cannot write '{path}' ({error.strerror or error}); expected a file in a folder that can be written, with space "
+            "left; choose another --out"
         ) from None
     finally:
         if temporary is not None:
@@ -95,10 +141,25 @@ def read_json(path: Path, what: str) -> Any:
         raise UserError(f"{what} '{path}' {reason}; expected a JSON file; check the path") from None
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file atomically, from any device."""
-    with replacing(path) as temporary:
-        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary, metadata)
+def write_tensors(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    metadata: dict[str, str] | None = None,
+    read: Callable[[str], Tensor] | None = None,
+) -> None:
+    """Write a safetensors file atomically, from any device.
+
+    Args:
+        path: of the file.
+        tensors: by name.
+        metadata: text that goes into the header.
+        read: gives the numbers of a tensor when it is written; `tensors` then holds formats and shapes only, as on `meta`.
+    """
+    head, names = layout(tensors, metadata)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        file.write(head)
+        for name in names:
+            file.write(content(tensors[name] if read is None else read(name)))
 
 
 def read_tensors(path: Path, what: str) -> dict[str, Tensor]:
@@ -119,12 +180,14 @@ def read_tensors(path: Path, what: str) -> dict[str, Tensor]:
 
 
 def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
-    """Create the folder `path` with the files that `fill(folder)` writes, all of them or none."""
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))
+    """Create the folder `path` with the files that `fill(folder)` writes, all or none; what killed writers of it left goes."""
+    clear_leftovers(path.parent, f"{path.name}{PARTIAL}".__eq__)
+    temporary = Path(tempfile.mkdtemp(PARTIAL, f".{path.name}-", path.parent))
     try:
-        temporary.chmod(0o755)
-        fill(temporary)
-        replace_folder(path, temporary)
+        with owned(temporary):
+            temporary.chmod(0o755)
+            fill(temporary)
+            replace_folder(path, temporary)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -133,9 +196,10 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
 def replace_folder(path: Path, temporary: Path) -> None:
     """Give the folder `temporary`, beside `path`, that name; what has had it is deleted."""
     if path.exists():
-        before = path.rename(temporary.with_name(f"{temporary.name}-before"))
-        temporary.rename(path)
-        shutil.rmtree(before)
+        with owned(path):
+            before = path.rename(temporary.with_name(f"{temporary.name}-before"))
+            temporary.rename(path)
+            shutil.rmtree(before)
     else:
         temporary.rename(path)
 
@@ -151,26 +215,29 @@ def sync_folder(path: Path) -> None:
 
 
 def clear_leftovers(folder: Path, mine: Callable[[str], bool]) -> None:
-    """Remove what writers that were killed left in `folder`; nobody may be writing there.
+    """Remove what writers that were killed left in `folder`, and leave what a process that lives is writing.
 
-    Where `write_folder` was killed between setting a folder aside and putting the new one in its place, the one set aside
+    Where `replace_folder` was killed between setting a folder aside and putting the new one in its place, the one set aside
     is put back.
 
     Args:
         folder: may be missing.
-        mine: whether a file or folder of this final name is the caller's to clear up.
+        mine: whether a file or folder of this final name is the caller's to clear up; `PARTIAL` is at the end of the name of
+            those of `write_folder`.
     """
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         match = LEFTOVER.fullmatch(path.name)
-        if match is None:
-            continue
-        stem, end = match["stem"], match["end"] or ""
-        set_aside = end == "-before"
-        if not mine(stem if set_aside else stem + end):
-            continue
-        if set_aside and not (folder / stem).exists():
-            path.rename(folder / stem)
-        elif path.is_dir():
-            shutil.rmtree(path)
+        if match is not None:
+            final = match["stem"] + (match["end"] or "")
+        elif FOREIGN.fullmatch(path.name) and path.is_file():
+            final = "network.safetensors"
         else:
-            path.unlink()
+            continue
+        if not mine(final) or _is_owned(path):
+            continue
+        if match and match["aside"] and not (folder / match["stem"]).exists():
+            path.rename(folder / match["stem"])
+        elif path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)

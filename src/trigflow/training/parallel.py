@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from trigflow.networks.layers import AdaptiveNorm, ConditioningLinear
 from trigflow.runtime.distributed import rank, world_size
+from trigflow.runtime.distributed.processes import averaging
 from trigflow.runtime.distributed.shards import is_sharded
 from trigflow.runtime.errors import UserError
 from trigflow.training.config import ParallelConfig
@@ -218,10 +219,13 @@ class _Reduced:
         self.scope = DistributedDataParallel(scope, find_unused_parameters=True, gradient_as_bucket_view=True)
 
     def __call__(self, function: Callable[..., Any], *args: Any, last: bool = True) -> Any:
+        averaging.begin()
         for root in self.roots:
             root.set_requires_gradient_sync(last)  # type: ignore[operator]
         with contextlib.nullcontext() if last else self.scope.no_sync():
             result = self.scope(function, *args)
+        if last:
+            averaging.begin(result)
         if not torch.is_grad_enabled():  # no backward pass, after which gathered weights are given back
             for part in (part for root in self.roots for part in root.modules()):
                 getattr(part, "reshard", lambda: None)()

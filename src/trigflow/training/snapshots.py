@@ -68,7 +68,7 @@ def write_snapshot(
     if dtype == "fp16":
         tensors = {name: _halved(value) for name, value in tensors.items()}
     header = {"iteration": iteration, "updates": updates, "sigma_rel": sigma_rel, "dtype": dtype}
-    write_tensors(path, tensors, {"snapshot": json.dumps(header)})  # one entry: safetensors writes several in any order
+    write_tensors(path, tensors, {"snapshot": json.dumps(header)})
     return path
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -187,9 +189,11 @@ def test_main_leaves_a_finished_cell_alone_and_waits_for_the_lock(
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    with locked(lock):
-        monkeypatch.setattr("trigflow.lab.study.locks.time.sleep", interrupted)
+    with ThreadPoolExecutor(1) as other, contextlib.ExitStack() as held:
+        other.submit(held.enter_context, locked(lock)).result()
+        monkeypatch.setattr("time.sleep", interrupted)
         assert cells.main([str(folder)]) == 130
+        other.submit(held.close).result()
     assert not (folder / "result.json").exists()
 
 

@@ -1,17 +1,12 @@
-"""Locks between processes: held by an open file, so that the system releases them when a process ends, however it ends."""
+"""Locks between processes, which the system releases when a process ends, however it ends."""
 
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
-try:
-    import fcntl
-except ImportError:  # Windows: one runner at a time is up to the user there
-    fcntl = None  # type: ignore[assignment]
+from filelock import FileLock, Timeout
 
 
 def lock_of(out: Path, model: str) -> Path:
@@ -23,25 +18,16 @@ def lock_of(out: Path, model: str) -> Path:
 def locked(path: Path) -> Iterator[None]:
     """Hold the lock of this file, which is created where it is missing; waits until it is free."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        while not _try(file):
-            time.sleep(0.1)  # a blocking call would not notice Ctrl-C that comes from a thread
+    with FileLock(path).acquire(poll_interval=0.1):  # looks again and again, so that Ctrl-C is noticed
         yield
 
 
 def is_locked(path: Path) -> bool:
-    """Whether another process holds the lock."""
+    """Whether somebody holds the lock."""
     if not path.is_file():
         return False
-    with path.open("a") as file:
-        return not _try(file)
-
-
-def _try(file: IO[str]) -> bool:
-    if fcntl is None:
-        return True
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with FileLock(path).acquire(timeout=0):
+            return False
+    except Timeout:
         return True
-    except OSError:
-        return False

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import struct
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from trigflow.conditions import Conditioner
 from trigflow.models.model import Model
 from trigflow.models.pretrained.nvidia import Snapshot, open_snapshot
 from trigflow.process import TrigFlow
 from trigflow.runtime.errors import UserError
-from trigflow.runtime.files import ensure_folder, replacing, write_folder, write_json
+from trigflow.runtime.files import ensure_folder, write_folder, write_json, write_tensors
 from trigflow.samplers import Sampling
 
 
@@ -51,28 +50,18 @@ def import_snapshot(path: str | Path, out: str | Path) -> dict[str, str]:
 def write_weights(path: Path, snapshot: Snapshot) -> None:
     """Write the weights as float32, one at a time, those of the output layer with the other sign.
 
-    A safetensors file is the length of its header (8 bytes, little-endian), the header (JSON: type, shape and place of each
-    tensor) and the numbers.
-
     Raises:
         UserError: for weights that are not finite.
     """
-    header, place = {}, 0
-    for name, tensor in snapshot.tensors.items():
-        end = place + 4 * tensor.numel
-        header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [place, end]}
-        place = end
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for name, tensor in snapshot.tensors.items():
-            values = tensor.read(snapshot.source).to(torch.float32)
-            if not bool(values.isfinite().all()):
-                snapshot.source.refuse(f"is damaged: the weight '{name}' is not finite")
-            if name in snapshot.flipped:
-                values = -values
-            file.write(values.reshape(-1).numpy().astype("<f4", copy=False).data)
+
+    def read(name: str) -> Tensor:
+        values = snapshot.tensors[name].read(snapshot.source).to(torch.float32)
+        if not bool(values.isfinite().all()):
+            snapshot.source.refuse(f"is damaged: the weight '{name}' is not finite")
+        return -values if name in snapshot.flipped else values
+
+    shapes = {name: torch.empty(tensor.shape, device="meta") for name, tensor in snapshot.tensors.items()}
+    write_tensors(path, shapes, read=read)
 
 
 def describe(snapshot: Snapshot) -> dict[str, str]:

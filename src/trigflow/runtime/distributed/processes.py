@@ -6,7 +6,9 @@ Everything else asks here which process it is in, and whether there are others. 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
+import traceback
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -79,18 +81,21 @@ def process_group(device: str = "auto", timeout: float = 600.0) -> Iterator[None
             f"the processes cannot be joined ({_first_line(error)}); expected {launched()} processes that reach "
             f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}; check the host, the port and the firewall"
         ) from None
+    well = False
     try:
         yield
-        dist.destroy_process_group()
-    except BaseException as error:
-        if backend == "gloo":  # NCCL would wait for the others; the end of the process closes its connections
-            dist.destroy_process_group()
-        if _is_lost_connection(error):
+        well = True
+    except RuntimeError as error:
+        if _is_of_collective(error):
             raise UserError(
                 f"another process of this run has gone or does not answer ({_first_line(error)}); expected {launched()} "
                 "processes to the end; look for the first error above, and go on with --resume"
             ) from error
         raise
+    finally:
+        if well or backend == "gloo":  # NCCL would wait for the others; the end of the process closes its connections
+            with contextlib.suppress(RuntimeError):  # where others have gone, the end of this one says so already
+                dist.destroy_process_group()
 
 
 def _join(backend: str, timeout: timedelta) -> None:
@@ -126,12 +131,49 @@ def _take_gpu(device: str) -> None:
     torch.cuda.set_device(local)
 
 
-def _is_lost_connection(error: BaseException) -> bool:
-    """Whether this is what a collective raises when another process has gone; gloo has no class for it."""
-    gloo = ("Connection closed by peer", "Connection reset by peer", "gloo/transport", "Timed out waiting")
-    if isinstance(error, UserError) or not isinstance(error, RuntimeError):
-        return False
-    return isinstance(error, dist.DistError) or any(part in str(error) for part in gloo)
+def _is_of_collective(error: RuntimeError) -> bool:
+    """Whether processes were talking where this was raised, so that another one has gone; gloo has no class for that.
+
+    Told by the innermost Python code but the call of an operator: that of `torch.distributed` or of DDP, or of a backward pass
+    in which all gradients are there. `torch.distributed.tensor` computes, and has others talk.
+    """
+    if type(error) is not RuntimeError:
+        return isinstance(error, dist.DistError)
+    frames = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    innermost = next((name for name in reversed(frames) if name != "torch._ops"), "")
+    if innermost == "torch.autograd.graph":
+        return averaging.under_way
+    talks = innermost.startswith(("torch.distributed.", "torch.nn.parallel.distributed"))
+    return talks and not innermost.startswith("torch.distributed.tensor.")
+
+
+class Averaging:
+    """Whether a backward pass has computed all gradients, so that what is left of it is to average them over the processes.
+
+    That is done by code of DDP in C++, which waits for all processes when the rest of the graph is done.
+    """
+
+    under_way = False
+
+    def begin(self, results: Any = ()) -> None:
+        """Nothing is averaged until the backward pass from one of these, a tensor or tuple or dataclass of tensors, is done."""
+        self.under_way = False
+        if isinstance(results, Tensor):
+            if results.requires_grad:
+                results.register_hook(self._differentiated)
+        elif dataclasses.is_dataclass(results) or isinstance(results, tuple):
+            for part in results if isinstance(results, tuple) else vars(results).values():
+                self.begin(part)
+
+    def _differentiated(self, gradient: Tensor) -> None:
+        """Called as the backward pass begins: what is queued first is called first, and DDP queues its own later."""
+        torch.autograd.Variable._execution_engine.queue_callback(self._done)  # type: ignore[attr-defined]
+
+    def _done(self) -> None:
+        self.under_way = True
+
+
+averaging = Averaging()
 
 
 def _first_line(error: BaseException) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from trigflow.runtime.distributed import gather, on_first, share_of
 from trigflow.runtime.errors import UserError
-from trigflow.runtime.files import clear_leftovers, read_json
+from trigflow.runtime.files import clear_leftovers, owned, read_json
 from trigflow.training.checkpoint.part import digest_of
 from trigflow.training.checkpoint.stored import Stored
 
@@ -44,7 +44,8 @@ def retire(folder: Path, keep: int, keep_every: int = 0) -> None:
     """Delete all checkpoints but the newest `keep`, and those of multiples of `keep_every`; each is gone as a whole."""
     for path in list_checkpoints(folder)[:-keep]:
         if not (keep_every and int(path.name) % keep_every == 0):
-            shutil.rmtree(path.rename(path.with_name(f".{path.name}-obsolete")))
+            with owned(path):
+                shutil.rmtree(path.rename(path.with_name(f".{path.name}-obsolete")))
 
 
 def set_aside(path: Path) -> Path:

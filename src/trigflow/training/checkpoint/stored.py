@@ -16,7 +16,8 @@ from torch import Tensor
 
 from trigflow.runtime.distributed.shards import from_piece, is_sharded, place_of
 from trigflow.runtime.errors import UserError
-from trigflow.training.checkpoint.part import DTYPES, ORIGIN, ORIGINS, Piece
+from trigflow.runtime.tensors import DTYPES
+from trigflow.training.checkpoint.part import ORIGIN, ORIGINS, Piece
 
 FORMATS = {name: dtype for dtype, name in DTYPES.items()}
 

@@ -7,6 +7,7 @@ other process: training tells them that all have written, between two steps.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -20,7 +21,7 @@ from torch import Tensor
 from trigflow.runtime.distributed import gather, is_first, on_first, rank, world_size
 from trigflow.runtime.distributed.shards import piece
 from trigflow.runtime.errors import UserError
-from trigflow.runtime.files import replace_folder, sync_folder
+from trigflow.runtime.files import owned, replace_folder, sync_folder
 from trigflow.training.checkpoint.folder import FORMAT, retire, seal
 from trigflow.training.checkpoint.part import Part, Piece
 
@@ -46,6 +47,7 @@ class CheckpointWriter:
         self._pieces: dict[str, Piece] = {}
         self._planned_for: Any = None
         self._stage: Stage = "idle"
+        self._own = contextlib.ExitStack()
         self._thread = threading.Thread()
         self._error = ""
         self._record: dict[str, Any] = {}
@@ -144,6 +146,7 @@ class CheckpointWriter:
     def _write(self) -> None:
         assert self._part is not None
         self._temporary.mkdir(parents=True, exist_ok=True)
+        self._own.enter_context(owned(self._temporary))
         several = f"-{rank() + 1:05d}-of-{world_size():05d}" if world_size() > 1 else ""
         name = f"state{several}.safetensors"
         self._record = {name: self._part.write(self._temporary / name)}
@@ -167,6 +170,7 @@ class CheckpointWriter:
 
     def _end(self, error: str) -> None:
         self._stage = "idle"
+        self._own.close()
         if error:
             on_first(lambda: shutil.rmtree(self._temporary, ignore_errors=True))
             reason = " ".join(error.split())
