@@ -43,6 +43,20 @@ def program(arguments: list[str]) -> None:
         runpy.run_path(first, run_name="__main__")
 
 
+def fork(arguments: list[str], files: list[int]) -> int:
+    """`python ARGUMENTS` in a session of its own, otherwise as this process is; gives its number.
+
+    Args:
+        arguments: of it.
+        files: its standard input and its outputs; it has no others.
+    """
+    here = {"arguments": arguments, "environment": dict(os.environ), "folder": os.getcwd(), "session": True}
+    child = os.fork()
+    if not child:
+        run(here, files)
+    return child
+
+
 def run(request: dict[str, Any], files: list[int]) -> NoReturn:
     """Be the program to its end; in a child."""
     code: Any = 1
@@ -51,7 +65,7 @@ def run(request: dict[str, Any], files: list[int]) -> NoReturn:
             os.setsid()
         for number, file in enumerate(files):
             os.dup2(file, number)
-            os.close(file)
+        os.closerange(3, os.sysconf("SC_OPEN_MAX"))
         atexit._clear()
         signal.signal(signal.SIGINT, signal.default_int_handler)
         os.chdir(request["folder"])
@@ -113,9 +127,6 @@ def serve(requests: socket.socket) -> None:
             told = files.pop()
             child = os.fork()
             if not child:
-                waiting.close()
-                requests.close()
-                os.close(told)
                 run(request, files)
             for file in files:
                 os.close(file)
