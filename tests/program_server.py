@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -125,6 +126,7 @@ def serve(requests: socket.socket) -> None:
             for name in request["imports"]:
                 importlib.import_module(name)
             told = files.pop()
+            gc.freeze()  # garbage is not looked for among modules, in memory that would be copied for it
             child = os.fork()
             if not child:
                 run(request, files)
