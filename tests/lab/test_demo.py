@@ -139,6 +139,7 @@ def test_a_finished_demo_is_not_repeated(finished: Path, monkeypatch: pytest.Mon
             run_demo(finished, progress=False, **other)
 
 
+@pytest.mark.usefixtures("mnist_read_once")
 def test_another_recipe(tmp_path: Path) -> None:
     """Its own data and settings; a report from before there were several is one of digits."""
     out = tmp_path / "out"
