@@ -8,6 +8,7 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
@@ -21,6 +22,8 @@ from trigflow.models.model import load
 from trigflow.training.trainer import Trainer
 
 torch.set_num_threads(1)  # the tensors are tiny: more threads only wait for each other
+hypothesis.settings.register_profile("suite", deadline=None)  # a busy machine may pause anywhere
+hypothesis.settings.load_profile("suite")
 signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start background jobs, and their children, without it
 
 gc.disable()  # until all tests are collected, which is a million objects that stay
@@ -31,6 +34,10 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     gc.collect()
     gc.freeze()
     gc.enable()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    gc.unfreeze()  # extensions complain of what is never collected
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -16,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import programs
 from trigflow.data import ImageDataset, Loader, Order, open_dataset
 from trigflow.data.loader import _begin_worker, in_order
 from trigflow.runtime.errors import MissingExtraError, UserError
@@ -144,6 +144,11 @@ def test_an_image_that_breaks_later_is_named(photos: Path, workers: int) -> None
 
 DEATH = """
 import os, signal, sys
+
+# PyTorch's handler of this signal raises wherever the program happens to be: have the death noticed by the next read alone.
+# Before there is any thread, which would take the signal that the first one does not, and the handler would run all the same.
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+
 import torch
 from trigflow.data import Loader, open_dataset
 from trigflow.runtime.errors import UserError
@@ -152,8 +157,6 @@ dataset = open_dataset(sys.argv[1], memory_limit_gib=0)
 loader = Loader(dataset, lambda step: torch.arange(4), 1000, workers=1)
 loader.read(0, torch.arange(4))
 (worker,) = loader._coming._workers
-# PyTorch's handler of this signal raises wherever the program happens to be: have the death noticed by the next read alone.
-signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
 os.kill(worker.pid, signal.SIGKILL)
 try:
     for step in range(1, 1000):
@@ -167,7 +170,7 @@ loader.close()
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs signals")
 def test_a_worker_that_dies_is_said_so(photos: Path) -> None:
     """In a process of its own, because of what is left of the signal."""
-    found = subprocess.run([sys.executable, "-c", DEATH, str(photos)], capture_output=True, text=True, timeout=120)
+    found = programs.run(["-c", DEATH, photos], timeout=120)
     assert re.match(r"a process that reads data has died .*; expected .*; make memory", found.stdout), found.stderr
 
 
