@@ -81,7 +81,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Any:
     def folder(case: str) -> Path:
         if case not in made:
             made.add(case)
-            run_case(case, root / case, {}, stop=False)
+            run_case(case, root / case, FEW if case in ("teacher", "sct") else {}, stop=False)
         return root / case
 
     return folder
