@@ -1,7 +1,8 @@
 """Starts Python programs for `programs.py` by forking itself, having imported what takes long; its argument is a socket.
 
-It has one thread, so a fork is sound. A program finds the process as a fresh interpreter would be, but for modules that are
-imported already: its own `sys.argv`, environment, folder, files, signals, random numbers and `__main__`.
+It computes nothing, so that no thread holds a lock of PyTorch or Python, and a fork is sound. A program finds the process as a
+fresh interpreter would be, but for modules that are imported already: its own `sys.argv`, environment, folder, files, signals,
+random numbers and `__main__`.
 """
 
 from __future__ import annotations
