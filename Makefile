@@ -11,9 +11,9 @@ SEED   ?= 0
 demo: $(STAMP)
 	$(BIN)/trigflow demo --out $(OUT) --seed $(SEED)
 
-# Two processes of one thread each: the tensors of the tests are tiny.
+# Two processes of one thread each: the tensors of the tests are tiny. Tests are compiled once, not at every start.
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist worksteal --ignore tests/browser
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist worksteal --ignore tests/browser
 
 # The page of `trigflow serve` in Chromium, by itself: its clocks like a quiet machine. Fails where there is no Chromium; plain
 # `pytest` leaves these tests out there.

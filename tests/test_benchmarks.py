@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
+import programs
+
 SCRIPT = Path(__file__).parent.parent / "benchmarks" / "tangent.py"
 
 
 def command(*args: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(SCRIPT), *map(str, args)], capture_output=True, text=True, timeout=300, check=False
-    )
+    return programs.run([SCRIPT, *args])
 
 
 @pytest.fixture(scope="module")

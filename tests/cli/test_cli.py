@@ -8,7 +8,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 import zipfile
 from collections.abc import Callable
@@ -20,6 +19,7 @@ import pytest
 import torch
 from PIL import Image
 
+import programs
 from trigflow.cli import entry as cli_module
 from trigflow.cli.commands import COMMANDS
 from trigflow.models.model import load
@@ -45,15 +45,7 @@ def files_below(folder: Path) -> dict[str, int]:
 def trigflow(*args: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     """The command in a process of its own."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, "-m", "trigflow", *map(str, args)],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env=environment,
-        timeout=300,
-        check=False,
-    )
+    return programs.run(["-m", "trigflow", *args], cwd=cwd, environment=environment)
 
 
 # Help ----------------------------------------------------------------------------------------------------------------
@@ -175,11 +167,8 @@ def test_ctrl_c_is_answered_and_the_run_resumed(cli: Cli, tmp_path: Path) -> Non
     """A real signal to a real process, in the middle of training."""
     out = tmp_path / "run"
     args = ["train", "--out", str(out), *SMALL, "--batch-size", "4", "--loop.sample-every", "0", "--quiet"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "trigflow", *args, "--iterations", "100000", "--loop.log-every", "1"],
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    process = programs.start(
+        ["-m", "trigflow", *args, "--iterations", "100000", "--loop.log-every", "1"], stderr=subprocess.PIPE
     )
     metrics = out / "metrics.jsonl"
     try:

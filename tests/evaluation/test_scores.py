@@ -31,6 +31,13 @@ def reference(digits: Labelled) -> Reference:
     return Reference(digits[0], feature_extractor("digits"))
 
 
+@pytest.fixture(scope="module")
+def mnist_reference(mnist: Labelled) -> tuple[Tensor, Reference]:
+    """Every fifth image, and how near others are to these."""
+    images = mnist[0][::5]
+    return images, Reference(images, feature_extractor("mnist"))
+
+
 def to_bytes(x: Tensor) -> Tensor:
     return x.round().clamp(0, 255).to(torch.uint8)
 
@@ -75,9 +82,10 @@ def test_distance_grows_with_corruption(
 
 
 @pytest.mark.parametrize(("corrupt", "amounts"), CORRUPTIONS)
-def test_mnist_distance_grows_with_corruption(mnist: Labelled, corrupt: Corruption, amounts: list[float]) -> None:
-    images = mnist[0][::5]
-    reference = Reference(images, feature_extractor("mnist"))
+def test_mnist_distance_grows_with_corruption(
+    mnist_reference: tuple[Tensor, Reference], corrupt: Corruption, amounts: list[float]
+) -> None:
+    images, reference = mnist_reference
     distances = [reference.score(corrupt(images, amount)).fd for amount in amounts]
     assert all(later > earlier for earlier, later in pairwise(distances))
     assert distances[-1] > 4 * distances[1]
@@ -99,11 +107,11 @@ def test_pure_noise_is_far(reference: Reference) -> None:
     assert score.recall < 0.5
 
 
-def test_held_out_real_images_sit_at_the_noise_floor(digits: Labelled) -> None:
+def test_held_out_real_images_sit_at_the_noise_floor(reference: Reference, digits: Labelled) -> None:
     order = torch.randperm(len(digits[0]), generator=torch.Generator().manual_seed(7))
     first, second = digits[0][order].split([898, 899])
     score = evaluate(first, second, feature_extractor("digits"))
-    floor = Reference(digits[0], feature_extractor("digits")).fd_real
+    floor = reference.fd_real
     assert 0.6 * floor < score.fd < 1.5 * floor
     assert score.precision > 0.8
     assert score.recall > 0.8

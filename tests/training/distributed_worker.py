@@ -6,7 +6,9 @@ than one port, commands are run too, and at last a process is lost; what was sai
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
+import io
 import json
 import os
 import sys
@@ -14,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from training.distributed_cases import make_trainer, run_case
@@ -35,6 +38,13 @@ def commands(folder: Path, ports: list[int]) -> None:
     run("distill", folder / "run", "--out", folder / "student", *loop, "--parallel.mode", "fsdp")
     for name in ("run", "student"):
         run("sample", folder / name, "--num", 7, "--out", folder / f"{name}.png", "--device", "cpu", "--quiet")
+
+
+def told_to_one(folder: Path) -> tuple[int, str]:
+    """Exit code and errors of a command that takes one process."""
+    with contextlib.redirect_stderr(io.StringIO()) as errors, pytest.raises(SystemExit) as leave:
+        cli.main(["info", str(folder)])
+    return int(leave.value.code or 0), errors.getvalue()
 
 
 def refusals(folder: Path) -> dict[str, str]:
@@ -88,6 +98,7 @@ def main() -> None:
             said["refusals"] = refusals(folder)
     if ports:
         commands(folder, ports)
+        said["info"] = told_to_one(folder)
         os.environ["MASTER_PORT"] = str(ports.pop())
         said["lost"] = lost(folder, said)
         (folder / f"said-{os.environ['RANK']}.json").write_text(json.dumps(said))

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -42,6 +43,8 @@ def main() -> None:
     sys.argv = [script, *sys.argv[4:]]
     for name in (*IMPORTED_LATE, f"training.{script}"):
         importlib.import_module(name)
+    importlib.import_module("training.tiny").all_digits()  # as they are for every process
+    gc.freeze()
     children = [fork(script, rank) for rank in range(processes)]
     codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
     (folder / "codes").write_text(json.dumps(codes))

@@ -8,13 +8,16 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
+
+import programs
+
+IMPORTED_LATE = ("sklearn.datasets", "tensorboard.summary", "torch._dynamo", "torch.distributed.fsdp")
+"""Which a training would import by itself, in every process."""
 
 
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
@@ -38,11 +41,12 @@ def run_group(folder: Path, script: str, arguments: list[str], processes: int, p
     What they print is added to FOLDER/output. Gives their exit codes.
     """
     group = Path(__file__).with_name("group.py")
-    command = [sys.executable, str(group), str(processes), port, script, str(folder), *arguments]
+    command = [group, processes, port, script, folder, *arguments]
     (folder / "codes").unlink(missing_ok=True)  # of an earlier group
     with (folder / "output").open("a") as output:
-        process = subprocess.Popen(
-            command, stdout=output, stderr=output, env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        process = programs.start(
+            command, stdout=output, stderr=output, environment=environment, session=True, imports=IMPORTED_LATE
         )
         try:
             process.wait(timeout=seconds)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import resource
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import programs
 from trigflow.training.board import Appended, Board
 from trigflow.training.log import MetricLog, read_metrics
 
@@ -124,9 +124,7 @@ def test_the_writer_of_pytorch_reads_the_same(tmp_path: Path) -> None:
         "    found.append([(e.step, e.value) for e in events.Scalars('a/b')])\n"
         "print(json.dumps(found))\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=120, check=True
-    )
+    done = programs.run(["-c", code, tmp_path], timeout=120, check=True)
     theirs, mine = json.loads(done.stdout)
     assert theirs == mine
     assert len(mine) == 2

@@ -10,6 +10,8 @@ from datetime import timedelta
 import pytest
 import torch.distributed as dist
 
+import programs
+
 JOIN = """
 import os
 from trigflow.runtime.distributed import average, process_group
@@ -37,8 +39,7 @@ def test_a_second_attempt_does_not_see_the_first() -> None:
                 "RANK": rank,
                 "LOCAL_RANK": rank,
             }
-            command = [sys.executable, "-c", JOIN]
-            processes.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
+            processes.append(programs.start(["-c", JOIN], environment=environment, stdout=subprocess.PIPE))
         try:
             said = [process.communicate(timeout=50)[0] for process in processes]
         finally:

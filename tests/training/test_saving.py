@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+import programs
 from training.tiny import differing, state_of, tiny_trainer
 from trigflow import cli
 from trigflow.runtime.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, UserError
@@ -195,8 +196,8 @@ def test_a_real_limit_on_the_size_of_files(tmp_path: Path) -> None:
         "resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))\n"
         "from trigflow import cli; cli.main(sys.argv[1:])"
     )
-    command = [sys.executable, "-c", program, "train", "--out", str(tmp_path / "run"), *TINY, "--iterations", "3"]
-    done = subprocess.run([*command, "--loop.checkpoint-every", "1"], capture_output=True, text=True, timeout=120)
+    command = ["-c", program, "train", "--out", str(tmp_path / "run"), *TINY, "--iterations", "3"]
+    done = programs.run([*command, "--loop.checkpoint-every", "1"], timeout=120)
     assert done.returncode == 2, done.stderr
     lines = done.stderr.splitlines()
     assert [line.split(": ")[1] for line in lines] == ["warning", "warning", "error"]
@@ -324,11 +325,11 @@ def test_a_signal_to_all_processes_of_a_job_leaves_those_that_read_data_until_th
 ) -> None:
     out = tmp_path / "run"
     command = [
-        sys.executable, "-m", "trigflow", "train", "--out", str(out), *TINY, "--iterations", "100000",
+        "-m", "trigflow", "train", "--out", str(out), *TINY, "--iterations", "100000",
         "--data", str(photos(*[f"{i}.png" for i in range(12)])), "--resize", "8", "--data.memory-gib", "0", "--workers", "2",
     ]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True)
+    process = programs.start(command, stderr=subprocess.PIPE, environment=environment, session=True)
     try:
         while not (out / "metrics.jsonl").is_file() or not (out / "metrics.jsonl").stat().st_size:
             assert process.poll() is None
@@ -404,7 +405,7 @@ def test_a_second_signal_ends_one_of_several_processes_at_once(numbers: tuple[st
         + "print('still there')"
     )
     environment = {name: value for name, value in os.environ.items() if name != "TORCHELASTIC_RUN_ID"}
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, timeout=60)
+    done = programs.run(["-c", program], environment=environment, timeout=60)
     assert (done.returncode, done.stdout) == (-signal.Signals[numbers[1]], "")
 
 
@@ -445,7 +446,7 @@ def test_killed_while_a_checkpoint_is_written(tmp_path: Path) -> None:
         f"tiny_trainer(Path({str(tmp_path / 'run')!r}), {changes!r}).run()\n"
     )
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}  # which sums are rounded by
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, env=environment)
+    done = programs.run(["-c", program], timeout=120, environment=environment)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert names(tmp_path / "run") == [".00000004-progress", "00000002"]
     resumed = tiny_trainer(tmp_path / "run", changes, resume="auto")

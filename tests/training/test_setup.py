@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+import programs
 from training.tiny import differing, state_of, tiny_trainer, untrained_teacher
 from trigflow.runtime.errors import UserError
 from trigflow.runtime.files import clear_leftovers, owned, replacing, write_folder, write_json, write_text
@@ -94,7 +95,7 @@ def test_a_killed_write_is_cleared_up_and_nothing_is_lost(when: str, tmp_path: P
     path = tmp_path / "00000003"
     path.mkdir()
     (path / "state.json").write_text("whole")
-    killed = subprocess.run([sys.executable, "-c", KILLED, str(path), when], check=False)
+    killed = programs.run(["-c", KILLED, path, when])
     assert killed.returncode == 9
     left = sorted(p.name for p in tmp_path.iterdir())
     assert len(left) == 2

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import program_server
 from training.tiny import tiny_config
+from trigflow.lab.study import pool
 from trigflow.lab.study.results import CellResult, Results
+from trigflow.lab.study.runner import Settings, run_study
 from trigflow.lab.study.spec import Arm, Base, Draw, Expect, Study
 
 MACHINE = {"processor": "Abacus", "threads": 1, "device": "cpu", "python": "3.0", "torch": "2.0", "trigflow": "0.0"}
@@ -81,9 +86,38 @@ def made_up(study: Study, figures: dict[str, list[float | str]], **changes: Any)
     return Results(**{**settings, **changes})
 
 
-if __name__ == "__main__":  # a runner to be killed
-    from trigflow.lab.study.runner import Settings, run_study
+class Forked:
+    """A cell in a process that is forked, as far as a pool needs `subprocess.Popen`."""
 
-    run_study(
-        STUDY, tiny_base(150, 10), "base", Settings(Path(sys.argv[1]), (0,), ("clipped",), num=20, device="cpu"), "test"
-    )
+    def __init__(self, module: str, arguments: list[str], log: Path) -> None:
+        reading, writing = os.pipe()
+        self.stdin = os.fdopen(writing, "wb")
+        with log.open("ab") as output:
+            self.pid = program_server.fork(["-m", module, *arguments], [reading, output.fileno(), output.fileno()])
+        os.close(reading)
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
+        return self.returncode
+
+    def wait(self) -> int:
+        while self.poll() is None:
+            time.sleep(0.01)
+        assert self.returncode is not None
+        return self.returncode
+
+
+def first_forked(module: str, arguments: list[str], threads: int, log: Path) -> Any:
+    """As `pool.spawn`, which every cell but the first gets: starting a process takes longer than the cell."""
+    pool.spawn = SPAWN
+    return Forked(module, arguments, log)
+
+
+SPAWN = pool.spawn
+if __name__ == "__main__":  # a runner to be killed
+    pool.spawn = first_forked
+    settings = Settings(Path(sys.argv[1]), (0,), ("clipped",), num=20, device="cpu")
+    run_study(STUDY, tiny_base(100, 10), "base", settings, "test")

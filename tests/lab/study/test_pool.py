@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+import programs
 from lab.study.lab import STUDY, tiny_base
 from trigflow.lab.study import pool
 from trigflow.lab.study.cell import run_cell
@@ -221,7 +222,7 @@ def child_of(pid: int) -> int | None:
 def test_killed_children_and_parents_lose_nothing_but_steps(tmp_path: Path) -> None:
     """A child is killed, then its parent, each at a new checkpoint. The orphan ends by itself, having saved; the study that
     is started again goes on from there, and ends with the weights of one that never stopped."""
-    plan: Plan = expand(STUDY, tiny_base(150, 10), [STUDY.arms[1]], (0,), num=20)
+    plan: Plan = expand(STUDY, tiny_base(100, 10), [STUDY.arms[1]], (0,), num=20)
     teacher, cell = plan.cells.values()
     whole = tmp_path / "whole"
     for one in (teacher, cell):
@@ -230,10 +231,11 @@ def test_killed_children_and_parents_lose_nothing_but_steps(tmp_path: Path) -> N
     (out / "teachers").mkdir(parents=True)
     (whole / teacher.model).rename(out / teacher.model)
 
-    command = [sys.executable, "-m", "lab.study.lab", str(out)]
+    command = ["-m", "lab.study.lab", out]
     places = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, "PYTHONPATH": places, "OMP_NUM_THREADS": "1"}
-    runner = subprocess.Popen(command, env=environment, start_new_session=True)
+    imports = ["matplotlib.pyplot", "trigflow.lab.study.cell"]
+    runner = programs.start(command, environment=environment, session=True, imports=imports)
     student = out / cell.model
 
     def newest() -> int:
@@ -252,10 +254,10 @@ def test_killed_children_and_parents_lose_nothing_but_steps(tmp_path: Path) -> N
     assert runner.wait() == -signal.SIGKILL
     wait_for(lambda: not is_locked(lock_of(out, cell.model)))
     at = newest()
-    assert 0 < at < 150
+    assert 0 < at < 100
     assert not (out / "cells" / cell.key / "result.json").exists()
 
-    subprocess.run(command, env=environment, check=True)
+    assert programs.start(command, environment=environment).wait(timeout=300) == 0
     assert read_json(out / "cells" / cell.key / "result.json", "result")["status"] == "done"
     assert (out / "tiny-base" / "figure.png").is_file()
     ours, theirs = (load(folder / cell.model, "cpu").network.state_dict() for folder in (out, whole))
