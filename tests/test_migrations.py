@@ -145,7 +145,7 @@ AVERAGES: dict[str, Any] = {"jumps": "any", "ends": "pair", "anchor": 0.25, "pow
 
 
 def averages(kind: str, velocity: Any, weighting: Any, mode: Any, sd: float = 0.5) -> FlowMap:
-    """A tangent without warmup, prior and differences, which MeanFlow did not have; raw where they were learned from."""
+    """A tangent without warmup, prior and differences, which MeanFlow did not have."""
     return FlowMap(
         kind=kind, velocity=velocity, weighting=weighting, proposal=Proposal(-2.0 + math.log(sd), 1.5),
         tangent=TangentConfig(mode, 0.05, 2.0, 0, 0.0), **SHARED, **AVERAGES,
@@ -163,9 +163,9 @@ MIGRATED: list[tuple[dict[str, Any], Objective]] = [
     ({"kind": "ct"}, Discrete(kind="ct", velocity="data", discrete=DISCRETE, **STUDENT)),
     ({"kind": "cd"}, Discrete(kind="cd", velocity="teacher", discrete=DISCRETE, **STUDENT)),
     ({"kind": "meanflow"}, averages("meanflow", "data", "error", "normalize")),
-    ({"kind": "meanflow", **LEARNED}, averages("meanflow", "data", "learned", "raw")),
+    ({"kind": "meanflow", **LEARNED}, averages("meanflow", "data", "average", "normalize")),
     ({"kind": "meanflow-distill"}, averages("meanflow-distill", "teacher", "error", "normalize")),
-    ({"kind": "meanflow-distill", **LEARNED}, averages("meanflow-distill", "teacher", "learned", "raw")),
+    ({"kind": "meanflow-distill", **LEARNED}, averages("meanflow-distill", "teacher", "average", "normalize")),
 ]
 
 

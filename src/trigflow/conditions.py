@@ -105,16 +105,15 @@ def rows_of(conditions: Mapping[str, Any], x: Tensor) -> dict[str, Tensor]:
     """
     told = {}
     for name, given in conditions.items():
-        value = torch.as_tensor(given)
+        value = torch.as_tensor(given, dtype=None if isinstance(given, Tensor | int) else torch.float64)
         value = value.to(x.device, x.dtype if value.is_floating_point() or name == "guidance" else value.dtype)
         if value.ndim == 0:
             value = value[None]
-        if len(value) not in (1, len(x)) or (
-            name in ORDER and value.ndim > 1
-        ):  # a number each; more axes would broadcast
+        numbers = name in ORDER  # one each; with more axes they would broadcast
+        if len(value) not in (1, len(x)) or (numbers and value.ndim > 1):
             raise UserError(
                 f"{name} of shape {tuple(value.shape)} for a batch of {len(x)}; expected one "
-                f"{'number' if name in ORDER else 'row'}, or one a sample; correct it"
+                f"{'number' if numbers else 'row'}, or one a sample; correct it"
             )
         told[name] = value.expand(len(x), *value.shape[1:])
     return told
@@ -252,7 +251,7 @@ class Classes:
                 f"{what} of shape {tuple(given.shape)} that are not one-hot; expected rows of {self.num} numbers, one of "
                 f"them 1 and the rest 0; correct {what}"
             )
-        return given.argmax(1)
+        return given.to(torch.int64).argmax(1)
 
     def state(self) -> dict[str, Any]:
         return {"num": self.num, "names": list(self.names)}
@@ -345,7 +344,7 @@ class Conditioner:
         return told
 
     def _what(self) -> str:
-        return "a model that takes none" if self.inputs else "an unconditional model"
+        return "a model that takes no such condition" if self.inputs else "an unconditional model"
 
     def _known(self) -> str:
         return ", ".join("labels" if name == "label" else name for name in self.inputs) or "none"

@@ -113,10 +113,10 @@ def _objective(raw: Mapping[str, Any], sd: float) -> dict[str, Any]:
             "jumps": "any",
             "ends": "pair",
             "anchor": old["equal"],
-            "weighting": old["weighting"],
+            "weighting": "average" if old["weighting"] == "learned" else old["weighting"],
             "power": old["power"],
             "c": old["c"],
-            "tangent": {**shape, "mode": "raw"} if old["weighting"] == "learned" else shape,
+            "tangent": shape,
         }
     return {**new, "jumps": "segments", **only("segments")}
 

@@ -180,7 +180,7 @@ def test_an_engine_draws_with_a_condition_of_several_numbers(variant: str, kind:
         ({"wind": [1.0, 2.0, 3.0]}, r"wind of shape \(3,\); expected finite numbers of shape \(2,\)"),
         ({"wind": [1.0, float("nan")]}, r"wind of shape .*expected finite"),
         ({"wind": "strong"}, "wind: 'strong' are no numbers"),
-        ({"rain": 1.0}, "rain for a model that takes none; expected labels, wind"),
+        ({"rain": 1.0}, "rain for a model that takes no such condition; expected labels, wind"),
     ):
         for draw in (
             lambda bad=bad: engine.draw(noise, 3, fresh=fresh, conditions=bad),

@@ -197,13 +197,18 @@ def test_the_weighting_by_the_error(power: float) -> None:
     close(loss.figures["loss"], (squares / 3).float(), 1e-5)
 
 
-def test_the_learned_weighting() -> None:
+@pytest.mark.parametrize("weighting", ["learned", "average"])
+def test_the_learned_weighting(weighting: str) -> None:
+    """Of raw tangents; and of the errors of average velocities, `m(t)^2 / m(s)` times them in units of sd."""
     net, (x0, noise, t) = jumping(), batch(24)
     s, weight = ends(t), AdaptiveWeight(PROCESS).double()
     nn.init.constant_(weight.linear.bias, 0.7)
-    settings = {"weighting": "learned", "tangent": TangentConfig(mode="raw", warmup=0)}
+    settings = {"weighting": weighting, "tangent": TangentConfig(mode="raw", warmup=0)}
     x_t, v = PROCESS.interpolate(x0, noise, t), PROCESS.velocity(x0, noise, t)
-    mean_square = eulerian_tangent(net, PROCESS, x_t, v, t, s, {})[1].square().mean(1)
+    # What g has as c df/dt, the average velocity has as m(t)^2 / m(s) df/dt.
+    scale = None if weighting == "learned" else (straight(t)[0] ** 2 / straight(s)[0]).reshape(-1, 1)
+    error = eulerian_tangent(net, PROCESS, x_t, v, t, s, {}, scale=scale)[1]
+    mean_square = (error if scale is None else error / PROCESS.sigma_data).square().mean(1)
     w = weight(t)
     loss = meanflow_loss(net, x0, noise, t, s, weight=weight, **settings)
     close(loss.value, (torch.exp(w) * mean_square - w).mean())
@@ -216,6 +221,7 @@ def test_a_learned_weight_has_no_part_in_the_weighting_by_the_error() -> None:
     assert torch.equal(plain.value, weighted.value)
     assert not objective_of("meanflow").learns_weight
     assert objective_of("meanflow", weighting="learned").learns_weight
+    assert objective_of("meanflow", weighting="average").learns_weight
 
 
 def test_figures() -> None:

@@ -239,16 +239,16 @@ def poison(trainer: Trainer, what: str) -> None:
 def test_weights_and_moments_that_are_not_finite_are_never_written(what: str, changes: Changes, tmp_path: Path) -> None:
     """They are put there after the third step. An infinite second moment, for one, stops a weight without any other sign."""
     trainer = tiny_trainer(tmp_path / "run", {**RUN, "loop.keep": 9, **changes})
-    step, iterations = trainer.step, []
+    advance, iterations = trainer.advance, []
 
     def poisoned() -> Any:
-        result = step()
+        result = advance()
         iterations.append(trainer.iteration)
         if trainer.iteration == 3 and trainer.guard.rollbacks == 0:
             poison(trainer, what)
         return result
 
-    trainer.step = poisoned  # type: ignore[method-assign]
+    trainer.advance = poisoned  # type: ignore[method-assign]
     trainer.run()
     assert iterations == [1, 2, 3, 4, 3, 4, 5, 6, 7, 8]  # noticed at the next step or checkpoint
     assert (trainer.guard.rollbacks, trainer.guard.updates) == (1, 8)
@@ -295,7 +295,7 @@ def test_an_interruption_writes_no_state_that_is_not_finite(tmp_path: Path, caps
     ],
 )
 def test_a_run_that_cannot_go_back_ends_with_one_line(changes: Changes, said: str, tmp_path: Path) -> None:
-    trainer = tiny_trainer(tmp_path / "run", {**RUN, "loop.log_every": 100, **changes})
+    trainer = tiny_trainer(tmp_path / "run", {**RUN, **changes})
     spoil_network(trainer, lambda: trainer.iteration >= 4)
     with pytest.raises(DivergedError, match=said) as error:
         trainer.run()
@@ -337,14 +337,14 @@ def spiking(
         spikes = trainer.iteration == 10 and trainer.guard.rollbacks == 0
         return Loss(loss.value * (1e5 if spikes else 1.0), loss.figures)
 
-    step, weights = trainer.step, []
+    advance, weights = trainer.advance, []
 
     def noted() -> Any:
-        result = step()
+        result = advance()
         weights.append(trainer.network.inp.weight.detach().clone())
         return result
 
-    trainer.step = noted  # type: ignore[method-assign]
+    trainer.advance = noted  # type: ignore[method-assign]
     with monkeypatch.context() as patch:
         patch.setattr(diffusion, "diffusion_loss", larger)
         trainer.run()

@@ -81,8 +81,9 @@ class FlowMap(StudentObjective):
     """Along what dF/dt is taken: the velocity of the residual, or the network's own, which varies less than the data's."""
     semi_step: float = 0.0
     """h of the semi-continuous derivative, exact in x and a difference over h in t; 0 for one that is exact in both."""
-    weighting: Literal["learned", "error"] = "learned"
-    """learned: shaped tangents and w(t). error: MeanFlow's, raw errors weighted by 1 / (||error||^2 + c)^power."""
+    weighting: Literal["learned", "average", "error"] = "learned"
+    """learned: shaped tangents and w(t). error: MeanFlow's, raw errors of the average velocity weighted by
+    1 / (||error||^2 + c)^power. average: these errors and w(t)."""
     power: float = 1.0
     """Power p of the weighting by the error."""
     c: float = 1e-3
@@ -181,7 +182,8 @@ def flow_map_loss(
 
     Samples with s = t are those of diffusion: their g is `-(sd F - v)`, of which no shape is changed, with the velocity of
     the teacher, or of the data where there is none. With the weighting by the error (MeanFlow), Eulerian errors are those of
-    the average velocity in units of sd, `-m(t)^2 / m(s) df/dt / sd` with `m = cos + sin`, others are `g / sd`::
+    the average velocity in units of sd, `-m(t)^2 / m(s) df/dt / sd` with `m = cos + sin`, others are `g / sd` (and so with the
+    weighting `average`, which has w(t) in place of omega)::
 
         L = E[ omega || error ||^2 ],    omega = 1 / sg(|| error ||^2 + c)^p
 
@@ -217,10 +219,10 @@ def flow_map_loss(
         )
     end = torch.zeros_like(t) if end is None else end
     shape, own = config.tangent, own_velocity(network, process, told)
-    eulerian, by_error = config.residual == "eulerian", config.weighting == "error"
+    eulerian, average = config.residual == "eulerian", config.weighting != "learned"
     anchored = (t == end).reshape(-1, *[1] * (x0.ndim - 1)) if config.anchor > 0 else None
     scale: Tensor | None = None
-    factor: Tensor | float = 1.0  # of F, in what the weighting by the error compares
+    factor: Tensor | float = 1.0  # of F, where average velocities are compared
     with torch.no_grad():
         x_t = process.interpolate(x0, noise, t)
         v = x_t
@@ -231,7 +233,7 @@ def flow_map_loss(
         anchor_v = v
         if eulerian and config.velocity == "self" and anchored is not None:
             v = torch.where(anchored, v, own(x_t, t))
-        if eulerian and by_error:
+        if eulerian and average:
             (cos, sin), (cos_end, sin_end) = trig(t, x_t), trig(end, x_t)
             factor = cos + sin
             scale = factor**2 / (cos_end + sin_end)
@@ -251,7 +253,7 @@ def flow_map_loss(
         fixed = prediction.detach().to(x_t.dtype)
         if not eulerian and anchored is not None:
             g = torch.where(anchored, anchor_v - process.sigma_data * fixed, g)
-        if by_error:
+        if average:
             shaped = g / process.sigma_data
         else:
             shaped = shape_tangent(g, shape)
@@ -260,8 +262,9 @@ def flow_map_loss(
         target = factor * fixed + shaped
     error = per_sample_mean_square(factor * prediction - target)
     figures = as_figures(t=t, loss=error, tangent_norm=per_sample_mean_square(g).sqrt())
-    if by_error:
+    if config.weighting == "error":
         square = error * x_t[0].numel()
         omega = (square.detach() + config.c) ** -config.power
         return Loss((omega * square).mean(), figures)
-    return Loss(weighted_mean(error, t, weight, shape.prior_weight(t - end)), figures)
+    prior = None if average else shape.prior_weight(t - end)
+    return Loss(weighted_mean(error, t, weight, prior), figures)

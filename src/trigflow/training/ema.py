@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from trigflow.runtime.distributed import on_first
 from trigflow.runtime.distributed.shards import piece
@@ -86,12 +86,12 @@ class EMA:
         return {"ema": self.network, **others}
 
     @torch.no_grad()
-    def update(self, source: nn.Module, iteration: int, batch_size: int) -> None:
-        """Take in the weights after step `iteration` (from 1)."""
-        _blend(self.network, source, ema_decay(self.config, iteration, batch_size))
+    def update(self, source: nn.Module, iteration: int, batch_size: int, fine: Tensor | None = None) -> None:
+        """Take in the weights after step `iteration` (from 1), unless `fine`, a number on the device, is 0."""
+        _blend(self.network, source, ema_decay(self.config, iteration, batch_size), fine)
         for sigma_rel, network in self.tracked.items():
             if network is not self.network:
-                _blend(network, source, power_decay(sigma_rel, iteration))
+                _blend(network, source, power_decay(sigma_rel, iteration), fine)
 
     def save_snapshots(self, run: Path, iteration: int, updates: int, last: int) -> bool:
         """Write the tracked averages into `run/ema`, when a snapshot is due at this iteration and not yet there.
@@ -118,9 +118,14 @@ class EMA:
         return due
 
 
-def _blend(average: nn.Module, source: nn.Module, beta: float) -> None:
-    """`average <- beta average + (1 - beta) source`, and copied buffers."""
-    mine = [piece(p) for p in average.parameters()]
-    torch._foreach_lerp_(mine, [piece(p.detach()) for p in source.parameters()], 1 - beta)
-    for buffer, theirs in zip(average.buffers(), source.buffers(), strict=True):
-        buffer.copy_(theirs)
+def _blend(average: nn.Module, source: nn.Module, beta: float, fine: Tensor | None) -> None:
+    """`average <- beta average + (1 - beta) source`, and copied buffers; with `fine` 0, nothing but the buffers."""
+    mine, theirs = [piece(p) for p in average.parameters()], [piece(p.detach()) for p in source.parameters()]
+    if fine is None:
+        torch._foreach_lerp_(mine, theirs, 1 - beta)
+    else:
+        share = fine * (1 - beta)  # no fused kernel takes one from the device
+        for a, b in zip(mine, theirs, strict=True):
+            a.lerp_(b, share)
+    for buffer, new in zip(average.buffers(), source.buffers(), strict=True):
+        buffer.copy_(new)

@@ -57,10 +57,10 @@ class Instruments:
         self.taken = 0
         self.start: float | None = None
         self.batch: Batch = {}
-        self.grad_norms: list[float] = []
+        self.grad_norms: list[Tensor] = []
         self.arithmetic: dict[str, Any] | None = None
 
-    def watch(self, iteration: int, batch: Batch, grad_norm: float) -> None:
+    def watch(self, iteration: int, batch: Batch, grad_norm: Tensor) -> None:
         """Take in the batch of a step, or a part of it, and the norm of its gradient before clipping; ahead of its update."""
         self.batch = batch
         self.grad_norms.append(grad_norm)
@@ -103,7 +103,7 @@ class Instruments:
     def _gradients(self) -> dict[str, Any]:
         if not self.grad_norms:
             return {}
-        norms, self.grad_norms = self.grad_norms, []
+        norms, self.grad_norms = torch.stack(self.grad_norms).tolist(), []
         after = _norm([p.grad for p in self.losses.student.parameters if p.grad is not None])
         unclipped = norms[-1] / after if after else 1.0
         parts = {

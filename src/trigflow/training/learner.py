@@ -90,6 +90,12 @@ class Learner:
         torch._foreach_mul_(gradients, (bound / (norm + 1e-6)).clamp(max=1.0))
         return norm
 
-    def update(self) -> None:
-        """One step of the optimizer."""
+    @property
+    def skips(self) -> bool:
+        """Whether the optimizer can leave a step out by a number on the device."""
+        return not isinstance(self.optimizer, torch.optim.RAdam)
+
+    def update(self, fine: Tensor | None = None) -> None:
+        """One step of the optimizer; where `fine`, a number on the device, is 0, it changes nothing."""
+        self.optimizer.found_inf = None if fine is None else 1 - fine  # type: ignore[attr-defined]  # as GradScaler does
         self.optimizer.step()

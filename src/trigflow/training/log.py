@@ -97,19 +97,19 @@ class FigureWindow:
     def add(self, figures: dict[str, Tensor]) -> None:
         """Take in figures of shape `(b,)`, `t` among them. Those of another loss bring a time and a prefix of their own:
         `vsd_loss` was measured at `vsd_t`."""
-        self.parts.append({name: value.cpu() for name, value in figures.items()})
+        self.parts.append(figures)
 
     def gather(self) -> None:
         """Bring the figures of all processes, which all call this, into the first one."""
         if self.parts:
-            joined = {name: torch.cat([part[name] for part in self.parts]) for name in self.parts[0]}
+            joined = {name: torch.cat([part[name] for part in self.parts]).cpu() for name in self.parts[0]}
             self.parts = [gather_figures(joined)]
 
     def flush(self) -> dict[str, Any]:
         """`name` and `name_by_time` (a list of TIME_BINS means, None where no sample fell) for every figure but t."""
         if not self.parts:
             return {}
-        joined = {name: torch.cat([part[name] for part in self.parts]).double() for name in self.parts[0]}
+        joined = {name: torch.cat([part[name] for part in self.parts]).cpu().double() for name in self.parts[0]}
         self.parts = []
         times = {name[:-1]: joined.pop(name) for name in list(joined) if name == "t" or name.endswith("_t")}
         all_bins = {p: (t / (math.pi / 2) * TIME_BINS).long().clamp(0, TIME_BINS - 1) for p, t in times.items()}

@@ -110,18 +110,20 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """One update of every parameter that has a gradient."""
+        """One update of every parameter that has a gradient; none where the attribute `found_inf`, a number on the device, is
+        1, as in fused optimizers of PyTorch."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        found = getattr(self, "found_inf", None)
         for group in self.param_groups:
             given = [p for p in group["params"] if p.grad is not None]
-            self._step_matrices([p for p in given if id(p) in self.matrices], group)
-            self._step_others([p for p in given if id(p) not in self.matrices], group)
+            self._step_matrices([p for p in given if id(p) in self.matrices], group, found)
+            self._step_others([p for p in given if id(p) not in self.matrices], group, found)
         return loss
 
-    def _step_matrices(self, params: list[nn.Parameter], group: dict[str, Any]) -> None:
+    def _step_matrices(self, params: list[nn.Parameter], group: dict[str, Any], found: Tensor | None) -> None:
         lr, momentum = group["lr"], group["momentum"]
         by_shape: dict[tuple[int, int], list[nn.Parameter]] = {}
         for p in params:
@@ -132,16 +134,20 @@ class Muon(torch.optim.Optimizer):
                 state = self.state[p]
                 if not state:
                     state["momentum"] = torch.zeros_like(p)
-                state["momentum"].lerp_(p.grad, 1 - momentum)
+                after = state["momentum"].lerp(p.grad, 1 - momentum)
+                state["momentum"].copy_(after if found is None else torch.where(found > 0, state["momentum"], after))
                 directions.append(whole(p.grad.lerp(state["momentum"], momentum)).flatten(1))  # type: ignore[union-attr]
             updates = orthogonalize(torch.stack(directions))
             for p, update in zip(alike, updates, strict=True):
                 weight, rows = piece(p), piece(cut_like(update.reshape(p.shape), p))
+                kept: Any = 1 - lr * group["weight_decay"]
+                if found is not None:
+                    rows, kept = torch.where(found > 0, 0.0, rows), torch.where(found > 0, 1.0, kept)
                 if group["weight_decay"]:
-                    weight.mul_(1 - lr * group["weight_decay"])
+                    weight.mul_(kept)
                 weight.sub_(rows, alpha=0.2 * lr * math.sqrt(max(shape)))
 
-    def _step_others(self, params: list[nn.Parameter], group: dict[str, Any]) -> None:
+    def _step_others(self, params: list[nn.Parameter], group: dict[str, Any], found: Tensor | None) -> None:
         if not params:
             return
         for p in params:
@@ -158,6 +164,7 @@ class Muon(torch.optim.Optimizer):
             [],
             [s["step"] for s in states],
             fused=True,
+            found_inf=found,
             decoupled_weight_decay=True,
             amsgrad=False,
             beta1=group["betas"][0],

@@ -1,61 +1,33 @@
-"""One trainer for teacher and student.
+"""One trainer for teacher and student: from data to gradient to update, step by step.
 
-Every random number of step i comes from a generator seeded by (seed, i), and the data order is a function of (seed, i) too.
-A run that is interrupted and resumed therefore ends with the same weights, bit for bit, as one that never stopped.
+Where nothing has to be decided by its numbers at once, a step reads none of them: what is not finite is left out on the device,
+and the host takes note of it when the next line of metrics is due. See `trigflow.training.run` for what a run consists of.
 """
 
 from __future__ import annotations
 
 import contextlib
-import copy
-import dataclasses
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from trigflow.conditions import takes
-from trigflow.data import Dataset, Loader, Order
-from trigflow.data.config import load_data
 from trigflow.migrations import stamped
-from trigflow.models.model import Model, read_description, times_of
-from trigflow.networks import build
-from trigflow.networks.custom import check_apart
-from trigflow.objectives import AdaptiveWeight
-from trigflow.runtime.distributed import average, is_first, on_first, rank
-from trigflow.runtime.errors import DivergedError, UserError
+from trigflow.models.model import Model
+from trigflow.runtime.distributed import average, is_first, rank
 from trigflow.runtime.files import write_json
 from trigflow.runtime.heap import freed_memory_kept
-from trigflow.runtime.interrupt import Stops, stop_for, uninterrupted
-from trigflow.runtime.machine import repeatable, resolve_device
-from trigflow.runtime.seeds import derive_seed
-from trigflow.training.batch import Batch, Batches, split
-from trigflow.training.config import RunConfig, origin_of, to_dict
-from trigflow.training.ema import EMA
-from trigflow.training.grids import Grids
-from trigflow.training.guard import Guard, not_finite
-from trigflow.training.instruments import Instruments
+from trigflow.runtime.interrupt import stop_for, uninterrupted
+from trigflow.runtime.machine import repeatable
+from trigflow.training.batch import Batch, split
+from trigflow.training.config import to_dict
 from trigflow.training.learner import Learner
 from trigflow.training.log import warn
-from trigflow.training.losses import Losses
-from trigflow.training.parallel import Parallel, share_of_batch
 from trigflow.training.report import Report
-from trigflow.training.saving import Resume, Saving
-from trigflow.training.scaling import LossScale
-from trigflow.training.setup import (
-    check_start,
-    check_teacher,
-    choose_codec,
-    claim_folder,
-    fit_network,
-    numbered,
-    start_from,
-)
-from trigflow.training.snapshots import drop_snapshots_after
+from trigflow.training.run import Run
 
 
-class Trainer:
+class Trainer(Run):
     """Trains the network of a configuration into a run folder.
 
     Where a process group has been set up, all of its processes make the same trainer and call the same methods in the same
@@ -78,113 +50,6 @@ class Trainer:
         UserError: for settings that make no sense, data or teacher that do not fit, a folder that cannot be written or
             holds another run.
     """
-
-    def __init__(
-        self,
-        config: RunConfig,
-        folder: str | Path,
-        *,
-        teacher: Model | None = None,
-        start: Model | None = None,
-        negative: Model | None = None,
-        network: nn.Module | None = None,
-        dataset: Dataset | None = None,
-        resume: Resume = False,
-        progress: bool = True,
-    ) -> None:
-        config.validate()
-        self.progress = progress and is_first()
-        opened = load_data(config.data, self.progress) if dataset is None else dataset
-        self.dataset = numbered(opened, Path(folder), bool(resume), teacher, start)
-        self.config = config = fit_network(config, self.dataset, network)
-        self.teacher = teacher
-        self.device = resolve_device(config.loop.device)
-        self.codec = choose_codec(config, self.dataset, teacher)
-        check_teacher(config, self.dataset, teacher, negative)
-        check_start(config, self.dataset, start, self.codec)
-        if teacher is not None and network is not None:
-            check_apart(network, teacher.network)
-
-        loop = config.loop
-        share = share_of_batch(loop.batch_size, loop.accumulate)
-        self.parallel = parallel = Parallel(config.parallel, self.device)
-        if parallel.sharded and loop.instruments:
-            raise UserError(
-                "loop.instruments with sharded weights, which no process has all of; expected parallel.mode ddp; "
-                "change it or drop the instruments"
-            )
-        memory_format = torch.channels_last if loop.channels_last else torch.contiguous_format
-        with torch.random.fork_rng():
-            torch.manual_seed(derive_seed(loop.seed, "weights"))
-            built = build(config.network, config.process.sigma_data) if network is None else network
-            weights = self._weights("weight", *["vsd_weight"] * config.objective.fake)
-            fake_weights = self._weights("fake_weight")
-        if teacher is not None and network is None:
-            start_from(built, teacher.network)
-        fake = copy.deepcopy(built) if config.objective.fake else None  # starts from the teacher
-        if start is not None:
-            start_from(built, start.network, "start")
-        self.ema = EMA(config.ema, built)  # a copy, which what is sharded has none of
-        for averaged in self.ema.modules.values():
-            parallel.place(averaged, memory_format)
-        parallel.ease(built, trained=True, tangents=config.objective.has_tangent)
-        self.network = parallel.place(built, memory_format, trained=True)
-        for model, sharded in ((teacher, True), (negative, False)):  # a negative is not called for every batch
-            if model is not None:
-                parallel.ease(model.network)
-                parallel.place(model.network, sharded=sharded)
-        self.student = Learner(self.network, weights, config.optimizer, loop.iterations, parallel.replicate)
-        self.modules: dict[str, nn.Module] = {"network": self.network, **weights}
-        self.optimizers = {"optimizer": self.student.optimizer}
-        self.fake: Learner | None = None
-        if fake is not None:
-            parallel.ease(fake, trained=True)
-            fake = parallel.place(fake, memory_format, trained=True)
-            lr = getattr(config.objective, "fake_lr", None) or config.optimizer.lr
-            settings = dataclasses.replace(config.optimizer, lr=lr)
-            self.fake = Learner(fake, fake_weights, settings, loop.iterations, parallel.replicate)
-            self.modules |= {"fake": fake, **fake_weights}
-            self.optimizers["fake_optimizer"] = self.fake.optimizer
-        self.batches = Batches(
-            config, self.dataset, self.codec, self.network, self.device, memory_format,
-            share if parallel.processes > 1 else None,
-        )  # fmt: skip
-        self.scale = LossScale() if loop.precision == "fp16" else None
-        self.guard = Guard(config.guard, self.scale)
-        self.losses = Losses(config, self.student, teacher, self.fake, negative, self.scale)
-        self.instruments = self._instruments()
-        self.order = self._order()
-        self.share = share
-        self.loader = Loader(
-            self.dataset, lambda i: share.of(self.order.indices(i)), loop.iterations,
-            workers=config.data.workers, ahead=config.data.ahead, device=self.device,
-        )  # fmt: skip
-        self.iteration = 0
-        self.stops = Stops(parallel.processes > 1)
-        # Last, so that settings in error leave no folder behind.
-        self.folder = on_first(lambda: claim_folder(Path(folder), config, bool(resume)))
-        self.grids = Grids(self.folder, self.codec, loop.seed, self.device, parallel.sharded)
-        self.saving = Saving(self.folder, loop, {**self.modules, **self.ema.modules}, self.optimizers)
-        if resume:
-            self.restore(strict=resume is True)
-            on_first(lambda: drop_snapshots_after(self.folder, self.iteration))
-
-    @property
-    def optimizer(self) -> torch.optim.Optimizer:
-        """The student's optimizer."""
-        return self.student.optimizer
-
-    @property
-    def parameters(self) -> list[nn.Parameter]:
-        """What the student's optimizer changes."""
-        return self.student.parameters
-
-    @property
-    def skipped(self) -> int:
-        """Steps left out because a loss or a gradient was not finite."""
-        return self.guard.skipped
-
-    # Running -------------------------------------------------------------------------------------------------------
 
     @freed_memory_kept()
     def run(self) -> Model:
@@ -217,12 +82,14 @@ class Trainer:
         try:
             self._snapshot()  # one that an interruption prevented
             while self.iteration < loop.iterations:
-                scalars, figures = self.step()
+                lr, figures = self.advance()
                 report.add(self.iteration, figures)
+                if self.decides_at_once or report.due(self.iteration) or self._acts():
+                    self.settle()
                 trouble = self._trouble()
                 if trouble or report.due(self.iteration):
                     measured = {} if trouble else self._measure()
-                    report.write(self.iteration, scalars, measured, self.guard, self.loader.waited())
+                    report.write(self.iteration, {**self.read, "lr": lr}, measured, self.guard, self.loader.waited())
                 if trouble:
                     self._go_back(trouble)
                     report.go_back(self.iteration)
@@ -249,7 +116,13 @@ class Trainer:
             report.close()
 
     def step(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """One optimizer step: scalars of the whole batch and figures of the samples of this process. Advances `iteration`.
+        """One optimizer step, and what came of it: scalars of the whole batch and figures of the samples of this process."""
+        lr, figures = self.advance()
+        self.settle()
+        return {**self.read, "lr": lr}, figures
+
+    def advance(self) -> tuple[float, dict[str, Tensor]]:
+        """One optimizer step; the learning rate, and figures of the samples of this process. Advances `iteration`.
 
         With a fake score network, both learners take their step from gradients of the same samples, or neither does.
         """
@@ -269,146 +142,88 @@ class Trainer:
             values["grad_norm"] = self.student.clip_gradient(self.scale)
             if self.fake is not None:
                 values["fake_grad_norm"] = self.fake.clip_gradient(self.scale)
-            scalars = self._agree(read_values(values))
             if self.instruments is not None:
-                self.instruments.watch(i, part, scalars["grad_norm"])
+                self.instruments.watch(i, part, values["grad_norm"])
             with uninterrupted():
-                if self.guard.accepts(scalars):
-                    self.student.update()
-                    self.ema.update(self.network, self.guard.updates, loop.batch_size)
+                self.pending.append({name: value.detach().float() for name, value in values.items()})
+                self._tell()
+                updates, fine = self.guard.updates + len(self.pending), None
+                if self.decides_at_once:
+                    accepted = self._note()
+                else:
+                    accepted, fine = True, self._are_fine(values)
+                if accepted:
+                    self.student.update(fine)
+                    self.ema.update(self.network, updates, loop.batch_size, fine)
                     if self.fake is not None:
-                        self.fake.update()
-                        self._update_fake_again(self.fake, indices)
+                        self.fake.update(fine)
+                        self._update_fake_again(self.fake, indices, fine)
                 self.iteration += 1
-        return {**scalars, "lr": lr}, {name: torch.cat([f[name] for f in figures]) for name in figures[0]}
+        return lr, {name: torch.cat([f[name] for f in figures]) for name in figures[0]}
 
-    def model(self) -> Model:
-        """The averaged network as a model."""
-        config = self.config
-        return Model(
-            self.ema.network, config.network, config.process, self.codec, config.objective.sampling,
-            self.dataset.conditioner(takes(self.network)),
-            channels_last=config.loop.channels_last, origin=origin_of(config),
-        )  # fmt: skip
+    def settle(self) -> None:
+        """Read the numbers of the steps since the last time, all at once, and take note of what came of them."""
+        if self.pending:
+            self._note()
 
-    def save_checkpoint(self, *, wait: bool = True) -> None:
-        """Write the state of the run as of now, all processes together.
+    @property
+    def decides_at_once(self) -> bool:
+        """Whether an update waits for its numbers to be read: where a spike is to be left out or gone back for, float16 has a
+        scale to adjust, weights are sharded, or the optimizer is RAdam, which cannot leave out a step by itself."""
+        known = all(learner.skips for learner in (self.student, self.fake) if learner is not None)
+        return (
+            not (known and self.config.guard.spikes in ("off", "log") and self.scale is None) or self.parallel.sharded
+        )
 
-        Args:
-            wait: until it is whole. Otherwise only a copy of the state is waited for, and training can go on; what becomes of
-                the checkpoint is seen to by `run`.
+    @property
+    def skipped(self) -> int:
+        """Steps left out because a loss or a gradient was not finite."""
+        self.settle()
+        return self.guard.skipped
 
-        Raises:
-            UserError: when it cannot be written, or when a weight or moment is not finite: nothing could go on from it.
-        """
-        if bad := self._not_finite():
-            raise UserError(
-                f"{', '.join(bad)} of iteration {self.iteration} not finite; expected numbers to go on from; "
-                "resume from the checkpoint before"
-            )
-        self.saving.save(self.iteration, {**self.guard.state(), "model": self.model().description()}, wait=wait)
-
-    def restore(self, *, strict: bool = False) -> dict[str, Any] | None:
-        """Go back, in place, to the newest sound checkpoint of the run folder: weights, averages, moments and counters.
-
-        All processes of a run call this together. Nothing changes where there is no checkpoint.
-
-        Args:
-            strict: raise an error for a newest checkpoint that is damaged, instead of setting it aside with a warning.
-
-        Returns:
-            What was saved beside the tensors, `iteration` and `skipped` among it; None where there is no checkpoint.
-
-        Raises:
-            UserError: when the checkpoint belongs to another network or optimizer.
-        """
-        state = self.saving.restore(strict=strict)
-        if state is None:
-            return None
-        self.iteration = state["iteration"]
-        self.guard.load(state)
-        self.order = self._order()
-        return state
-
-    # Parts ---------------------------------------------------------------------------------------------------------
+    # Parts -----------------------------------------------------------------------------------------------------------
 
     def _batch(self, indices: Tensor, generator: torch.Generator) -> Batch:
         stored = self.loader.read(self.iteration, self.share.of(indices))
         return self.batches.draw(indices, generator, stored, self.iteration)
 
-    def _agree(self, scalars: dict[str, float]) -> dict[str, float]:
-        """Means over the processes, which thereby all skip a step or none, and all save and stop after the same one."""
+    def _note(self) -> bool:
+        """Have the guard look at the steps that are pending; whether it accepts the last one."""
+        names = list(self.pending[0])
+        read = torch.stack([torch.stack([values[name] for name in names]) for values in self.pending]).tolist()
+        self.pending = []
+        accepted = False
+        for row in read:
+            self.read = average(dict(zip(names, row, strict=True)))
+            accepted = self.guard.accepts(self.read)
+        return accepted
+
+    def _are_fine(self, values: dict[str, Tensor]) -> Tensor:
+        """1 on the device where all numbers of a step are finite, else 0. Norms are the same in all processes; losses are not,
+        and what is not finite in one is so in the gradient of all."""
+        several = self.parallel.processes > 1
+        seen = [value.detach().float() for name, value in values.items() if not several or name.endswith("norm")]
+        return torch.stack(seen).isfinite().all().float()
+
+    def _tell(self) -> None:
+        """Agree with the other processes whether to save and to stop, all of them after the same step."""
         told = {**self.stops.tell(), **self.saving.tell()}
-        means = average({**scalars, **told})
-        agreed = {name: means.pop(name) for name in told}
+        agreed = average(told)
         self.stops.hear(agreed)
         self.saving.hear(agreed)
-        return means
 
-    def _seed(self, *path: int | str) -> int:
-        """A seed for this purpose, another one each time the run has gone back."""
-        again = ("rollback", self.guard.rollbacks) if self.guard.rollbacks else ()
-        return derive_seed(self.config.loop.seed, *path, *again)
-
-    def _order(self) -> Order:
-        return self.dataset.order(self.config.loop.batch_size, self._seed("data"))
-
-    def _instruments(self) -> Instruments | None:
-        watched = self.config.loop.instruments and is_first()
-        return Instruments(self.losses, self.ema.network) if watched else None
-
-    def _not_finite(self) -> list[str]:
-        return not_finite({**self.modules, **self.ema.modules}, self.optimizers)
-
-    def _trouble(self) -> str | None:
-        """Why the run has to go back after this step. Its state is looked at where the step failed and where it is written."""
-        loop, ema, i = self.config.loop, self.config.ema, self.iteration
-        written = i == loop.iterations or self.saving.due(i) or (ema.snapshot_every and i % ema.snapshot_every == 0)
-        if self.guard.trouble is None and (self.guard.streak or written) and (bad := self._not_finite()):
-            return f"{', '.join(bad)} not finite"
-        return self.guard.trouble
-
-    def _go_back(self, trouble: str) -> None:
-        """Restore the newest checkpoint, from which the run goes on with other data and noise. What was counted stays so.
-
-        Raises:
-            DivergedError: where there is no checkpoint, or the run has gone back too often.
-        """
-        reached, most = self.iteration, self.config.guard.rollbacks
-        with uninterrupted():
-            before = self.guard.counts()
-            if self.guard.rollbacks >= most or self.restore() is None:
-                which = (
-                    f"the run has gone back {most} times" if self.guard.rollbacks >= most else "there is no checkpoint"
-                )
-                raise DivergedError(
-                    f"iteration {reached}: {trouble}, and {which}; expected finite numbers; "
-                    f"run 'trigflow doctor {self.folder}' to see why, and start anew"
-                )
-            self.guard.go_on(before)
-            self.order, self.instruments = self._order(), self._instruments()
-            on_first(lambda: drop_snapshots_after(self.folder, self.iteration))
-            self.save_checkpoint(wait=False)  # so that a run resumed from here has other data too
-        warn(
-            f"iteration {reached}: {trouble}; gone back to iteration {self.iteration}, "
-            f"{self.guard.rollbacks} of at most {most} times"
+    def _acts(self) -> bool:
+        """Whether something is done after this step that depends on how the steps went."""
+        loop, i = self.config.loop, self.iteration
+        every = (loop.sample_every, self.config.ema.snapshot_every)
+        return (
+            self.saving.due(i)
+            or i == loop.iterations
+            or any(n and i % n == 0 for n in every)
+            or bool(self.stops.agreed)
         )
 
-    def _times(self) -> dict[int, tuple[float, ...]]:
-        """Sampling times that were searched for after the run had ended, when it is resumed: its weights stay as they are."""
-        path = self.folder / "model.json"
-        if self.iteration < self.config.loop.iterations or not path.is_file():
-            return {}
-        try:
-            return times_of(read_description(path))
-        except (UserError, AttributeError, KeyError, TypeError, ValueError):
-            return {}
-
-    def _measure(self) -> dict[str, Any]:
-        """What the instruments say, where there are any."""
-        return {} if self.instruments is None else self.instruments.read()
-
-    def _update_fake_again(self, fake: Learner, indices: Tensor) -> None:
+    def _update_fake_again(self, fake: Learner, indices: Tensor, accepted: Tensor | None) -> None:
         """The updates of the fake score network after the first, on new samples; one that is not finite is left out."""
         loop, i = self.config.loop, self.iteration
         for k in range(1, getattr(self.config.objective, "fake_updates", 1)):
@@ -420,23 +235,10 @@ class Trainer:
                     sample = self.student.compute(self.losses.generate, part)
                 losses.append(self.losses.backward_fake(part, loop.accumulate, sample, last=m == loop.accumulate)[0])
             values = {"loss": torch.stack(losses).sum(), "norm": fake.clip_gradient(self.scale)}
-            if self.guard.accepts_more(average(read_values(values))):
+            if accepted is not None:
+                fake.update(accepted * self._are_fine(values))
+            elif self.guard.accepts_more(average({name: value.item() for name, value in values.items()})):
                 fake.update()
-
-    def _snapshot(self) -> None:
-        """Write the averages that post-hoc reconstruction starts from, when it is time for them."""
-        if self.ema.save_snapshots(self.folder, self.iteration, self.guard.updates, self.config.loop.iterations):
-            description = self.model().description()
-            try:
-                on_first(lambda: write_json(self.folder / "ema" / "model.json", description))
-            except UserError as error:
-                warn(f"{error}; training goes on")
-
-    def _weights(self, *names: str) -> dict[str, nn.Module]:
-        """Adaptive weightings of these names, where the objective has any."""
-        if not self.config.objective.learns_weight:
-            return {}
-        return {name: AdaptiveWeight(self.config.process).to(self.device) for name in names}
 
     def _dropout_stream(self, iteration: int) -> contextlib.AbstractContextManager[Any]:
         """Dropout draws from torch's default generator: seed it for this step and process, and give it back unchanged."""
@@ -446,9 +248,3 @@ class Trainer:
             process = (rank(),) if rank() else ()
             torch.manual_seed(self._seed("dropout", iteration, *process))
         return stack
-
-
-def read_values(values: dict[str, Tensor]) -> dict[str, float]:
-    """Numbers on the device as Python numbers, all of them in one read."""
-    read = torch.stack([value.detach().float() for value in values.values()]).tolist()
-    return dict(zip(values, read, strict=True))

@@ -25,8 +25,7 @@ MEANFLOW_DISTILL: Changes = {
     "objective.kind": "meanflow-distill",
     "objective.proposal": Proposal(-0.4 + math.log(0.5), 1.6),
     "objective.anchor": 0.25,
-    "objective.weighting": "learned",
-    "objective.tangent.mode": "raw",
+    "objective.weighting": "average",
     "objective.adaptive_weight": True,
 }
 """The teacher leaves almost no error where a jump has no length, which the published weighting makes the most of."""
