@@ -412,7 +412,9 @@ def test_a_conditioner_of_classes() -> None:
 def test_names_that_nobody_knows() -> None:
     with pytest.raises(UserError, match=r"^labels for an unconditional model; expected none; leave labels out$"):
         Conditioner().conditions({"label": 1})
-    with pytest.raises(UserError, match=r"^angle for a model that takes no such condition; expected labels, size; leave angle out$"):
+    with pytest.raises(
+        UserError, match=r"^angle for a model that takes no such condition; expected labels, size; leave angle out$"
+    ):
         BOTH.conditions({"angle": 1})
     with pytest.raises(UserError, match=r"^labels: there is no class 'horse'; "):
         BOTH.conditions({"label": "horse"})

@@ -448,7 +448,11 @@ def test_mistakes_in_training(
         ("student", ["--labels", "-1"], "labels: there is no class '-1'"),
         ("student", ["--labels", "1.5"], "labels: there is no class '1.5'"),
         ("student", ["--conditions", "wind"], "--conditions wind; expected NAME=VALUE"),
-        ("student", ["--conditions", "wind=1,2"], "wind for a model that takes no such condition; expected labels; leave wind out"),
+        (
+            "student",
+            ["--conditions", "wind=1,2"],
+            "wind for a model that takes no such condition; expected labels; leave wind out",
+        ),
         ("student", ["--gamma", "0.5"], "gamma 0.5 for this model; expected 1"),
         ("teacher", ["--gamma", "1"], "gamma 1 for a diffusion model; expected a student of any jump"),
         ("teacher", ["--steps", "0"], "expected at least 1"),

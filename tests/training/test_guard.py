@@ -239,16 +239,16 @@ def poison(trainer: Trainer, what: str) -> None:
 def test_weights_and_moments_that_are_not_finite_are_never_written(what: str, changes: Changes, tmp_path: Path) -> None:
     """They are put there after the third step. An infinite second moment, for one, stops a weight without any other sign."""
     trainer = tiny_trainer(tmp_path / "run", {**RUN, "loop.keep": 9, **changes})
-    advance, iterations = trainer.advance, []
+    step, iterations = trainer.step, []
 
     def poisoned() -> Any:
-        result = advance()
+        result = step()
         iterations.append(trainer.iteration)
         if trainer.iteration == 3 and trainer.guard.rollbacks == 0:
             poison(trainer, what)
         return result
 
-    trainer.advance = poisoned  # type: ignore[method-assign]
+    trainer.step = poisoned  # type: ignore[method-assign]
     trainer.run()
     assert iterations == [1, 2, 3, 4, 3, 4, 5, 6, 7, 8]  # noticed at the next step or checkpoint
     assert (trainer.guard.rollbacks, trainer.guard.updates) == (1, 8)
@@ -337,14 +337,14 @@ def spiking(
         spikes = trainer.iteration == 10 and trainer.guard.rollbacks == 0
         return Loss(loss.value * (1e5 if spikes else 1.0), loss.figures)
 
-    advance, weights = trainer.advance, []
+    step, weights = trainer.step, []
 
     def noted() -> Any:
-        result = advance()
+        result = step()
         weights.append(trainer.network.inp.weight.detach().clone())
         return result
 
-    trainer.advance = noted  # type: ignore[method-assign]
+    trainer.step = noted  # type: ignore[method-assign]
     with monkeypatch.context() as patch:
         patch.setattr(diffusion, "diffusion_loss", larger)
         trainer.run()

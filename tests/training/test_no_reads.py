@@ -46,10 +46,10 @@ def test_fifty_steps_read_nothing(tmp_path: Path, changes: dict[str, Any]) -> No
     teacher = untrained_teacher() if config.objective.distills else None
     trainer = Trainer(config, tmp_path / "run", teacher=teacher, dataset=digits(), progress=False)
     assert not trainer.decides_at_once
-    trainer.advance()
+    trainer.step()
     with Reads() as reads:
         for _ in range(50):
-            trainer.advance()
+            trainer.step()
     assert reads.count == 0
     assert len(trainer.pending) == 51
     trainer.settle()
@@ -69,14 +69,14 @@ def test_a_step_that_is_not_finite_changes_nothing(tmp_path: Path, optimizer: st
     trainer = tiny_trainer(tmp_path / "run", changes)
     assert trainer.decides_at_once == (optimizer == "radam")
     for _ in range(3):
-        trainer.advance()
+        trainer.step()
     before = {name: value.clone() for name, value in state_of(trainer).items()}
     spoil = trainer.network.register_forward_hook(lambda module, args, out: out * float("nan"))
-    trainer.advance()
+    trainer.step()
     spoil.remove()
     after = state_of(trainer)
     assert [name for name in before if not torch.equal(before[name], after[name])] == []
-    trainer.advance()
+    trainer.step()
     assert any(not torch.equal(before[name], value) for name, value in state_of(trainer).items())
     assert trainer.skipped == 1
     assert trainer.guard.updates == 4

@@ -12,8 +12,8 @@ from torch import Tensor
 from training.tiny import differing, tiny_trainer
 from trigflow.runtime.errors import UserError
 from trigflow.runtime.files import read_tensors, replacing
+from trigflow.training import run as run_module
 from trigflow.training import snapshots as snapshots_module
-from trigflow.training import trainer as trainer_module
 from trigflow.training.config import EMAConfig
 from trigflow.training.ema import EMA
 from trigflow.training.snapshots import list_snapshots, write_snapshot
@@ -171,7 +171,7 @@ def test_a_crash_is_made_good(whole: Path, tmp_path: Path, monkeypatch: pytest.M
 
 def test_skipped_steps_are_counted_in_the_header(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = tiny_trainer(tmp_path / "run", SETTINGS)
-    backward = trainer_module.Losses.backward
+    backward = run_module.Losses.backward
 
     def sometimes(self: Any, batch: Any, iteration: int, *parts: Any, **last: bool) -> Any:
         values, figures = backward(self, batch, iteration, *parts, **last)
@@ -179,7 +179,7 @@ def test_skipped_steps_are_counted_in_the_header(tmp_path: Path, monkeypatch: py
             {**values, "weighted_loss": values["weighted_loss"] * torch.nan} if iteration in (0, 4) else values
         ), figures
 
-    monkeypatch.setattr(trainer_module.Losses, "backward", sometimes)
+    monkeypatch.setattr(run_module.Losses, "backward", sometimes)
     trainer.run()
     assert trainer.skipped == 2
     found = {s.iteration: s.updates for s in list_snapshots(tmp_path / "run")}

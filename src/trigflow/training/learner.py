@@ -33,6 +33,7 @@ class Learner:
 
     Attributes:
         parameters: everything that the optimizer changes.
+        fine: a number on the device, 0 where the next update is to change nothing; None for no such number.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Learner:
         modules = [network, *weights.values()]
         self.parameters = [p for module in modules for p in module.parameters()]
         self.optimizer = build_optimizer(config, modules)
+        self.fine: Tensor | None = None
         self.call = _call if replicate is None else replicate(modules)
 
     def begin(self, iteration: int) -> float:
@@ -95,7 +97,8 @@ class Learner:
         """Whether the optimizer can leave a step out by a number on the device."""
         return not isinstance(self.optimizer, torch.optim.RAdam)
 
-    def update(self, fine: Tensor | None = None) -> None:
-        """One step of the optimizer; where `fine`, a number on the device, is 0, it changes nothing."""
-        self.optimizer.found_inf = None if fine is None else 1 - fine  # type: ignore[attr-defined]  # as GradScaler does
+    def update(self) -> None:
+        """One step of the optimizer; where `fine` is 0, it changes nothing."""
+        found = None if self.fine is None else 1 - self.fine
+        self.optimizer.found_inf = found  # type: ignore[attr-defined]  # as GradScaler has it
         self.optimizer.step()

@@ -6,6 +6,7 @@ A run that is interrupted and resumed therefore ends with the same weights, bit 
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 from pathlib import Path
@@ -21,7 +22,7 @@ from trigflow.models.model import Model, read_description, times_of
 from trigflow.networks import build
 from trigflow.networks.custom import check_apart
 from trigflow.objectives import AdaptiveWeight
-from trigflow.runtime.distributed import is_first, on_first
+from trigflow.runtime.distributed import is_first, on_first, rank
 from trigflow.runtime.errors import DivergedError, UserError
 from trigflow.runtime.files import write_json
 from trigflow.runtime.interrupt import Stops, uninterrupted
@@ -289,3 +290,12 @@ class Run:
     def _measure(self) -> dict[str, Any]:
         """What the instruments say, where there are any."""
         return {} if self.instruments is None else self.instruments.read()
+
+    def _dropout_stream(self, iteration: int) -> contextlib.AbstractContextManager[Any]:
+        """Dropout draws from torch's default generator: seed it for this step and process, and give it back unchanged."""
+        stack = contextlib.ExitStack()
+        if self.config.network.dropout > 0:
+            stack.enter_context(torch.random.fork_rng())
+            process = (rank(),) if rank() else ()
+            torch.manual_seed(self._seed("dropout", iteration, *process))
+        return stack

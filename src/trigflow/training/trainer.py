@@ -6,7 +6,6 @@ and the host takes note of it when the next line of metrics is due. See `trigflo
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from trigflow.migrations import stamped
 from trigflow.models.model import Model
-from trigflow.runtime.distributed import average, is_first, rank
+from trigflow.runtime.distributed import average, is_first
 from trigflow.runtime.files import write_json
 from trigflow.runtime.heap import freed_memory_kept
 from trigflow.runtime.interrupt import stop_for, uninterrupted
@@ -25,6 +24,9 @@ from trigflow.training.learner import Learner
 from trigflow.training.log import warn
 from trigflow.training.report import Report
 from trigflow.training.run import Run
+
+UNREAD = 1000
+"""Steps whose numbers are left unread at most."""
 
 
 class Trainer(Run):
@@ -82,14 +84,14 @@ class Trainer(Run):
         try:
             self._snapshot()  # one that an interruption prevented
             while self.iteration < loop.iterations:
-                lr, figures = self.advance()
+                scalars, figures = self.step()
                 report.add(self.iteration, figures)
                 if self.decides_at_once or report.due(self.iteration) or self._acts():
                     self.settle()
                 trouble = self._trouble()
                 if trouble or report.due(self.iteration):
                     measured = {} if trouble else self._measure()
-                    report.write(self.iteration, {**self.read, "lr": lr}, measured, self.guard, self.loader.waited())
+                    report.write(self.iteration, {**scalars, **self.read}, measured, self.guard, self.loader.waited())
                 if trouble:
                     self._go_back(trouble)
                     report.go_back(self.iteration)
@@ -116,15 +118,10 @@ class Trainer(Run):
             report.close()
 
     def step(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """One optimizer step, and what came of it: scalars of the whole batch and figures of the samples of this process."""
-        lr, figures = self.advance()
-        self.settle()
-        return {**self.read, "lr": lr}, figures
+        """One optimizer step: scalars of the whole batch, and figures of the samples of this process, both on the device.
 
-    def advance(self) -> tuple[float, dict[str, Tensor]]:
-        """One optimizer step; the learning rate, and figures of the samples of this process. Advances `iteration`.
-
-        With a fake score network, both learners take their step from gradients of the same samples, or neither does.
+        Advances `iteration`. What came of the step is noted by `settle`. With a fake score network, both learners take their
+        step from gradients of the same samples, or neither does.
         """
         loop, i = self.config.loop, self.iteration
         indices = self.order.indices(i)
@@ -145,7 +142,8 @@ class Trainer(Run):
             if self.instruments is not None:
                 self.instruments.watch(i, part, values["grad_norm"])
             with uninterrupted():
-                self.pending.append({name: value.detach().float() for name, value in values.items()})
+                values = {name: value.detach().float() for name, value in values.items()}
+                self.pending.append(values)
                 self._tell()
                 updates, fine = self.guard.updates + len(self.pending), None
                 if self.decides_at_once:
@@ -153,13 +151,17 @@ class Trainer(Run):
                 else:
                     accepted, fine = True, self._are_fine(values)
                 if accepted:
-                    self.student.update(fine)
+                    self.student.fine = fine
+                    self.student.update()
                     self.ema.update(self.network, updates, loop.batch_size, fine)
                     if self.fake is not None:
-                        self.fake.update(fine)
+                        self.fake.fine = fine
+                        self.fake.update()
                         self._update_fake_again(self.fake, indices, fine)
                 self.iteration += 1
-        return lr, {name: torch.cat([f[name] for f in figures]) for name in figures[0]}
+        if len(self.pending) >= UNREAD:
+            self.settle()
+        return {**values, "lr": lr}, {name: torch.cat([f[name] for f in figures]) for name in figures[0]}
 
     def settle(self) -> None:
         """Read the numbers of the steps since the last time, all at once, and take note of what came of them."""
@@ -202,7 +204,7 @@ class Trainer(Run):
         """1 on the device where all numbers of a step are finite, else 0. Norms are the same in all processes; losses are not,
         and what is not finite in one is so in the gradient of all."""
         several = self.parallel.processes > 1
-        seen = [value.detach().float() for name, value in values.items() if not several or name.endswith("norm")]
+        seen = [value for name, value in values.items() if not several or name.endswith("norm")]
         return torch.stack(seen).isfinite().all().float()
 
     def _tell(self) -> None:
@@ -234,17 +236,9 @@ class Trainer(Run):
                 with torch.no_grad():
                     sample = self.student.compute(self.losses.generate, part)
                 losses.append(self.losses.backward_fake(part, loop.accumulate, sample, last=m == loop.accumulate)[0])
-            values = {"loss": torch.stack(losses).sum(), "norm": fake.clip_gradient(self.scale)}
+            values = {"loss": torch.stack(losses).sum().float(), "norm": fake.clip_gradient(self.scale).float()}
             if accepted is not None:
-                fake.update(accepted * self._are_fine(values))
+                fake.fine = accepted * self._are_fine(values)
+                fake.update()
             elif self.guard.accepts_more(average({name: value.item() for name, value in values.items()})):
                 fake.update()
-
-    def _dropout_stream(self, iteration: int) -> contextlib.AbstractContextManager[Any]:
-        """Dropout draws from torch's default generator: seed it for this step and process, and give it back unchanged."""
-        stack = contextlib.ExitStack()
-        if self.config.network.dropout > 0:
-            stack.enter_context(torch.random.fork_rng())
-            process = (rank(),) if rank() else ()
-            torch.manual_seed(self._seed("dropout", iteration, *process))
-        return stack

@@ -8,6 +8,7 @@ happens when the runner ends, however it ends.
 from __future__ import annotations
 
 import _thread
+import dataclasses
 import os
 import signal
 import statistics
@@ -28,7 +29,7 @@ from trigflow.lab.study.spec import Draw
 from trigflow.models.model import Model, load
 from trigflow.runtime.errors import DivergedError, UserError
 from trigflow.runtime.files import read_json, write_json
-from trigflow.samplers import search_times
+from trigflow.samplers import search_times_and_gamma
 from trigflow.training.config import RunConfig, from_dict
 from trigflow.training.log import read_metrics
 from trigflow.training.runs import distill, train
@@ -184,7 +185,8 @@ def score_draws(model: Model, reference: Reference, draws: list[Draw], num: int,
         model.times = {}
         searchable = model.kind == "consistency" and model.sampling.jumps != "segments" and draw.steps > 1
         if draw.search and searchable:
-            model.times[draw.steps] = _search(model, reference, draw, num, 2 * seed + 2)
+            model.times[draw.steps], gamma = _search(model, reference, draw, num, 2 * seed + 2)
+            model.sampling = dataclasses.replace(model.sampling, gamma=gamma)
         found = score(
             model, reference, num=num, steps=draw.steps, guidance=draw.guidance, solver=draw.solver, seed=2 * seed + 1
         )
@@ -193,14 +195,19 @@ def score_draws(model: Model, reference: Reference, draws: list[Draw], num: int,
     return scores
 
 
-def _search(model: Model, reference: Reference, draw: Draw, num: int, seed: int) -> tuple[float, ...]:
-    """Times with the least Frechet distance: 8 trials for two steps, 10 for each searched time of more."""
+def _search(model: Model, reference: Reference, draw: Draw, num: int, seed: int) -> tuple[tuple[float, ...], float]:
+    """Times, and of a student of any jump the gamma, with the least Frechet distance: for each gamma 8 trials for two steps, 10
+    for each searched time of more."""
+    free = model.sampling.jumps == "any"
 
-    def distance(times: tuple[float, ...]) -> float:
-        return reference.score(model.sample(num, times=times, guidance=draw.guidance, seed=seed)).fd
+    def distance(times: tuple[float, ...], gamma: float) -> float:
+        drawn = model.sample(num, times=times, gamma=gamma if free else None, guidance=draw.guidance, seed=seed)
+        return reference.score(drawn).fd
 
-    trials = 8 if draw.steps == 2 else 10 * (draw.steps - 1)
-    return search_times(distance, model.process, draw.steps, evaluations=trials).times
+    gammas = (0.0, 0.5, 1.0) if free else (0.0,)
+    trials = len(gammas) * (8 if draw.steps == 2 else 10 * (draw.steps - 1))
+    search, gamma = search_times_and_gamma(distance, model.process, draw.steps, gammas=gammas, evaluations=trials)
+    return search.times, gamma
 
 
 def _check_scale(scores: dict[str, Any], model: Model, reference: Reference, num: int, seed: int) -> dict[str, str]:
