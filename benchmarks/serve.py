@@ -111,7 +111,7 @@ def network_alone(model: Model) -> Callable[[int], None]:
     """Two evaluations of the network for 64 images, and nothing else."""
     x = model.noise(0, 0, 0, BATCH) / model.process.sigma_data
     label = torch.arange(BATCH) % model.num_classes if model.num_classes else None
-    scale = torch.ones(BATCH) if model.takes_guidance else None
+    scale = torch.ones(BATCH) if "guidance" in model.takes else None
     times = [torch.full((BATCH,), t) for t in model.times.get(STEPS, (1.57, 1.1))]
 
     @torch.inference_mode()

@@ -85,7 +85,7 @@ def test_a_student_of_autoguidance_without_classes(teacher: Model, negative: Mod
     plain = without_classes(teacher)
     trainer = student(tmp_path / "run", plain, {}, without_classes(negative))
     model = trainer.run()
-    assert model.takes_guidance
+    assert "guidance" in model.takes
     assert model.num_classes == 0
     assert model.sample(2, guidance=2.5).shape == (2, 1, 8, 8)
     assert not torch.equal(model.sample(2, guidance=2.5), model.sample(2, guidance=2.5, seed=1))
@@ -93,7 +93,7 @@ def test_a_student_of_autoguidance_without_classes(teacher: Model, negative: Mod
 
 def test_the_student_of_an_interval_takes_the_scale_alone(teacher: Model, tmp_path: Path) -> None:
     model = student(tmp_path / "run", teacher, {"objective.guidance_interval": INTERVAL}).run()
-    assert model.takes_guidance
+    assert "guidance" in model.takes
     assert model.sample(2, guidance=2.0).shape == (2, 1, 8, 8)
     for more in ({"guidance_interval": INTERVAL}, {"negative": teacher}):
         with pytest.raises(UserError, match="for a student that takes the scale as an input; expected the scale alone"):

@@ -118,7 +118,7 @@ def test_a_guided_student_of_a_windy_teacher(tmp_path: Path) -> None:
     expected = away + batch["condition.guidance"][:, None, None, None] * (cond - away)
     torch.testing.assert_close(trainer.losses.teacher_velocity(batch)(x, t), expected, rtol=1e-4, atol=1e-5)
     model = trainer.run()
-    assert (trainer.skipped, model.takes_guidance) == (0, True)
+    assert (trainer.skipped, "guidance" in model.takes) == (0, True)
     east = model.sample(2, steps=1, guidance=1.5, conditions={"wind": [3.0, 0.0]})
     assert not torch.equal(east, model.sample(2, steps=1, guidance=1.5, conditions={"wind": [-3.0, 0.0]}))
 

@@ -74,7 +74,7 @@ def test_it_is_trained_and_loaded_again(tmp_path: Path) -> None:
 def test_attributes_it_lacks_mean_neither_classes_nor_guidance(tmp_path: Path) -> None:
     network = own()
     model = trainer(tmp_path, network).run()
-    assert (takes(network), null(network), model.takes_guidance) == (frozenset(), {}, False)
+    assert (takes(network), null(network), "guidance" in model.takes) == (frozenset(), {}, False)
     assert (model.num_classes, model.class_names) == (0, ())
     assert model.sample(2, steps=2).shape == (2, 1, 8, 8)
 
@@ -118,7 +118,7 @@ def test_train_and_distill_take_one_too(tmp_path: Path) -> None:
     teacher = train(tiny_config(changes), tmp_path / "teacher", network=own(classes=10), progress=False)
     config = tiny_config({**changes, "objective.kind": "scd", "objective.guidance_max": 1.5})
     student = distill(config, teacher, tmp_path / "student", network=own(classes=10, guided=True), progress=False)
-    assert student.takes_guidance
+    assert "guidance" in student.takes
     assert student.sample(2, steps=1, guidance=1.5).shape == (2, 1, 8, 8)
 
 

@@ -379,7 +379,7 @@ def test_a_run_is_a_consistency_model_with_its_figures_logged(kind: str, teacher
     changes = {**BOTH, "objective.kind": kind, "loop.sample_every": 3}
     tiny_trainer(tmp_path / "run", changes, teacher=teacher).run()
     model = load(tmp_path / "run", "cpu")
-    assert (model.kind, model.takes_guidance, model.origin["objective"]) == ("consistency", True, kind)
+    assert (model.kind, "guidance" in model.takes, model.origin["objective"]) == ("consistency", True, kind)
     for steps in (1, 2):
         assert model.sample(3, steps=steps, guidance=1.5).shape == (3, 1, 8, 8)
     lines = read_metrics(tmp_path / "run")

@@ -132,7 +132,7 @@ def model_card(model: Model, figures: list[dict[str, Any]], pictured: bool, run:
     lines = [f"Classes: {', '.join(map(_code, model.class_names[:100]))}"] if model.class_names else []
     if len(model.class_names) > 100:
         lines[0] += ", ..."
-    if model.takes_guidance:
+    if "guidance" in model.takes:
         lines.append(f"Guidance: `guidance_scale` from 1 to {model.sampling.guidance_max:g}, at no extra cost.")
     else:
         lines.append("Guidance: none; `guidance_scale` is 1.")

@@ -166,7 +166,7 @@ def _description(model: Model) -> dict[str, Any]:
     else:
         default = meanflow_times if sampling.jumps == "any" else consistency_times
         times = {steps: default(process, steps) for steps in STEPS} | model.times
-    guidance = [1.0, sampling.guidance_max] if model.takes_guidance else None
+    guidance = [1.0, sampling.guidance_max] if "guidance" in model.takes else None
     described = {
         **description_of(model),
         "sampler": "renoise" if model.kind == "consistency" and sampling.jumps == "zero" else "jump",

@@ -96,9 +96,9 @@ class Model:
         return () if classes is None else classes.names
 
     @property
-    def takes_guidance(self) -> bool:
-        """Whether the guidance scale is an input of the network."""
-        return "guidance" in takes(self.network)
+    def takes(self) -> frozenset[str]:
+        """Names of the conditions that the network takes; `guidance`, where the scale is an input, is passed by its name."""
+        return takes(self.network)
 
     @property
     def device(self) -> torch.device:
@@ -126,7 +126,7 @@ class Model:
         shown = f"{scales.item():g}" if scales.numel() == 1 else f"from {scales.min():g} to {scales.max():g}"
         if not bool(scales.isfinite().all()):
             raise UserError(f"guidance {shown}; expected a finite scale, 1 for none; change --guidance")
-        if self.takes_guidance:
+        if "guidance" in self.takes:
             highest = self.sampling.guidance_max
             if not bool((scales >= 1).all() and (scales <= highest).all()):
                 raise UserError(

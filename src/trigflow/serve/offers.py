@@ -159,7 +159,7 @@ def offers_of(run: Path, limits: Limits, device: str = "auto", variant: str = "a
 
 def _guidance(model: Model, limits: Limits) -> tuple[float, float]:
     """The scales that a model takes."""
-    if model.takes_guidance:
+    if "guidance" in model.takes:
         return 1.0, model.sampling.guidance_max
     try:
         model.velocity(model.conditioner.conditions(), 2.0)

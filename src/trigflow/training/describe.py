@@ -42,7 +42,7 @@ def describe_run(folder: str | Path, *, as_json: bool = False) -> str:
         facts |= model.codec.describe()
         facts["classes"] = model.num_classes
         guided = "classifier-free" if model.num_classes and model.sampling.guided else "none"
-        facts["guidance"] = f"1 to {model.sampling.guidance_max}" if model.takes_guidance else guided
+        facts["guidance"] = f"1 to {model.sampling.guidance_max}" if "guidance" in model.takes else guided
         facts["searched times"] = {steps: list(times) for steps, times in model.times.items()}
     if metrics:
         last = metrics[-1]
