@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from oracles.gaussian import GaussianOracle
 from trigflow.networks import MLP, ConditioningConfig, MLPConfig
 from trigflow.objectives import (
-    Draws,
     FlowMap,
     Loss,
+    StepDraws,
     TangentConfig,
     VelocityFunction,
     eulerian_tangent,
@@ -69,10 +69,12 @@ def student(seed: int = 0, features: int = 3, width: int = 12, scale: float = 0.
     return net
 
 
-def draws(n: int, seed: int = 0, iteration: int = 0) -> Draws:
+def draws(n: int, seed: int = 0, iteration: int = 0) -> StepDraws:
     """What is random in a step of one process, for batches as above in float32."""
     g = generator(seed)
-    return Draws(n, PROCESS, g, iteration, lambda values: values, lambda: PROCESS.sample_noise(torch.empty(n, 3), g))
+    return StepDraws(
+        n, PROCESS, g, iteration, lambda values: values, lambda: PROCESS.sample_noise(torch.empty(n, 3), g)
+    )
 
 
 def tangent_of(

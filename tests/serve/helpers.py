@@ -36,7 +36,7 @@ def student(**objective: Any) -> Model:
 
 
 class StubDrawer:
-    """Draws `64 noise + 128` and remembers its batches; while `hold` is set, it waits in the middle of a batch."""
+    """StepDraws `64 noise + 128` and remembers its batches; while `hold` is set, it waits in the middle of a batch."""
 
     def __init__(self) -> None:
         self.batches: list[tuple[int, int]] = []

@@ -319,7 +319,7 @@ def test_compiled_blocks_give_the_same_losses(tmp_path: Path, monkeypatch: pytes
     losses = []
     for changes in ({}, {"parallel.compile": True}, {"parallel.compile": True, "objective.kind": "sct"}):
         trainer = tiny_trainer(tmp_path / str(len(losses)), changes)
-        losses.append([trainer.step()[0]["weighted_loss"] for _ in range(2)])
+        losses.append([float(trainer.step()[0]["weighted_loss"]) for _ in range(2)])
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     assert len(compiled) == 1  # one class of blocks, and none where a tangent passes through
 

@@ -166,7 +166,7 @@ def test_the_error_of_a_teacher_and_of_its_average(tmp_path: Path) -> None:
 def test_the_parts_of_the_gradient_make_the_whole(clip: float | None, tmp_path: Path) -> None:
     changes = {"objective.adaptive_weight": False, "optimizer.clip": clip}
     trainer = tiny_trainer(tmp_path, {**ON, **changes})
-    norm = trainer.step()[0]["grad_norm"]
+    norm = float(trainer.step()[0]["grad_norm"])
     assert trainer.instruments is not None
     line = trainer.instruments.read()
     parts = {name: value for name, value in line.items() if name.startswith("grad_norm/")}

@@ -120,7 +120,7 @@ def test_accumulation_is_the_same_step_in_parts(kind: str, parts: int, teacher: 
         trainer = tiny_trainer(tmp_path / str(accumulate), changes, teacher=teacher if kind == "scd" else None)
         scalars, figures = trainer.step()
         grads.append(torch.cat([p.grad.flatten() for p in trainer.parameters if p.grad is not None]))
-        losses.append((scalars["weighted_loss"], figures["t"], figures["loss"]))
+        losses.append((float(scalars["weighted_loss"]), figures["t"], figures["loss"]))
     assert grads[0].norm() > 0
     torch.testing.assert_close(grads[1], grads[0], rtol=1e-3, atol=1e-5 * float(grads[0].abs().max()))
     assert losses[1][0] == pytest.approx(losses[0][0], rel=1e-5)
@@ -203,7 +203,7 @@ def test_clipping_bounds_the_gradient(tmp_path: Path) -> None:
     for trainer in (free, clipped):
         scalars, _ = trainer.step()
         norm = torch.stack([p.grad.norm() for p in trainer.parameters if p.grad is not None]).norm().item()
-        norms.append((scalars["grad_norm"], norm))
+        norms.append((float(scalars["grad_norm"]), norm))
     assert norms[0][0] == pytest.approx(norms[0][1], rel=1e-5)
     assert norms[1][0] == norms[0][0] > bound  # what is logged is the norm before clipping
     assert norms[1][1] == pytest.approx(bound, rel=1e-3)
@@ -286,7 +286,7 @@ def test_every_objective_learns_in_both_precisions(kind: str, precision: str, te
 def test_channels_last_is_only_a_memory_order(tmp_path: Path) -> None:
     trainers = [tiny_trainer(tmp_path / str(last), {"loop.channels_last": last}) for last in (False, True)]
     assert trainers[1].network.inp.weight.is_contiguous(memory_format=torch.channels_last)
-    losses = [trainer.step()[0]["weighted_loss"] for trainer in trainers]
+    losses = [float(trainer.step()[0]["weighted_loss"]) for trainer in trainers]
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
 
 

@@ -247,5 +247,8 @@ def _take(results: Any) -> Any:
             "/dev/shm) free, or lower the number of workers"
         ) from error
     if problem is not None:
-        raise problem
+        try:
+            raise problem
+        finally:  # or the error, which knows this frame, would keep the worker processes until garbage is collected
+            del problem, results
     return value

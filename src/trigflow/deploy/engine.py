@@ -18,7 +18,7 @@ from trigflow.runtime.errors import UserError
 
 
 class Engine:
-    """Draws batches from noise that the caller brings.
+    """StepDraws batches from noise that the caller brings.
 
     The result is a function of noise, labels, guidance and steps. What a sample is drawn together with, the padding of the
     batch, and the variant (other than bf16, fp16 and int8) change no more than the rounding of sums in float32: a pixel by

@@ -62,7 +62,7 @@ from {module} import {name}  # noqa: F401
 
 
 class TrigFlowPipeline(DiffusionPipeline):
-    """Draws from a consistency student in one or a few evaluations, with the stock `SCMScheduler`.
+    """StepDraws from a consistency student in one or a few evaluations, with the stock `SCMScheduler`.
 
     With times `t_1 > ... > t_n`, from `x = sd z`, n times: `x0 = cos(t) x - sin(t) v(x, t)`, then
     `x = cos(s) x0 + sin(s) sd z'` with fresh noise at the next time s; the same as `flow_map_sample` with gamma 1.

@@ -23,10 +23,10 @@ from trigflow.objectives.diffusion import diffusion_loss
 from trigflow.objectives.flow_map import FlowMap
 from trigflow.objectives.objective import (
     Check,
-    Draws,
     Given,
     Loss,
     Network,
+    StepDraws,
     VelocityFunction,
     Weight,
     as_figures,
@@ -90,7 +90,7 @@ class Distribution(FlowMap):
             (self.rollouts >= 1, "rollouts", self.rollouts, "at least 1"),
         ]
 
-    def draw_more(self, draws: Draws) -> dict[str, Tensor]:
+    def draw_more(self, draws: StepDraws) -> dict[str, Tensor]:
         """Noise `z` to generate from, noises and times for noising again, and what more steps of a rollout need."""
         more = {name: draws.noise() for name in ("z", "vsd_noise", "fake_noise")}
         more |= {name: draws.times(self.vsd_proposal) for name in ("vsd_t", "fake_t")}

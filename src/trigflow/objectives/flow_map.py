@@ -38,10 +38,10 @@ from torch import Tensor
 from trigflow.conditions import takes
 from trigflow.objectives.objective import (
     Check,
-    Draws,
     Given,
     Loss,
     Network,
+    StepDraws,
     StudentObjective,
     VelocityFunction,
     Weight,
@@ -136,7 +136,7 @@ class FlowMap(StudentObjective):
             segment_jumps(process, self.segments)
         return checks
 
-    def draw(self, draws: Draws) -> dict[str, Tensor]:
+    def draw(self, draws: StepDraws) -> dict[str, Tensor]:
         """Times `t` and, where they are not all 0, ends `end` of the jumps, `(b,)`."""
         if self.jumps == "any" and self.ends == "pair":
             process = draws.process

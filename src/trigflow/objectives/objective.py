@@ -133,8 +133,8 @@ def as_figures(**figures: Tensor) -> dict[str, Tensor]:
 
 
 @dataclass(frozen=True)
-class Draws:
-    """Draws what is random in a step, for the samples that this process has of a batch.
+class StepDraws:
+    """StepDraws what is random in a step, for the samples that this process has of a batch.
 
     Attributes:
         n: samples of the whole batch; numbers are drawn for all of them, whatever the number of processes.
@@ -243,15 +243,15 @@ class Objective:
         """
         return []
 
-    def draw(self, draws: Draws) -> dict[str, Tensor]:
+    def draw(self, draws: StepDraws) -> dict[str, Tensor]:
         """Times `t` of a batch, `(b,)`, and what else is drawn before its conditions are."""
         return {"t": draws.times(self.proposal)}
 
-    def draw_conditions(self, draws: Draws) -> dict[str, Tensor]:
+    def draw_conditions(self, draws: StepDraws) -> dict[str, Tensor]:
         """Conditions that come from no data, such as guidance scales."""
         return {}
 
-    def draw_more(self, draws: Draws) -> dict[str, Tensor]:
+    def draw_more(self, draws: StepDraws) -> dict[str, Tensor]:
         """What is drawn after the conditions."""
         return {}
 
@@ -297,7 +297,7 @@ class StudentObjective(Objective):
             (tangent.warmup >= 0, "tangent.warmup", tangent.warmup, "0 or more"),
         ]
 
-    def draw_conditions(self, draws: Draws) -> dict[str, Tensor]:
+    def draw_conditions(self, draws: StepDraws) -> dict[str, Tensor]:
         if "guidance" not in self.told:
             return {}
         scales = 1 + (self.guidance_max - 1) * torch.rand(draws.n, generator=draws.generator)

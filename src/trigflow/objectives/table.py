@@ -18,7 +18,7 @@ from trigflow.runtime.errors import UserError
 
 
 @dataclass(frozen=True)
-class Known:
+class NamedObjective:
     """What a name stands for.
 
     Attributes:
@@ -39,33 +39,33 @@ _AVERAGES: dict[str, Any] = {
     "proposal": Proposal(-0.4 + math.log(0.5), 1.0),  # logit-normal (-0.4, 1) in tau, for sd = 0.5
 }  # fmt: skip
 
-OBJECTIVES: dict[str, Known] = {
-    "diffusion": Known(Diffusion, "teacher", "diffusion"),
-    "sct": Known(
+OBJECTIVES: dict[str, NamedObjective] = {
+    "diffusion": NamedObjective(Diffusion, "teacher", "diffusion"),
+    "sct": NamedObjective(
         FlowMap, "student (sCT)", "continuous-time consistency training, from data (sCT)",
         {"velocity": "data", "jumps": "segments"},
     ),
-    "scd": Known(
+    "scd": NamedObjective(
         FlowMap, "student (sCD)", "continuous-time consistency distillation of a teacher (sCD)",
         {"velocity": "teacher", "jumps": "segments"},
     ),
-    "vsd": Known(
+    "vsd": NamedObjective(
         Distribution, "student (VSD)", "variational score distillation of a teacher", {"velocity": "teacher", "alone": True}
     ),
-    "scd-vsd": Known(
+    "scd-vsd": NamedObjective(
         Distribution, "student (sCD + VSD)",
         "continuous-time consistency distillation of a teacher, with variational score distillation (sCD + VSD)",
         {"velocity": "teacher", "alone": False},
     ),
-    "flow-map": Known(FlowMap, "student (flow map)", "a flow map, by default of any jump and from a teacher (AYF)"),
-    "meanflow": Known(
+    "flow-map": NamedObjective(FlowMap, "student (flow map)", "a flow map, by default of any jump and from a teacher (AYF)"),
+    "meanflow": NamedObjective(
         FlowMap, "student (MeanFlow)", "average velocities, from data (MeanFlow)", {"velocity": "data", **_AVERAGES}
     ),
-    "meanflow-distill": Known(
+    "meanflow-distill": NamedObjective(
         FlowMap, "student (MeanFlow)", "average velocities, of a teacher (MeanFlow)", {"velocity": "teacher", **_AVERAGES}
     ),
-    "ct": Known(Discrete, "student (discrete)", "discrete-time consistency training, from data", {"velocity": "data"}),
-    "cd": Known(
+    "ct": NamedObjective(Discrete, "student (discrete)", "discrete-time consistency training, from data", {"velocity": "data"}),
+    "cd": NamedObjective(
         Discrete, "student (discrete)", "discrete-time consistency distillation of a teacher", {"velocity": "teacher"}
     ),
 }  # fmt: skip
@@ -95,10 +95,10 @@ def register(
         raise UserError(
             f"{objective.__name__} as an objective; expected a dataclass that is an Objective; derive it from Objective"
         )
-    OBJECTIVES[kind] = Known(objective, title or kind, summary or kind, settings)
+    OBJECTIVES[kind] = NamedObjective(objective, title or kind, summary or kind, settings)
 
 
-def known(kind: str) -> Known:
+def known(kind: str) -> NamedObjective:
     """What a name stands for.
 
     Raises:

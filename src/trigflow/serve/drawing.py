@@ -56,7 +56,7 @@ class Order:
 
 
 class Drawer(Protocol):
-    """Draws batches, one after the other, in the thread that owns it."""
+    """StepDraws batches, one after the other, in the thread that owns it."""
 
     def draw(
         self,
@@ -83,7 +83,7 @@ class Drawer(Protocol):
 
 
 class ModelDrawer:
-    """Draws with `Model`, step by step as `Model.sample` does."""
+    """StepDraws with `Model`, step by step as `Model.sample` does."""
 
     def __init__(self, model: Model) -> None:
         self.model = model

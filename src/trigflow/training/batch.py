@@ -11,7 +11,7 @@ from torch import Tensor
 from trigflow.codecs import Codec
 from trigflow.conditions import dropped, takes
 from trigflow.data import Dataset
-from trigflow.objectives import Draws
+from trigflow.objectives import StepDraws
 from trigflow.training.config import RunConfig
 from trigflow.training.parallel import Share
 
@@ -29,7 +29,7 @@ def conditions_of(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Batches:
-    """Draws batches; the same indices and generator give the same batch.
+    """StepDraws batches; the same indices and generator give the same batch.
 
     With several processes each has its share of it. All random numbers of the batch are drawn in every process, so that a
     sample has the same ones whatever the number of processes; data are read for the share alone.
@@ -77,7 +77,7 @@ class Batches:
             like = x0 if rows is None else torch.empty(b, *x0.shape[1:], dtype=x0.dtype)
             return self._ordered(own(process.sample_noise(like, generator)))
 
-        draws = Draws(b, process, generator, iteration, own, noise)
+        draws = StepDraws(b, process, generator, iteration, own, noise)
         batch = {"x0": x0, "noise": noise(), **objective.draw(draws)}
         told = {name: value for name, value in self.dataset.told(indices).items() if name in takes(self.network)}
         share = getattr(objective, "label_dropout", None)

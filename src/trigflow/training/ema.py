@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,9 @@ from trigflow.runtime.errors import UserError
 from trigflow.training.config import EMAConfig
 from trigflow.training.log import warn
 from trigflow.training.snapshots import snapshot_path, write_snapshot
+
+Count = int | Tensor
+"""A number of updates, or one on the device, float64."""
 
 
 @functools.lru_cache
@@ -36,12 +40,12 @@ def power_exponent(sigma_rel: float) -> float:
     return float(roots.real.max())
 
 
-def power_decay(sigma_rel: float, iteration: int) -> float:
+def power_decay(sigma_rel: float, iteration: Count) -> Any:
     """`beta = (1 - 1 / iteration)^(gamma + 1)`, so that step k of n weighs exactly `(k/n)^(gamma+1) - ((k-1)/n)^(gamma+1)`."""
-    return float((1 - 1 / iteration) ** (power_exponent(sigma_rel) + 1))
+    return (1 - 1 / iteration) ** (power_exponent(sigma_rel) + 1)
 
 
-def ema_decay(config: EMAConfig, iteration: int, batch_size: int) -> float:
+def ema_decay(config: EMAConfig, iteration: Count, batch_size: int) -> Any:
     """Weight that the old average keeps in the update after step `iteration` (from 1)::
 
     power      beta = (1 - 1 / iteration)^(gamma + 1)
@@ -51,10 +55,11 @@ def ema_decay(config: EMAConfig, iteration: int, batch_size: int) -> float:
     if config.kind == "power":
         return power_decay(config.sigma_rel, iteration)
     if config.kind == "halflife":
-        halflife = min(config.halflife_mimg * 1e6, config.rampup * iteration * batch_size) if config.rampup else (
-            config.halflife_mimg * 1e6
-        )  # fmt: skip
-        return float(0.5 ** (batch_size / halflife))
+        longest = config.halflife_mimg * 1e6
+        if not config.rampup:
+            return 0.5 ** (batch_size / longest)
+        ramp = config.rampup * iteration * batch_size
+        return 0.5 ** (batch_size / (ramp.clamp(max=longest) if isinstance(ramp, Tensor) else min(longest, ramp)))
     if config.kind == "none":
         return 0.0
     raise UserError(f"unknown average '{config.kind}'; expected power, halflife or none; set ema.kind")
@@ -86,7 +91,7 @@ class EMA:
         return {"ema": self.network, **others}
 
     @torch.no_grad()
-    def update(self, source: nn.Module, iteration: int, batch_size: int, fine: Tensor | None = None) -> None:
+    def update(self, source: nn.Module, iteration: Count, batch_size: int, fine: Tensor | None = None) -> None:
         """Take in the weights after step `iteration` (from 1), unless `fine`, a number on the device, is 0."""
         _blend(self.network, source, ema_decay(self.config, iteration, batch_size), fine)
         for sigma_rel, network in self.tracked.items():
@@ -118,13 +123,13 @@ class EMA:
         return due
 
 
-def _blend(average: nn.Module, source: nn.Module, beta: float, fine: Tensor | None) -> None:
+def _blend(average: nn.Module, source: nn.Module, beta: Any, fine: Tensor | None) -> None:
     """`average <- beta average + (1 - beta) source`, and copied buffers; with `fine` 0, nothing but the buffers."""
     mine, theirs = [piece(p) for p in average.parameters()], [piece(p.detach()) for p in source.parameters()]
     if fine is None:
         torch._foreach_lerp_(mine, theirs, 1 - beta)
     else:
-        share = fine * (1 - beta)  # no fused kernel takes one from the device
+        share = torch.where(fine > 0, 1 - beta, 0.0).float()  # no fused kernel takes one from the device
         for a, b in zip(mine, theirs, strict=True):
             a.lerp_(b, share)
     for buffer, new in zip(average.buffers(), source.buffers(), strict=True):

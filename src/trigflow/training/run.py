@@ -52,7 +52,7 @@ from trigflow.training.setup import (
 from trigflow.training.snapshots import drop_snapshots_after
 
 
-class Run:
+class RunParts:
     """The parts of a run in its folder, as `Trainer` puts them together and trains them; see there for the arguments."""
 
     def __init__(
@@ -137,6 +137,7 @@ class Run:
         )  # fmt: skip
         self.iteration = 0
         self.pending: list[dict[str, Tensor]] = []  # numbers of steps, on the device, that nobody has read yet
+        self.made: Tensor | None = None  # updates among them, on the device
         self.read: dict[str, float] = {}  # those of the last step that was looked at
         self.stops = Stops(parallel.processes > 1)
         # Last, so that settings in error leave no folder behind.
@@ -267,7 +268,8 @@ class Run:
         Raises:
             DivergedError: where there is no checkpoint, or the run has gone back too often.
         """
-        self.pending, reached, most = [], self.iteration, self.config.guard.rollbacks
+        self.pending, self.made = [], None
+        reached, most = self.iteration, self.config.guard.rollbacks
         with uninterrupted():
             before = self.guard.counts()
             if self.guard.rollbacks >= most or self.restore() is None:

@@ -23,13 +23,13 @@ from trigflow.training.config import to_dict
 from trigflow.training.learner import Learner
 from trigflow.training.log import warn
 from trigflow.training.report import Report
-from trigflow.training.run import Run
+from trigflow.training.run import RunParts
 
 UNREAD = 1000
 """Steps whose numbers are left unread at most."""
 
 
-class Trainer(Run):
+class Trainer(RunParts):
     """Trains the network of a configuration into a run folder.
 
     Where a process group has been set up, all of its processes make the same trainer and call the same methods in the same
@@ -145,11 +145,14 @@ class Trainer(Run):
                 values = {name: value.detach().float() for name, value in values.items()}
                 self.pending.append(values)
                 self._tell()
-                updates, fine = self.guard.updates + len(self.pending), None
+                updates: Any = self.guard.updates + 1
+                accepted, fine = True, None
                 if self.decides_at_once:
                     accepted = self._note()
                 else:
-                    accepted, fine = True, self._are_fine(values)
+                    fine = self._are_fine(values)
+                    self.made = fine.double() if self.made is None else self.made + fine
+                    updates = self.guard.updates + self.made
                 if accepted:
                     self.student.fine = fine
                     self.student.update()
@@ -171,10 +174,12 @@ class Trainer(Run):
     @property
     def decides_at_once(self) -> bool:
         """Whether an update waits for its numbers to be read: where a spike is to be left out or gone back for, float16 has a
-        scale to adjust, weights are sharded, or the optimizer is RAdam, which cannot leave out a step by itself."""
+        scale to adjust, weights are sharded, the device has no float64, or the optimizer is RAdam, which leaves out no step."""
         known = all(learner.skips for learner in (self.student, self.fake) if learner is not None)
         return (
-            not (known and self.config.guard.spikes in ("off", "log") and self.scale is None) or self.parallel.sharded
+            not (known and self.config.guard.spikes in ("off", "log") and self.scale is None)
+            or self.parallel.sharded
+            or self.device.type == "mps"
         )
 
     @property
@@ -193,7 +198,7 @@ class Trainer(Run):
         """Have the guard look at the steps that are pending; whether it accepts the last one."""
         names = list(self.pending[0])
         read = torch.stack([torch.stack([values[name] for name in names]) for values in self.pending]).tolist()
-        self.pending = []
+        self.pending, self.made = [], None
         accepted = False
         for row in read:
             self.read = average(dict(zip(names, row, strict=True)))

@@ -21,7 +21,7 @@ from trigflow.lab.recipes.listing import resolve
 from trigflow.lab.recipes.named import NamedRun
 from trigflow.models.model import Model
 from trigflow.networks import build
-from trigflow.objectives import AdaptiveWeight, Draws
+from trigflow.objectives import AdaptiveWeight, StepDraws
 from trigflow.training.batch import CONDITION, Batch, conditions_of
 from trigflow.training.config import Precision, RunConfig
 from trigflow.training.ema import EMA
@@ -204,7 +204,7 @@ class Step:
 def _drawn(config: RunConfig) -> tuple[list[str], list[str]]:
     """Names of what the objective draws for a step: noises, and numbers for each sample."""
     objective = config.objective
-    draws = Draws(2, config.process, torch.Generator(), 0, lambda values: values, lambda: torch.zeros(2, 1))
+    draws = StepDraws(2, config.process, torch.Generator(), 0, lambda values: values, lambda: torch.zeros(2, 1))
     told = {f"{CONDITION}{name}": value for name, value in objective.draw_conditions(draws).items()}
     found = {**objective.draw(draws), **told, **objective.draw_more(draws)}
     numbers = [name for name, value in found.items() if value.ndim == 1]

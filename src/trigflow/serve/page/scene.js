@@ -48,7 +48,7 @@ export function guidanceRange(info, { view, model }) {
 
 /** The request for `count` pictures of a scene, drawn by the model of this name. */
 export function orderOf(values, info, name, count) {
-  const { classes } = info.models[name]
+  const { classes, class_names: names } = info.models[name]
   const [low, high] = guidanceRange(info, values)
   const order = {
     model: name,
@@ -59,17 +59,17 @@ export function orderOf(values, info, name, count) {
     guidance: Math.min(high, Math.max(low, values.guidance)),
     steps: values.steps[name],
   }
-  const labels = classes ? labelsOf(values.mix) : null
+  const labels = classes ? labelsOf(values.mix, names) : null
   return labels === null ? order : { ...order, labels }
 }
 
-/** Weights above 0; of one class alone, or where all are 0, its label; null for all classes in turn. */
-function labelsOf(mix) {
+/** Weights above 0 by name; of one class alone, or where all are 0, its number; null for all classes in turn. */
+function labelsOf(mix, names) {
   const chosen = Object.keys(mix)
   const weighed = chosen.filter((label) => mix[label] > 0)
   if (chosen.length === 0) return null
   if (weighed.length < 2) return Number(weighed[0] ?? chosen[0])
-  return Object.fromEntries(weighed.map((label) => [label, mix[label]]))
+  return Object.fromEntries(weighed.map((label) => [names[label] ?? label, mix[label]]))
 }
 
 // The address of the page ---------------------------------------------------------------------------------------------
