@@ -9,8 +9,9 @@ from trigflow.runtime.machine import repeatable
 
 
 @pytest.fixture
-def free() -> None:
-    """Convolutions free to add in any order, as PyTorch starts."""
+def free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Convolutions free to add in any order, as PyTorch starts; and flags that may be set, which its own test library ends."""
+    monkeypatch.setattr(torch.backends, "__allow_nonbracketed_mutation_flag", True)
     assert not torch.backends.cudnn.deterministic
 
 
