@@ -50,7 +50,12 @@ def make_trainer(recipe: str, kind: str, folder: Path) -> Trainer:
         torch.manual_seed(0)
         network = build(known.network).eval().requires_grad_(False)
     teacher = Model(
-        network, known.network, known.process, data.codec("measured", 0.5), known.objective.sampling, data.class_names
+        network,
+        known.network,
+        known.process,
+        data.codec("measured", 0.5),
+        known.objective.sampling,
+        data.conditioner(network.takes),
     )
     return Trainer(
         dataclasses.replace(config, network=known.network), folder, teacher=teacher, dataset=data, progress=False

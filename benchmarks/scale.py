@@ -72,7 +72,12 @@ def make_trainer(name: str, kind: str, mode: str, folder: Path, *, small: bool =
         torch.manual_seed(0)
         network = build(known.network).eval().requires_grad_(False)
     teacher = Model(
-        network, known.network, known.process, data.codec("measured", 0.5), known.objective.sampling, data.class_names
+        network,
+        known.network,
+        known.process,
+        data.codec("measured", 0.5),
+        known.objective.sampling,
+        data.conditioner(network.takes),
     )
     return Trainer(config, folder, teacher=teacher, dataset=data, progress=False)
 

@@ -11,6 +11,7 @@ from fastapi import FastAPI
 
 from browser.helpers import LIMITS, Visit
 from serve.helpers import StubDrawer, running, student, teacher
+from trigflow.conditions import Conditioner
 from trigflow.networks import UNet
 from trigflow.serve.app import create_app
 from trigflow.serve.offers import offer_of
@@ -128,7 +129,7 @@ def without_classes() -> FastAPI:
     network = dataclasses.replace(model.spec, conditioning=conditioning)
     with torch.random.fork_rng():
         built = UNet(network).eval()  # type: ignore[arg-type]
-    model = dataclasses.replace(model, network=built, spec=network, class_names=())
+    model = dataclasses.replace(model, network=built, spec=network, conditioner=Conditioner())
     return create_app([offer_of(model, LIMITS, StubDrawer())], LIMITS)
 
 

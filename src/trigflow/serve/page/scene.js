@@ -69,7 +69,7 @@ function labelsOf(mix, names) {
   const weighed = chosen.filter((label) => mix[label] > 0)
   if (chosen.length === 0) return null
   if (weighed.length < 2) return Number(weighed[0] ?? chosen[0])
-  return Object.fromEntries(weighed.map((label) => [names[label] ?? label, mix[label]]))
+  return Object.fromEntries(weighed.map((label) => [names?.[label] ?? label, mix[label]]))
 }
 
 // The address of the page ---------------------------------------------------------------------------------------------
