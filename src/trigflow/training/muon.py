@@ -117,13 +117,14 @@ class Muon(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         found = getattr(self, "found_inf", None)
+        bad = None if found is None else found > 0
         for group in self.param_groups:
             given = [p for p in group["params"] if p.grad is not None]
-            self._step_matrices([p for p in given if id(p) in self.matrices], group, found)
+            self._step_matrices([p for p in given if id(p) in self.matrices], group, bad)
             self._step_others([p for p in given if id(p) not in self.matrices], group, found)
         return loss
 
-    def _step_matrices(self, params: list[nn.Parameter], group: dict[str, Any], found: Tensor | None) -> None:
+    def _step_matrices(self, params: list[nn.Parameter], group: dict[str, Any], bad: Tensor | None) -> None:
         lr, momentum = group["lr"], group["momentum"]
         by_shape: dict[tuple[int, int], list[nn.Parameter]] = {}
         for p in params:
@@ -134,15 +135,18 @@ class Muon(torch.optim.Optimizer):
                 state = self.state[p]
                 if not state:
                     state["momentum"] = torch.zeros_like(p)
-                after = state["momentum"].lerp(p.grad, 1 - momentum)
-                state["momentum"].copy_(after if found is None else torch.where(found > 0, state["momentum"], after))
+                if bad is None:
+                    state["momentum"].lerp_(p.grad, 1 - momentum)
+                else:
+                    mine = piece(state["momentum"])
+                    torch.where(bad, mine, mine.lerp(piece(p.grad), 1 - momentum), out=mine)  # type: ignore[arg-type]
                 directions.append(whole(p.grad.lerp(state["momentum"], momentum)).flatten(1))  # type: ignore[union-attr]
             updates = orthogonalize(torch.stack(directions))
+            kept: Any = 1 - lr * group["weight_decay"]
+            if bad is not None:
+                updates, kept = torch.where(bad, 0.0, updates), torch.where(bad, 1.0, kept)
             for p, update in zip(alike, updates, strict=True):
                 weight, rows = piece(p), piece(cut_like(update.reshape(p.shape), p))
-                kept: Any = 1 - lr * group["weight_decay"]
-                if found is not None:
-                    rows, kept = torch.where(found > 0, 0.0, rows), torch.where(found > 0, 1.0, kept)
                 if group["weight_decay"]:
                     weight.mul_(kept)
                 weight.sub_(rows, alpha=0.2 * lr * math.sqrt(max(shape)))
