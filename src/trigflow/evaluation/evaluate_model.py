@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -118,9 +118,10 @@ def evaluate_model(
 ) -> dict[str, Any]:
     """Frechet distance, precision, recall, density and coverage of `num` samples against the model's data set.
 
-    Samples are numbered, and the noise of sample i is decided by `seed` and i alone. They are drawn, looked at and let go a
-    batch at a time. Where `torch.distributed` is initialized all its processes share the work, each has to call this, and each
-    gets the same result, equal bit for bit to that of one process with the same `batch_size`.
+    Classes are drawn in turn, and other conditions are those of the data in turn. Samples are numbered, and the noise of
+    sample i is decided by `seed` and i alone. They are drawn, looked at and let go a batch at a time. Where
+    `torch.distributed` is initialized all its processes share the work, each has to call this, and each gets the same
+    result, equal bit for bit to that of one process with the same `batch_size`.
 
     Args:
         model: what to draw from; latents are decoded by its autoencoder.
@@ -166,7 +167,8 @@ def evaluate_model(
     )  # what is wrong is said at once
     one = model.codec.pictures(drawn)
     if reference is None:
-        real, extractor = _from_data(model, one, data, features, weights, batch_size, processes, progress)
+        real, extractor, told = _from_data(model, one, data, features, weights, batch_size, processes, progress)
+        sampling["conditions"] = {name: rows for name, rows in told.items() if name in model.conditioner.inputs}
     else:
         real, extractor = _from_file(model, one, reference, features, weights, processes, progress)
     compare = _comparison(model, real, processes)
@@ -231,8 +233,9 @@ def _from_data(
     batch_size: int,
     processes: Processes,
     progress: bool,
-) -> tuple[ReferenceStatistics, nn.Module]:
-    """The images to compare with, of the shape of the one that was drawn, in feature space; and the extractor."""
+) -> tuple[ReferenceStatistics, nn.Module, Mapping[str, Tensor]]:
+    """The images to compare with, of the shape of the one that was drawn, in feature space; the extractor; and the conditions
+    of the data beside their classes."""
     dataset = processes.agree(lambda: _real_images(model, one, data, progress and processes.rank == 0))
     name = default_features(dataset.name) if features == "auto" else features
     extractor = _extractor(model, name, weights, processes, progress)
@@ -242,7 +245,7 @@ def _from_data(
     )  # fmt: skip
     statistics, kept = gather(batches, keep=True)
     floor = None if kept is None else half_distance(kept)
-    return ReferenceStatistics(statistics, kept, floor, name, dataset.name), extractor
+    return ReferenceStatistics(statistics, kept, floor, name, dataset.name), extractor, dataset.conditions
 
 
 def _from_file(
