@@ -184,7 +184,7 @@ class Trainer(RunParts):
 
     @property
     def skipped(self) -> int:
-        """Steps left out because a loss or a gradient was not finite."""
+        """Steps left out because a loss or a gradient was not finite; all processes ask together."""
         self.settle()
         return self.guard.skipped
 
