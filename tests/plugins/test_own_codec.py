@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -59,3 +60,11 @@ def test_it_is_served(student: Path) -> None:
     expected = model.codec.pictures(model.sample(2, labels=["two", 0], seed=3))
     assert drawn.shape == (2, 1, 32, 64)
     assert np.abs(drawn.astype(int) - expected.numpy().astype(int)).max() <= 1
+
+
+def test_info_names_its_classes(student: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command(PLUGIN, "info", student, "--json")
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["class names"] == ["one", "two", "three"]
+    assert facts["classes"] == 3
+    assert "conditions" not in facts

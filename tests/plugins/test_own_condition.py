@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +58,11 @@ def test_a_bad_value_is_one_line(teacher: Path, capsys: pytest.CaptureFixture[st
     assert "(2,)" in said
 
 
-def test_it_is_evaluated_and_exported(teacher: Path) -> None:
+def test_it_is_evaluated_and_exported(teacher: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command(PLUGIN, "info", teacher, "--json")
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["conditions"] == ["centre"]
+    assert facts["guidance"] == "classifier-free"
     evaluated(PLUGIN, teacher)
     exported(PLUGIN, teacher, ["x", "t", "centre"])
 

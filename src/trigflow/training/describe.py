@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from trigflow.conditions import null
 from trigflow.models.model import load
 from trigflow.runtime.errors import UserError
 from trigflow.training.checkpoint import list_checkpoints
@@ -41,7 +42,13 @@ def describe_run(folder: str | Path, *, as_json: bool = False) -> str:
         facts["parameters"] = sum(p.numel() for p in model.network.parameters())
         facts |= model.codec.describe()
         facts["classes"] = model.num_classes
-        guided = "classifier-free" if model.num_classes and model.sampling.guided else "none"
+        if names := list(model.class_names):
+            facts["class names"] = (
+                names if as_json or len(names) <= 20 else [*names[:20], f"... {len(names) - 20} more"]
+            )
+        if told := [name for name in model.conditioner.inputs if name != "label"]:
+            facts["conditions"] = told
+        guided = "classifier-free" if null(model.network) and model.sampling.guided else "none"
         facts["guidance"] = f"1 to {model.sampling.guidance_max}" if "guidance" in model.takes else guided
         facts["searched times"] = {steps: list(times) for steps, times in model.times.items()}
     if metrics:
