@@ -31,6 +31,7 @@ from trigflow.lab.demo import machine
 from trigflow.lab.recipes import get_recipe
 from trigflow.models.model import Model
 from trigflow.networks import UNetConfig, build
+from trigflow.objectives import as_kind
 from trigflow.runtime.distributed import is_first, process_group
 from trigflow.runtime.files import write_json
 from trigflow.runtime.heap import freed_memory_kept
@@ -57,7 +58,7 @@ def make_trainer(name: str, kind: str, mode: str, folder: Path, *, small: bool =
     )
     config = dataclasses.replace(
         config,
-        objective=dataclasses.replace(config.objective, kind=kind),
+        objective=as_kind(config.objective, kind),
         loop=dataclasses.replace(loop, batch_size=16) if small else loop,
         parallel=ParallelConfig(mode=mode),  # type: ignore[arg-type]
         teacher="teacher" if kind == "scd" else None,

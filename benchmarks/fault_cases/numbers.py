@@ -18,6 +18,7 @@ from fault_cases.runs import ITERATIONS, Bench, Command, Trial, checkpoint_tenso
 from trigflow.data.config import DataConfig
 from trigflow.lab.recipes import preset
 from trigflow.networks import ConditioningConfig, UNetConfig
+from trigflow.objectives import as_kind
 from trigflow.runtime.errors import EXIT_FAILED, UserError
 from trigflow.runtime.files import read_tensors
 from trigflow.tangent import Dual
@@ -196,7 +197,7 @@ def config_of(bench: Bench, kind: str) -> RunConfig:
         network=UNetConfig(
             patch=2, width=32 if muon else 8, mult=(1, 2), blocks=1, conditioning=ConditioningConfig(width=8)
         ),
-        objective=dataclasses.replace(config.objective, kind=kind),  # type: ignore[arg-type]
+        objective=as_kind(config.objective, kind),
         optimizer=dataclasses.replace(config.optimizer, name="muon" if muon else "adam"),
         ema=EMAConfig(snapshot_every=20),
         loop=LoopConfig(

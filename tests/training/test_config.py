@@ -78,6 +78,15 @@ def test_unreadable_configurations(path: str, value: Any, named: str) -> None:
     assert "\n" not in message
 
 
+def test_a_kind_on_the_class_of_another_is_refused() -> None:
+    """`dataclasses.replace(..., kind=...)` changes the name alone: what is trained would be another loss than it says."""
+    config = RunConfig()
+    wrong = dataclasses.replace(config, objective=dataclasses.replace(config.objective, kind="sct"))
+    with pytest.raises(UserError) as error:
+        wrong.validate()
+    assert all(part in str(error.value) for part in ("sct", "Diffusion", "FlowMap", "as_kind"))
+
+
 @pytest.mark.parametrize("raw", [None, 3, [], {}, {"network": {}}])
 def test_what_is_no_configuration_at_all(raw: Any) -> None:
     with pytest.raises(UserError, match=r"configuration cannot be (read|used)"):

@@ -213,6 +213,11 @@ class RunConfig:
         for fine, name, value, expected in checks:
             if not fine:
                 raise UserError(f"{name} is {value}; expected {expected}; correct the setting")
+        if type(objective) is not (meant := known(objective.kind).objective):
+            raise UserError(
+                f"objective.kind is {objective.kind} on a {type(objective).__name__}; expected a {meant.__name__}; change "
+                "the kind with trigflow.objectives.as_kind, or make it with objective_of"
+            )
         if objective.distills and self.teacher is None:
             raise UserError("distillation without a teacher; expected a teacher run folder; pass --teacher RUN")
         if getattr(objective, "guidance_max", 1.0) == 1 and (interval is not None or self.negative is not None):
