@@ -118,7 +118,7 @@ def test_one_is_written_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     threading.Timer(0.2, gate.open.set).start()
     assert gate.written == 0
     trainer.save_checkpoint(wait=False)
-    assert names(tmp_path / "run")[0] == "00000001"  # whole before the second begins, which may be whole by now too
+    assert "00000001" in names(tmp_path / "run")  # whole before the second begins, which may be whole by now too
     trainer.saving.writer.finish()
     assert names(tmp_path / "run") == ["00000001", "00000002"]
 
