@@ -5,6 +5,7 @@ from trigflow.data.latents import LatentDataset, measure_latents
 from trigflow.data.loader import Loader
 from trigflow.data.order import Order, epoch_order
 from trigflow.data.sources.opening import open_dataset, register
+from trigflow.runtime.errors import renamed
 
 __all__ = [
     "Dataset",
@@ -30,7 +31,4 @@ RENAMED = {
 }
 
 
-def __getattr__(name: str) -> object:
-    if name in RENAMED:
-        raise ImportError(f"trigflow.data.{name} is now {RENAMED[name]}; use it by that name")
-    raise AttributeError(f"module 'trigflow.data' has no attribute '{name}'")
+__getattr__ = renamed(__name__, RENAMED)

@@ -28,6 +28,7 @@ from trigflow.objectives.objective import (
 )
 from trigflow.objectives.table import OBJECTIVES, as_kind, known, objective_of, register
 from trigflow.objectives.tangents import eulerian_tangent, lagrangian_tangent, semigroup_tangent, shape_tangent
+from trigflow.runtime.errors import renamed
 
 RENAMED = {
     "MeanFlowConfig": "FlowMap, as objective_of('meanflow', ...)",
@@ -40,10 +41,7 @@ RENAMED = {
 """Old names, and how they are spelled now."""
 
 
-def __getattr__(name: str) -> object:
-    if name in RENAMED:
-        raise ImportError(f"trigflow.objectives.{name} is now {RENAMED[name]}; use it by that name")
-    raise AttributeError(f"module 'trigflow.objectives' has no attribute '{name}'")
+__getattr__ = renamed(__name__, RENAMED)
 
 
 __all__ = [

@@ -4,6 +4,7 @@ A sampler is a function of (velocity, x, times); `network_velocity` and `guided_
 `TrigFlow.sample_noise` the second, `sigma_grid`, `consistency_times`, `segment_times` and `meanflow_times` the third.
 """
 
+from trigflow.runtime.errors import renamed
 from trigflow.samplers.flow_map import flow_map_sample
 from trigflow.samplers.grid import consistency_times, meanflow_times, segment_times, sigma_grid
 from trigflow.samplers.guidance import JumpFunction, Network, VelocityFunction, guided_velocity, network_velocity
@@ -29,10 +30,7 @@ RENAMED = {
 """Old names, and how they are spelled now."""
 
 
-def __getattr__(name: str) -> object:
-    if name in RENAMED:
-        raise ImportError(f"trigflow.samplers.{name} is now {RENAMED[name]}; use it by that name")
-    raise AttributeError(f"module 'trigflow.samplers' has no attribute '{name}'")
+__getattr__ = renamed(__name__, RENAMED)
 
 
 __all__ = [
