@@ -83,10 +83,12 @@ def test_a_clock_runs_while_its_picture_is_drawn(visit: Open, race_app: FastAPI,
         clock = seen.page.locator("#second .track.running")
         seen.until(lambda: clock.count() == 0, "rest")
         drawer.hold()
+        before = seen.last()
         seen.page.locator("#new").click()
+        seen.until(lambda: seen.last() != before, "a request")
         seen.settle()  # the student is done
         seen.until(lambda: clock.count() == 1, "a clock that runs")
-        assert seen.page.locator("#first .track.running").count() == 0
+        seen.until(lambda: seen.page.locator("#first .track.running").count() == 0, "a clock that stands")
 
         def time(figure: str) -> float:
             return float(seen.page.inner_text(f"#{figure} .time"))
