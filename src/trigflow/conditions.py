@@ -16,6 +16,7 @@ kind is a class with `rows` and `state`, under its name in `INPUTS`.
 from __future__ import annotations
 
 import operator
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -371,6 +372,20 @@ class Conditioner:
                 )
             inputs[name] = INPUTS[kind](**settings)
         return cls(inputs)
+
+
+def check_class_names(names: Sequence[str], whose: str) -> None:
+    """Require names of classes that differ and can be printed.
+
+    Raises:
+        UserError: naming the first that is there twice, or is no text: bytes that are no UTF-8, or control characters.
+    """
+    for name in names:
+        if any(unicodedata.category(letter) in ("Cs", "Cc") for letter in name):
+            raise UserError(f"{whose} has a class named {name!r}; expected a name that can be printed; rename it")
+    if len({*names}) < len(names):
+        twice = next(name for index, name in enumerate(names) if name in names[:index])
+        raise UserError(f"{whose} has two classes named '{twice}'; expected names that differ; rename one")
 
 
 def check_labels(labels: Tensor, num_classes: int) -> None:

@@ -76,13 +76,20 @@ def test_a_zip_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("content", [b"", b"not a zip", png(1)])
-@pytest.mark.parametrize("name", ["photos.zip", "photo.png"])
-def test_other_files_are_no_zips(tmp_path: Path, content: bytes, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("photos.zip", "not a readable zip file"),
+        ("photo.PNG", "a single image"),
+        ("photos.tar.gz", "a compressed tar"),
+        ("photos.TGZ", "a compressed tar"),
+        ("photo.npy", "a single array"),
+    ],
+)
+def test_other_files_are_no_zips(tmp_path: Path, content: bytes, name: str, what: str) -> None:
     path = tmp_path / name
     path.write_bytes(content)
-    with pytest.raises(
-        UserError, match=rf"'.*{name}' is not a readable zip file; expected a folder or a .zip"
-    ) as error:
+    with pytest.raises(UserError, match=rf"'.*{name}' is {what}; expected a folder") as error:
         open_dataset(path)
     one_line(error)
 

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from trigflow.codecs import codec_from_state
 from trigflow.data.decode import CorruptImageError, decode, is_turned, open_image
 from trigflow.data.findings import Report
-from trigflow.data.labels import find_labels
+from trigflow.data.labels import find_labels, label_files, pair
 from trigflow.data.latent_files import ENDING as LATENT_ENDING
 from trigflow.data.latent_files import parse
 from trigflow.data.loader import in_order
@@ -30,6 +30,7 @@ from trigflow.data.scan import chunks_of
 from trigflow.data.sources.containers import examine_container
 from trigflow.data.sources.files import Files
 from trigflow.data.sources.opening import EMBEDDED
+from trigflow.data.sources.tars import TarFiles
 from trigflow.models.model import read_description
 from trigflow.runtime.errors import UserError
 
@@ -219,6 +220,16 @@ def _labels(files: Files, chosen: Files, report: Report) -> tuple[tuple[str, ...
     except UserError as error:
         report.problem("labels", report.source, str(error).split(";")[0])
         return (), None
+    beside = [files.names[index] for index in label_files(files)]
+    if labels is not None and beside:
+        of_images = {*pair(chosen.names, beside, files.where).values()}
+        for name in beside:
+            if name not in of_images:
+                report.problem("labels", name, "is the label of no image")
+    if labels is None and isinstance(files, TarFiles):
+        folders = {name.split("/", 2)[1] for name in chosen.names if name.count("/") > 1}
+        if len(folders) > 1:
+            report.note("classes", min(folders), f"and {len(folders) - 1} other folders in tar shards are no classes")
     if labels is not None:
         counts = Counter(labels)
         report.classes = {name: counts[label] for label, name in enumerate(names)}

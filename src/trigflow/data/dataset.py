@@ -11,7 +11,7 @@ from torch import Tensor
 
 from trigflow.codecs import Codec, Pixels
 from trigflow.codecs.pixels import count_all, count_values
-from trigflow.conditions import ORDER, Classes, Conditioner, Input, Numbers, check_labels, in_order
+from trigflow.conditions import ORDER, Classes, Conditioner, Input, Numbers, check_class_names, check_labels, in_order
 from trigflow.data.order import Order
 from trigflow.runtime.errors import UserError
 from trigflow.runtime.seeds import derive_seed
@@ -90,6 +90,7 @@ class Dataset:
                 f"labels of type {self.labels.dtype} and shape {tuple(self.labels.shape)}; "
                 f"expected int64 of shape ({len(self)},); pass one label a sample"
             )
+        check_class_names(self.class_names, f"'{self.name}'")
         check_labels(self.labels, self.num_classes)
 
     def _check_values(self) -> None:

@@ -71,7 +71,7 @@ class Report:
         lines = [
             f"{self.images} {self.of} in {self.source!r} ({self.kind})",
             *(f"size: {size}, {count} {self.of}" for size, count in self.sizes.items()),
-            *(f"class {name!r}: {count} {self.of}" for name, count in self.classes.items()),
+            *(f"class {i} {name!r}: {count} {self.of}" for i, (name, count) in enumerate(self.classes.items())),
         ]
         if self.mean:
             numbers = (f"mean {mean:.3f}, deviation {std:.3f}" for mean, std in zip(self.mean, self.std, strict=True))

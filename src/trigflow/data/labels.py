@@ -1,16 +1,29 @@
-"""Which class each image belongs to: from the folder names, from `dataset.json`, or from the `.cls` files of tar shards."""
+"""Which class each image belongs to: from `dataset.json`, from the `.cls` file beside it, or from the folder that it is in.
+
+The first of these that there is decides, in folders, zips and tar shards alike, but that folders in tar shards are no classes::
+
+    dataset.json       at the root, in the convention of EDM and StyleGAN: every image and its number
+    a.png, a.cls       belong together, having one name before the last ending; where an image has no such label, also those
+                       that have one name before the first dot (a.rgb.png, a.cls), if no other image or label has it
+    cat/a.png          the first-level folders are the classes, whatever lies deeper inside them
+
+Anything ambiguous is an error that names both files. Endings count in capitals or not.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import posixpath
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
+from trigflow.conditions import check_class_names
 from trigflow.data.dataset import number_classes
 from trigflow.data.decode import CorruptImageError
-from trigflow.data.sources.files import Files
+from trigflow.data.sources.files import Files, FolderFiles
 from trigflow.data.sources.hub import HubFiles
-from trigflow.data.sources.tars import TarFiles, sample_key
+from trigflow.data.sources.tars import SPLITS, TarFiles
 from trigflow.runtime.errors import UserError
 
 LABEL_FILE = "dataset.json"
@@ -22,30 +35,29 @@ MAX_CLASSES = 1_000_000
 def find_labels(files: Files, images: Sequence[str]) -> tuple[list[int] | None, tuple[str, ...]]:
     """One label an image, or None, and the class names.
 
-    With a `dataset.json` at the root, in the convention of EDM and StyleGAN, the labels are those it lists and the class
-    names "0", "1", ... up to the largest. Otherwise the first-level sub-folders that hold images are the classes, whatever lies
-    deeper inside them, in the order of their names, by value where all of them are numbers (1, 2, 10); and images that all lie
-    in the root have no labels.
-
+    The module says where they are from. With a `dataset.json` or `.cls` files, which hold the label in digits, the classes are
+    called "0", "1", ... up to the largest. Folders that are classes are in the order of their names, by value where all of
+    them are numbers (1, 2, 10). Images that all lie in the root, and those of tar shards, have no labels without such files.
     A data set of the Hugging Face hub has its labels in a column.
-
-    In tar shards the file that is named as the image but ends in `.cls` holds the label in digits; without such files there
-    are no labels. Classes are called as with a `dataset.json`.
 
     Args:
         files: the folder, zip or tar shards.
         images: names of the images in it.
 
     Raises:
-        UserError: if some images lie in the root and others in sub-folders; `dataset.json` is malformed, names a file that
-            is not there, or leaves an image out; or some images have a `.cls` and others not, or one holds something else.
+        UserError: if some images lie in the root and others in sub-folders; the sub-folders are the splits of a data set;
+            `dataset.json` is malformed, names a file that is not there, or leaves an image out; some images have a `.cls` and
+            others not, or one holds something else; or a folder that is a class has a name that cannot be printed.
     """
     if isinstance(files, HubFiles):
+        check_class_names(files.class_names, f"{files.where!r}")
         return None if files.labels is None else files.labels.tolist(), files.class_names
-    if isinstance(files, TarFiles):
-        return _labels_from_tars(files, images)
-    if files.find(LABEL_FILE) is not None:
+    if not isinstance(files, TarFiles) and label_file(files) is not None:
         return _labels_from_json(files, images)
+    if labels := label_files(files):
+        return _labels_beside(files, images, labels)
+    if isinstance(files, TarFiles):
+        return None, ()
     flat = [name for name in images if "/" not in name]
     if len(flat) == len(images):
         return None, ()
@@ -57,6 +69,8 @@ def find_labels(files: Files, images: Sequence[str]) -> tuple[list[int] | None, 
         )
     folders = [name.split("/", 1)[0] for name in images]
     class_names = class_order(set(folders))
+    check_class_names(class_names, f"{files.where!r}")
+    _check_no_splits(files, class_names, nested=any(name.count("/") > 1 for name in images))
     number = {folder: label for label, folder in enumerate(class_names)}
     return [number[folder] for folder in folders], class_names
 
@@ -95,19 +109,95 @@ def _labels_from_json(files: Files, images: Sequence[str]) -> tuple[list[int] | 
     return [labels[name] for name in images], number_classes(labels.values())
 
 
-def _labels_from_tars(files: TarFiles, images: Sequence[str]) -> tuple[list[int] | None, tuple[str, ...]]:
-    indices = {sample_key(name): index for index, name in enumerate(files.names) if name.endswith(CLASS_ENDING)}
-    if not indices:
-        return None, ()
-    keys = [sample_key(name) for name in images]
-    unlabelled = [name for name, key in zip(images, keys, strict=True) if key not in indices]
+def _check_no_splits(files: Files, folders: Sequence[str], nested: bool) -> None:
+    if {folder.lower() for folder in folders}.issubset(SPLITS) and (nested or len(folders) > 1):
+        where = os.path.join(files.where, folders[0])
+        remedy = (
+            f"name the split: --data {where}" if isinstance(files, FolderFiles) else "unpack it, and name the split"
+        )
+        raise UserError(
+            f"{files.where!r} holds parts of a data set ({', '.join(folders)}), not classes; expected one of them; {remedy}"
+        )
+
+
+def _labels_beside(files: Files, images: Sequence[str], labels: Sequence[int]) -> tuple[list[int], tuple[str, ...]]:
+    found = pair(images, [files.names[index] for index in labels], files.where)
+    unlabelled = [name for name in images if name not in found]
     if unlabelled:
         raise UserError(
             f"{len(unlabelled)} image(s) in {files.where!r} have no label, such as {unlabelled[0]!r}; expected a "
             f"{CLASS_ENDING} file beside every image or beside none; add the missing ones"
         )
-    labels = [_parse_class(files, indices[key]) for key in keys]
-    return labels, number_classes(labels)
+    place = {files.names[index]: index for index in labels}
+    numbers = [_parse_class(files, place[found[name]]) for name in images]
+    return numbers, number_classes(numbers)
+
+
+def pair(images: Sequence[str], labels: Sequence[str], where: str) -> dict[str, str]:
+    """The label of each image that has one, by names: equal before the last ending, or else, alone so, before the first dot.
+
+    Raises:
+        UserError: for two images or two labels of which it cannot be told what belongs to which, naming both.
+    """
+    of_stem: dict[str, str] = {}
+    for label in labels:
+        if (stem := posixpath.splitext(label)[0]) in of_stem:
+            raise _ambiguous("labels", of_stem[stem], label, where)
+        of_stem[stem] = label
+    found: dict[str, str] = {}
+    owner: dict[str, str] = {}
+    rest = []
+    for image in images:
+        label = of_stem.get(posixpath.splitext(image)[0], "")
+        if label in owner:
+            raise _ambiguous("images", owner[label], image, where)
+        if label:
+            found[image], owner[label] = label, image
+        else:
+            rest.append(image)
+    free = {label for label in labels if label not in owner}
+    if rest and free:
+        images_of, labels_of = _by_first_part(images), _by_first_part(labels)
+        for image in rest:
+            same = images_of[_first_part(image)], labels_of.get(_first_part(image), [])
+            if free.isdisjoint(same[1]):
+                continue
+            for what, names in zip(("images", "labels"), same, strict=True):
+                if len(names) > 1:
+                    raise _ambiguous(what, names[0], names[1], where)
+            found[image] = same[1][0]
+    return found
+
+
+def _first_part(name: str) -> str:
+    folder, slash, last = name.rpartition("/")
+    return folder + slash + last.split(".", 1)[0]
+
+
+def _by_first_part(names: Iterable[str]) -> dict[str, list[str]]:
+    groups = defaultdict(list)
+    for name in names:
+        groups[_first_part(name)].append(name)
+    return groups
+
+
+def _ambiguous(what: str, one: str, other: str, where: str) -> UserError:
+    return UserError(
+        f"the {what} {one!r} and {other!r} in {where!r} are named alike, so that labels cannot be told apart; expected one "
+        f"image and one {CLASS_ENDING} of a name; rename one of the two"
+    )
+
+
+def label_files(files: Files) -> list[int]:
+    """Numbers of the files that hold the label of one image."""
+    return [index for index, name in enumerate(files.names) if name.lower().endswith(CLASS_ENDING)]
+
+
+def label_file(files: Files) -> str | None:
+    """Name of the `dataset.json` at the root, or None."""
+    if files.find(LABEL_FILE) is not None:
+        return LABEL_FILE
+    return next((name for name in files.names if name.lower() == LABEL_FILE), None)
 
 
 def _parse_class(files: Files, index: int) -> int:
@@ -137,7 +227,7 @@ def read_named(files: Files, name: str) -> bytes:
 def _read_entries(files: Files) -> list[tuple[str, int]] | None:
     """The `[path, label]` pairs of `dataset.json`, or None where it says that there are no labels."""
     try:
-        content = json.loads(read_named(files, LABEL_FILE))
+        content = json.loads(read_named(files, label_file(files) or LABEL_FILE))
     except (ValueError, RecursionError, CorruptImageError) as error:
         raise _bad_json(files, "is not valid JSON", LABEL_FORMAT, "correct the file") from error
     if not isinstance(content, dict) or "labels" not in content:

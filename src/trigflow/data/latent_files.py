@@ -18,8 +18,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from trigflow.codecs.vae import CHANNELS, VAESource
+from trigflow.conditions import check_class_names
 from trigflow.data.decode import CorruptImageError
-from trigflow.data.labels import LABEL_FILE, find_labels, read_named
+from trigflow.data.labels import LABEL_FILE, find_labels, label_file, read_named
 from trigflow.data.latents import LatentDataset, LatentRows
 from trigflow.data.sources.files import Files
 from trigflow.data.sources.zips import ZipFiles
@@ -249,10 +250,11 @@ def _listed(names: Sequence[str]) -> str:
 
 def _description(files: Files, num_classes: int) -> tuple[VAESource, tuple[str, ...]]:
     """The autoencoder and the class names (empty: no names) that `dataset.json` names under "latents"."""
-    if files.find(LABEL_FILE) is None:
+    name = label_file(files)
+    if name is None:
         return VAESource(), ()
     try:
-        content = json.loads(read_named(files, LABEL_FILE)).get("latents")
+        content = json.loads(read_named(files, name)).get("latents")
     except (ValueError, RecursionError, AttributeError, CorruptImageError):
         content = None  # a damaged file has been refused by find_labels
     if content is None:
@@ -269,4 +271,5 @@ def _description(files: Files, num_classes: int) -> tuple[VAESource, tuple[str, 
             f"{LABEL_FILE} in {files.where!r} names {len(names)} classes and has labels up to {num_classes - 1}; expected one "
             "name a class; take the file as trigflow encode wrote it"
         )
+    check_class_names(names, f"{LABEL_FILE} in {files.where!r}")
     return VAESource.from_state(content.get("vae")), tuple(names) if num_classes else ()

@@ -138,7 +138,7 @@ def _note_others(files: Files, report: Report) -> None:
     others = [
         name
         for index, name in enumerate(files.names)
-        if index not in used and name != LABEL_FILE and not name.lower().endswith(known)
+        if index not in used and name.lower() != LABEL_FILE and not name.lower().endswith(known)
     ]
     if others:
         report.note(

@@ -13,7 +13,7 @@ from PIL import Image
 from trigflow.data.dataset import Dataset, ImageDataset
 from trigflow.data.decode import fit, to_tensor
 from trigflow.data.latent_files import holds_latents, read_latents
-from trigflow.data.sources.files import Files, FolderFiles
+from trigflow.data.sources.files import ENDINGS, Files, FolderFiles
 from trigflow.data.sources.folder import ImageStack, read_images
 from trigflow.data.sources.hub import PREFIX, Address, HubFiles
 from trigflow.data.sources.tars import TarFiles, find_shards
@@ -21,6 +21,12 @@ from trigflow.data.sources.zips import ZipFiles
 from trigflow.data.stream import open_stream
 from trigflow.runtime.errors import MissingExtraError, UserError
 
+NO_SOURCES = (
+    (ENDINGS, "a single image", "name the folder it is in"),
+    ((".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst"), "a compressed tar", "unpack it (gunzip)"),
+    ((".npy",), "a single array", "name the folder or zip it is in"),
+)
+"""Endings of files that people name as data, what they are, and what to do."""
 MOST_PIXELS_A_SIDE = 8192
 """Largest `resize`: an image of that side takes 192 MiB."""
 
@@ -138,7 +144,12 @@ def list_files(source: str) -> Files:
             f"no data named {source!r} and nothing at that path; expected {', '.join((*EMBEDDED, *REGISTERED))}, or the path "
             "of a folder, .zip or .tar of images; check the spelling"
         )
-    return FolderFiles.of(path) if os.path.isdir(path) else ZipFiles.of(path)
+    if os.path.isdir(path):
+        return FolderFiles.of(path)
+    for endings, what, remedy in NO_SOURCES:
+        if path.lower().endswith(endings):
+            raise UserError(f"{path!r} is {what}; expected a folder, .zip or .tar of images; {remedy}")
+    return ZipFiles.of(path)
 
 
 def _exists(path: str) -> bool:

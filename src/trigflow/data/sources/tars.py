@@ -1,8 +1,7 @@
 """Tar shards in the layout of WebDataset, indexed once and then read at random.
 
-A sample is the files whose paths agree up to the first dot of the last part: `0001.png` and `0001.cls` are one image and its
-class. Where every file lies in its shard is found by one pass over the headers, so that images can be taken in any order, and a
-run resumed at any image, as from a zip.
+`0001.png` and `0001.cls` are one image and its class (see `trigflow.data.labels`). Where every file lies in its shard is found
+by one pass over the headers, so that images can be taken in any order, and a run resumed at any image, as from a zip.
 """
 
 from __future__ import annotations
@@ -20,12 +19,25 @@ import numpy.typing as npt
 
 from trigflow.data.cache import Arrays, remembered
 from trigflow.data.decode import CorruptImageError
-from trigflow.data.sources.files import ENDINGS, MEMBER_LIMIT_BYTES, Files, Names, OpenArchives, file_state, unreadable
+from trigflow.data.sources.files import (
+    ENDINGS,
+    MEMBER_LIMIT_BYTES,
+    Files,
+    Names,
+    OpenArchives,
+    file_state,
+    unreadable,
+    visible,
+)
 from trigflow.runtime.errors import UserError
 
 ENDING = ".tar"
 BRACES = re.compile(r"(.*)\{(\d+)\.\.(\d+)\}(.*)", re.DOTALL)
 """A range of numbers in a path, as WebDataset writes shards: `train-{0000..0146}.tar`."""
+SPLITS = ("train", "training", "val", "valid", "validation", "dev", "test")
+"""Names of the parts of a data set, which are no classes."""
+SPLIT_SHARD = re.compile(rf"({'|'.join(SPLITS)})(?![a-z])", re.IGNORECASE)
+"""Beginning of the name of a shard of one of them."""
 MOST_SHARDS = 1_000_000
 ENTRY = np.dtype([("shard", "i4"), ("offset", "i8"), ("size", "i8")])
 
@@ -81,7 +93,7 @@ def _list(shards: Sequence[str]) -> Arrays:
     for number, path in enumerate(shards):
         for member in tar_members(path):
             name = posixpath.normpath(member.name).lstrip("/")
-            if is_plain(member) and not any(part.startswith(".") for part in name.split("/")):
+            if is_plain(member) and visible([name]):
                 found.append((f"{os.path.basename(path)}/{name}", (number, member.offset_data, member.size)))
     found.sort(key=lambda entry: entry[0].split("/"))
     names = "\0".join(name for name, _ in found).encode("utf-8", "surrogatepass")
@@ -94,11 +106,11 @@ def find_shards(path: str) -> list[str] | None:
     None if it is none of these.
 
     Raises:
-        UserError: if a tar of a range is missing, or a folder cannot be read.
+        UserError: if a tar of a range is missing, a folder cannot be read, or it holds shards of train and val alike.
     """
     if match := BRACES.fullmatch(path):
         begin, first, last, end = match.groups()
-        if end.endswith(ENDING) and int(last) - int(first) < MOST_SHARDS:
+        if end.lower().endswith(ENDING) and int(last) - int(first) < MOST_SHARDS:
             numbers = range(int(first), int(last) + 1)
             shards = [f"{begin}{number:0{len(first)}}{end}" for number in numbers]
             missing = [shard for shard in shards if not os.path.isfile(shard)]
@@ -115,14 +127,16 @@ def find_shards(path: str) -> list[str] | None:
             raise unreadable(path, error) from error
         shards = [os.path.join(path, name) for name in names if name.lower().endswith(ENDING)]
         other = any(name.lower().endswith(ENDINGS) or os.path.isdir(os.path.join(path, name)) for name in names)
-        return None if other or not shards else shards
+        if other or not shards:
+            return None
+        parts = {match[1].lower(): name for name in names if (match := SPLIT_SHARD.match(name))}
+        if len({part[:3] for part in parts}) > 1:  # valid and validation are one, and so are train and training
+            raise UserError(
+                f"{path!r} holds shards of several parts of a data set, such as {' and '.join(map(repr, parts.values()))}; "
+                f"expected those of one; name them: --data '{os.path.join(path, next(iter(parts)))}-{{000..099}}.tar'"
+            )
+        return shards
     return [path] if path.lower().endswith(ENDING) else None
-
-
-def sample_key(name: str) -> str:
-    """What the files of one sample have in common: the path up to the first dot of its last part."""
-    folder, slash, last = name.rpartition("/")
-    return folder + slash + last.split(".", 1)[0]
 
 
 def tar_members(path: str) -> Iterator[tarfile.TarInfo]:
