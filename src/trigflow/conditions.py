@@ -19,6 +19,7 @@ import operator
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any, Protocol
 
 import torch
@@ -386,6 +387,27 @@ def check_class_names(names: Sequence[str], whose: str) -> None:
     if len({*names}) < len(names):
         twice = next(name for index, name in enumerate(names) if name in names[:index])
         raise UserError(f"{whose} has two classes named '{twice}'; expected names that differ; rename one")
+
+
+def named(names: Sequence[str]) -> bool:
+    """Whether classes have names that say more than their numbers, "0", "1", ..."""
+    return list(names) != [str(number) for number in range(len(names))]
+
+
+def check_same_classes(names: Sequence[str], others: Sequence[str], whose: str, other: str) -> None:
+    """Require that classes of two things have the same names in the same order, as far as both have names.
+
+    Raises:
+        UserError: naming the first class that differs; `whose` and `other` are the two.
+    """
+    if not (named(names) and named(others)):
+        return
+    for number, (one, two) in enumerate(zip_longest(names, others)):
+        if one != two:
+            raise UserError(
+                f"class {number} is {one!r} in {whose} and {two!r} in {other}; expected the same classes in the same order; "
+                "use data or models of the same classes"
+            )
 
 
 def check_labels(labels: Tensor, num_classes: int) -> None:

@@ -42,14 +42,15 @@ class Bench:
         from trigflow.deploy.measure import describe, measure
         from trigflow.models.model import load
         from trigflow.runtime.errors import UserError
-        from trigflow.runtime.files import ensure_folder, write_json
+        from trigflow.runtime.files import write_json
+        from trigflow.runtime.places import check_place
 
         if self.threads is not None:
             if self.threads < 1:
                 raise UserError(f"{self.threads} threads; expected at least 1; correct --threads")
             torch.set_num_threads(self.threads)
         if self.json is not None:
-            ensure_folder(self.json.parent)
+            check_place(self.json, "file", "--json")
         report = measure(
             load(self.run_folder, self.device),
             steps=self.steps,

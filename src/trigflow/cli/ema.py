@@ -31,11 +31,12 @@ class Ema:
     """No progress bar."""
 
     def run(self) -> None:
-        from trigflow.training.posthoc import LARGE_ERROR, check_free, choose_snapshots, reconstruct
+        from trigflow.runtime.places import check_place
+        from trigflow.training.posthoc import LARGE_ERROR, choose_snapshots, reconstruct
 
         iteration = choose_snapshots(self.run_folder, self.sigma_rel, self.iteration)[2]
         out = self.out or self.run_folder / "ema" / f"{iteration:08d}-{self.sigma_rel:g}"
-        check_free(out)
+        check_place(out, "new folder")
         result = reconstruct(self.run_folder, self.sigma_rel, iteration=iteration, progress=not self.quiet)
         result.save(out)
         count, error = len(result.snapshots), result.fit.error

@@ -63,15 +63,16 @@ class Evaluate:
         from trigflow.evaluation.evaluate_model import evaluate_model
         from trigflow.migrations import stamped
         from trigflow.models.model import load
-        from trigflow.runtime.files import ensure_folder, write_json
+        from trigflow.runtime.files import write_json
+        from trigflow.runtime.places import check_place
 
         first, num = self._range()
+        if self.out is not None:
+            check_place(self.out, "file")
         model = load(self.run_folder, self.device)
         negative = None if self.negative is None else load(self.negative, self.device)
         if self.vae is not None:
             model.codec = model.codec.with_autoencoder(self.vae)
-        if self.out is not None:
-            ensure_folder(self.out.parent)
         result = evaluate_model(
             model,
             num=num,

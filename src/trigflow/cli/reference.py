@@ -42,12 +42,12 @@ class Reference:
         from trigflow.evaluation import Processes, write_reference
         from trigflow.evaluation.make_reference import measure_reference
         from trigflow.runtime.errors import UserError
-        from trigflow.runtime.files import ensure_folder
         from trigflow.runtime.machine import resolve_device
+        from trigflow.runtime.places import check_place
 
-        if self.out.suffix != ".npz":
+        if self.out.suffix.lower() != ".npz":
             raise UserError(f"'{self.out}' is no .npz; expected a file of that ending; rename --out")
-        ensure_folder(self.out.parent)
+        check_place(self.out, "file")
         found = measure_reference(
             self.data,
             features=self.features,

@@ -21,8 +21,8 @@ class Sample:
 
     run_folder: Annotated[Positional[Path], arg(metavar="RUN")]
     """Run folder of a teacher or a student."""
-    out: Path = Path("samples.png")
-    """A file (.png, .webp, .jpg) for a grid; anything else is a folder that gets one PNG per image."""
+    out: Annotated[str, arg(metavar="PATH")] = "samples.png"
+    """A file (.png, .webp, .jpg) for a grid; anything else, or with / at its end, is a folder that gets one PNG per image."""
     steps: int | None = None
     """Evaluations of a student (default 2; of one with segments their number, and no other), or solver steps of a teacher
     (default 18, that is 35 evaluations)."""
@@ -55,12 +55,13 @@ class Sample:
     """No progress bar."""
 
     def run(self) -> None:
-        from trigflow.codecs.pictures import check_ending
-        from trigflow.models.model import load
+        from trigflow.codecs import codec_from_state
+        from trigflow.models.model import load, read_description, source_of
         from trigflow.runtime.distributed import gather_rows, is_first, share_of, world_size
+        from trigflow.runtime.places import check_outside
 
-        if self.out.suffix:
-            check_ending(self.out)
+        codec_from_state(read_description(self.run_folder / "model.json")["codec"]).check_save(self.out, self.num)
+        check_outside(self.out, source_of(self.run_folder))
         negative = None if self.negative is None else load(self.negative, self.device)
         model = load(self.run_folder, self.device)
         if self.vae is not None:

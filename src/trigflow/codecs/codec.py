@@ -80,7 +80,10 @@ class Codec(Protocol):
     def preview(self, drawn: Tensor, columns: int | None = None) -> Image.Image:
         """What was drawn, on one sheet."""
 
-    def save(self, drawn: Tensor, path: Path, columns: int | None = None) -> str:
+    def check_save(self, path: str | Path, num: int) -> None:
+        """Raise a UserError if `save` could not write so many items there; asked before they are drawn."""
+
+    def save(self, drawn: Tensor, path: str | Path, columns: int | None = None) -> str:
         """Write what was drawn to a file, or item by item into a folder; returns a line that says what was written."""
 
     def normalized(self, mean: list[float], std: list[float]) -> list[tuple[str, float, float]]:

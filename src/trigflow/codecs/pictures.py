@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,7 +14,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from trigflow.runtime.errors import UserError
-from trigflow.runtime.files import replacing
+from trigflow.runtime.files import ensure_folder, replacing
+from trigflow.runtime.places import check_place
 
 S = TypeVar("S", bound="DrawnPictures")
 
@@ -54,9 +57,16 @@ def to_picture(image: Tensor) -> Image.Image:
     return Image.fromarray(array[0] if array.shape[0] == 1 else array.transpose(1, 2, 0))
 
 
+PICTURES = (".png", ".webp", ".jpg", ".jpeg")
+"""Endings of the files that are written."""
+OTHERS = (".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".avif", ".heic", ".jp2", ".svg", ".pdf")
+"""Endings of pictures that are not, and that no folder is likely to have."""
+NUMBERED = re.compile(r"\d{6,}\.png")
+
+
 def check_ending(path: Path) -> None:
     """Raise a UserError unless `save_picture` can write a file with the ending of `path`."""
-    if path.suffix.lower() not in (".png", ".webp", ".jpg", ".jpeg"):
+    if path.suffix.lower() not in PICTURES:
         raise UserError(f"cannot write '{path}': unknown image ending; expected .png, .webp or .jpg; change --out")
 
 
@@ -66,16 +76,11 @@ def save_picture(picture: Image.Image, path: str | Path) -> Path:
     Raises:
         UserError: for an unknown ending or a folder that cannot be written.
     """
-    path = Path(path)
+    path = check_place(path, "file")
     check_ending(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary:
-            picture.save(temporary)
-    except OSError as error:
-        raise UserError(
-            f"cannot write '{path}' ({error.strerror or error}); expected a folder that can be written; choose another --out"
-        ) from None
+    ensure_folder(path.parent)
+    with replacing(path) as temporary:
+        picture.save(temporary)
     return path
 
 
@@ -85,9 +90,33 @@ def save_grid(images: Tensor, path: str | Path, columns: int | None = None) -> P
 
 
 def save_images(images: Tensor, folder: str | Path, names: Sequence[str] | None = None) -> list[Path]:
-    """Every image to its own PNG, `000000.png` onwards or `names`."""
+    """Every image to its own PNG, `000000.png` onwards or `names`.
+
+    Raises:
+        UserError: for a folder that cannot be written, or that holds numbered images beyond these, of another call.
+    """
+    if names is None:
+        check_images(folder, len(images))
     names = names or [f"{i:06d}.png" for i in range(len(images))]
     return [save_picture(to_picture(image), Path(folder) / name) for image, name in zip(images, names, strict=True)]
+
+
+def check_images(folder: str | Path, num: int) -> None:
+    """Check before they are drawn that so many numbered images can be written into a folder; see `save_images`."""
+    folder = check_place(folder, "folder")
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    others = [name for name in names if NUMBERED.fullmatch(name) and int(name[:-4]) >= num]
+    if others:
+        raise UserError(
+            f"'{folder}' holds {len(others)} images of another call, such as {others[0]}, beyond the {num} to be written; "
+            "expected a folder without; remove them, or choose another --out"
+        )
+
+
+def is_folder(path: str | Path) -> bool:
+    """Whether a path to write images to means a folder of them: one that is there or ends in `/`, or no ending of a picture."""
+    ending = Path(path).suffix.lower()
+    return str(path).endswith(("/", os.sep)) or os.path.isdir(path) or ending not in (*PICTURES, *OTHERS)
 
 
 def label_panels(panels: Mapping[str, Tensor], columns: int = 10, *, across: int = 2) -> Image.Image:
@@ -114,11 +143,10 @@ def label_panels(panels: Mapping[str, Tensor], columns: int = 10, *, across: int
 
 
 def save_pictures(images: Tensor, path: str | Path, columns: int | None = None) -> str:
-    """A grid where the path has an ending (.png, .webp, .jpg), else a folder of one PNG an image; returns what was written."""
-    path = Path(path)
-    if path.suffix:
-        return str(save_grid(images, path, columns))
-    return f"{len(save_images(images, path))} images in {path}"
+    """A grid, or a folder of one PNG an image, as the path says (see `is_folder`); returns what was written."""
+    if is_folder(path):
+        return f"{len(save_images(images, path))} images in {Path(path)}"
+    return str(save_grid(images, path, columns))
 
 
 class DrawnPictures:
@@ -133,8 +161,15 @@ class DrawnPictures:
         """Images side by side; see `make_grid`."""
         return make_grid(self.pictures(drawn), columns)
 
-    def save(self, drawn: Tensor, path: Path, columns: int | None = None) -> str:
-        """A grid, or with a path without ending a folder of one PNG an image; see `save_pictures`."""
+    def check_save(self, path: str | Path, num: int) -> None:
+        """See that there is a place for a grid, or for a folder of `num` images."""
+        if is_folder(path):
+            check_images(path, num)
+        else:
+            check_ending(check_place(path, "file"))
+
+    def save(self, drawn: Tensor, path: str | Path, columns: int | None = None) -> str:
+        """A grid, or a folder of one PNG an image; see `save_pictures`."""
         return save_pictures(self.pictures(drawn), path, columns)
 
     def prepare(self, device: torch.device | str | None = None) -> None:

@@ -22,7 +22,7 @@ from trigflow.runtime.errors import UserError
 from trigflow.runtime.files import clear_leftovers, replacing
 
 Arrays = dict[str, npt.NDArray[Any]]
-VERSION = 1
+VERSION = 2
 STATE = "state"
 
 

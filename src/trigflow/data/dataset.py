@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, TypeVar
@@ -11,10 +12,21 @@ from torch import Tensor
 
 from trigflow.codecs import Codec, Pixels
 from trigflow.codecs.pixels import count_all, count_values
-from trigflow.conditions import ORDER, Classes, Conditioner, Input, Numbers, check_class_names, check_labels, in_order
+from trigflow.conditions import (
+    ORDER,
+    Classes,
+    Conditioner,
+    Input,
+    Numbers,
+    check_class_names,
+    check_labels,
+    in_order,
+    named,
+)
 from trigflow.data.order import Order
 from trigflow.runtime.errors import UserError
 from trigflow.runtime.seeds import derive_seed
+from trigflow.runtime.tensors import content
 
 D = TypeVar("D", bound="Dataset")
 
@@ -22,6 +34,11 @@ D = TypeVar("D", bound="Dataset")
 def number_classes(labels: Iterable[int]) -> tuple[str, ...]:
     """Names of classes that have none: "0", "1", ... up to the largest label."""
     return tuple(str(label) for label in range(max(labels, default=-1) + 1))
+
+
+def digest_of(values: Tensor) -> str:
+    """A digest of the numbers of a tensor on any device, in memory in their order."""
+    return hashlib.blake2b(content(values), digest_size=16).hexdigest()
 
 
 class Rows(Protocol):
@@ -57,6 +74,7 @@ class Dataset:
         class_names: one name a class, in the order of the labels; empty without labels.
         skipped: names of the corrupt files that were left out when reading, relative to the folder or zip.
         rows: samples that stay where they are; None when they are in memory.
+        digest: of the contents of the files that the samples are from, in order; empty where that is not known.
         conditions: what else is known of each sample, by name: tensors `(n, ...)`, for networks that take them.
 
     Raises:
@@ -69,6 +87,7 @@ class Dataset:
     class_names: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
     rows: Rows | None = None
+    digest: str = ""
     conditions: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -217,8 +236,7 @@ class Dataset:
         Raises:
             UserError: naming the first class that is not among the names, or the other way round; `whose` names the latter.
         """
-        unnamed = (number_classes([len(names) - 1]), number_classes([self.num_classes - 1]))
-        if self.labels is None or not names or names == self.class_names or {names, self.class_names} & {*unnamed}:
+        if self.labels is None or names == self.class_names or not (named(names) and named(self.class_names)):
             return self
         if odd := [*(n for n in self.class_names if n not in names), *(n for n in names if n not in self.class_names)]:
             raise UserError(
@@ -228,13 +246,27 @@ class Dataset:
         number = torch.tensor([names.index(name) for name in self.class_names])
         return replace(self, labels=number[self.labels.cpu()].to(self.labels.device), class_names=names)
 
+    def fingerprint(self) -> dict[str, Any]:
+        """What tells these data from others, in plain types: how many samples there are and of what shape, the names of the
+        classes, and digests of the labels, the other conditions and the contents (None where these are not known)."""
+        contents = self.digest or (None if self.rows is not None else digest_of(self.values))
+        return {
+            "number of samples": len(self),
+            "shape": list(self.shape),
+            "class names": list(self.class_names),
+            "labels": None if self.labels is None else digest_of(self.labels),
+            **{f"condition {name}": digest_of(value) for name, value in sorted(self.conditions.items())},
+            "contents": contents,
+        }
+
     def subset(self: D, indices: Tensor) -> D:
         """The chosen samples as a data set of their own, with the same classes; `indices` is int64, shape `(m,)`."""
         labels = self._labels_of(indices)
         told = {name: value[indices.to(value.device)] for name, value in self.conditions.items()}
+        digest = self.digest and f"{self.digest}/{digest_of(indices)}"
         if self.rows is not None:
-            return replace(self, labels=labels, rows=self.rows.only(indices.cpu()), conditions=told)
-        return replace(self, labels=labels, values=self.stored(indices), conditions=told)
+            return replace(self, labels=labels, rows=self.rows.only(indices.cpu()), conditions=told, digest=digest)
+        return replace(self, labels=labels, values=self.stored(indices), conditions=told, digest=digest)
 
     def _labels_of(self, indices: Tensor) -> Tensor | None:
         return None if self.labels is None else self.labels[indices.to(self.labels.device)]

@@ -27,6 +27,7 @@ from trigflow.data.sources.opening import list_files
 from trigflow.migrations import FORMATS
 from trigflow.runtime.errors import UserError
 from trigflow.runtime.files import ensure_folder
+from trigflow.runtime.places import check_place
 
 PARTIAL = ".partial"
 """Added to the name of the zip until it is whole."""
@@ -67,7 +68,7 @@ def encode_images(
         UserError: for images, labels or an autoencoder that cannot be used, a file that cannot be written, or an unfinished
             encoding of other images or with other settings.
     """
-    path, device = Path(out), torch.device(device)
+    path, device = check_place(out, "file"), torch.device(device)
     if path.suffix.lower() != ".zip":
         raise UserError(f"cannot write latents to '{path}'; expected the name of a .zip; change --out")
     if path.exists():

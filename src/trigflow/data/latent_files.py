@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,7 @@ from tqdm import tqdm
 
 from trigflow.codecs.vae import CHANNELS, VAESource
 from trigflow.conditions import check_class_names
+from trigflow.data.dataset import digest_of
 from trigflow.data.decode import CorruptImageError
 from trigflow.data.labels import LABEL_FILE, find_labels, label_file, read_named
 from trigflow.data.latents import LatentDataset, LatentRows
@@ -65,15 +67,16 @@ def read_latents(files: Files, *, skip_corrupt: bool, progress: bool, memory_lim
     gib = len(names) * int(np.prod(shape)) * 4 / 2**30
     rows, kept, corrupt = None, list(range(len(names))), list[str]()
     if gib <= memory_limit_gib:
-        images, kept, corrupt = _read_all(latents, shape, progress)
+        images, kept, corrupt, checksums = _read_all(latents, shape, progress)
         _check_corrupt(files.where, corrupt, len(names), skip_corrupt)
     else:
         images, rows = torch.empty(0, *shape), _leave_in_zip(latents, shape, progress)
-        if rows is None:
+        if rows is None or not isinstance(latents, ZipFiles):
             raise UserError(
                 f"{len(names)} latents of shape {shape} take {gib:.3g} GiB; expected at most {memory_limit_gib:.3g} GiB in "
                 "memory, or an uncompressed zip of whole files, which is read in pieces; pack them into one (zip -0)"
             )
+        checksums = torch.from_numpy(latents.entries["crc"].astype(np.int64))
     return LatentDataset(
         name=os.path.basename(os.path.abspath(files.where)),
         values=images,
@@ -82,6 +85,7 @@ def read_latents(files: Files, *, skip_corrupt: bool, progress: bool, memory_lim
         skipped=tuple(corrupt),
         vae=vae,
         rows=rows,
+        digest=digest_of(checksums),
     )
 
 
@@ -171,22 +175,25 @@ def _first_shape(files: Files) -> tuple[int, ...]:
     raise _all_corrupt(files.where, len(files), files.names)
 
 
-def _read_all(files: Files, shape: tuple[int, ...], progress: bool) -> tuple[Tensor, list[int], list[str]]:
-    """The latents, the indices of those that are whole, and the names of the others."""
+def _read_all(files: Files, shape: tuple[int, ...], progress: bool) -> tuple[Tensor, list[int], list[str], Tensor]:
+    """The latents, the indices of those that are whole, the names of the others, and the CRC-32 of every file."""
     names = files.names
     latents = torch.empty(len(names), *shape)
     kept: list[int] = []
     corrupt: list[str] = []
+    checksums = torch.zeros(len(names), dtype=torch.int64)
     for index, name in enumerate(tqdm(names, desc="reading latents", unit="image", disable=not progress)):
         try:
-            latent = parse(files.read(index), name)
+            content = files.read(index)
+            checksums[index] = zlib.crc32(content)
+            latent = parse(content, name)
         except CorruptImageError:
             corrupt.append(name)
             continue
         _check_same(names[kept[0]] if kept else name, shape, name, tuple(latent.shape))
         latents[len(kept)] = latent
         kept.append(index)
-    return latents[: len(kept)], kept, corrupt
+    return latents[: len(kept)], kept, corrupt, checksums
 
 
 def _leave_in_zip(files: Files, shape: tuple[int, ...], progress: bool) -> LatentRows | None:

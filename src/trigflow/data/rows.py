@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -31,14 +32,18 @@ class Decoder:
         content, name = self.files.read(index), self.files.names[index]
         return decode(content, name, channels=self.channels, resize=self.resize, crop=self.crop)
 
-    def several(self, indices: Sequence[int]) -> list[Tensor | None]:
-        """One image or, where it is corrupt, None for each index."""
-        images: list[Tensor | None] = []
+    def several(self, indices: Sequence[int]) -> list[tuple[int, Tensor | None]]:
+        """For each index the CRC-32 of the file and the image, or None where it is corrupt."""
+        images: list[tuple[int, Tensor | None]] = []
         for index in indices:
+            checksum = 0
             try:
-                images.append(self(index))
+                content, name = self.files.read(index), self.files.names[index]
+                checksum = zlib.crc32(content)
+                image = decode(content, name, channels=self.channels, resize=self.resize, crop=self.crop)
+                images.append((checksum, image))
             except CorruptImageError:
-                images.append(None)
+                images.append((checksum, None))
         return images
 
 

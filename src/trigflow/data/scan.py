@@ -32,11 +32,13 @@ class Scan:
         sizes: height and width of each, int64, shape `(n, 2)`; 0 for those that are corrupt.
         channels: 1 or 3 of each, int64, shape `(n,)`; 0 for those that are corrupt.
         counts: how often each byte occurs in each channel of the grayscale images, and of the others, int64, shape `(4, 256)`.
+        checksums: CRC-32 of each file, int64, shape `(n,)`.
     """
 
     sizes: Tensor
     channels: Tensor
     counts: Tensor
+    checksums: Tensor
 
     def counts_of(self, channels: int) -> Tensor:
         """How often each byte occurs in each channel when all images have this many; int64, shape `(channels, 256)`."""
@@ -52,7 +54,7 @@ def scan(decoder: Decoder, *, workers: int, progress: bool) -> Scan:
     files = decoder.files
     subject = ["scan", files.where, decoder.channels, decoder.resize, decoder.crop]
     found = remembered(subject, [*files.identity(), len(files)], lambda: _scan(decoder, workers, progress))
-    return Scan(*(torch.from_numpy(found[name]) for name in ("sizes", "channels", "counts")))
+    return Scan(*(torch.from_numpy(found[name]) for name in ("sizes", "channels", "counts", "checksums")))
 
 
 def chunks_of(count: int, first: int = 0) -> list[range]:
@@ -61,27 +63,28 @@ def chunks_of(count: int, first: int = 0) -> list[range]:
 
 
 def _scan(decoder: Decoder, workers: int, progress: bool) -> Arrays:
-    shapes, counts = [], np.zeros((4, 256), dtype=np.int64)
+    shapes, checksums, counts = [], [], np.zeros((4, 256), dtype=np.int64)
     with tqdm(total=len(decoder.files), desc="indexing images", unit="image", disable=not progress) as bar:
         for found, counted in in_order(_Examine(decoder), chunks_of(len(decoder.files)), workers):
-            shapes += found
+            checksums += [checksum for checksum, _ in found]
+            shapes += [shape for _, shape in found]
             counts += counted
             bar.update(len(found))
     table = np.array(shapes, dtype=np.int64)
-    return {"channels": table[:, 0], "sizes": table[:, 1:], "counts": counts}
+    return {"channels": table[:, 0], "sizes": table[:, 1:], "counts": counts, "checksums": np.array(checksums)}
 
 
 @dataclass(frozen=True)
 class _Examine:
-    """Shapes and counts of some images."""
+    """Checksums, shapes and counts of some images."""
 
     decoder: Decoder
 
-    def __call__(self, indices: Sequence[int]) -> tuple[list[tuple[int, ...]], npt.NDArray[np.int64]]:
+    def __call__(self, indices: Sequence[int]) -> tuple[list[tuple[int, tuple[int, ...]]], npt.NDArray[np.int64]]:
         images = self.decoder.several(indices)
         counts = np.zeros((4, 256), dtype=np.int64)
         for channels, rows in ((1, counts[:1]), (3, counts[1:])):
-            values = [image.flatten(1) for image in images if image is not None and len(image) == channels]
+            values = [image.flatten(1) for _, image in images if image is not None and len(image) == channels]
             if values:
                 rows += count_values(torch.cat(values, dim=1)[None, :, :, None]).numpy()
-        return [(0, 0, 0) if image is None else tuple(image.shape) for image in images], counts
+        return [(checksum, (0, 0, 0) if image is None else tuple(image.shape)) for checksum, image in images], counts

@@ -9,6 +9,7 @@ on.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -22,7 +23,7 @@ from tqdm import tqdm
 
 from trigflow.codecs.pixels import count_values
 from trigflow.data.cache import Arrays, remembered
-from trigflow.data.dataset import ImageDataset
+from trigflow.data.dataset import ImageDataset, digest_of
 from trigflow.data.decode import CorruptImageError, decode
 from trigflow.data.loader import in_order
 from trigflow.data.sources.hub import (
@@ -86,22 +87,26 @@ class Shards:
         content = encoded_image(row[self.columns.image], name)
         return decode(content, name, channels=self.channels, resize=self.resize, crop=self.crop)
 
-    def examine(self, shard: int) -> tuple[list[tuple[int, ...]], list[Any], npt.NDArray[np.int64]]:
-        """Shape of every image of a shard, 0 for the corrupt, their labels, and the counts of `trigflow.data.scan.Scan`."""
+    def examine(self, shard: int) -> tuple[list[tuple[int, ...]], list[Any], list[int], npt.NDArray[np.int64]]:
+        """Shape of every image of a shard, 0 for the corrupt, their labels, and what `trigflow.data.scan.Scan` has of them."""
         shapes: list[tuple[int, ...]] = []
         labels: list[Any] = []
+        checksums: list[int] = []
         counts = np.zeros((4, 256), dtype=np.int64)
         for row in self.read(shard):
             label = None if self.columns.label is None else row[self.columns.label]
             labels.append(label if type(label) is int else NO_LABEL)
+            checksums.append(0)
             try:
-                image = self.decode(row, f"row {len(shapes)} of shard {shard}")
+                name = f"row {len(shapes)} of shard {shard}"
+                checksums[-1] = zlib.crc32(encoded_image(row[self.columns.image], name))
+                image = self.decode(row, name)
             except CorruptImageError:
                 shapes.append((0, 0, 0))
                 continue
             shapes.append(tuple(image.shape))
             counts[slice(1) if len(image) == 1 else slice(1, 4)] += count_values(image[None]).numpy()
-        return shapes, labels, counts
+        return shapes, labels, checksums, counts
 
 
 @dataclass(frozen=True, eq=False)
@@ -256,6 +261,7 @@ def open_stream(
             window,
         ),
         counts=torch.from_numpy(counts),
+        digest=digest_of(torch.from_numpy(found["checksums"])),
     )
 
 
@@ -271,11 +277,12 @@ def _scan(source: Shards, workers: int, progress: bool) -> Arrays:
             disable=not progress,
         )
     )
-    lengths = [len(shapes) for shapes, _, _ in found]
+    lengths = [len(shapes) for shapes, *_ in found]
     return {
-        "shapes": np.array([shape for shapes, _, _ in found for shape in shapes], dtype=np.int64).reshape(-1, 3),
-        "labels": np.array([label for _, labels, _ in found for label in labels], dtype=np.int64),
+        "shapes": np.array([shape for shapes, *_ in found for shape in shapes], dtype=np.int64).reshape(-1, 3),
+        "labels": np.array([label for _, labels, *_ in found for label in labels], dtype=np.int64),
+        "checksums": np.array([checksum for _, _, checksums, _ in found for checksum in checksums], dtype=np.int64),
         "shards": np.repeat(np.arange(len(found)), lengths),
         "positions": np.concatenate([np.arange(length) for length in lengths]) if lengths else np.zeros(0, np.int64),
-        "counts": np.sum([counts for _, _, counts in found], axis=0),
+        "counts": np.sum([counts for *_, counts in found], axis=0),
     }

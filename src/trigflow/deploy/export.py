@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from trigflow.conditions import in_order, null, takes
 from trigflow.deploy.card import description_of
 from trigflow.deploy.onnx import exported, quiet, require
-from trigflow.models.model import Model, load
+from trigflow.models.model import Model, load, source_of
 from trigflow.runtime.errors import UserError
-from trigflow.runtime.files import ensure_folder, write_folder, write_json
+from trigflow.runtime.files import write_folder, write_json
+from trigflow.runtime.places import check_outside, check_place
 from trigflow.samplers import consistency_times, meanflow_times, segment_times, sigma_grid
 
 Format = Literal["diffusers", "torchscript", "onnx"]
@@ -68,16 +69,14 @@ def export_run(run: str | Path, out: str | Path, to: Format) -> str:
         MissingExtraError: without the packages that the form needs.
         UserError: for a folder that is no run folder, one that exists, or a model that has no such form.
     """
-    out = Path(out)
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(f"'{out}' exists; expected a folder to create; choose another, or remove it first")
+    out = check_place(out, "new folder", "OUT")
+    check_outside(out, source_of(run), "OUT")
     said = ""
     if to == "diffusers":
         from trigflow.deploy.pipeline import TrigFlowPipeline
 
         pipe = TrigFlowPipeline.from_run(run)
         pipe.set_progress_bar_config(disable=True)  # type: ignore[attr-defined]
-        ensure_folder(out.parent)
         write_folder(out, pipe.save_pretrained)
         return f"{out}: open it with TrigFlowPipeline.from_pretrained('{out}')"
     model = load(run, "cpu")
@@ -86,7 +85,6 @@ def export_run(run: str | Path, out: str | Path, to: Format) -> str:
         nonlocal said
         said = export_network(model, folder, to)
 
-    ensure_folder(out.parent)
     write_folder(out, fill)
     return f"{out}: {said}"
 

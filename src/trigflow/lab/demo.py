@@ -21,6 +21,7 @@ from trigflow.migrations import migrated, stamped
 from trigflow.models.model import Model, load
 from trigflow.runtime.errors import MissingExtraError, UserError
 from trigflow.runtime.files import ensure_folder, read_json, write_json, write_text
+from trigflow.runtime.places import check_place
 from trigflow.samplers import search_times
 from trigflow.training.config import RunConfig, from_dict, to_dict
 from trigflow.training.runs import distill, train
@@ -107,7 +108,7 @@ def run_demo(
         raise UserError(f"there is no demo of '{recipe}'; expected {' or '.join(DEMOS)}; change --recipe")
     runs = _seeded(get_recipe(recipe), seed, quick)
     made = {"recipe": recipe, "seed": seed, "quick": quick}
-    out = Path(out)
+    out = check_place(out, "folder")
     if (out / "report.json").is_file():
         raw = read_json(out / "report.json", "report")
         report = Report(migrated("report", raw, f"'{out / 'report.json'}'"))

@@ -31,8 +31,9 @@ from trigflow.process import TrigFlow
 from trigflow.runtime.distributed import is_first
 from trigflow.runtime.distributed.shards import collect
 from trigflow.runtime.errors import UserError
-from trigflow.runtime.files import read_json, read_tensors, write_json, write_tensors
+from trigflow.runtime.files import ensure_folder, read_json, read_tensors, write_json, write_tensors
 from trigflow.runtime.machine import resolve_device
+from trigflow.runtime.places import check_place
 from trigflow.runtime.seeds import derive_seed
 from trigflow.samplers import Sampling
 
@@ -340,10 +341,11 @@ class Model:
 
         Where there are several processes, all of them call this and the first one writes.
         """
-        folder, tensors = Path(folder), collect(self.network.state_dict())
+        folder = check_place(folder, "folder", "the folder")
+        tensors = collect(self.network.state_dict())
         if not is_first():
             return folder
-        folder.mkdir(parents=True, exist_ok=True)
+        ensure_folder(folder)
         write_tensors(folder / "network.safetensors", tensors)
         write_json(folder / "model.json", self.description())
         return folder
@@ -397,6 +399,14 @@ def unloaded(path: Path, network: nn.Module | None = None) -> Model:
         UserError: when the file is missing or damaged.
     """
     return described(read_description(path), f"'{path}'", network)
+
+
+def source_of(run: str | Path) -> str:
+    """Name or path of the data that the model in a run folder was trained on; empty where the folder does not say."""
+    try:
+        return str(read_json(Path(run) / "model.json", "model")["origin"]["data"]["source"])
+    except (UserError, TypeError, KeyError):
+        return ""
 
 
 def read_description(path: Path) -> dict[str, Any]:

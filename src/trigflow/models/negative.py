@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from trigflow.conditions import check_same_classes
 from trigflow.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -37,3 +38,4 @@ def check_guidance(model: Model, negative: Model | None = None) -> None:
                 f"the model {what} {mine} and its negative {theirs}; expected the same; "
                 "use a negative that was trained on the same data"
             )
+    check_same_classes(model.class_names, negative.class_names, "the model", "its negative")

@@ -180,16 +180,29 @@ def read_tensors(path: Path, what: str) -> dict[str, Tensor]:
 
 
 def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
-    """Create the folder `path` with the files that `fill(folder)` writes, all or none; what killed writers of it left goes."""
-    clear_leftovers(path.parent, f"{path.name}{PARTIAL}".__eq__)
-    temporary = Path(tempfile.mkdtemp(PARTIAL, f".{path.name}-", path.parent))
+    """Create the folder `path`, and those above it, with the files that `fill(folder)` writes, all or none; what killed writers
+    of it left goes.
+
+    Raises:
+        UserError: when it cannot be written: no permission, no space.
+    """
+    temporary: Path | None = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        clear_leftovers(path.parent, f"{path.name}{PARTIAL}".__eq__)
+        temporary = Path(tempfile.mkdtemp(PARTIAL, f".{path.name}-", path.parent))
         with owned(temporary):
             temporary.chmod(0o755)
             fill(temporary)
             replace_folder(path, temporary)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+    except BaseException as error:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise UserError(
+                f"cannot write '{path}' ({error.strerror or error}); expected a folder that can be created, with space left; "
+                "choose another --out"
+            ) from None
         raise
 
 

@@ -9,6 +9,7 @@ from trigflow.migrations import stamped
 from trigflow.models.model import current_description, read_description
 from trigflow.runtime.errors import UserError
 from trigflow.runtime.files import read_json, write_folder, write_json, write_tensors
+from trigflow.runtime.places import check_place
 from trigflow.training.checkpoint import check_checkpoint, list_checkpoints, open_checkpoint
 from trigflow.training.config import from_dict, to_dict
 
@@ -45,9 +46,7 @@ def consolidate(run: str | Path, out: str | Path, *, at: int | None = None, ever
     Raises:
         UserError: when there is no such checkpoint, it is damaged, or `out` exists or cannot be written.
     """
-    run, out = Path(run), Path(out)
-    if out.exists():
-        raise UserError(f"'{out}' exists; expected a new folder; choose another --out")
+    run, out = Path(run), check_place(out, "new folder")
     found = {int(path.name): path for path in _checkpoints(run)}
     if at is not None and at not in found:
         raise UserError(
@@ -65,13 +64,7 @@ def consolidate(run: str | Path, out: str | Path, *, at: int | None = None, ever
                 write_tensors(folder / "state.safetensors", {name: stored.read(name) for name in stored.shapes})
             write_json(folder / "model.json", model)
 
-        try:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            write_folder(out, fill)
-        except OSError as error:
-            raise UserError(
-                f"cannot write '{out}' ({error.strerror or error}); expected a folder that can be created; choose another --out"
-            ) from None
+        write_folder(out, fill)
     return path
 
 

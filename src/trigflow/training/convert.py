@@ -20,11 +20,13 @@ from trigflow.conditions import pick, takes
 from trigflow.data import Dataset
 from trigflow.data.config import load_data
 from trigflow.migrations import stamped
-from trigflow.models.model import Model, load
+from trigflow.models.model import Model, load, source_of
 from trigflow.networks import NetworkConfig, build
 from trigflow.runtime.errors import UserError
 from trigflow.runtime.files import ensure_folder, write_json
+from trigflow.runtime.places import check_outside, check_place
 from trigflow.runtime.seeds import derive_seed
+from trigflow.training.basis import begun
 from trigflow.training.config import EMAConfig, RunConfig
 from trigflow.training.setup import config_of
 from trigflow.training.timepath import ModulationChoice, TimeFit, fit_time_path, stable_config, transplant
@@ -139,6 +141,8 @@ def convert(
     """
     settings = settings or ConvertSettings()
     _check_settings(settings)
+    check_outside(check_place(out, "folder"), source_of(run) if data is None else data)
+    begun(Path(out), resume)
     old = load(run, device)
     if old.kind != "diffusion":
         raise UserError(f"'{run}' holds a student; expected a diffusion model; convert its teacher and distill that")

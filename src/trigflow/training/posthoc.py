@@ -48,6 +48,7 @@ from trigflow.models.model import Model, unloaded
 from trigflow.models.weights import load_weights
 from trigflow.runtime.errors import UserError
 from trigflow.runtime.files import read_tensors, write_folder, write_json
+from trigflow.runtime.places import check_place
 from trigflow.training.ema import power_exponent
 from trigflow.training.snapshots import Snapshot, list_snapshots
 
@@ -96,8 +97,7 @@ class Reconstruction:
         Raises:
             UserError: when the folder exists and is not empty, or cannot be written.
         """
-        folder = Path(folder)
-        check_free(folder)
+        folder = check_place(folder, "new folder")
         facts: dict[str, Any] = {
             "sigma_rel": self.sigma_rel,
             "iteration": self.iteration,
@@ -111,21 +111,8 @@ class Reconstruction:
             self.model.save(target)
             write_json(target / "reconstruction.json", facts)
 
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            write_folder(folder, fill)
-        except OSError as error:
-            raise UserError(
-                f"cannot write '{folder}' ({error.strerror or error}); expected a place that can be written, with space "
-                "left; choose another --out"
-            ) from None
+        write_folder(folder, fill)
         return folder
-
-
-def check_free(folder: Path) -> None:
-    """Raise a UserError unless the folder is absent or empty."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"'{folder}' exists already; expected a new or empty folder; choose another --out")
 
 
 def profile_product(a: Array | float, n: Array | float, b: Array | float, m: Array | float) -> Array:

@@ -27,7 +27,9 @@ from trigflow.runtime.errors import DivergedError, UserError
 from trigflow.runtime.files import write_json
 from trigflow.runtime.interrupt import Stops, uninterrupted
 from trigflow.runtime.machine import resolve_device
+from trigflow.runtime.places import check_outside, check_place
 from trigflow.runtime.seeds import derive_seed
+from trigflow.training.basis import basis_of, begun, check_same, numbered
 from trigflow.training.batch import Batches
 from trigflow.training.config import RunConfig, origin_of
 from trigflow.training.ema import EMA
@@ -46,7 +48,6 @@ from trigflow.training.setup import (
     choose_codec,
     claim_folder,
     fit_network,
-    numbered,
     start_from,
 )
 from trigflow.training.snapshots import drop_snapshots_after
@@ -69,15 +70,19 @@ class RunParts:
         progress: bool = True,
     ) -> None:
         config.validate()
+        check_outside(check_place(folder, "folder"), config.data.source)
         self.progress = progress and is_first()
         opened = load_data(config.data, self.progress) if dataset is None else dataset
-        self.dataset = numbered(opened, Path(folder), bool(resume), teacher, start)
+        state = begun(Path(folder), resume)
+        self.dataset = numbered(opened, state, {"teacher": teacher, "start": start})
         self.config = config = fit_network(config, self.dataset, network)
         self.teacher = teacher
         self.device = resolve_device(config.loop.device)
         self.codec = choose_codec(config, self.dataset, teacher)
         check_teacher(config, self.dataset, teacher, negative)
         check_start(config, self.dataset, start, self.codec)
+        self.basis = basis_of(self.dataset, {"teacher": teacher, "start": start, "negative": negative})
+        check_same(state, self.basis, self.codec)
         if teacher is not None and network is not None:
             check_apart(network, teacher.network)
 
@@ -185,7 +190,9 @@ class RunParts:
                 f"{', '.join(bad)} of iteration {self.iteration} not finite; expected numbers to go on from; "
                 "resume from the checkpoint before"
             )
-        self.saving.save(self.iteration, {**self.guard.state(), "model": self.model().description()}, wait=wait)
+        self.saving.save(
+            self.iteration, {**self.guard.state(), "model": self.model().description(), "basis": self.basis}, wait=wait
+        )
 
     def restore(self, *, strict: bool = False) -> dict[str, Any] | None:
         """Go back, in place, to the newest sound checkpoint of the run folder: weights, averages, moments and counters.

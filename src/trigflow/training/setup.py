@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from trigflow.codecs import Codec
-from trigflow.conditions import ORDER, in_order, null
+from trigflow.conditions import ORDER, check_same_classes, in_order, null
 from trigflow.data import Dataset
 from trigflow.data.config import data_of
 from trigflow.data.sources.opening import EMBEDDED
@@ -20,8 +20,8 @@ from trigflow.networks.custom import check_end, check_trainable, describe
 from trigflow.objectives import Diffusion
 from trigflow.process import Proposal
 from trigflow.runtime.errors import UserError
-from trigflow.runtime.files import ensure_folder, read_json
-from trigflow.training.checkpoint import clear_unfinished, list_checkpoints
+from trigflow.runtime.files import ensure_folder
+from trigflow.training.checkpoint import clear_unfinished
 from trigflow.training.config import RunConfig, read_config, to_dict
 
 MAY_CHANGE = frozenset(
@@ -160,6 +160,7 @@ def _check_fits(config: RunConfig, dataset: Dataset, model: Model, name: str) ->
             raise UserError(
                 f"the data have {what} {mine} and the {name} {theirs}; expected the same; use the {name}'s data"
             )
+    check_same_classes(dataset.class_names, model.class_names, "the data", f"the {name}")
     dataset.check_codec(model.codec, name)
 
 
@@ -185,28 +186,6 @@ def start_from(student: nn.Module, source: nn.Module, what: str = "teacher") -> 
             f"the student's network differs from that of the {what} (first difference '{(missing + unexpected)[0]}'); "
             "expected the same architecture; give both the same network settings"
         )
-
-
-def numbered(dataset: Dataset, folder: Path, resume: bool, *models: Model | None) -> Dataset:
-    """The data with classes numbered as in the run that goes on in this folder, or else in the first of these models.
-
-    Raises:
-        UserError: for data of other classes.
-    """
-    found = list_checkpoints(folder) if resume else []
-    if found:
-        return dataset.numbered_as(_class_names(found[-1]), "the run to resume")
-    known = (model for model in models if model is not None)
-    return next((dataset.numbered_as(model.class_names, "the model that it starts from") for model in known), dataset)
-
-
-def _class_names(checkpoint: Path) -> tuple[str, ...]:
-    """Those of the model in a checkpoint; none where it does not say."""
-    try:
-        model = read_json(checkpoint / "state.json", "checkpoint")["model"]
-        return tuple(map(str, model.get("class_names") or model["conditioner"]["label"]["names"]))
-    except (UserError, AttributeError, KeyError, TypeError):
-        return ()
 
 
 def claim_folder(folder: Path, config: RunConfig, resume: bool) -> Path:

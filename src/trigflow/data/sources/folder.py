@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from trigflow.data.dataset import ImageDataset
+from trigflow.data.dataset import ImageDataset, digest_of
 from trigflow.data.labels import find_labels
 from trigflow.data.loader import in_order
 from trigflow.data.rows import Decoder, ImageRows
@@ -98,9 +98,9 @@ def read_images(
     labels, class_names = find_labels(files, images.names)
     decoder = Decoder(images, channels, resize, crop)
     try:
-        stack, corrupt = _into_memory(decoder, memory_limit_gib, workers, progress)
+        stack, corrupt, checksums = _into_memory(decoder, memory_limit_gib, workers, progress)
         _check_corrupt(images, corrupt, skip_corrupt)
-        content: dict[str, Any] = {"values": stack.images}
+        content: dict[str, Any] = {"values": stack.images, "digest": digest_of(checksums)}
     except MemoryLimitError:
         found = scan(decoder, workers=workers, progress=progress)
         corrupt = (found.channels == 0).nonzero()[:, 0].tolist()
@@ -132,22 +132,25 @@ def image_files(files: Files) -> Files:
     return images
 
 
-def _into_memory(decoder: Decoder, limit_gib: float, workers: int, progress: bool) -> tuple[ImageStack, list[int]]:
-    """All images that can be decoded, and the indices of the others."""
+def _into_memory(
+    decoder: Decoder, limit_gib: float, workers: int, progress: bool
+) -> tuple[ImageStack, list[int], Tensor]:
+    """All images that can be decoded, the indices of the others, and the CRC-32 of every file, int64 `(n,)`."""
     names = decoder.files.names
-    stack, corrupt = ImageStack(len(names), limit_gib), list[int]()
+    stack, corrupt, checksums = ImageStack(len(names), limit_gib), list[int](), list[int]()
     if decoder.resize is not None:
         stack.check_memory(decoder.channels or 1, decoder.resize, decoder.resize)
     pieces = [range(1), *chunks_of(len(names), first=1)]  # one image tells whether they will fit
     with tqdm(total=len(names), desc="reading images", unit="image", disable=not progress) as bar:
         for indices, images in zip(pieces, in_order(decoder.several, pieces, workers), strict=True):
-            for index, image in zip(indices, images, strict=True):
+            for index, (checksum, image) in zip(indices, images, strict=True):
+                checksums.append(checksum)
                 if image is None:
                     corrupt.append(index)
                 else:
                     stack.add(names[index], image)
             bar.update(len(indices))
-    return stack, corrupt
+    return stack, corrupt, torch.tensor(checksums)
 
 
 def _left_in_place(decoder: Decoder, found: Scan) -> dict[str, Any]:
@@ -165,6 +168,7 @@ def _left_in_place(decoder: Decoder, found: Scan) -> dict[str, Any]:
         "values": torch.empty(0, channels, height, width, dtype=torch.uint8),
         "rows": ImageRows(replace(decoder, files=files, channels=channels), (height, width)),
         "counts": found.counts_of(channels),
+        "digest": digest_of(found.checksums),
     }
 
 

@@ -11,8 +11,8 @@ from trigflow.conditions import Conditioner
 from trigflow.models.model import Model
 from trigflow.models.pretrained.nvidia import Snapshot, open_snapshot
 from trigflow.process import TrigFlow
-from trigflow.runtime.errors import UserError
-from trigflow.runtime.files import ensure_folder, write_folder, write_json, write_tensors
+from trigflow.runtime.files import write_folder, write_json, write_tensors
+from trigflow.runtime.places import check_place
 from trigflow.samplers import Sampling
 
 
@@ -32,9 +32,7 @@ def import_snapshot(path: str | Path, out: str | Path) -> dict[str, str]:
     Raises:
         UserError: see `open_snapshot`; and when `out` exists or cannot be written. Nothing is written then.
     """
-    path, out = Path(path), Path(out)
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(f"'{out}' exists; expected a folder to create; choose another --out, or remove it first")
+    path, out = Path(path), check_place(out, "new folder")
     with open_snapshot(path) as snapshot:
         model = _model(snapshot)
 
@@ -42,7 +40,6 @@ def import_snapshot(path: str | Path, out: str | Path) -> dict[str, str]:
             write_weights(folder / "network.safetensors", snapshot)
             write_json(folder / "model.json", model.description())
 
-        ensure_folder(out.parent)
         write_folder(out, fill)
         return describe(snapshot)
 
