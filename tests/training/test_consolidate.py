@@ -79,7 +79,7 @@ def test_what_cannot_be_made_leaves_nothing(begun: Trainer, tmp_path: Path) -> N
     run, folder = tmp_path / "run", tmp_path / "run" / "checkpoints"
     with pytest.raises(UserError, match="has no checkpoint of iteration 5; expected one of 1, 2; change --at"):
         consolidate(run, tmp_path / "out", at=5)
-    with pytest.raises(UserError, match="exists; expected a new folder"):
+    with pytest.raises(UserError, match="expected a new or empty folder"):
         consolidate(run, run)
     with pytest.raises(UserError, match="has no checkpoints"):
         describe_checkpoints(tmp_path)

@@ -276,7 +276,7 @@ def test_the_result_is_a_model_folder(tmp_path: Path) -> None:
     assert facts["expected_error"] == result.fit.error
     assert list(facts["coefficients"]) == [s.path.name for s in result.snapshots]
     assert sum(facts["coefficients"].values()) == pytest.approx(1)
-    with pytest.raises(UserError, match=r"exists already; expected a new or empty folder; choose another --out"):
+    with pytest.raises(UserError, match=r"exists already and is not empty\); expected a new or empty folder"):
         result.save(folder)
     (tmp_path / "file").write_text("here")
     with pytest.raises(UserError, match="cannot write"):

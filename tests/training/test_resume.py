@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -206,11 +207,19 @@ def test_a_run_can_be_made_longer(tmp_path: Path) -> None:
     assert differing(state_of(longer), state_of(whole)) == []
 
 
-def test_resume_without_an_earlier_run_starts_one(tmp_path: Path) -> None:
-    trainer = tiny_trainer(tmp_path / "run", {"loop.iterations": 1}, resume=True)
+def test_resume_without_an_earlier_run_is_an_error_and_with_auto_starts_one(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"nothing to resume in '.*run'; expected a checkpoint; drop --resume"):
+        tiny_trainer(tmp_path / "run", {"loop.iterations": 1}, resume=True)
+    assert not (tmp_path / "run").exists()
+    trainer = tiny_trainer(tmp_path / "run", {"loop.iterations": 1}, resume="auto")
     assert trainer.iteration == 0
     trainer.run()
     assert [path.name for path in list_checkpoints(tmp_path / "run")] == ["00000001"]
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    weights = (tmp_path / "run" / "network.safetensors").read_bytes()
+    with pytest.raises(UserError, match="nothing to resume"):  # a finished run is not written over
+        tiny_trainer(tmp_path / "run", {"loop.iterations": 2}, resume=True)
+    assert (tmp_path / "run" / "network.safetensors").read_bytes() == weights
 
 
 @pytest.mark.parametrize(
@@ -265,9 +274,8 @@ def test_an_existing_run_is_not_overwritten(tmp_path: Path) -> None:
 
 
 def test_another_data_set_cannot_slip_in(tmp_path: Path) -> None:
-    """Channels and classes are part of the recorded network, so data of another kind are noticed."""
     tiny_trainer(tmp_path / "run", {"loop.iterations": 1}).run()
     rgb = change(digits(), {"values": digits().values.expand(-1, 3, -1, -1)})
-    with pytest.raises(UserError, match=r"the run to resume has network\.channels = 1, now it is 3"):
+    with pytest.raises(UserError, match=r"data of other shape: \[1, 8, 8\], now \[3, 8, 8\]"):
         Trainer(tiny_config({"loop.iterations": 1}), tmp_path / "run", dataset=rgb, resume=True, progress=False)
     assert torch.equal(digits().values, rgb.values[:, :1])
