@@ -282,7 +282,11 @@ class Numbers:
         """One row for all samples, or several in turn; the default where nothing is said."""
         what = what or self.name
         if said is None:
-            row = torch.tensor(self.default).reshape(self.shape) if self.default else torch.zeros(self.shape)
+            row = (
+                torch.tensor(self.default, dtype=torch.float32).reshape(self.shape)
+                if self.default
+                else torch.zeros(self.shape, dtype=torch.float32)
+            )
             return {self.name: row.expand(num, *self.shape)}
         try:
             value = torch.as_tensor(said, dtype=torch.float32)

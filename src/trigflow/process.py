@@ -203,5 +203,5 @@ class Proposal:
     def sample(self, process: TrigFlow, n: int, generator: torch.Generator | None = None) -> Tensor:
         """`n` times in (0, pi/2), float32, shape `(n,)`, on the generator's device."""
         device = generator.device if generator is not None else None
-        tau = self.mean + self.std * torch.randn(n, generator=generator, device=device)
+        tau = self.mean + self.std * torch.randn(n, generator=generator, device=device, dtype=torch.float32)
         return process.time_from_sigma(torch.exp(tau))

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from training.tiny import differing, digits, state_of, tiny_config
 from trigflow import TrigFlow, UserError, load, model_of
@@ -18,6 +19,7 @@ from trigflow.codecs import Pixels
 from trigflow.conditions import null, takes
 from trigflow.models.bridges import FlowBridge
 from trigflow.networks import CustomConfig, build
+from trigflow.runtime.files import read_tensors, write_tensors
 from trigflow.training.runs import distill, train
 from trigflow.training.trainer import Trainer
 
@@ -69,6 +71,58 @@ def test_it_is_trained_and_loaded_again(tmp_path: Path) -> None:
     again = load(tmp_path, "cpu", network=Own(classes=10))
     assert again.description() == model.description()
     assert torch.equal(again.sample(3, steps=2), model.sample(3, steps=2))
+
+
+def compiled(network: nn.Module) -> nn.Module:
+    return torch.compile(network, backend="eager")  # type: ignore[return-value]
+
+
+def compiled_inside(network: Own) -> nn.Module:
+    network.linear = compiled(network.linear)  # type: ignore[assignment]
+    return network
+
+
+def compiled_in_place(network: nn.Module) -> nn.Module:
+    network.compile(backend="eager")
+    return network
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        compiled,
+        compiled_inside,
+        compiled_in_place,
+        nn.DataParallel,
+        AveragedModel,
+        lambda n: compiled(nn.DataParallel(n)),
+    ],
+)
+def test_files_do_not_know_what_it_was_wrapped_in(tmp_path: Path, wrap: Callable[[Any], nn.Module]) -> None:
+    plain = trainer(tmp_path / "plain", own(classes=10))
+    plain.run()
+    wrapped = trainer(tmp_path / "wrapped", wrap(own(classes=10)), {"ema.snapshot_every": 3})
+    model = wrapped.run()
+    assert (model.num_classes, model.takes) == (10, {"label"})  # attributes are found inside
+    expected = load(tmp_path / "plain", network=Own(classes=10)).sample(3, steps=2)
+    for network in (Own(classes=10), wrap(Own(classes=10))):
+        assert torch.equal(load(tmp_path / "wrapped", network=network).sample(3, steps=2), expected)
+    names = {"linear.weight", "linear.bias", "embedding.weight"}
+    for path in (tmp_path / "wrapped" / "network.safetensors", *(tmp_path / "wrapped" / "ema").glob("*.safetensors")):
+        assert read_tensors(path, "weights").keys() == names
+    rest = trainer(tmp_path / "wrapped", Own(classes=10), {"ema.snapshot_every": 3}, resume=True)
+    assert differing(state_of(plain), state_of(rest)) == []
+    again = model_of(wrap(own(classes=10)), (1, 8, 8), num_classes=10).save(tmp_path / "again")
+    assert read_tensors(again / "network.safetensors", "weights").keys() == names
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod."])
+def test_folders_of_earlier_versions_hold_names_of_wrappers(tmp_path: Path, prefix: str) -> None:
+    folder = model_of(own(), (1, 8, 8)).save(tmp_path / "model")
+    expected = load(folder, network=Own()).sample(2, steps=2)
+    tensors = read_tensors(folder / "network.safetensors", "weights")
+    write_tensors(folder / "network.safetensors", {prefix + name: value for name, value in tensors.items()})
+    assert torch.equal(load(folder, network=Own()).sample(2, steps=2), expected)
 
 
 def test_attributes_it_lacks_mean_neither_classes_nor_guidance(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def read_latents(files: Files, *, skip_corrupt: bool, progress: bool, memory_lim
         images, kept, corrupt, checksums = _read_all(latents, shape, progress)
         _check_corrupt(files.where, corrupt, len(names), skip_corrupt)
     else:
-        images, rows = torch.empty(0, *shape), _leave_in_zip(latents, shape, progress)
+        images, rows = torch.empty(0, *shape, dtype=torch.float32), _leave_in_zip(latents, shape, progress)
         if rows is None or not isinstance(latents, ZipFiles):
             raise UserError(
                 f"{len(names)} latents of shape {shape} take {gib:.3g} GiB; expected at most {memory_limit_gib:.3g} GiB in "
@@ -178,7 +178,7 @@ def _first_shape(files: Files) -> tuple[int, ...]:
 def _read_all(files: Files, shape: tuple[int, ...], progress: bool) -> tuple[Tensor, list[int], list[str], Tensor]:
     """The latents, the indices of those that are whole, the names of the others, and the CRC-32 of every file."""
     names = files.names
-    latents = torch.empty(len(names), *shape)
+    latents = torch.empty(len(names), *shape, dtype=torch.float32)
     kept: list[int] = []
     corrupt: list[str] = []
     checksums = torch.zeros(len(names), dtype=torch.int64)

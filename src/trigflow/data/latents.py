@@ -55,7 +55,7 @@ class LatentRows:
         """
         dtype = np.dtype(self.dtype)
         size = math.prod(self.shape) * dtype.itemsize
-        rows = torch.empty(len(indices), *self.shape)
+        rows = torch.empty(len(indices), *self.shape, dtype=torch.float32)
         for row, offset in zip(rows, self.offsets[indices].tolist(), strict=True):
             data = self.archives.read(self.path, offset, size)
             if len(data) != size:
@@ -131,7 +131,7 @@ class LatentDataset(Dataset):
         stored = self.stored(indices) if stored is None else stored
         mean, std = stored[:, :CHANNELS], stored[:, CHANNELS:]
         if generator is not None and self.has_std:
-            eps = torch.randn(count, *mean.shape[1:], generator=generator)
+            eps = torch.randn(count, *mean.shape[1:], generator=generator, dtype=torch.float32)
             mean = mean + std * (eps if rows is None else eps[rows]).to(mean.device)
         return mean, self._labels_of(indices)
 

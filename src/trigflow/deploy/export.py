@@ -142,12 +142,13 @@ def _onnx(velocity: Velocity, given: tuple[Tensor, ...], path: Path) -> Callable
 
 def _inputs(model: Model, velocity: Velocity, b: int) -> tuple[Tensor, ...]:
     """Inputs for a batch of b, spread over the times."""
-    t = torch.linspace(model.process.t_max, 0.1, b)
+    t = torch.linspace(model.process.t_max, 0.1, b, dtype=torch.float32)
     values = {
-        "x": model.process.sigma_data * torch.randn(b, *model.shape, generator=torch.Generator().manual_seed(b)),
+        "x": model.process.sigma_data
+        * torch.randn(b, *model.shape, generator=torch.Generator().manual_seed(b), dtype=torch.float32),
         "t": t,
         **model.conditioner.conditions(None, b),
-        "guidance": torch.linspace(1, model.sampling.guidance_max, b),
+        "guidance": torch.linspace(1, model.sampling.guidance_max, b, dtype=torch.float32),
         "end": t / 2,
     }
     return tuple(values[name] for name in velocity.inputs)

@@ -111,7 +111,7 @@ class FixedSizes(Variant):
             UserError: where they differ: the network decides by its inputs what it computes, which a recording cannot.
         """
         generator = torch.Generator().manual_seed(0)
-        buffer.copy_(torch.randn(buffer.shape, generator=generator))
+        buffer.copy_(torch.randn(buffer.shape, generator=generator, dtype=torch.float32))
         held["t"].mul_(0.5)
         if "label" in held and "label" in self.null:
             held["label"].copy_(torch.arange(len(buffer)).add_(1).remainder_(int(self.null["label"]) + 1))

@@ -241,8 +241,8 @@ def example(
     network: nn.Module, shape: tuple[int, ...], n: int, device: torch.device, told: Told | None = None
 ) -> dict[str, Tensor]:
     """Inputs of a batch of n by name: x of unit variance at half the way, and the first classes or what is told."""
-    x = torch.randn(n, *shape, generator=torch.Generator().manual_seed(n)).to(device)
-    t = torch.full((n,), 0.8, device=device)
+    x = torch.randn(n, *shape, generator=torch.Generator().manual_seed(n), dtype=torch.float32).to(device)
+    t = torch.full((n,), 0.8, device=device, dtype=torch.float32)
     known: dict[str, Tensor] = {"guidance": torch.ones_like(t), "end": t / 2, **null_rows(network, x)}
     if told is not None:
         known |= {name: value.to(device) for name, value in told(n).items()}

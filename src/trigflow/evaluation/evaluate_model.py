@@ -58,7 +58,7 @@ def evaluations(
         times.append(t)
         return x_t
 
-    get_solver(solver)(record, torch.zeros(1), sigma_grid(process, steps))
+    get_solver(solver)(record, torch.zeros(1, dtype=torch.float32), sigma_grid(process, steps))
     inside = inside_interval(torch.cat(times), time_interval(process, guidance_interval))
     return len(times) + int(inside.sum())
 

@@ -32,9 +32,10 @@ from trigflow.runtime.distributed import is_first
 from trigflow.runtime.distributed.shards import collect
 from trigflow.runtime.errors import UserError
 from trigflow.runtime.files import ensure_folder, read_json, read_tensors, write_json, write_tensors
-from trigflow.runtime.machine import resolve_device
+from trigflow.runtime.machine import check_default_device, resolve_device
 from trigflow.runtime.places import check_place
 from trigflow.runtime.seeds import derive_seed
+from trigflow.runtime.wrappers import entries, unwrapped
 from trigflow.samplers import Sampling
 
 Kind = Literal["diffusion", "consistency"]
@@ -123,7 +124,7 @@ class Model:
         Raises:
             UserError: for guidance on a model that has none, or a negative that does not fit.
         """
-        process, scales = self.process, torch.as_tensor(guidance)
+        process, scales = self.process, torch.as_tensor(guidance, dtype=torch.float32)
         shown = f"{scales.item():g}" if scales.numel() == 1 else f"from {scales.min():g} to {scales.max():g}"
         if not bool(scales.isfinite().all()):
             raise UserError(f"guidance {shown}; expected a finite scale, 1 for none; change --guidance")
@@ -214,6 +215,7 @@ class Model:
             MissingExtraError: for a model of latents, to decode them without diffusers.
             UserError: for numbers out of range, labels the model does not know, guidance it does not have.
         """
+        check_default_device()
         if num < 1 or batch_size < 1:
             raise UserError(f"{num} samples in batches of {batch_size}; expected at least 1; raise --num")
         if first < 0:
@@ -269,7 +271,9 @@ class Model:
             generator = noise
 
             def noise(k: int) -> Tensor:
-                return self.process.sigma_data * torch.randn(num, *self.shape, generator=generator).to(self.device)
+                return self.process.sigma_data * torch.randn(
+                    num, *self.shape, generator=generator, dtype=torch.float32
+                ).to(self.device)
 
         velocity = told if callable(told) else self.velocity(told)
         return (finish or self.codec.decode)((sampler or self.sampler())(velocity, noise))
@@ -279,7 +283,7 @@ class Model:
         blocks = []
         for block in range(start // NOISE_BLOCK, (stop - 1) // NOISE_BLOCK + 1):
             generator = torch.Generator().manual_seed(derive_seed(seed, "noise", k, block))
-            blocks.append(torch.randn(NOISE_BLOCK, *self.shape, generator=generator))
+            blocks.append(torch.randn(NOISE_BLOCK, *self.shape, generator=generator, dtype=torch.float32))
         offset = start % NOISE_BLOCK
         noise = torch.cat(blocks)[offset : offset + stop - start]
         return self.process.sigma_data * noise.to(self.device)
@@ -342,7 +346,7 @@ class Model:
         Where there are several processes, all of them call this and the first one writes.
         """
         folder = check_place(folder, "folder", "the folder")
-        tensors = collect(self.network.state_dict())
+        tensors = collect(entries(self.network))
         if not is_first():
             return folder
         ensure_folder(folder)
@@ -386,9 +390,10 @@ def load(folder: str | Path, device: str | torch.device | None = None, *, networ
             f"'{folder}' holds no model.json; expected a folder written by trigflow train, distill or demo; "
             "check the path, or let the run finish"
         )
+    place = resolve_device(device)
     model = unloaded(folder / "model.json", network)
     load_weights(model.network, read_tensors(folder / "network.safetensors", "weights"), f"'{folder}'")
-    model.network.to(resolve_device(device))
+    model.network.to(place)
     return model
 
 
@@ -455,7 +460,7 @@ def described(raw: Mapping[str, Any], what: str, network: nn.Module | None = Non
     except (KeyError, TypeError, ValueError, AttributeError, DaciteError) as error:
         raise _unusable(what, error) from None
     with torch.random.fork_rng():  # fresh weights, about to be replaced, draw from the default generator
-        network = build(spec, process.sigma_data) if network is None else network
+        network = build(spec, process.sigma_data) if network is None else unwrapped(network)
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     network.eval().requires_grad_(False).to(memory_format=memory_format)  # type: ignore[call-overload]
     return Model(network, spec, process, codec, sampling, conditioner, times, channels_last, origin)

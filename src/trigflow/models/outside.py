@@ -14,6 +14,7 @@ from trigflow.networks import CustomConfig
 from trigflow.networks.custom import describe
 from trigflow.process import TrigFlow
 from trigflow.runtime.errors import UserError
+from trigflow.runtime.wrappers import unwrapped
 from trigflow.samplers import Sampling
 
 
@@ -47,6 +48,7 @@ def model_of(
     Raises:
         UserError: if the network is no module, or classes and what it takes do not go together.
     """
+    network = unwrapped(network) if isinstance(network, nn.Module) else network
     if process is None:
         process = getattr(network, "process", None) or TrigFlow()
     known = describe(network, 0, "guidance" in takes(network))

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from trigflow.runtime.distributed.shards import cut_like
 from trigflow.runtime.errors import UserError
+from trigflow.runtime.wrappers import entries, load_entries, plain_name
 
 
 def load_weights(module: nn.Module, tensors: dict[str, Tensor], what: str) -> None:
@@ -16,9 +17,10 @@ def load_weights(module: nn.Module, tensors: dict[str, Tensor], what: str) -> No
     Raises:
         UserError: when the entries do not fit the module.
     """
-    own = module.state_dict()
+    own = entries(module)
+    tensors = {plain_name(name, own): value for name, value in tensors.items()}
     check_fits(own, {name: tuple(value.shape) for name, value in tensors.items()}, what)
-    module.load_state_dict({name: cut_like(value, own[name]) for name, value in tensors.items()})
+    load_entries(module, {name: cut_like(value, own[name]) for name, value in tensors.items()})
 
 
 def check_fits(own: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], what: str) -> None:

@@ -28,6 +28,7 @@ from trigflow.networks.embeddings import (
 from trigflow.networks.mlp import MLP, MLPConfig
 from trigflow.networks.unet import UNet, UNetConfig
 from trigflow.runtime.errors import UserError
+from trigflow.runtime.machine import in_float32
 
 NETWORKS: dict[str, tuple[type[Any], type[nn.Module]]] = {
     "unet": (UNetConfig, UNet),
@@ -63,15 +64,15 @@ def register(name: str, config: type[Any], module: type[nn.Module]) -> None:
 
 
 def build(config: NetworkConfig, sigma_data: float = 0.5) -> nn.Module:
-    """The network of a configuration, with fresh weights from torch's default generator.
+    """The network of a configuration, with fresh float32 weights from torch's default generator.
 
     Raises:
         UserError: for a configuration of no known network.
     """
     for config_type, module_type in NETWORKS.values():
         if type(config) is config_type:
-            built: nn.Module = module_type(config, sigma_data)
-            return built
+            with in_float32():
+                return module_type(config, sigma_data)
     raise UserError(
         f"no network for a {type(config).__name__}; expected one of {', '.join(NETWORKS)}; pass a network configuration"
     )

@@ -96,7 +96,7 @@ class Distribution(FlowMap):
         more |= {name: draws.times(self.vsd_proposal) for name in ("vsd_t", "fake_t")}
         times = rollout_times(draws.process, draws.iteration, self.rollouts, draws.generator)
         for k, time in enumerate(times[1:], start=1):
-            more[f"rollout_t{k}"] = draws.share(torch.full((draws.n,), time))
+            more[f"rollout_t{k}"] = draws.share(torch.full((draws.n,), time, dtype=torch.float32))
             more[f"rollout_z{k}"] = draws.noise()
         return more
 

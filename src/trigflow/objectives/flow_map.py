@@ -140,15 +140,15 @@ class FlowMap(StudentObjective):
         """Times `t` and, where they are not all 0, ends `end` of the jumps, `(b,)`."""
         if self.jumps == "any" and self.ends == "pair":
             process = draws.process
-            deviates = torch.randn(2, draws.n, generator=draws.generator)
+            deviates = torch.randn(2, draws.n, generator=draws.generator, dtype=torch.float32)
             sigma = torch.exp(self.proposal.mean + self.proposal.std * deviates)
             end, t = process.time_from_sigma(sigma).sort(dim=0).values
         else:
             t = self.proposal.sample(draws.process, draws.n, draws.generator)
-            share = torch.rand(draws.n, generator=draws.generator) if self.jumps == "any" else None
+            share = torch.rand(draws.n, generator=draws.generator, dtype=torch.float32) if self.jumps == "any" else None
             end = segment_bounds(t, self.segments)[0] if share is None else t * share
         if self.anchor > 0:
-            end = torch.where(torch.rand(draws.n, generator=draws.generator) < self.anchor, t, end)
+            end = torch.where(torch.rand(draws.n, generator=draws.generator, dtype=torch.float32) < self.anchor, t, end)
         jumps = {"t": draws.share(t)}
         return {**jumps, "end": draws.share(end)} if self.needs_end or self.segments > 1 else jumps
 

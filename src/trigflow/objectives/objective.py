@@ -96,9 +96,11 @@ class AdaptiveWeight(nn.Module):
         super().__init__()
         self.process = process
         generator = torch.Generator().manual_seed(0)  # the same fixed features for every run
-        self.register_buffer("frequencies", torch.randn(features, generator=generator), persistent=False)
-        self.register_buffer("phases", torch.rand(features, generator=generator), persistent=False)
-        self.linear = nn.Linear(features, 1)
+        self.register_buffer(
+            "frequencies", torch.randn(features, generator=generator, dtype=torch.float32), persistent=False
+        )
+        self.register_buffer("phases", torch.rand(features, generator=generator, dtype=torch.float32), persistent=False)
+        self.linear = nn.Linear(features, 1, dtype=torch.float32)
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
@@ -300,7 +302,7 @@ class StudentObjective(Objective):
     def draw_conditions(self, draws: StepDraws) -> dict[str, Tensor]:
         if "guidance" not in self.told:
             return {}
-        scales = 1 + (self.guidance_max - 1) * torch.rand(draws.n, generator=draws.generator)
+        scales = 1 + (self.guidance_max - 1) * torch.rand(draws.n, generator=draws.generator, dtype=torch.float32)
         return {"guidance": draws.share(scales)}
 
 

@@ -10,17 +10,39 @@ import torch
 from trigflow.runtime.errors import UserError
 
 
+@contextlib.contextmanager
+def in_float32() -> Iterator[None]:
+    """Modules that are made within have float32 weights, whatever `torch.set_default_dtype` says."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def check_default_device() -> None:
+    """Raise a UserError where tensors are made elsewhere than on the CPU by default: all random numbers are drawn there."""
+    found = torch.get_default_device()
+    if found.type != "cpu":
+        raise UserError(
+            f"torch's default device is {found}; expected none, as noise is drawn on the CPU; drop torch.set_default_device "
+            "and say device= instead"
+        )
+
+
 def resolve_device(device: str | torch.device | None) -> torch.device:
     """`auto` or None: CUDA where there is one, otherwise the CPU; else the named device.
 
     Raises:
-        UserError: for a device that does not exist here.
+        UserError: for a device that does not exist here, or where there is a default device; see `check_default_device`.
     """
+    check_default_device()
     if device is None or device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         found = torch.device(device)
-        torch.empty(0, device=found)
+        torch.empty(0, device=found, dtype=torch.float32)
     except (RuntimeError, AssertionError) as error:
         raise UserError(
             f"device '{device}' cannot be used ({str(error).splitlines()[0]}); expected cpu, cuda or auto; change loop.device"

@@ -18,6 +18,7 @@ from trigflow.models.model import Model
 from trigflow.runtime.errors import UserError
 from trigflow.runtime.files import read_json
 from trigflow.runtime.tensors import content
+from trigflow.runtime.wrappers import entries
 from trigflow.training.checkpoint import list_checkpoints
 
 BYTES = 1 << 14
@@ -111,7 +112,7 @@ def _class_names(model: Mapping[str, Any]) -> tuple[str, ...]:
 def _weights(model: Model) -> str:
     """A digest of the beginning of every tensor of a network."""
     found = hashlib.blake2b(digest_size=16)
-    for name, value in sorted(model.network.state_dict().items()):
+    for name, value in sorted(entries(model.network).items()):
         found.update(f"{name} {tuple(value.shape)} {value.dtype}\n".encode())
         found.update(content(value.detach().flatten()[: BYTES // value.element_size()].contiguous()))
     return found.hexdigest()

@@ -69,7 +69,7 @@ class Batches:
         def own(values: Tensor) -> Tensor:
             return (values if rows is None else values[rows]).to(self.device)
 
-        flip = torch.rand(b, generator=generator) < 0.5 if self.config.data.flip else None
+        flip = torch.rand(b, generator=generator, dtype=torch.float32) < 0.5 if self.config.data.flip else None
         values, _ = self.dataset.batch(indices, flip=flip, generator=generator, rows=rows, stored=stored)
         x0 = self._ordered(self.codec.encode(values.to(self.device)))
 
@@ -82,7 +82,7 @@ class Batches:
         told = {name: value for name, value in self.dataset.told(indices).items() if name in takes(self.network)}
         share = getattr(objective, "label_dropout", None)
         if told and share is not None:
-            told = dropped(told, self.network, torch.rand(b, generator=generator) < share)
+            told = dropped(told, self.network, torch.rand(b, generator=generator, dtype=torch.float32) < share)
         told = {**{name: own(value) for name, value in told.items()}, **objective.draw_conditions(draws)}
         return {**batch, **{CONDITION + name: value for name, value in told.items()}, **objective.draw_more(draws)}
 

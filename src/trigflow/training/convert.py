@@ -92,7 +92,7 @@ class Conversion:
         ]
         process = self.model.process
         for i, sigma in enumerate(SIGMAS):
-            t = float(process.time_from_sigma(torch.tensor(sigma)))
+            t = float(process.time_from_sigma(torch.tensor(sigma, dtype=torch.float32)))
             row = "".join(f"{self.stages[name].change[i]:>12.4f}" for name in names)
             lines.append(f"{sigma:>7g} {t:>7.4f}{row}")
         means = "".join(f"{_mean(self.stages[name].loss):>12.4f}" for name in names)
@@ -103,7 +103,9 @@ class Conversion:
         """The same for JSON."""
         return {
             "sigma": list(SIGMAS),
-            "t": [float(self.model.process.time_from_sigma(torch.tensor(sigma))) for sigma in SIGMAS],
+            "t": [
+                float(self.model.process.time_from_sigma(torch.tensor(sigma, dtype=torch.float32))) for sigma in SIGMAS
+            ],
             "held_images": self.held,
             "fresh_weights": list(self.fresh),
             "time_path": dataclasses.asdict(self.fit),
@@ -217,7 +219,7 @@ class Probe:
         sd = process.sigma_data
         outputs, losses = [], []
         for sigma in SIGMAS:
-            time = process.time_from_sigma(torch.tensor(sigma, device=self.x0.device))
+            time = process.time_from_sigma(torch.tensor(sigma, dtype=torch.float32, device=self.x0.device))
             parts = []
             for part in torch.arange(len(self.x0), device=self.x0.device).split(self.batch_size):
                 x_t = process.interpolate(self.x0[part], self.noise[part], time)

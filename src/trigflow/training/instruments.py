@@ -129,7 +129,10 @@ class Instruments:
         if embed is None:
             return {}
         t = torch.cat(
-            [bin_centres(self._device), torch.tensor([self.losses.config.process.t_max], device=self._device)]
+            [
+                bin_centres(self._device),
+                torch.tensor([self.losses.config.process.t_max], dtype=torch.float32, device=self._device),
+            ]
         )
         with torch.no_grad():
             *derivatives, end = relative_derivative(embed, t).tolist()

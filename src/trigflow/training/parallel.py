@@ -238,7 +238,9 @@ class _Scope(nn.Module):
     def __init__(self, parameters: list[nn.Parameter], device: torch.device) -> None:
         super().__init__()
         self.parameters_used = nn.ParameterList(parameters)
-        self.never_used = nn.Parameter(torch.zeros(1, device=device))  # where DDP finds none, it warns at length
+        self.never_used = nn.Parameter(
+            torch.zeros(1, device=device, dtype=torch.float32)
+        )  # where DDP finds none, it warns at length
 
     def forward(self, function: Callable[..., Any], *args: Any) -> Any:
         return function(*args)

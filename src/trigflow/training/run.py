@@ -29,6 +29,7 @@ from trigflow.runtime.interrupt import Stops, uninterrupted
 from trigflow.runtime.machine import resolve_device
 from trigflow.runtime.places import check_outside, check_place
 from trigflow.runtime.seeds import derive_seed
+from trigflow.runtime.wrappers import unwrapped
 from trigflow.training.basis import basis_of, begun, check_same, numbered
 from trigflow.training.batch import Batches
 from trigflow.training.config import RunConfig, origin_of
@@ -75,6 +76,7 @@ class RunParts:
         opened = load_data(config.data, self.progress) if dataset is None else dataset
         state = begun(Path(folder), resume)
         self.dataset = numbered(opened, state, {"teacher": teacher, "start": start})
+        network = unwrapped(network) if isinstance(network, nn.Module) else network
         self.config = config = fit_network(config, self.dataset, network)
         self.teacher = teacher
         self.device = resolve_device(config.loop.device)

@@ -21,6 +21,7 @@ from trigflow.objectives import Diffusion
 from trigflow.process import Proposal
 from trigflow.runtime.errors import UserError
 from trigflow.runtime.files import ensure_folder
+from trigflow.runtime.wrappers import entries
 from trigflow.training.checkpoint import clear_unfinished
 from trigflow.training.config import RunConfig, read_config, to_dict
 
@@ -173,7 +174,7 @@ def start_from(student: nn.Module, source: nn.Module, what: str = "teacher") -> 
     Raises:
         UserError: when the networks differ otherwise.
     """
-    own, given = student.state_dict(), source.state_dict()
+    own, given = entries(student), entries(source)
     missing = []
     for name, value in own.items():
         if name in given and given[name].shape == value.shape:

@@ -21,6 +21,7 @@ from trigflow.runtime.distributed import is_first
 from trigflow.runtime.distributed.shards import collect
 from trigflow.runtime.errors import UserError
 from trigflow.runtime.files import ensure_folder, write_tensors
+from trigflow.runtime.wrappers import entries
 
 Format = Literal["fp32", "fp16"]
 
@@ -61,7 +62,7 @@ def write_snapshot(
         UserError: when it cannot be written.
     """
     path = snapshot_path(run, iteration, sigma_rel)
-    tensors = collect(network.state_dict())
+    tensors = collect(entries(network))
     if not is_first():
         return path
     ensure_folder(path.parent)

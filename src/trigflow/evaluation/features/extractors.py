@@ -18,6 +18,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from trigflow.runtime.errors import UserError
+from trigflow.runtime.machine import in_float32
 
 FeatureExtractor = Callable[[Tensor], Tensor]
 
@@ -117,6 +118,7 @@ class PixelFeatures(nn.Module):
         return F.adaptive_avg_pool2d(x, (min(height, self.size), min(width, self.size))).flatten(1)
 
 
+@in_float32()
 def feature_extractor(name: str, weights: str | None = None, progress: bool = False) -> nn.Module:
     """One of the extractors by name, on the CPU, in eval mode, without gradients.
 

@@ -184,8 +184,8 @@ class Step:
         for learner in self.learners:
             for parameter in learner.parameters:
                 parameter.grad = torch.zeros_like(parameter)
-        batch = {name: torch.zeros(size, *self.shape) for name in ("x0", "noise", *self.drawn[0])}
-        batch |= {name: torch.ones(size) for name in self.drawn[1]}
+        batch = {name: torch.zeros(size, *self.shape, dtype=torch.float32) for name in ("x0", "noise", *self.drawn[0])}
+        batch |= {name: torch.ones(size, dtype=torch.float32) for name in self.drawn[1]}
         if "label" in takes(self.learner.network):
             batch[f"{CONDITION}label"] = torch.zeros(size, dtype=torch.int64)
         return batch
@@ -204,7 +204,9 @@ class Step:
 def _drawn(config: RunConfig) -> tuple[list[str], list[str]]:
     """Names of what the objective draws for a step: noises, and numbers for each sample."""
     objective = config.objective
-    draws = StepDraws(2, config.process, torch.Generator(), 0, lambda values: values, lambda: torch.zeros(2, 1))
+    draws = StepDraws(
+        2, config.process, torch.Generator(), 0, lambda values: values, lambda: torch.zeros(2, 1, dtype=torch.float32)
+    )
     told = {f"{CONDITION}{name}": value for name, value in objective.draw_conditions(draws).items()}
     found = {**objective.draw(draws), **told, **objective.draw_more(draws)}
     numbers = [name for name, value in found.items() if value.ndim == 1]

@@ -121,7 +121,7 @@ def _read(source: Source) -> Snapshot:
     with torch.device("meta"):
         network = build(config, sigma_data)
     tensors = _tensors(source, ema)
-    empty = {name: torch.empty(tensor.shape, device="meta") for name, tensor in tensors.items()}
+    empty = {name: torch.empty(tensor.shape, device="meta", dtype=torch.float32) for name, tensor in tensors.items()}
     load_weights(network, empty, f"the network in '{source.path}'")
     if sum(t.numel * t.dtype.itemsize for t in tensors.values()) > source.size:
         source.distrust("uses the same numbers for several weights")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from trigflow.models.weights import check_fits
 from trigflow.runtime.errors import UserError
+from trigflow.runtime.wrappers import entries, load_entries
 from trigflow.training.checkpoint.folder import check_checkpoint, files_of
 from trigflow.training.checkpoint.stored import Stored
 from trigflow.training.checkpoint.writer import CheckpointWriter
@@ -17,7 +18,7 @@ from trigflow.training.checkpoint.writer import CheckpointWriter
 
 def tensors_of(modules: dict[str, nn.Module], optimizers: dict[str, torch.optim.Optimizer]) -> dict[str, Tensor]:
     """Every tensor of modules and optimizers, sharing memory with them: `<name>.<entry>` and `<name>.<parameter>.<entry>`."""
-    tensors = {f"{name}.{key}": value for name, module in modules.items() for key, value in module.state_dict().items()}
+    tensors = {f"{name}.{key}": value for name, module in modules.items() for key, value in entries(module).items()}
     for name, optimizer in optimizers.items():
         positions = _positions(optimizer)
         for index, state in optimizer.state_dict()["state"].items():
@@ -61,12 +62,12 @@ def load_checkpoint(
     with Stored(path, list(files_of(state))) as stored:
         for name, module in modules.items():
             shapes = {rest: stored.shapes[full] for rest, full in stored.below(name).items()}
-            check_fits(module.state_dict(), shapes, f"checkpoint '{path}' ({name})")
+            check_fits(entries(module), shapes, f"checkpoint '{path}' ({name})")
         for name, optimizer in optimizers.items():
             _check_moments(optimizer, stored, name)
         for name, module in modules.items():
-            own, names = module.state_dict(), stored.below(name)
-            module.load_state_dict({key: stored.read_like(names[key], own[key]) for key in own})
+            own, names = entries(module), stored.below(name)
+            load_entries(module, {key: stored.read_like(names[key], own[key]) for key in own})
         for name, optimizer in optimizers.items():
             _load_moments(optimizer, stored, name)
     return state
@@ -101,7 +102,7 @@ def _load_moments(optimizer: torch.optim.Optimizer, stored: Stored, name: str) -
         value = stored.read_like(full, parameter) if alike else stored.read(full)
         state.setdefault(at[int(position)], {})[entry] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    for parameter, entries in optimizer.state.items():
-        for entry, value in entries.items():
+    for parameter, moments in optimizer.state.items():
+        for entry, value in moments.items():
             if value.shape == parameter.shape:  # fused optimizers expect the parameter's memory order
-                entries[entry] = torch.empty_like(parameter, requires_grad=False).copy_(value)
+                moments[entry] = torch.empty_like(parameter, requires_grad=False).copy_(value)
