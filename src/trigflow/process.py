@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from trigflow.runtime.errors import UserError
+from trigflow.runtime.values import check_types
 
 Prediction = Literal["F", "velocity", "x0", "noise", "score"]
 
@@ -69,6 +70,7 @@ class TrigFlow:
     sigma_max: float = 80.0
 
     def __post_init__(self) -> None:
+        check_types(self)
         values = (self.sigma_data, self.sigma_min, self.sigma_max)
         if not all(math.isfinite(v) and v > 0 for v in values) or self.sigma_min >= self.sigma_max:
             raise UserError(

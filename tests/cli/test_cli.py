@@ -552,7 +552,7 @@ def test_places_that_cannot_be_written(cli: Cli, tmp_path: Path, teacher_folder:
         ["distill", teacher_folder, *FEW, "--out", tmp_path / "file" / "run"],
         ["demo", "--quick", "--out", tmp_path / "file" / "run"],
     ):
-        check_mistake(cli, tmp_path, args, "cannot write to")
+        check_mistake(cli, tmp_path, args, "cannot write")
 
 
 def test_runs_are_neither_overwritten_nor_mixed(cli: Cli, tmp_path: Path, teacher_folder: Path) -> None:

@@ -79,7 +79,7 @@ def test_ema_has_a_place_of_its_own(cli: Cli, run_folder: Path) -> None:
     stored = read_tensors(run_folder / "ema" / "00000012-0.1.safetensors", "snapshot")
     for name, value in stored.items():
         torch.testing.assert_close(own[name], value, rtol=1e-5, atol=1e-6)
-    check_mistake(cli("ema", run_folder, "--sigma-rel", 0.1, "--iteration", 12), "exists already; expected a new")
+    check_mistake(cli("ema", run_folder, "--sigma-rel", 0.1, "--iteration", 12), "expected a new or empty folder")
 
 
 def test_ema_of_a_run_that_has_not_ended(cli: Cli, run_folder: Path, tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_mistakes_with_ema(cli: Cli, run_folder: Path, teacher_folder: Path, tmp
         ([teacher_folder, "--sigma-rel", 0.1], "holds no snapshots of averaged weights"),
         ([tmp_path / "none", "--sigma-rel", 0.1], "holds no config.json; expected a run folder"),
         ([run_folder], "sigma-rel"),
-        ([run_folder, "--sigma-rel", 0.1, "--out", run_folder], "exists already; expected a new or empty folder"),
+        ([run_folder, "--sigma-rel", 0.1, "--out", run_folder], "expected a new or empty folder"),
         ([run_folder, "--sigma-rel", 0.1, "--out", tmp_path / "file" / "x", "--quiet"], "cannot write"),
     ):
         before = sorted(tmp_path.rglob("*"))

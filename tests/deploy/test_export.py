@@ -209,7 +209,7 @@ def test_command_says_what_it_cannot_do(
     assert "expected options" in refused(teacher_folder, out, "--to", "tensorrt")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("")
-    assert "expected a folder to create" in refused(teacher_folder, tmp_path / "full", "--to", "torchscript")
+    assert "expected a new or empty folder" in refused(teacher_folder, tmp_path / "full", "--to", "torchscript")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert "trigflow[onnx]" in refused(teacher_folder, out, "--to", "onnx")
 

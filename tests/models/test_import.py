@@ -429,7 +429,7 @@ def test_existing_target_is_left_alone(tmp_path: Path, cli: Callable[..., Any]) 
     (tmp_path / "run" / "mine.txt").write_text("mine")
     result = cli("import", file, "--out", tmp_path / "run")
     assert result.code == 2
-    assert "exists; expected a folder to create" in result.err
+    assert "expected a new or empty folder" in result.err
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["mine.txt"]
     (tmp_path / "empty").mkdir()
     assert cli("import", file, "--out", tmp_path / "empty").code == 0

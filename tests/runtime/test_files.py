@@ -93,7 +93,7 @@ def test_what_is_no_json(content: bytes, tmp_path: Path) -> None:
 def test_json_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist; expected a JSON file; check the path"):
         read_json(tmp_path / "file.json", "recipe")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="is a folder"):
         read_json(tmp_path, "recipe")
 
 
@@ -121,20 +121,22 @@ def test_truncated_tensors(share: float, tmp_path: Path) -> None:
 
 
 def test_tensors_that_are_not_there(tmp_path: Path) -> None:
-    for path in (tmp_path / "t.safetensors", tmp_path):
-        with pytest.raises(UserError, match="does not exist"):
+    for path, reason in ((tmp_path / "t.safetensors", "does not exist"), (tmp_path, "is a folder")):
+        with pytest.raises(UserError, match=reason):
             read_tensors(path, "weights")
 
 
 def test_places_that_cannot_be_written(tmp_path: Path) -> None:
-    """Below a regular file, in a folder that is not there, in the place of a folder."""
+    """Below a regular file, in the place of a folder."""
     (tmp_path / "file").write_text("here")
     (tmp_path / "folder").mkdir()
-    for path in (tmp_path / "file" / "x.json", tmp_path / "none" / "x.json", tmp_path / "folder"):
+    for path in (tmp_path / "file" / "x.json", tmp_path / "folder"):
         with pytest.raises(UserError, match=r"cannot write '.*; expected .*; choose another --out") as caught:
             write_json(path, {})
         assert "\n" not in str(caught.value)
     assert listing(tmp_path) == ["file", "folder"]
+    write_json(tmp_path / "new" / "below" / "x.json", {})
+    assert listing(tmp_path / "new") == ["below", "below/x.json"]
 
 
 @pytest.mark.parametrize("text", ["new", ""])

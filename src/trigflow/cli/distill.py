@@ -68,6 +68,7 @@ class Distill:
         from trigflow.data.config import data_of
         from trigflow.lab.recipes import RUNS, preset, require_data
         from trigflow.models.model import load
+        from trigflow.runtime.places import check_place
         from trigflow.training.runs import distill, with_dropout_of
         from trigflow.training.saving import RESUME
 
@@ -75,6 +76,7 @@ class Distill:
             raise UserError(
                 "distill with the diffusion objective; expected that of a student, such as scd; use: trigflow train"
             )
+        check_place(self.out, "folder")
         device = "cpu" if self.parallel.mode == "fsdp" else self.loop.device  # sharded from there, block by block
         teacher = load(self.teacher, device)
         start = None if self.start is None else load(self.start, device)

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from trigflow.runtime.errors import UserError
-from trigflow.runtime.files import ensure_folder, replacing
+from trigflow.runtime.files import replacing
 from trigflow.runtime.places import check_place
 
 S = TypeVar("S", bound="DrawnPictures")
@@ -78,7 +78,6 @@ def save_picture(picture: Image.Image, path: str | Path) -> Path:
     """
     path = check_place(path, "file")
     check_ending(path)
-    ensure_folder(path.parent)
     with replacing(path) as temporary:
         picture.save(temporary)
     return path
@@ -114,9 +113,9 @@ def check_images(folder: str | Path, num: int) -> None:
 
 
 def is_folder(path: str | Path) -> bool:
-    """Whether a path to write images to means a folder of them: one that is there or ends in `/`, or no ending of a picture."""
+    """Whether a path to write images to means a folder of them: with `/` at its end, or without the ending of a picture."""
     ending = Path(path).suffix.lower()
-    return str(path).endswith(("/", os.sep)) or os.path.isdir(path) or ending not in (*PICTURES, *OTHERS)
+    return str(path).endswith(("/", os.sep)) or ending not in (*PICTURES, *OTHERS)
 
 
 def label_panels(panels: Mapping[str, Tensor], columns: int = 10, *, across: int = 2) -> Image.Image:

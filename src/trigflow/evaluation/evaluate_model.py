@@ -31,6 +31,7 @@ from trigflow.evaluation import (
 from trigflow.evaluation.scores import half_distance
 from trigflow.models.model import Model
 from trigflow.runtime.errors import UserError
+from trigflow.runtime.values import whole
 from trigflow.samplers import get_solver, nfe, sigma_grid
 from trigflow.samplers.guidance import inside_interval, time_interval
 
@@ -147,6 +148,7 @@ def evaluate_model(
             without images to compare with, or arguments out of range.
         MissingExtraError: for features, data or an autoencoder whose package is not installed.
     """
+    whole(num=num, repeat=repeat, batch_size=batch_size, first=first, seed=seed)
     if num <= NEIGHBOURS:
         raise UserError(f"{num} samples to measure; expected at least {NEIGHBOURS + 1}; raise --num")
     if repeat < 1 or batch_size < 1:

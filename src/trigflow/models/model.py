@@ -10,6 +10,7 @@ never reads. Any of these folders can be loaded, sampled and evaluated.
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -35,6 +36,7 @@ from trigflow.runtime.files import ensure_folder, read_json, read_tensors, write
 from trigflow.runtime.machine import check_default_device, resolve_device
 from trigflow.runtime.places import check_place
 from trigflow.runtime.seeds import derive_seed
+from trigflow.runtime.values import number, whole
 from trigflow.runtime.wrappers import entries, unwrapped
 from trigflow.samplers import Sampling
 
@@ -216,6 +218,11 @@ class Model:
             UserError: for numbers out of range, labels the model does not know, guidance it does not have.
         """
         check_default_device()
+        whole(num=num, batch_size=batch_size, first=first, seed=seed, **({} if steps is None else {"steps": steps}))
+        number(
+            **({} if "guidance" in self.takes else {"guidance": guidance}),
+            **({} if gamma is None else {"gamma": gamma}),
+        )
         if num < 1 or batch_size < 1:
             raise UserError(f"{num} samples in batches of {batch_size}; expected at least 1; raise --num")
         if first < 0:
@@ -382,9 +389,12 @@ def load(folder: str | Path, device: str | torch.device | None = None, *, networ
     Raises:
         UserError: when the folder or a file is missing, damaged, or the weights belong to another network.
     """
+    if not isinstance(folder, str | os.PathLike):
+        raise UserError(f"folder is {folder!r}; expected the path of a run folder; correct the argument")
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(f"run folder '{folder}' does not exist; expected a folder written by trigflow; check the path")
+        reason = "is a file" if folder.exists() else "does not exist"
+        raise UserError(f"run folder '{folder}' {reason}; expected a folder written by trigflow; check the path")
     if not (folder / "model.json").is_file():
         raise UserError(
             f"'{folder}' holds no model.json; expected a folder written by trigflow train, distill or demo; "

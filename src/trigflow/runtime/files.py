@@ -89,13 +89,14 @@ def ensure_folder(path: Path) -> Path:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path in the same folder that becomes `path` when the block ends well, and vanishes otherwise.
+    """A temporary path in the same folder, which is made if need be; it becomes `path` when the block ends well, or vanishes.
 
     Raises:
-        UserError: when it cannot be written: no such folder, no permission, no space.
+        UserError: when it cannot be written: no permission, no space.
     """
     temporary: Path | None = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
         os.close(handle)
         temporary = Path(name)
@@ -120,7 +121,7 @@ def replacing(path: Path) -> Iterator[Path]:
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # names may be no text
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -138,6 +139,7 @@ def read_json(path: Path, what: str) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         reason = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
+        reason = "is a folder" if isinstance(error, IsADirectoryError) else reason
         raise UserError(f"{what} '{path}' {reason}; expected a JSON file; check the path") from None
 
 
@@ -169,7 +171,8 @@ def read_tensors(path: Path, what: str) -> dict[str, Tensor]:
         UserError: when it is missing, truncated or no safetensors file; `what` names it in the message.
     """
     if not path.is_file():
-        raise UserError(f"{what} '{path}' does not exist; expected a safetensors file; check the path")
+        reason = "is a folder" if path.is_dir() else "does not exist"
+        raise UserError(f"{what} '{path}' {reason}; expected a safetensors file; check the path")
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict

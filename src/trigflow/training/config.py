@@ -19,6 +19,7 @@ from trigflow.objectives import Diffusion, Objective, known, objective_of
 from trigflow.process import TrigFlow
 from trigflow.runtime.errors import UserError
 from trigflow.runtime.files import read_json
+from trigflow.runtime.values import check_types
 
 T = TypeVar("T")
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -164,11 +165,12 @@ class RunConfig:
     """Run folder of the model that the teacher is guided away from (autoguidance); None for classifier-free guidance."""
 
     def validate(self) -> None:
-        """Check what the types cannot.
+        """Check the types of all settings, and what these cannot say.
 
         Raises:
             UserError: naming the first setting that makes no sense.
         """
+        check_types(self)
         loop, objective, optimizer, ema = self.loop, self.objective, self.optimizer, self.ema
         data, guard, parallel = self.data, self.guard, self.parallel
         interval = getattr(objective, "guidance_interval", None)

@@ -29,6 +29,7 @@ from trigflow.runtime.interrupt import Stops, uninterrupted
 from trigflow.runtime.machine import resolve_device
 from trigflow.runtime.places import check_outside, check_place
 from trigflow.runtime.seeds import derive_seed
+from trigflow.runtime.values import kind_of
 from trigflow.runtime.wrappers import unwrapped
 from trigflow.training.basis import basis_of, begun, check_same, numbered
 from trigflow.training.batch import Batches
@@ -41,7 +42,7 @@ from trigflow.training.learner import Learner
 from trigflow.training.log import warn
 from trigflow.training.losses import Losses
 from trigflow.training.parallel import Parallel, share_of_batch
-from trigflow.training.saving import Resume, Saving
+from trigflow.training.saving import RESUME, Resume, Saving
 from trigflow.training.scaling import LossScale
 from trigflow.training.setup import (
     check_start,
@@ -70,13 +71,19 @@ class RunParts:
         resume: Resume = False,
         progress: bool = True,
     ) -> None:
+        kind_of(RunConfig, config=config)
+        kind_of(Dataset, dataset=dataset)
+        kind_of(Model, teacher=teacher, start=start, negative=negative)
+        kind_of(nn.Module, network=network)
+        if resume not in RESUME.values():
+            raise UserError(f"resume is {resume!r}; expected True, False or 'auto'; correct the argument")
         config.validate()
         check_outside(check_place(folder, "folder"), config.data.source)
         self.progress = progress and is_first()
         opened = load_data(config.data, self.progress) if dataset is None else dataset
         state = begun(Path(folder), resume)
         self.dataset = numbered(opened, state, {"teacher": teacher, "start": start})
-        network = unwrapped(network) if isinstance(network, nn.Module) else network
+        network = None if network is None else unwrapped(network)
         self.config = config = fit_network(config, self.dataset, network)
         self.teacher = teacher
         self.device = resolve_device(config.loop.device)

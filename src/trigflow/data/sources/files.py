@@ -10,6 +10,7 @@ import os
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, TypeVar, overload
 
 import numpy as np
@@ -36,6 +37,10 @@ class Names(Sequence[str]):
 
     def __len__(self) -> int:
         return len(self._ends) - 1
+
+    def __iter__(self) -> Iterator[str]:
+        ends = self._ends.tolist()
+        return (self._text[begin:end].decode("utf-8", "surrogatepass") for begin, end in pairwise(ends))
 
     @overload
     def __getitem__(self, index: int) -> str: ...

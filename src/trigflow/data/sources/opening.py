@@ -20,6 +20,7 @@ from trigflow.data.sources.tars import TarFiles, find_shards
 from trigflow.data.sources.zips import ZipFiles
 from trigflow.data.stream import open_stream
 from trigflow.runtime.errors import MissingExtraError, UserError
+from trigflow.runtime.values import whole
 
 NO_SOURCES = (
     (ENDINGS, "a single image", "name the folder it is in"),
@@ -81,6 +82,11 @@ def open_dataset(
             and do not lie in an uncompressed zip; or `resize` or `channels` is out of range.
         MissingExtraError: if the package that holds a named data set is not installed.
     """
+    if not isinstance(source, str | os.PathLike):
+        raise UserError(f"source is {source!r}; expected the name or path of data; correct the argument")
+    for name, side in (("resize", resize), ("channels", channels)):
+        if side is not None:
+            whole(**{name: side})
     if resize is not None and not 1 <= resize <= MOST_PIXELS_A_SIDE:
         raise UserError(
             f"resize {resize}; expected a side of 1 to {MOST_PIXELS_A_SIDE} pixels; use --resize N with such an N"
