@@ -14,7 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
+from training.tiny import untrained_teacher
 from trigflow.cli import main
+from trigflow.conditions import Conditioner
 from trigflow.data import open_dataset
 from trigflow.data.check import check_data
 from trigflow.data.findings import Report
@@ -317,25 +319,33 @@ def test_latents(tmp_path: Path) -> None:
 
 def run_with(tmp_path: Path, **changes: object) -> Path:
     run = tmp_path / "run"
-    run.mkdir()
+    run.mkdir(parents=True)
     codec = {
         "kind": "pixels", "shape": [3, 6, 5], "mean": [0.0, 0.0, 0.05], "scale": 0.5 / 0.577, "sigma_data": 0.5,
         **{name: value for name, value in changes.items() if name != "class_names"},
     }  # fmt: skip
     names = changes.get("class_names", ["cats", "dogs"])
-    (run / "model.json").write_text(json.dumps({"format": 2, "class_names": names, "codec": codec}))
+    conditioner = Conditioner.of_classes(len(names), names).state()  # type: ignore[arg-type]
+    (run / "model.json").write_text(json.dumps({"format": 2, "conditioner": conditioner, "codec": codec}))
     return run
 
 
 def test_data_like_those_of_a_run(photos: Path, tmp_path: Path) -> None:
     assert problems(check_data(str(photos), like=run_with(tmp_path))) == []
+    other_order = run_with(tmp_path / "other", class_names=["dogs", "cats"])  # they are matched by name
+    assert problems(check_data(str(photos), like=other_order)) == []
+
+
+def test_a_run_that_was_saved_can_be_compared_with(photos: Path, tmp_path: Path) -> None:
+    report = check_data(str(photos), like=untrained_teacher().save(tmp_path / "digits"))
+    assert {finding.kind for finding in report.problems} == {"unlike"}
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"shape": [3, 8, 8]}, "has the shape (3, 6, 5) where"),
-        ({"class_names": ["cats", "birds"]}, "or other names"),
+        ({"class_names": ["cats", "birds"]}, "'birds' is not in both"),
         ({"mean": [0.5, 0.5, 0.5], "scale": 1.0}, "expected 0 and 0.5"),
         ({"mean": [0.0, 0.1, 0.0], "scale": 2.0}, "expected 0 and 0.5"),
     ],

@@ -65,6 +65,6 @@ def test_it_is_served(student: Path) -> None:
 def test_info_names_its_classes(student: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command(PLUGIN, "info", student, "--json")
     facts = json.loads(capsys.readouterr().out)
-    assert facts["class names"] == ["one", "two", "three"]
+    assert facts["class names"] == {"0": "one", "1": "two", "2": "three"}
     assert facts["classes"] == 3
     assert "conditions" not in facts

@@ -20,6 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from trigflow.codecs import codec_from_state
+from trigflow.conditions import Conditioner, named
 from trigflow.data.decode import CorruptImageError, decode, is_turned, open_image
 from trigflow.data.findings import Report
 from trigflow.data.labels import find_labels, label_files, pair
@@ -311,7 +312,7 @@ def _compare_with(model: Any, run: str, seen: Sequence[Seen], class_names: Seque
         UserError: if the description of the model cannot be read.
     """
     try:
-        codec, names = codec_from_state(model["codec"]), tuple(model["class_names"])
+        codec, classes = codec_from_state(model["codec"]), Conditioner.from_state(model["conditioner"]).classes
     except (KeyError, TypeError) as error:
         raise UserError(
             f"'{run}' holds a model.json without {error}; expected a finished run; choose another with --like"
@@ -327,9 +328,14 @@ def _compare_with(model: Any, run: str, seen: Sequence[Seen], class_names: Seque
         if shapes != {codec.shape}:
             other = next(iter(shapes - {codec.shape}))
             report.problem("unlike", report.source, f"has the shape {other} where {run!r} was trained on {codec.shape}")
-    if tuple(class_names) != names and (names or class_names):
+    names = () if classes is None else classes.names
+    odd = sorted({*class_names} ^ {*names}) if named(class_names) and named(names) else []
+    if odd or len(class_names) != len(names):
         report.problem(
-            "unlike", report.source, f"has {len(class_names)} classes where {run!r} has {len(names)}, or other names"
+            "unlike",
+            report.source,
+            f"has {len(class_names)} classes where {run!r} has {len(names)}"
+            + (f"; {odd[0]!r} is not in both" if odd else ""),
         )
     for name, mean, std in codec.normalized(report.mean, report.std):
         sd = codec.sigma_data

@@ -42,10 +42,10 @@ def describe_run(folder: str | Path, *, as_json: bool = False) -> str:
         facts["parameters"] = sum(p.numel() for p in model.network.parameters())
         facts |= model.codec.describe()
         facts["classes"] = model.num_classes
-        if names := list(model.class_names):
-            facts["class names"] = (
-                names if as_json or len(names) <= 20 else [*names[:20], f"... {len(names) - 20} more"]
-            )
+        if names := model.class_names:
+            shown = [f"{number} {name}" for number, name in enumerate(names[:20])]
+            more = [f"... {len(names) - 20} more"] * (len(names) > 20)
+            facts["class names"] = dict(enumerate(names)) if as_json else ", ".join(shown + more)
         if told := [name for name in model.conditioner.inputs if name != "label"]:
             facts["conditions"] = told
         guided = "classifier-free" if null(model.network) and model.sampling.guided else "none"
