@@ -56,11 +56,13 @@ class Sample:
 
     def run(self) -> None:
         from trigflow.codecs import codec_from_state
-        from trigflow.models.model import load, read_description, source_of
+        from trigflow.models.model import check_run, load, read_description, source_of
         from trigflow.runtime.distributed import gather_rows, is_first, share_of, world_size
         from trigflow.runtime.places import check_outside
 
-        codec_from_state(read_description(self.run_folder / "model.json")["codec"]).check_save(self.out, self.num)
+        codec_from_state(read_description(check_run(self.run_folder) / "model.json")["codec"]).check_save(
+            self.out, self.num
+        )
         check_outside(self.out, source_of(self.run_folder))
         negative = None if self.negative is None else load(self.negative, self.device)
         model = load(self.run_folder, self.device)

@@ -111,7 +111,9 @@ def _labels_from_json(files: Files, images: Sequence[str]) -> tuple[list[int] | 
 
 def _check_no_splits(files: Files, folders: Sequence[str], nested: bool) -> None:
     if {folder.lower() for folder in folders}.issubset(SPLITS) and (nested or len(folders) > 1):
-        where = os.path.join(files.where, folders[0])
+        where = os.path.join(
+            files.where, next((name for name in folders if name.lower().startswith("train")), folders[0])
+        )
         remedy = (
             f"name the split: --data {where}" if isinstance(files, FolderFiles) else "unpack it, and name the split"
         )

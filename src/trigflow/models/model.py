@@ -389,6 +389,19 @@ def load(folder: str | Path, device: str | torch.device | None = None, *, networ
     Raises:
         UserError: when the folder or a file is missing, damaged, or the weights belong to another network.
     """
+    folder, place = check_run(folder), resolve_device(device)
+    model = unloaded(folder / "model.json", network)
+    load_weights(model.network, read_tensors(folder / "network.safetensors", "weights"), f"'{folder}'")
+    model.network.to(place)
+    return model
+
+
+def check_run(folder: str | Path) -> Path:
+    """Require a folder that holds a model.
+
+    Raises:
+        UserError: when it is no folder, or holds none.
+    """
     if not isinstance(folder, str | os.PathLike):
         raise UserError(f"folder is {folder!r}; expected the path of a run folder; correct the argument")
     folder = Path(folder)
@@ -400,11 +413,7 @@ def load(folder: str | Path, device: str | torch.device | None = None, *, networ
             f"'{folder}' holds no model.json; expected a folder written by trigflow train, distill or demo; "
             "check the path, or let the run finish"
         )
-    place = resolve_device(device)
-    model = unloaded(folder / "model.json", network)
-    load_weights(model.network, read_tensors(folder / "network.safetensors", "weights"), f"'{folder}'")
-    model.network.to(place)
-    return model
+    return folder
 
 
 def unloaded(path: Path, network: nn.Module | None = None) -> Model:

@@ -74,7 +74,7 @@ def check_same(state: Mapping[str, Any], basis: Mapping[str, Any], codec: Codec)
         if part == "data" or part not in before:
             continue
         if before[part] != now[part]:
-            raise _differs(f"a {part} of other weights", before[part][:8], now[part][:8], f"the {part} as it was")
+            raise _differs(f"a {part} of other weights", before[part], now[part], f"the {part} as it was")
     old, new = before.get("data", {}), now["data"]
     for name in new:
         if name in old and old[name] != new[name] and None not in (old[name], new[name]):
@@ -86,7 +86,9 @@ def check_same(state: Mapping[str, Any], basis: Mapping[str, Any], codec: Codec)
 
 
 def _differs(what: str, before: Any, now: Any, expected: str) -> UserError:
-    shown = [text if len(text) < 80 else text[:76] + " ..." for text in (str(before), str(now))]
+    shown = [text if len(text) < 80 else text[:76] + " ..." for text in map(str, (before, now))]
+    if isinstance(before, str):
+        shown = [text[:8] for text in shown]  # digests
     return UserError(
         f"the run to resume began with {what}: {shown[0]}, now {shown[1]}; expected {expected}; restore that, or start anew"
     )
