@@ -153,9 +153,3 @@ def test_finite_differences_run_the_compiled_code() -> None:
     _, tangent = jvp(net, (X,), (DX,), method="finite-difference")
     assert graphs
     assert torch.allclose(tangent, jvp(built(), (X,), (DX,))[1], rtol=1e-6, atol=1e-8)
-
-
-def test_scripted_code_is_refused() -> None:
-    scripted = torch.jit.script(nn.Sequential(nn.Linear(6, 6), nn.ReLU()).double())
-    with pytest.raises(Exception, match=r"tangent|Dual"):
-        jvp(scripted, (X,), (DX,))

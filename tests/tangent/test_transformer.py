@@ -112,19 +112,39 @@ def test_single_precision() -> None:
     assert relative_error(tangent.double(), expected) < 1e-5
 
 
-@pytest.mark.parametrize("masks", [{}, {"src_key_padding_mask": PADDED}])
-def test_evaluation_without_gradients(masks: dict[str, Any]) -> None:
-    """The fused path of PyTorch, nested tensors included, is not taken: output and tangent are those of the layers."""
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("norm", [None, nn.LayerNorm(E)])
+@pytest.mark.parametrize(
+    ("masks", "packed"),
+    [
+        ({}, False),
+        ({"src_key_padding_mask": PADDED}, True),
+        ({"src_key_padding_mask": torch.zeros(B, L).masked_fill(PADDED, -torch.inf)}, True),
+        ({"src_key_padding_mask": PADDED.flip(1)}, False),
+        ({"src_key_padding_mask": PADDED, "mask": CAUSAL.isinf()}, False),
+    ],
+    ids=["no mask", "padding", "padding in numbers", "padding first", "two masks"],
+)
+def test_evaluation_without_gradients(masks: dict[str, Any], packed: bool, norm: nn.Module | None) -> None:
+    """The layers run as in training, but where PyTorch packs the batch, it gives zeros for the padding, before the norm."""
     net = build()
+    net.encoder.norm = norm
+    randomize(net)
+    real = ~PADDED if packed else torch.ones(B, L, dtype=torch.bool)
 
     def fn(x: Tensor, t: Tensor) -> Tensor:
         return net(x, t, **masks)
 
     ordinary, expected = jvp(fn, inputs(), directions(inputs()))
     with torch.no_grad():
+        plain = fn(*inputs())
         out, tangent = jvp(fn, inputs(), directions(inputs()))
-    assert torch.equal(out, ordinary)
-    assert torch.equal(tangent, expected)
+        approximate = jvp(fn, inputs(), directions(inputs()), method="finite-difference")[1]
+    assert relative_error(out, plain) < 1e-12
+    assert relative_error(tangent, approximate) < 1e-8
+    assert torch.equal(out[real], ordinary[real])
+    assert torch.equal(tangent[real], expected[real])
+    assert not tangent[~real].any()
     assert not out.requires_grad
 
 

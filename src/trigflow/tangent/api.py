@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from trigflow.tangent import rules as rules
 from trigflow.tangent.dual import RUN, Dual, check_version
-from trigflow.tangent.errors import TangentError
+from trigflow.tangent.errors import DERIVATIVES, TangentError, transform
 from trigflow.tangent.finite import central_difference
 from trigflow.tangent.surroundings import prepared, uncompiled
 
@@ -46,8 +47,8 @@ def jvp(
 
     Raises:
         TangentError: if a tangent does not match its primal, if `fn` does something through which a tangent would be
-            lost (reads values, writes into constants, calls a function without a derivative), inside a backward or
-            another jvp, or for an unknown method.
+            lost (reads values, writes into constants, calls a function without a derivative), inside a backward,
+            another jvp or a transform of `torch.func`, or for an unknown method.
     """
     if method not in METHODS:
         raise TangentError(f"method {method!r}; expected one of {', '.join(map(repr, METHODS))}; choose one of them")
@@ -55,16 +56,7 @@ def jvp(
         raise TangentError(
             f"step {step} with the exact method; expected none; leave it away or choose method='finite-difference'"
         )
-    if torch._C._current_graph_task_id() != -1:
-        raise TangentError(
-            "jvp called during a backward pass; expected a call in the forward, because recomputed forwards carry no "
-            "tangents; move it out of hooks and checkpointed regions"
-        )
-    if RUN.get() is not None:
-        raise TangentError(
-            "jvp called inside jvp; expected a call outside, because the tangents of the two would mix; use "
-            "torch.func.jvp for second derivatives"
-        )
+    check_place("jvp")
     if method == "finite-difference":
         inputs(primals, tangents)
         out, tangent = central_difference(fn, tuple(primals), tuple(tangents), step)
@@ -72,6 +64,24 @@ def jvp(
         return out, tangent
     with prepared():
         return uncompiled(_exact)(fn, primals, tangents)
+
+
+def check_place(name: str) -> None:
+    """Raise a `TangentError` where the function `name` of this package cannot work: in a backward, a jvp or a transform."""
+    if torch._C._current_graph_task_id() != -1:
+        raise TangentError(
+            f"{name} called during a backward pass; expected a call in the forward, because recomputed forwards carry no "
+            "tangents; move it out of hooks and checkpointed regions"
+        )
+    if RUN.get() is not None:
+        raise TangentError(
+            f"{name} called inside jvp; expected a call outside, because the tangents of the two would mix; use "
+            "torch.func.jvp for second derivatives"
+        )
+    level = torch._C._functorch.peek_interpreter_stack()
+    if level is not None and level.key() != torch._C._functorch.TransformType.Functionalize:
+        what, expected, remedy = transform(sys._getframe(2)) or ("a transform of torch.func", *DERIVATIVES)
+        raise TangentError(f"{name} called inside {what}; {expected}; {remedy}")
 
 
 def _exact(fn: Callable[..., Any], primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:

@@ -59,6 +59,7 @@ def coverage(fn: Callable[..., Any], *inputs: Any) -> Coverage:
         fn: function or module, as for `jvp`.
         inputs: its arguments; integer tensors and other values count as constants.
     """
+    api.check_place("coverage")
     report = Coverage()
     tangents = tuple(
         torch.ones_like(x) if isinstance(x, Tensor) and (x.is_floating_point() or x.is_complex()) else None
@@ -74,7 +75,7 @@ def coverage(fn: Callable[..., Any], *inputs: Any) -> Coverage:
             report.messages.setdefault(name, str(reason))
             return func(*dual.strip(args), **dual.strip(kwargs or {}))
         handler = dual.HANDLERS[func]
-        if handler is dispatch.fallback:
+        if handler in (dispatch.fallback, dispatch.scripted):
             report.fallbacks[name] += 1
         elif handler is plain:
             report.constants[name] += 1

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from trigflow.tangent.dual import HANDLERS, Dual, Handler, no_grad, pair, strip, value_read
-from trigflow.tangent.errors import TangentError, error, function_name
+from trigflow.tangent.errors import DERIVATIVES, TangentError, error, function_name
 from trigflow.tangent.table import NAMES
 
 _WRITERS = {"native_batch_norm", "_native_batch_norm_legit", "cudnn_batch_norm", "miopen_batch_norm"}
@@ -37,8 +37,12 @@ def _find(func: Any) -> Handler:
         return in_place
     if name in _WRITERS:
         return writer
-    if name == "backward" or func is torch.autograd.grad:
+    if name in ("backward", "_make_dual", "_unpack_dual") or func is torch.autograd.grad:
         return gradient
+    if isinstance(func, torch._C.ScriptMethod):
+        return scripted
+    if isinstance(func, torch._ops.HigherOrderOperator):
+        return opaque
     if isinstance(func, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
         known = str(func).startswith("aten") or "aten::" in str(getattr(func, "_qualified_op_name", ""))
         if known and name in NAMES:
@@ -61,7 +65,30 @@ def _composite(func: Any) -> bool:
 
 def opaque(func: Any, *args: Any, **kwargs: Any) -> Any:
     """A custom operator with its own kernel: PyTorch would take its forward derivative to be zero without a word."""
-    raise unsupported(func, "it is a custom operator without a forward derivative")
+    raise unsupported(func, "it is an operator without a forward derivative")
+
+
+def scripted(func: Any, *args: Any, **kwargs: Any) -> Any:
+    """A module in TorchScript, by `torch.func.jvp` as long as PyTorch runs it operation by operation.
+
+    Where it has learnt to differentiate a group of them at once (`prim::DifferentiableGraph`), tangents end there.
+    """
+    try:
+        result = fallback(func, *args, **kwargs)
+    except TangentError as reason:
+        raise torchscript(func.name) from reason
+    if "DifferentiableGraph" in str(torch._C._last_executed_optimized_graph()):
+        raise torchscript(func.name)
+    return result
+
+
+def torchscript(name: str) -> TangentError:
+    """The error for code that was compiled by `torch.jit.script` or `torch.jit.trace`."""
+    return error(
+        f"TorchScript cannot carry a tangent, in '{name}'",
+        "expected code in Python",
+        "pass the module or function as it was before torch.jit.script, or choose method='finite-difference'",
+    )
 
 
 def _body(func: Any) -> Any:
@@ -110,7 +137,7 @@ def writer(func: Any, *args: Any, **kwargs: Any) -> Any:
 
 def gradient(func: Any, *args: Any, **kwargs: Any) -> Any:
     """A gradient taken inside the function, whose derivative would be a second one."""
-    raise unsupported(func, "a gradient taken inside fn would need second derivatives")
+    raise error(f"{function_name(func)}: a gradient taken inside fn would need second derivatives", *DERIVATIVES)
 
 
 def fallback(func: Any, *args: Any, **kwargs: Any) -> Any:
@@ -160,7 +187,7 @@ def fallback(func: Any, *args: Any, **kwargs: Any) -> Any:
             raise unsupported(func, "it reads an argument as a plain number")
         if lost:
             raise unsupported(func, "PyTorch gives one of its moving arguments no derivative")
-        if draws.used and not _same([outputs[i] for i in moving], second):
+        if draws.used and not same_values([outputs[i] for i in moving], second):
             raise unsupported(func, "it has no rule and does not repeat its random draws")
     for i, tangent in zip(moving, found, strict=True):
         outputs[i] = pair(outputs[i], tangent)
@@ -233,7 +260,7 @@ class ValueReads(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def _same(a: Any, b: Any) -> bool:
+def same_values(a: Any, b: Any) -> bool:
     pairs = zip(pytree.tree_leaves(a), pytree.tree_leaves(b), strict=True)
     return all(torch.allclose(x, y, rtol=1e-3, atol=1e-5, equal_nan=True) for x, y in pairs if isinstance(x, Tensor))
 

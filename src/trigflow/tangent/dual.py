@@ -31,12 +31,14 @@ class Run:
 
     Attributes:
         journal: writes into views, see inplace.py.
+        stance: of the compiler, if it was loaded in this run, see surroundings.py.
     """
 
-    __slots__ = ("journal",)
+    __slots__ = ("journal", "stance")
 
     def __init__(self) -> None:
         self.journal: list[Any] = []
+        self.stance: Any = None
 
 
 RUN: ContextVar[Run | None] = ContextVar("run", default=None)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
+from types import CodeType, FrameType
 from typing import Any
 
 import torch
 from torch import nn
 
 _CALL = nn.Module._call_impl.__code__
+_HERE = __name__.rpartition(".")[0]
 
 
 class TangentError(ValueError):
@@ -40,6 +43,64 @@ def module_path() -> str | None:
     return f"{path} ({kind})" if path else kind
 
 
+# Functions of PyTorch that run another function for a transform of it, and the only names of the modules they are in.
+_TRANSFORMS = {
+    "torch.func": "vmap grad grad_and_value vjp jvp linearize jacrev jacfwd functionalize",
+    "torch.autograd.functional": "vjp jvp jacobian hessian vhp hvp",
+    "torch._higher_order_ops": "cond while_loop scan associative_scan map",
+    "torch.nn.attention.flex_attention": "flex_attention create_block_mask create_mask",
+    "torch.jit": "trace",
+}
+DERIVATIVES = "expected no derivative around or inside of jvp", "use torch.func.jvp for second derivatives"
+_ATTENTION = "expected attention with a rule", "use torch.nn.functional.scaled_dot_product_attention with a mask"
+_CONTROL = "expected a branch or loop of Python", "write if, for or while"
+_REMEDIES = {
+    "vmap": (
+        "expected functions of a whole batch",
+        "batch by hand, with torch functions that take the batch dimension",
+    ),
+    "functionalize": ("expected the function itself", "leave functionalize away"),
+    "trace": ("expected the function itself", "trace it outside of jvp"),
+    **dict.fromkeys(("flex_attention", "create_block_mask", "create_mask"), _ATTENTION),
+    **dict.fromkeys(_TRANSFORMS["torch._higher_order_ops"].split(), _CONTROL),
+}
+
+
+def transform(frame: FrameType | None) -> tuple[str, str, str] | None:
+    """The outermost transform of PyTorch that runs between `frame` and the `jvp` around it, read off the call stack.
+
+    Returns:
+        Its name with the file and line that called it, what `jvp` expects instead, and what to do; None if there is none.
+    """
+    codes: dict[Any, str] = {}
+    for space, names in _TRANSFORMS.items():
+        for name in names.split():
+            code = getattr(inspect.unwrap(getattr(sys.modules.get(space), name, lambda: None)), "__code__", None)
+            if code is not None:
+                codes.update({c: f"{space}.{name}" for c in (code, *code.co_consts) if isinstance(c, CodeType)})
+    found = None
+    while frame is not None and not (
+        _module(frame).startswith(_HERE) and frame.f_code.co_name in ("_exact", "coverage")
+    ):
+        caller = frame.f_back
+        if frame.f_code in codes and _module(caller) != f"{_HERE}.dispatch":
+            name = codes[frame.f_code]
+            if codes.get(getattr(frame.f_locals.get("func"), "__code__", None)) == "torch.func.jacrev":
+                name = name.replace("jacfwd", "hessian")
+            elif hasattr(torch, name.rpartition(".")[2]):
+                name = name.replace("torch._higher_order_ops", "torch")
+            while _module(caller).startswith((_HERE, "torch._dynamo")):
+                caller = caller.f_back  # type: ignore[union-attr]
+            place = f" called at {caller.f_code.co_filename}:{caller.f_lineno}" if caller is not None else ""
+            found = name + place, *_REMEDIES.get(name.rpartition(".")[2], DERIVATIVES)
+        frame = frame.f_back
+    return found
+
+
+def _module(frame: FrameType | None) -> str:
+    return "" if frame is None else frame.f_globals.get("__name__", "")
+
+
 def function_name(func: Any) -> str:
     """`torch.nn.functional.silu`, `torch.Tensor.view`, ...: the name a reader would search for."""
     try:
@@ -52,7 +113,14 @@ def function_name(func: Any) -> str:
 
 
 def error(what: str, expected: str, remedy: str) -> TangentError:
-    """A `TangentError` that also says in which module the offending call was made."""
+    """A `TangentError` that also says in which module the offending call was made.
+
+    Inside of a transform of PyTorch the call is part of something that takes no tangents as a whole, which is named instead.
+    """
+    found = transform(sys._getframe(1))
+    if found is not None:
+        what, expected, remedy = found
+        what, remedy = f"a tensor that carries a tangent in {what}", f"{remedy}, or choose method='finite-difference'"
     path = module_path()
     where = f" in module {path}" if path else ""
     return TangentError(f"{what}{where}; {expected}; {remedy}".replace("\n", " "))

@@ -1,7 +1,7 @@
 """Parts of PyTorch that look at tensors past every torch function, and what stands in for them while `jvp` runs.
 
-Four of them: `autograd.Function` (guard.py), activation checkpointing, the wrappers of data-parallel training, and the
-compiler. Each replacement does what the original does for everything but duals, and is taken away with the last `jvp`.
+Those of guard.py, activation checkpointing, the wrappers of data-parallel training, the fused path of transformer encoders,
+and the compiler. Each replacement does what the original does for everything but duals, and is taken away with the last `jvp`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from trigflow.tangent import guard
@@ -122,9 +122,75 @@ def uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
     return torch.compiler.disable(run)  # type: ignore[no-any-return]
 
 
+def _standing_back(original: Callable[..., Any]) -> Callable[..., Any]:
+    """A `torch.compile` that may be the first of the process: what it loads Dynamo for runs uncompiled until `jvp` ends."""
+
+    def compile(*args: Any, **kwargs: Any) -> Any:
+        run, result = RUN.get(), original(*args, **kwargs)
+        if run is not None and run.stance is None:
+            run.stance = torch.compiler.set_stance("force_eager")
+        return result
+
+    return compile
+
+
+def _unpacked(original: Callable[..., Any]) -> Callable[..., Any]:
+    """`TransformerEncoder.forward`, which in evaluation packs padded batches: what it gives for the padding is constant."""
+
+    def forward(
+        self: nn.TransformerEncoder,
+        src: Any,
+        mask: Tensor | None = None,
+        src_key_padding_mask: Tensor | None = None,
+        is_causal: bool | None = None,
+    ) -> Any:
+        out = original(self, src, mask, src_key_padding_mask, is_causal)
+        if type(src) is not Dual or not _packs(self, src.primal, src_key_padding_mask, mask):
+            return out
+        constant = torch.zeros_like(out.primal)
+        constant = constant if self.norm is None else self.norm(constant)
+        return torch.where(src_key_padding_mask.bool()[..., None], constant, out)  # type: ignore[union-attr]
+
+    return forward
+
+
+def _packs(encoder: Any, src: Tensor, padding: Tensor | None, mask: Tensor | None) -> bool:
+    """Whether the encoder would pack plain tensors: the conditions of `TransformerEncoder.forward`."""
+    first = encoder.layers[0]
+    return (
+        padding is not None
+        and mask is None
+        and src.dim() == 3
+        and getattr(encoder, "use_nested_tensor", False)
+        and torch.backends.mha.get_fastpath_enabled()
+        and not first.training
+        and not torch.is_autocast_enabled()
+        and not (torch.is_grad_enabled() and any(x.requires_grad for x in (src, *first.parameters())))
+        and (
+            not getattr(encoder, "mask_check", True)
+            or torch._nested_tensor_from_mask_left_aligned(src, ~padding.bool())
+        )
+    )
+
+
+# Where transforms of PyTorch take the tensors of the function that they run; see errors.py for their names.
+_DOORS = {
+    "torch._functorch.vmap": "_add_batch_dim",
+    "torch._functorch.eager_transforms": "_wrap_for_grad",
+    "torch.autograd.functional": "_as_tuple",
+    "torch.jit._trace": "_trace_impl",
+}
+
+
 def _replacements() -> Iterator[tuple[Any, str, Any]]:
     """Owner, name and replacement, for those modules that have been imported."""
     yield guard.BASE, "apply", classmethod(guard.checked_apply)
+    yield torch._C.ScriptFunction, "__call__", guard.scripted(torch._C.ScriptFunction.__call__)
+    yield nn.TransformerEncoder, "forward", _unpacked(nn.TransformerEncoder.forward)
+    for name, door in _DOORS.items():
+        module = sys.modules.get(name)
+        if hasattr(module, door):
+            yield module, door, guard.without_duals(getattr(module, door))
     for name in ("torch.utils.checkpoint", "torch.distributed._composable.checkpoint_activation"):
         generator = "_checkpoint_without_reentrant_generator"
         module = sys.modules.get(name)
@@ -138,6 +204,8 @@ def _replacements() -> Iterator[tuple[Any, str, Any]]:
     if sharded is not None:
         yield sharded, "__call__", _outside(_inherited(sharded, "__call__"))
         yield sharded, "forward", _inside(_inherited(sharded, "forward"))
+    if "torch._dynamo" not in sys.modules:
+        yield torch, "compile", _standing_back(torch.compile)
     frames = sys.modules.get("torch._dynamo.eval_frame")
     if hasattr(frames, "_callback_from_stance"):
         yield frames, "_callback_from_stance", _uncompiled
@@ -159,11 +227,14 @@ def prepared() -> Iterator[None]:
             for owner, name, replacement in list(_replacements()):
                 _before.append((owner, name, vars(owner).get(name, _ABSENT)))
                 setattr(owner, name, replacement)
-    token = RUN.set(Run())
+    run = Run()
+    token = RUN.set(run)
     try:
         yield
     finally:
         RUN.reset(token)
+        if run.stance is not None:
+            run.stance.__exit__(None, None, None)
         with _lock:
             _depth -= 1
             while _depth == 0 and _before:
