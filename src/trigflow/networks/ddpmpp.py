@@ -27,14 +27,14 @@ from trigflow.networks.embeddings import (
 )
 from trigflow.networks.layers import (
     ConditioningLinear,
+    check_images,
     check_setting,
-    downsample,
     full_precision,
+    modulated,
     norm_groups,
-    pixel_norm,
-    upsample,
     zero_bias,
 )
+from trigflow.networks.levels import ResidualBlock, check_levels, steps
 from trigflow.runtime.errors import UserError
 
 DDPMPPNorm = Literal["add", "adagn", "double"]
@@ -86,17 +86,12 @@ class DDPMPP(nn.Module):
     def __init__(self, config: DDPMPPConfig, sigma_data: float = 0.5) -> None:
         super().__init__()
         check_conditioning(config.conditioning)
-        for name in ("channels", "width", "blocks"):
-            check_setting(getattr(config, name) >= 1, name, getattr(config, name), "at least 1")
-        check_setting(
-            bool(config.mult) and min(config.mult) >= 1, "mult", config.mult, "one number >= 1 for each level"
-        )
+        check_levels(config)
         smallest = 2 ** (len(config.mult) - 1)
         expected = f"at least {smallest}, to be halved {len(config.mult) - 1} times"
         check_setting(config.resolution >= smallest, "resolution", config.resolution, expected)
         check_setting(config.norm in get_args(DDPMPPNorm), "norm", config.norm, "add, adagn or double")
         check_setting(config.augment >= 0, "augment", config.augment, "0 or more")
-        check_setting(0 <= config.dropout < 1, "dropout", config.dropout, "a number in [0, 1)")
         features = config.conditioning.width
         check_setting(features >= 4, "conditioning.width", features, "an even number >= 4")
         self.config = config
@@ -108,11 +103,7 @@ class DDPMPP(nn.Module):
             self.add_module(module, embedding(features))
 
     def forward(self, x: Tensor, t: Tensor, *, augment: Tensor | None = None, **conditions: Tensor) -> Tensor:
-        if x.ndim != 4 or x.shape[1] != self.config.channels:
-            raise UserError(
-                f"images of shape {tuple(x.shape)}; expected (b, {self.config.channels}, h, w); use images with "
-                f"{self.config.channels} channels or set network.channels"
-            )
+        check_images(x, self.config.channels)
         check_told(self, conditions)
         if augment is not None and augment.shape != (x.shape[0], self.config.augment):
             raise UserError(
@@ -148,37 +139,18 @@ class DDPMPPBody(nn.Module):
         self.map_layer0 = ConditioningLinear(features, emb_width)
         self.map_layer1 = ConditioningLinear(emb_width, emb_width)
 
-        def block(c_in: int, c_out: int, resample: Resample | None = None, attention: bool = False) -> DDPMPPBlock:
-            return DDPMPPBlock(c_in, c_out, emb_width, config.norm, config.dropout, resample, attention)
-
-        levels = [(config.resolution >> i, config.width * m) for i, m in enumerate(config.mult)]
-        names = [f"{side}x{side}" for side, _ in levels]
-
-        # Encoder: the input convolution, then per level an optional halving and `blocks` blocks. Every output is kept.
-        self.enc = nn.ModuleDict({f"{names[0]}_conv": nn.Conv2d(config.channels, config.width, 3, padding=1)})
-        kept, c = [config.width], config.width
-        for i, (side, c_out) in enumerate(levels):
-            if i > 0:
-                self.enc[f"{names[i]}_down"] = block(c, c, "down")
-                kept.append(c)
-            for k in range(config.blocks):
-                self.enc[f"{names[i]}_block{k}"] = block(c, c_out, attention=side in config.attention)
-                c = c_out
-                kept.append(c)
-
-        # Decoder: two blocks at the coarsest level, then per level `blocks + 1` that take a kept output, and a doubling.
+        self.enc = nn.ModuleDict()
         self.dec = nn.ModuleDict()
-        for i, (side, c_out) in reversed([*enumerate(levels)]):
-            if i == len(levels) - 1:
-                self.dec[f"{names[i]}_in0"] = block(c, c, attention=True)
-                self.dec[f"{names[i]}_in1"] = block(c, c)
-            else:
-                self.dec[f"{names[i]}_up"] = block(c, c, "up")
-            for k in range(config.blocks + 1):
-                attention = k == config.blocks and side in config.attention
-                self.dec[f"{names[i]}_block{k}"] = block(c + kept.pop(), c_out, attention=attention)
-                c = c_out
-        self.aux = f"{names[0]}_aux"
+        side = config.resolution
+        self.enc[f"{side}x{side}_conv"] = nn.Conv2d(config.channels, config.width, 3, padding=1)
+        for step in steps(config.width, [config.width * m for m in config.mult], config.blocks):
+            kind, level, number, c_in, c = step
+            resample = kind if kind in ("down", "up") else None
+            last = kind == "encoder" or (kind == "decoder" and number == config.blocks)
+            attends = kind == "in0" or (last and side >> level in config.attention)
+            block = DDPMPPBlock(c_in, c, emb_width, config.norm, config.dropout, resample, attends)
+            (self.enc if kind in ("encoder", "down") else self.dec)[step.name(side)] = block
+        self.aux = f"{side}x{side}_aux"
         self.dec[f"{self.aux}_norm"] = group_norm(c)
         self.dec[f"{self.aux}_conv"] = nn.Conv2d(c, config.channels, 3, padding=1)
 
@@ -221,20 +193,16 @@ class DDPMPPBody(nn.Module):
         return self.dec[f"{self.aux}_conv"](h)
 
 
-class DDPMPPBlock(nn.Module):
-    """A residual block, and self-attention after it where asked for; h_0 = conv0(resample(silu(norm0(x))))::
+class DDPMPPBlock(ResidualBlock):
+    """A `ResidualBlock`, and self-attention after it where asked for::
 
-        add      h = norm1(h_0 + a(emb))
-        adagn    h = norm1(h_0) * (1 + s(emb)) + b(emb)
-        double   h = norm1(h_0) * pnorm(s(emb)) + pnorm(b(emb))
+        add      modulate(h) = norm1(h + a(emb))
+        adagn    modulate(h) = norm1(h) * (1 + s(emb)) + b(emb)
+        double   modulate(h) = norm1(h) * pnorm(s(emb)) + pnorm(b(emb))
 
-        x <- (skip(resample(x)) + conv1(drop(silu(h)))) / sqrt(2)
         x <- (x + attention(norm2(x))) / sqrt(2)
 
     `affine` computes a, or s and b, in float32 or higher. Attention has one head and runs in float32 or higher too.
-
-    Shapes: x `(b, c_in, h, w)`, emb `(b, e)`; result `(b, c_out, h', w')`, with half the sides for resample = "down", and
-    `(h', w') = size` for resample = "up".
     """
 
     def __init__(
@@ -248,14 +216,17 @@ class DDPMPPBlock(nn.Module):
         attention: bool = False,
     ) -> None:
         super().__init__()
-        self.c_out, self.norm, self.attention = c_out, norm, attention
+        self.c_out, self.norm, self.attention, self.down = c_out, norm, attention, resample == "down"
         self.norm0 = group_norm(c_in)
-        self.conv0 = ResampleConv(c_in, c_out, 3, resample)
+        self.conv0 = nn.Conv2d(c_in, c_out, 3, padding=1)
         self.affine = ConditioningLinear(emb_width, c_out if norm == "add" else 2 * c_out)
         self.norm1 = group_norm(c_out)
         self.dropout = nn.Dropout(dropout)
         self.conv1 = nn.Conv2d(c_out, c_out, 3, padding=1)
-        self.skip = ResampleConv(c_in, c_out, 1, resample) if resample or c_in != c_out else None
+        self.skip = nn.Conv2d(c_in, c_out, 1) if resample or c_in != c_out else None
+        if resample and self.skip is not None:  # part of the published weights: the mean over 2x2 cells
+            for layer in (self.conv0, self.skip):
+                layer.register_buffer("resample_filter", torch.full((1, 1, 2, 2), 0.25))
         if attention:
             self.norm2 = group_norm(c_out)
             self.qkv = nn.Conv2d(c_out, 3 * c_out, 1)
@@ -271,53 +242,22 @@ class DDPMPPBlock(nn.Module):
             if self.norm == "double":  # near a plain normalization: scale 1, shift of small random direction
                 self.affine.bias[: self.c_out] = 1.0
 
-    def forward(self, x: Tensor, emb: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        h = self.conv0(F.silu(self.norm0(x)), size)
-        h = F.silu(self.modulate(h, self.affine(emb)))
-        h = self.conv1(self.dropout(h))
-        x = (h + (x if self.skip is None else self.skip(x, size))) * math.sqrt(0.5)
-        return (x + self.attend(x)) * math.sqrt(0.5) if self.attention else x
-
-    def modulate(self, h: Tensor, affine: Tensor) -> Tensor:
-        """`norm1` and the conditioning; affine `(b, c_out)` or, scale and shift, `(b, 2 c_out)`."""
+    def modulate(self, h: Tensor, emb: Tensor) -> Tensor:
+        affine = self.affine(emb)
         if self.norm == "add":
             return self.norm1(h + affine[:, :, None, None].to(h.dtype))
-        scale, shift = affine.chunk(2, dim=1)
-        if self.norm == "double":
-            scale, shift = pixel_norm(scale), pixel_norm(shift)
-        else:
-            scale = scale + 1
-        y = self.norm1(h)
-        return torch.addcmul(shift[:, :, None, None].to(y.dtype), y, scale[:, :, None, None].to(y.dtype))
+        return modulated(self.norm1(h), affine, self.norm == "double")
 
     def attend(self, x: Tensor) -> Tensor:
         """Self-attention over positions; queries, keys and values alternate in the channels of `qkv`."""
+        if not self.attention:
+            return x
         b, c, h, w = x.shape
         qkv = self.qkv(self.norm2(x)).reshape(b, 1, c, 3, h * w)
         with full_precision(x):
             q, k, v = qkv.to(torch.promote_types(qkv.dtype, torch.float32)).transpose(2, 4).unbind(3)
             y = F.scaled_dot_product_attention(q, k, v)
-        return self.proj(y.transpose(2, 3).reshape(b, c, h, w).to(x.dtype))
-
-
-class ResampleConv(nn.Conv2d):
-    """A convolution, after halving the sides of its input (down) or doubling them to `size` (up).
-
-    `resample_filter`, part of the published weights, is the mean over 2x2 cells that both are made of.
-    """
-
-    def __init__(self, c_in: int, c_out: int, kernel: int, resample: Resample | None) -> None:
-        super().__init__(c_in, c_out, kernel, padding=kernel // 2)
-        self.resample = resample
-        if resample:
-            self.register_buffer("resample_filter", torch.full((1, 1, 2, 2), 0.25))
-
-    def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        if self.resample == "down":
-            x = downsample(x)
-        elif self.resample == "up" and size is not None:
-            x = upsample(x, size)
-        return super().forward(x)
+        return (x + self.proj(y.transpose(2, 3).reshape(b, c, h, w).to(x.dtype))) * math.sqrt(0.5)
 
 
 def group_norm(channels: int) -> nn.GroupNorm:

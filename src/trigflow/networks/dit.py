@@ -16,14 +16,16 @@ from torch import Tensor, nn
 from trigflow.networks.embeddings import Conditioning, ConditioningConfig, NetworkConfig
 from trigflow.networks.layers import (
     ConditioningLinear,
+    check_at_least_one,
+    check_images,
     check_setting,
     from_patches,
     full_precision,
+    modulated,
     pixel_norm,
     to_patches,
     zero_bias,
 )
-from trigflow.runtime.errors import UserError
 
 DiTNorm = Literal["double", "adaln"]
 Positions = Literal["rotary", "sine"]
@@ -119,11 +121,7 @@ class DiT(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, **conditions: Tensor) -> Tensor:
         config = self.config
-        if x.ndim != 4 or x.shape[1] != config.channels:
-            raise UserError(
-                f"images of shape {tuple(x.shape)}; expected (b, {config.channels}, h, w); use images with "
-                f"{config.channels} channels or set network.channels"
-            )
+        check_images(x, config.channels)
         with full_precision(x):
             emb = self.conditioning(t, **conditions)
 
@@ -147,13 +145,11 @@ class DiT(nn.Module):
 
 def check_config(config: DiTConfig) -> None:
     """Raise a UserError for settings that make no sense."""
-    for name in ("channels", "patch", "width", "depth", "heads"):
-        check_setting(getattr(config, name) >= 1, name, getattr(config, name), "at least 1")
+    check_at_least_one(config, "channels", "patch", "width", "depth", "heads")
     check_setting(config.width % config.heads == 0, "heads", config.heads, f"a divisor of the width {config.width}")
     check_setting(config.mlp_ratio * config.width >= 1, "mlp_ratio", config.mlp_ratio, "a hidden layer of at least 1")
     check_setting(config.positions in get_args(Positions), "positions", config.positions, "rotary or sine")
     check_setting(config.norm in get_args(DiTNorm), "norm", config.norm, "double or adaln")
-    check_setting(0 <= config.dropout < 1, "dropout", config.dropout, "a number in [0, 1)")
     if config.positions == "rotary":
         fine = config.width // config.heads % 4 == 0
         check_setting(fine, "width / heads", config.width // config.heads, "a multiple of 4 for rotary positions")
@@ -201,13 +197,7 @@ class TokenNorm(nn.Module):
             zero_bias(self.affine)
 
     def forward(self, h: Tensor, emb: Tensor) -> Tensor:
-        scale, shift = self.affine(emb)[:, None].chunk(2, dim=2)
-        if self.kind == "double":
-            scale, shift = pixel_norm(scale, dim=2), pixel_norm(shift, dim=2)
-        else:
-            scale = scale + 1
-        y = F.layer_norm(h, h.shape[-1:], eps=1e-6)
-        return torch.addcmul(shift.to(y.dtype), y, scale.to(y.dtype))
+        return modulated(F.layer_norm(h, h.shape[-1:], eps=1e-6), self.affine(emb), self.kind == "double", axis=2)
 
 
 class Gate(nn.Module):

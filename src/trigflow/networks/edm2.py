@@ -18,7 +18,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +26,8 @@ from torch import Tensor, nn
 
 from trigflow.conditions import check_told
 from trigflow.networks.embeddings import EMBEDDINGS, ConditioningConfig, NetworkConfig, c_noise, check_conditioning
-from trigflow.networks.layers import check_setting, full_precision
+from trigflow.networks.layers import check_at_least_one, check_images, check_setting, full_precision
+from trigflow.networks.levels import check_levels, steps
 from trigflow.networks.magnitude import (
     FixedConv,
     MPConv,
@@ -220,41 +221,26 @@ class EDM2UNet(nn.Module):
             self.add_module(told, MPConv(conditioning.width, emb_width))
             self.register_parameter(f"{told}_gain", nn.Parameter(torch.zeros([])))  # no effect at first
 
-        def block(c_in: int, c_out: int, level: int, side: Side, **kind: Any) -> EDM2Block:
-            size = config.resolution >> level
-            drop = config.dropout_up_to is None or size <= config.dropout_up_to
-            kind.setdefault("attention", size in config.attention)
-            return EDM2Block(c_in, c_out, emb_width, config, side, dropout=config.dropout if drop else 0.0, **kind)
-
-        # Encoder: the input convolution, then per level an optional halving and `blocks` blocks. Every output is kept.
         self.enc = nn.ModuleDict()
-        kept, c = [], config.channels + 1
-        for level, width in enumerate(widths):
-            name = f"{config.resolution >> level}x{config.resolution >> level}"
-            if level == 0:
-                self.enc[f"{name}_conv"] = MPConv(c, width, 3)
-                c = width
-            else:
-                self.enc[f"{name}_down"] = block(c, c, level, "encoder", resample="down", attention=False)
-            kept.append(c)
-            for i in range(config.blocks):
-                self.enc[f"{name}_block{i}"] = block(c, width, level, "encoder")
-                c = width
-                kept.append(c)
-
-        # Decoder: two blocks at the coarsest level or a doubling, then `blocks + 1` blocks, each taking one kept output.
         self.dec = nn.ModuleDict()
-        for level, width in reversed(list(enumerate(widths))):
-            name = f"{config.resolution >> level}x{config.resolution >> level}"
-            if level == len(widths) - 1:
-                self.dec[f"{name}_in0"] = block(c, c, level, "decoder", attention=True)
-                self.dec[f"{name}_in1"] = block(c, c, level, "decoder", attention=False)
-            else:
-                self.dec[f"{name}_up"] = block(c, c, level, "decoder", resample="up", attention=False)
-            for i in range(config.blocks + 1):
-                self.dec[f"{name}_block{i}"] = block(c + kept.pop(), width, level, "decoder")
-                c = width
-        self.out_conv = MPConv(c, config.channels, 3)
+        side = config.resolution
+        self.enc[f"{side}x{side}_conv"] = MPConv(config.channels + 1, widths[0], 3)
+        for step in steps(widths[0], widths, config.blocks):
+            kind, size = step.kind, side >> step.level
+            attends = kind == "in0" or (kind in ("encoder", "decoder") and size in config.attention)
+            drop = config.dropout_up_to is None or size <= config.dropout_up_to
+            part = self.enc if kind in ("encoder", "down") else self.dec
+            part[step.name(side)] = EDM2Block(
+                step.c_in,
+                step.c_out,
+                emb_width,
+                config,
+                "encoder" if part is self.enc else "decoder",
+                resample=kind if kind in ("down", "up") else "keep",
+                attention=attends,
+                dropout=config.dropout if drop else 0.0,
+            )
+        self.out_conv = MPConv(widths[0], config.channels, 3)
 
     def forward(self, x: Tensor, t: Tensor, **conditions: Tensor) -> Tensor:
         with full_precision(x):
@@ -316,11 +302,7 @@ class EDM2(nn.Module):
         self.logvar_linear = MPConv(config.log_variance_width, 1)
 
     def forward(self, x: Tensor, t: Tensor, **conditions: Tensor) -> Tensor:
-        if x.ndim != 4 or x.shape[1] != self.config.channels:
-            raise UserError(
-                f"images of shape {tuple(x.shape)}; expected (b, {self.config.channels}, h, w); use images with "
-                f"{self.config.channels} channels or set network.channels"
-            )
+        check_images(x, self.config.channels)
         step = 2 ** (len(self.config.mult) - 1)
         if x.shape[2] % step or x.shape[3] % step or 0 in x.shape[2:]:
             raise UserError(
@@ -362,9 +344,8 @@ class EDM2(nn.Module):
 
 def check_config(config: EDM2Config) -> None:
     """Raise a UserError for the first setting that makes no sense."""
-    for name in ("channels", "width", "blocks", "head_width", "log_variance_width"):
-        check_setting(getattr(config, name) >= 1, name, getattr(config, name), "at least 1")
-    check_setting(bool(config.mult) and min(config.mult) >= 1, "mult", config.mult, "one number >= 1 for each level")
+    check_levels(config)
+    check_at_least_one(config, "head_width", "log_variance_width")
     step = 2 ** (len(config.mult) - 1)
     fits = config.resolution >= step and config.resolution % step == 0
     check_setting(fits, "resolution", config.resolution, f"a multiple of {step}, for {len(config.mult)} levels")
@@ -372,6 +353,5 @@ def check_config(config: EDM2Config) -> None:
     check_setting(
         not config.shift or config.modulation == "double", "shift", config.shift, "False with modulation gain"
     )
-    check_setting(0 <= config.dropout < 1, "dropout", config.dropout, "a number in [0, 1)")
     check_setting(config.clip > 0, "clip", config.clip, "a positive number")
     check_conditioning(config.conditioning)

@@ -21,6 +21,22 @@ def check_setting(fine: bool, name: str, value: object, expected: str) -> None:
         raise UserError(f"{name} is {value!r}; expected {expected}; correct the network settings")
 
 
+def check_at_least_one(config: Any, *names: str) -> None:
+    """Raise a UserError for the first of these settings that is below one, or for a dropout outside of [0, 1)."""
+    for name in names:
+        check_setting(getattr(config, name) >= 1, name, getattr(config, name), "at least 1")
+    check_setting(0 <= config.dropout < 1, "dropout", config.dropout, "a number in [0, 1)")
+
+
+def check_images(x: Tensor, channels: int) -> None:
+    """Raise a UserError for what is no batch of images of so many channels."""
+    if x.ndim != 4 or x.shape[1] != channels:
+        raise UserError(
+            f"images of shape {tuple(x.shape)}; expected (b, {channels}, h, w); use images with {channels} channels or set "
+            "network.channels"
+        )
+
+
 def full_precision(x: Tensor) -> AbstractContextManager[Any]:
     """A block in which autocast changes no dtypes, on the device of x (the meta device has no autocast to turn off)."""
     return nullcontext() if x.device.type == "meta" else torch.autocast(x.device.type, enabled=False)
@@ -29,6 +45,21 @@ def full_precision(x: Tensor) -> AbstractContextManager[Any]:
 def pixel_norm(x: Tensor, dim: int = 1, eps: float = 1e-4) -> Tensor:
     """`x / sqrt(mean(x^2) + eps)`, the mean over channels. Source: Karras et al. 2018."""
     return x * torch.rsqrt(x.square().mean(dim=dim, keepdim=True) + eps)
+
+
+def modulated(y: Tensor, affine: Tensor, double: bool, axis: int = 1) -> Tensor:
+    """Normalized features y times a scale plus a shift, which are the halves s and b of `affine`::
+
+        y * pnorm(s) + pnorm(b)     if double
+        y * (1 + s) + b             otherwise
+
+    Shapes: y `(b, ..., c, ...)` with its channels at `axis`, affine `(b, 2 c)`; result like y, in its dtype.
+    """
+    scale, shift = affine.chunk(2, dim=1)
+    scale, shift = (pixel_norm(scale), pixel_norm(shift)) if double else (scale + 1, shift)
+    shape = [y.shape[0], *[1] * (y.ndim - 1)]
+    shape[axis] = y.shape[axis]
+    return torch.addcmul(shift.reshape(shape).to(y.dtype), y, scale.reshape(shape).to(y.dtype))
 
 
 def norm_groups(channels: int, per_group: int = 4, at_most: int = 32) -> int:
@@ -78,14 +109,8 @@ class AdaptiveNorm(nn.Module):
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         with full_precision(x):
-            scale, shift = self.affine(emb).chunk(2, dim=1)
-            if self.kind == "double":
-                scale, shift = pixel_norm(scale), pixel_norm(shift)
-            else:
-                scale = scale + 1
-        shape = (*scale.shape, *[1] * (x.ndim - 2))
-        y = F.group_norm(x, self.groups)
-        return torch.addcmul(shift.reshape(shape).to(y.dtype), y, scale.reshape(shape).to(y.dtype))
+            affine = self.affine(emb)
+        return modulated(F.group_norm(x, self.groups), affine, self.kind == "double")
 
 
 class SelfAttention(nn.Module):

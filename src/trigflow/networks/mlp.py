@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trigflow.networks.embeddings import Conditioning, ConditioningConfig, NetworkConfig
-from trigflow.networks.layers import AdaptiveNorm, NormKind, check_setting, full_precision
+from trigflow.networks.layers import AdaptiveNorm, NormKind, check_at_least_one, full_precision
 from trigflow.runtime.errors import UserError
 
 
@@ -45,9 +45,7 @@ class MLP(nn.Module):
 
     def __init__(self, config: MLPConfig, sigma_data: float = 0.5) -> None:
         super().__init__()
-        for name in ("features", "width", "depth"):
-            check_setting(getattr(config, name) >= 1, name, getattr(config, name), "at least 1")
-        check_setting(0 <= config.dropout < 1, "dropout", config.dropout, "a number in [0, 1)")
+        check_at_least_one(config, "features", "width", "depth")
         self.config = config
         self.conditioning = Conditioning(config.conditioning, sigma_data)
         self.takes, self.null = config.conditioning.takes_all, config.conditioning.null

@@ -7,7 +7,6 @@ grid (space to depth), which is what makes small images cheap on a CPU.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -20,16 +19,15 @@ from trigflow.networks.layers import (
     AdaptiveNorm,
     NormKind,
     SelfAttention,
+    check_images,
     check_setting,
-    downsample,
     from_patches,
     full_precision,
     norm_groups,
     to_patches,
-    upsample,
     zero_bias,
 )
-from trigflow.runtime.errors import UserError
+from trigflow.networks.levels import ResidualBlock, check_levels, steps
 
 
 @dataclass(frozen=True)
@@ -57,12 +55,8 @@ class UNetConfig(NetworkConfig):
     conditioning: ConditioningConfig = field(default_factory=ConditioningConfig)
 
 
-class UNetBlock(nn.Module):
-    """`h = conv1(drop(silu(adanorm(conv0(resample(silu(norm(x)))), emb))))`; returns `(skip(x) + h) / sqrt(2)`.
-
-    Shapes: x `(b, c_in, h, w)`, emb `(b, e)`; result `(b, c_out, h', w')`, where `size` (if given) is `(h', w')` of an
-    upsampling block and `down` halves the resolution.
-    """
+class UNetBlock(ResidualBlock):
+    """The residual block of `UNet`, with an `AdaptiveNorm` for its modulation; shapes as in `ResidualBlock`."""
 
     def __init__(
         self,
@@ -87,15 +81,10 @@ class UNetBlock(nn.Module):
         self.skip = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else None
         self.attention = SelfAttention(c_out) if attention else None
 
-    def forward(self, x: Tensor, emb: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        h = F.silu(self.norm0(x))
-        if self.down:
-            x, h = downsample(x), downsample(h)
-        elif size is not None:
-            x, h = upsample(x, size), upsample(h, size)
-        h = self.norm1(self.conv0(h), emb)
-        h = self.conv1(self.dropout(F.silu(h)))
-        x = (h + (x if self.skip is None else self.skip(x))) * math.sqrt(0.5)
+    def modulate(self, h: Tensor, emb: Tensor) -> Tensor:
+        return self.norm1(h, emb)
+
+    def attend(self, x: Tensor) -> Tensor:
         return x if self.attention is None else self.attention(x)
 
 
@@ -113,53 +102,30 @@ class UNet(nn.Module):
 
     def __init__(self, config: UNetConfig, sigma_data: float = 0.5) -> None:
         super().__init__()
-        for name in ("channels", "width", "blocks", "patch"):
-            check_setting(getattr(config, name) >= 1, name, getattr(config, name), "at least 1")
-        check_setting(
-            bool(config.mult) and min(config.mult) >= 1, "mult", config.mult, "one number >= 1 for each level"
-        )
+        check_levels(config)
+        check_setting(config.patch >= 1, "patch", config.patch, "at least 1")
         known = all(0 <= level < len(config.mult) for level in config.attention)
         check_setting(known, "attention", config.attention, f"levels from 0 to {len(config.mult) - 1}")
-        check_setting(0 <= config.dropout < 1, "dropout", config.dropout, "a number in [0, 1)")
         self.config = config
         self.conditioning = Conditioning(config.conditioning, sigma_data)
         self.takes, self.null = config.conditioning.takes_all, config.conditioning.null
-        emb_width = self.conditioning.out_width
-        levels = range(len(config.mult))
         widths = [config.width * m for m in config.mult]
         c_data = config.channels * config.patch**2
-
-        def block(c_in: int, c_out: int, level: int, *, down: bool = False, attention: bool | None = None) -> UNetBlock:
-            attend = level in config.attention if attention is None else attention
-            return UNetBlock(c_in, c_out, emb_width, config.norm, config.dropout, down=down, attention=attend)
-
-        # Encoder: the input convolution, then per level an optional halving and `blocks` blocks. Every output is kept.
         self.inp = nn.Conv2d(c_data, widths[0], 3, padding=1)
         self.encoder = nn.ModuleList()
-        kept, c = [widths[0]], widths[0]
-        for level in levels:
-            if level > 0:
-                self.encoder.append(block(c, c, level, down=True, attention=False))
-                kept.append(c)
-            for _ in range(config.blocks):
-                self.encoder.append(block(c, widths[level], level))
-                c = widths[level]
-                kept.append(c)
-
-        # Middle: two blocks at the coarsest level.
-        self.middle = nn.ModuleList([block(c, c, levels[-1]), block(c, c, levels[-1], attention=False)])
-
-        # Decoder: per level `blocks + 1` blocks, each taking one kept output, then a doubling.
+        self.middle = nn.ModuleList()
         self.decoder = nn.ModuleList()
         self.ups = nn.ModuleList()
-        for level in reversed(levels):
-            stage = nn.ModuleList()
-            for _ in range(config.blocks + 1):
-                stage.append(block(c + kept.pop(), widths[level], level))
-                c = widths[level]
-            self.decoder.append(stage)
-            if level > 0:
-                self.ups.append(block(c, c, level - 1, attention=False))
+        for kind, level, number, c_in, c in steps(widths[0], widths, config.blocks):
+            attends = level in config.attention and kind in ("encoder", "in0", "decoder")
+            emb_width, down = self.conditioning.out_width, kind == "down"
+            block = UNetBlock(c_in, c, emb_width, config.norm, config.dropout, down=down, attention=attends)
+            if kind == "decoder":
+                if number == 0:
+                    self.decoder.append(nn.ModuleList())
+                self.decoder[-1].append(block)  # type: ignore[operator]
+            else:
+                {"in0": self.middle, "in1": self.middle, "up": self.ups}.get(kind, self.encoder).append(block)
 
         self.out_norm = nn.GroupNorm(norm_groups(c), c)
         self.out = nn.Conv2d(c, c_data, 3, padding=1)
@@ -167,11 +133,7 @@ class UNet(nn.Module):
         zero_bias(self.out)
 
     def forward(self, x: Tensor, t: Tensor, **conditions: Tensor) -> Tensor:
-        if x.ndim != 4 or x.shape[1] != self.config.channels:
-            raise UserError(
-                f"images of shape {tuple(x.shape)}; expected (b, {self.config.channels}, h, w); use images with "
-                f"{self.config.channels} channels or set network.channels"
-            )
+        check_images(x, self.config.channels)
         with full_precision(x):
             emb = self.conditioning(t, **conditions)
         h = self.inp(to_patches(x, self.config.patch))
