@@ -59,7 +59,7 @@ def test_the_formula_of_a_block(channels: int, size: Any) -> None:
             self.conv0, self.conv1 = nn.Conv2d(2, channels, 1), nn.Conv2d(channels, channels, 1)
             self.skip = nn.Conv2d(2, channels, 1) if channels != 2 else None
 
-        def modulate(self, h: Tensor, emb: Tensor) -> Tensor:
+        def condition(self, h: Tensor, emb: Tensor) -> Tensor:
             return h * emb
 
         def attend(self, x: Tensor) -> Tensor:

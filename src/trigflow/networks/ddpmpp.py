@@ -196,9 +196,9 @@ class DDPMPPBody(nn.Module):
 class DDPMPPBlock(ResidualBlock):
     """A `ResidualBlock`, and self-attention after it where asked for::
 
-        add      modulate(h) = norm1(h + a(emb))
-        adagn    modulate(h) = norm1(h) * (1 + s(emb)) + b(emb)
-        double   modulate(h) = norm1(h) * pnorm(s(emb)) + pnorm(b(emb))
+        add      condition(h, emb) = norm1(h + a(emb))
+        adagn    condition(h, emb) = norm1(h) * (1 + s(emb)) + b(emb)
+        double   condition(h, emb) = norm1(h) * pnorm(s(emb)) + pnorm(b(emb))
 
         x <- (x + attention(norm2(x))) / sqrt(2)
 
@@ -242,8 +242,11 @@ class DDPMPPBlock(ResidualBlock):
             if self.norm == "double":  # near a plain normalization: scale 1, shift of small random direction
                 self.affine.bias[: self.c_out] = 1.0
 
-    def modulate(self, h: Tensor, emb: Tensor) -> Tensor:
-        affine = self.affine(emb)
+    def condition(self, h: Tensor, emb: Tensor) -> Tensor:
+        return self.modulate(h, self.affine(emb))
+
+    def modulate(self, h: Tensor, affine: Tensor) -> Tensor:
+        """`norm1` and the conditioning; affine `(b, c_out)` or, scale and shift, `(b, 2 c_out)`."""
         if self.norm == "add":
             return self.norm1(h + affine[:, :, None, None].to(h.dtype))
         return modulated(self.norm1(h), affine, self.norm == "double")

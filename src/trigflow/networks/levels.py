@@ -72,7 +72,7 @@ def check_levels(config: Any) -> None:
 class ResidualBlock(nn.Module):
     """A residual block, and attention after it where a subclass has it::
 
-        h = modulate(conv0(resample(silu(norm0(x)))), emb)
+        h = condition(conv0(resample(silu(norm0(x)))), emb)
         x <- attend((skip(resample(x)) + conv1(drop(silu(h)))) / sqrt(2))
 
     Shapes: x `(b, c_in, h, w)`, emb `(b, e)`; result `(b, c_out, h', w')`, where `size` (if given) is `(h', w')` of an
@@ -92,11 +92,11 @@ class ResidualBlock(nn.Module):
             x, h = downsample(x), downsample(h)
         elif size is not None:
             x, h = upsample(x, size), upsample(h, size)
-        h = self.modulate(self.conv0(h), emb)
+        h = self.condition(self.conv0(h), emb)
         h = self.conv1(self.dropout(F.silu(h)))
         return self.attend((h + (x if self.skip is None else self.skip(x))) * math.sqrt(0.5))
 
-    def modulate(self, h: Tensor, emb: Tensor) -> Tensor:
+    def condition(self, h: Tensor, emb: Tensor) -> Tensor:
         """Normalization, scaled and shifted by the conditioning vector; `(b, c_out, h', w')` to the same."""
         raise NotImplementedError
 

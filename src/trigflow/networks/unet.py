@@ -56,7 +56,7 @@ class UNetConfig(NetworkConfig):
 
 
 class UNetBlock(ResidualBlock):
-    """The residual block of `UNet`, with an `AdaptiveNorm` for its modulation; shapes as in `ResidualBlock`."""
+    """The residual block of `UNet`, with an `AdaptiveNorm` for its conditioning; shapes as in `ResidualBlock`."""
 
     def __init__(
         self,
@@ -81,7 +81,7 @@ class UNetBlock(ResidualBlock):
         self.skip = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else None
         self.attention = SelfAttention(c_out) if attention else None
 
-    def modulate(self, h: Tensor, emb: Tensor) -> Tensor:
+    def condition(self, h: Tensor, emb: Tensor) -> Tensor:
         return self.norm1(h, emb)
 
     def attend(self, x: Tensor) -> Tensor:

@@ -20,9 +20,9 @@ All return the state at `times[-1]`, and raise UserError for times that are too 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -50,15 +50,36 @@ class Solver(Protocol):
     ) -> Tensor: ...
 
 
-@torch.no_grad()
-def ddim(
-    velocity: VelocityFunction,
-    x: Tensor,
-    times: Times,
-    *,
-    callback: Callback | None = None,
-    progress: bool = False,
-) -> Tensor:
+def _solver(step: Callable[[VelocityFunction, Tensor, float, float, list[Any]], Tensor]) -> Solver:
+    """The solver that goes from time to time by `step(velocity, x_t, t, s, before) -> x_s`.
+
+    `before` is an empty list at the start, in which a step can leave something for the next one.
+    """
+
+    @torch.no_grad()
+    def solver(
+        velocity: VelocityFunction,
+        x: Tensor,
+        times: Times,
+        *,
+        callback: Callback | None = None,
+        progress: bool = False,
+    ) -> Tensor:
+        x, grid = _start(x, times)
+        before: list[Any] = []
+        steps = tqdm(pairwise(grid), total=len(grid) - 1, disable=not progress, desc="sampling", leave=False)
+        for i, (t, s) in enumerate(steps):
+            x = step(velocity, x, t, s, before)
+            if callback is not None:
+                callback(i, s, x)
+        return x
+
+    solver.__name__, solver.__qualname__, solver.__doc__ = step.__name__, step.__qualname__, step.__doc__
+    return solver
+
+
+@_solver
+def ddim(velocity: VelocityFunction, x: Tensor, t: float, s: float, before: list[Any]) -> Tensor:
     """First order: rotate, `x_s = cos(t - s) x_t - sin(t - s) v(x_t, t)`. NFE = N.
 
     Euler's method along the circle instead of along its tangent (they agree to first order): exact whenever the predicted
@@ -67,23 +88,11 @@ def ddim(
 
     Source: Song et al. 2021 (arXiv 2010.02502); Lu and Song 2025, section 3.
     """
-    x, grid = _start(x, times)
-    for i, t, s in _steps(grid, progress):
-        x = _rotate(x, _velocity(velocity, x, t), t, s)
-        if callback is not None:
-            callback(i, s, x)
-    return x
+    return _rotate(x, _velocity(velocity, x, t), t, s)
 
 
-@torch.no_grad()
-def heun(
-    velocity: VelocityFunction,
-    x: Tensor,
-    times: Times,
-    *,
-    callback: Callback | None = None,
-    progress: bool = False,
-) -> Tensor:
+@_solver
+def heun(velocity: VelocityFunction, x: Tensor, t: float, s: float, before: list[Any]) -> Tensor:
     """Second order, Heun's method in t. NFE = 2N - 1: 18 steps cost 35, 32 steps cost 63.
 
     ::
@@ -93,28 +102,14 @@ def heun(
 
     Source: Karras et al. 2022 (arXiv 2206.00364), algorithm 1, with TrigFlow's t in place of sigma.
     """
-    x, grid = _start(x, times)
-    for i, t, s in _steps(grid, progress):
-        v = _velocity(velocity, x, t)
-        if s == 0:
-            x = _rotate(x, v, t, s)
-        else:
-            v_end = _velocity(velocity, x + (s - t) * v, s)
-            x = x + (s - t) / 2 * (v + v_end)
-        if callback is not None:
-            callback(i, s, x)
-    return x
+    v = _velocity(velocity, x, t)
+    if s == 0:
+        return _rotate(x, v, t, s)
+    return x + (s - t) / 2 * (v + _velocity(velocity, x + (s - t) * v, s))
 
 
-@torch.no_grad()
-def dpm_solver_2s(
-    velocity: VelocityFunction,
-    x: Tensor,
-    times: Times,
-    *,
-    callback: Callback | None = None,
-    progress: bool = False,
-) -> Tensor:
+@_solver
+def dpm_solver_2s(velocity: VelocityFunction, x: Tensor, t: float, s: float, before: list[Any]) -> Tensor:
     """Second order, single step: DPM-Solver-2S in data prediction, written for TrigFlow. NFE = 2N - 1.
 
     With `D(x, t) = cos(t) x - sin(t) v` and the clock `lambda = -log tan(t)`, the midpoint m of a step in lambda has
@@ -127,28 +122,16 @@ def dpm_solver_2s(
 
     Source: Lu et al. 2022 (DPM-Solver++, arXiv 2211.01095), algorithm 1 with r = 1/2.
     """
-    x, grid = _start(x, times)
-    for i, t, s in _steps(grid, progress):
-        d = _denoise(x, _velocity(velocity, x, t), t)
-        if s > 0:
-            m = math.atan(math.sqrt(math.tan(t) * math.tan(s)))
-            x_m = _toward(x, d, t, m)
-            d = _denoise(x_m, _velocity(velocity, x_m, m), m)
-        x = _toward(x, d, t, s)
-        if callback is not None:
-            callback(i, s, x)
-    return x
+    d = _denoise(x, _velocity(velocity, x, t), t)
+    if s > 0:
+        m = math.atan(math.sqrt(math.tan(t) * math.tan(s)))
+        x_m = _toward(x, d, t, m)
+        d = _denoise(x_m, _velocity(velocity, x_m, m), m)
+    return _toward(x, d, t, s)
 
 
-@torch.no_grad()
-def dpm_solver_pp_2m(
-    velocity: VelocityFunction,
-    x: Tensor,
-    times: Times,
-    *,
-    callback: Callback | None = None,
-    progress: bool = False,
-) -> Tensor:
+@_solver
+def dpm_solver_pp_2m(velocity: VelocityFunction, x: Tensor, t: float, s: float, before: list[Any]) -> Tensor:
     """Second order, multistep: DPM-Solver++(2M) written for TrigFlow. NFE = N, one evaluation per step.
 
     The previous step's denoised `D'` takes the place of a second evaluation. With h and h' the lengths of this step and
@@ -160,21 +143,14 @@ def dpm_solver_pp_2m(
 
     Source: Lu et al. 2022 (DPM-Solver++, arXiv 2211.01095), algorithm 2.
     """
-    x, grid = _start(x, times)
-    previous: tuple[Tensor, float] | None = None
-    for i, t, s in _steps(grid, progress):
-        d = _denoise(x, _velocity(velocity, x, t), t)
-        extrapolated = d
-        if s > 0:
-            h = math.log(math.tan(t) / math.tan(s))
-            if previous is not None:
-                d_before, h_before = previous
-                extrapolated = d + h / (2 * h_before) * (d - d_before)
-            previous = d, h
-        x = _toward(x, extrapolated, t, s)
-        if callback is not None:
-            callback(i, s, x)
-    return x
+    d = extrapolated = _denoise(x, _velocity(velocity, x, t), t)
+    if s > 0:
+        h = math.log(math.tan(t) / math.tan(s))
+        if before:
+            d_before, h_before = before
+            extrapolated = d + h / (2 * h_before) * (d - d_before)
+        before[:] = d, h
+    return _toward(x, extrapolated, t, s)
 
 
 SOLVERS: dict[str, Solver] = {"ddim": ddim, "heun": heun, "dpm2s": dpm_solver_2s, "dpm++2m": dpm_solver_pp_2m}
@@ -228,13 +204,6 @@ def _start(x: Tensor, times: Times) -> tuple[Tensor, list[float]]:
         shown = ", ".join(f"{t:.4g}" for t in grid[:8]) + (", ..." if len(grid) > 8 else "")
         raise UserError(f"times ({shown}); expected two or more decreasing times in [0, pi/2]; use sigma_grid")
     return x.to(torch.promote_types(x.dtype, torch.float32)), [min(t, HALF_PI) for t in grid]
-
-
-def _steps(grid: list[float], progress: bool) -> Iterator[tuple[int, float, float]]:
-    """(i, from, to) for every step."""
-    intervals = tqdm(pairwise(grid), total=len(grid) - 1, disable=not progress, desc="sampling", leave=False)
-    for i, (t, s) in enumerate(intervals):
-        yield i, t, s
 
 
 def _velocity(velocity: VelocityFunction, x: Tensor, t: float) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 from trigflow.runtime.errors import UserError
@@ -60,14 +60,7 @@ class Sampling:
 
     def state(self) -> dict[str, Any]:
         """A plain dict for JSON; `from_state` gives back an equal object."""
-        return {
-            "kind": self.kind,
-            "jumps": self.jumps,
-            "segments": self.segments,
-            "guidance_max": self.guidance_max,
-            "gamma": self.gamma,
-            "guided": self.guided,
-        }
+        return asdict(self)
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Sampling:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from trigflow.tangent import rules as rules
-from trigflow.tangent.dual import RUN, Dual, check_version
+from trigflow.tangent.dual import RUN, Dual, check_version, like
 from trigflow.tangent.errors import DERIVATIVES, TangentError, transform
 from trigflow.tangent.finite import central_difference
 from trigflow.tangent.surroundings import prepared, uncompiled
@@ -165,16 +165,11 @@ def split(value: Any) -> tuple[Any, Any]:
         )
     if isinstance(value, (tuple, list)):
         items = [split(v) for v in value]
-        return _list_like(value, [p for p, _ in items]), _list_like(value, [t for _, t in items])
+        return like(value, [p for p, _ in items]), like(value, [t for _, t in items])
     raise TangentError(
         f"fn returned {'None' if value is None else 'a value of type ' + type(value).__name__}; expected a tensor or "
         "nested tuples, lists and dicts of tensors; return only tensors from fn"
     )
-
-
-def _list_like(value: Any, items: list[Any]) -> Any:
-    """A tuple, list or named tuple of the kind of `value`."""
-    return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
 
 
 def _dict_like(value: Any, items: dict[Any, Any]) -> Any:

@@ -334,18 +334,13 @@ def pair(primal: Any, tangent: Any) -> Any:
             tangent = tangent.expand(primal.shape)
         return Dual(primal, tangent)
     if isinstance(primal, (tuple, list)):
-        pairs = [pair(p, t) for p, t in zip(primal, tangent, strict=True)]
-        return pairs if type(primal) is list else _like(primal, pairs)
+        return like(primal, [pair(p, t) for p, t in zip(primal, tangent, strict=True)])
     return primal
 
 
-def _like(outputs: Any, pairs: list[Any]) -> Any:
-    """A tuple of the kind of `outputs`: plain, `torch.return_types.*` or a named tuple."""
-    if type(outputs) is tuple:
-        return tuple(pairs)
-    if hasattr(outputs, "_fields"):
-        return type(outputs)(*pairs)
-    return type(outputs)(pairs)
+def like(outputs: Any, items: list[Any]) -> Any:
+    """A list or tuple of the kind of `outputs`: plain, `torch.return_types.*` or a named tuple."""
+    return type(outputs)(*items) if hasattr(outputs, "_fields") else type(outputs)(items)
 
 
 def _operator(function: Any) -> Any:

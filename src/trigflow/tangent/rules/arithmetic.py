@@ -10,7 +10,6 @@ from torch import Tensor
 
 from trigflow.tangent.dispatch import fallback
 from trigflow.tangent.dual import Dual, Handler, has_dual, no_grad, pair, strip
-from trigflow.tangent.rules.plain import plain
 from trigflow.tangent.table import register
 
 
@@ -55,11 +54,7 @@ def _add(y: Tensor, a: Any, da: Any, b: Any, db: Any, alpha: Any = 1) -> Tensor:
 
 
 def _sub(y: Tensor, a: Any, da: Any, b: Any, db: Any, alpha: Any = 1) -> Tensor:
-    if db is None:
-        return da  # type: ignore[no-any-return]
-    if da is None:
-        return db * -alpha  # type: ignore[no-any-return]
-    return torch.sub(da, db, alpha=alpha)
+    return _add(y, a, da, b, db, -alpha)
 
 
 def _mul(y: Tensor, a: Any, da: Any, b: Any, db: Any) -> Tensor:
@@ -103,18 +98,16 @@ def _pow(y: Tensor, a: Any, da: Any, b: Any, db: Any) -> Tensor | None:
     return t
 
 
-def _remainder(y: Tensor, a: Any, da: Any, b: Any, db: Any) -> Tensor:
-    if db is None:
-        return da  # type: ignore[no-any-return]
-    turned = torch.floor(a / b) * db
-    return -turned if da is None else da - turned
+def _modulo(rounded: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
+    """`a - b rounded(a / b)`, with a quotient that stays as it is."""
 
+    def derivative(y: Tensor, a: Any, da: Any, b: Any, db: Any) -> Tensor:
+        if db is None:
+            return da  # type: ignore[no-any-return]
+        turned = rounded(a / b) * db
+        return -turned if da is None else da - turned
 
-def _fmod(y: Tensor, a: Any, da: Any, b: Any, db: Any) -> Tensor:
-    if db is None:
-        return da  # type: ignore[no-any-return]
-    turned = torch.trunc(a / b) * db
-    return -turned if da is None else da - turned
+    return derivative
 
 
 def _atan2(y: Tensor, a: Any, da: Any, b: Any, db: Any) -> Tensor:
@@ -171,9 +164,9 @@ register(binary(_div), "div", "divide", "true_divide", "Tensor.__div__", "Tensor
 register(binary(swapped(_div)), "Tensor.__rdiv__", "Tensor.__rtruediv__")
 register(binary(_pow), "pow", "Tensor.__pow__")
 register(binary(swapped(_pow)), "Tensor.__rpow__")
-register(binary(_remainder), "remainder", "Tensor.__mod__")
-register(binary(swapped(_remainder)), "Tensor.__rmod__")
-register(binary(_fmod), "fmod")
+register(binary(_modulo(torch.floor)), "remainder", "Tensor.__mod__")
+register(binary(swapped(_modulo(torch.floor))), "Tensor.__rmod__")
+register(binary(_modulo(torch.trunc)), "fmod")
 register(binary(_atan2), "atan2", "arctan2")
 register(binary(_hypot), "hypot")
 register(binary(_logaddexp), "logaddexp")
@@ -302,4 +295,3 @@ register(masked_fill, "masked_fill")
 register(clamp, "clamp", "clip")
 register(clamp_min, "clamp_min")
 register(clamp_max, "clamp_max")
-register(plain, "Tensor.__floordiv__", "Tensor.__rfloordiv__")

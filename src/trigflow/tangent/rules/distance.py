@@ -17,6 +17,7 @@ from torch import Tensor
 
 from trigflow.tangent.dispatch import fallback
 from trigflow.tangent.dual import Dual, has_dual, no_grad, pair, strip
+from trigflow.tangent.rules.elementwise import TABLE
 from trigflow.tangent.table import register
 
 
@@ -24,7 +25,8 @@ def _norm_tangent(x: Tensor, y: Tensor, dx: Tensor, p: float, dims: tuple[int, .
     """Tangent of the p-norm `y` of x over `dims`, which y keeps with length one, and so does the result."""
     if p == 2 and not x.is_complex():
         return ((x * dx).sum(dims, keepdim=True) / y).masked_fill_(y == 0, 0.0)
-    a, da = x.abs(), absolute_tangent(x, dx)
+    a = x.abs()
+    da = TABLE["abs"](x, a, dx)
     if p == 0:
         return torch.zeros_like(y)
     if p == 1:
@@ -34,11 +36,6 @@ def _norm_tangent(x: Tensor, y: Tensor, dx: Tensor, p: float, dims: tuple[int, .
         return torch.where(hits, da, 0.0).sum(dims, keepdim=True) / hits.sum(dims, keepdim=True)
     slope = (a / y).pow_(p - 1).masked_fill_(a == 0, 0.0)
     return (slope * da).sum(dims, keepdim=True)
-
-
-def absolute_tangent(x: Tensor, dx: Tensor) -> Tensor:
-    """Tangent of `|x|`: `sign(x) dx`, and `Re(conj(x) dx) / |x|` for complex numbers; zero at zero."""
-    return (x.sgn().conj() * dx).real if x.is_complex() else torch.sgn(x) * dx
 
 
 def vector_norm(func: Any, x: Any, ord: Any = 2, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Any:

@@ -59,16 +59,8 @@ def _log_sigmoid_tangent(x: Tensor, y: Tensor, dx: Tensor) -> Tensor:
     return _log_sigmoid(dx, x, torch.exp(-x.abs()) if x.device.type == "cpu" else x)
 
 
-def _celu(x: Tensor, y: Tensor, dx: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:
-    return _elu(dx, alpha, 1.0, 1.0 / alpha, False, x)
-
-
 def _selu(x: Tensor, y: Tensor, dx: Tensor, inplace: bool = False) -> Tensor:
     return _elu(dx, 1.6732632423543772848170429916717, 1.0507009873554804934193349852946, 1.0, False, x)
-
-
-def _relu(x: Tensor, y: Tensor, dx: Tensor, inplace: bool = False) -> Tensor:
-    return _threshold(dx, y, 0)
 
 
 def _silu_tangent(x: Tensor, y: Tensor, dx: Tensor, inplace: bool = False) -> Tensor:
@@ -83,14 +75,6 @@ def _glu(x: Tensor, y: Tensor, dx: Tensor, dim: int = -1) -> Tensor:
     s = torch.sigmoid(x.chunk(2, dim)[1])
     da, db = dx.chunk(2, dim)
     return torch.addcmul(da * s, (1 - s).mul_(y), db)
-
-
-def _nan_to_num(x: Tensor, y: Tensor, dx: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    return torch.where(x.isfinite(), dx, 0.0)
-
-
-def _polygamma_like(x: Tensor, y: Tensor, dx: Tensor) -> Tensor:
-    return dx * torch.digamma(x)
 
 
 TABLE: dict[str, Derivative] = {
@@ -126,17 +110,17 @@ TABLE: dict[str, Derivative] = {
     "erf": lambda x, y, dx: (-x * x).exp_().mul_(dx).mul_(2 / math.sqrt(math.pi)),
     "erfc": lambda x, y, dx: (-x * x).exp_().mul_(dx).mul_(-2 / math.sqrt(math.pi)),
     "erfinv": lambda x, y, dx: (y * y).exp_().mul_(dx).mul_(math.sqrt(math.pi) / 2),
-    "lgamma": _polygamma_like,
+    "lgamma": lambda x, y, dx: dx * torch.digamma(x),
     # activations
     "sigmoid": lambda x, y, dx: _sigmoid(dx, y),
     "tanh": lambda x, y, dx: _tanh(dx, y),
     "silu": _silu_tangent,
     "gelu": lambda x, y, dx, approximate="none": _gelu(dx, x, approximate=approximate),
-    "relu": _relu,
+    "relu": lambda x, y, dx, inplace=False: _threshold(dx, y, 0),
     "relu6": lambda x, y, dx, inplace=False: _hardtanh(dx, x, 0.0, 6.0),
     "leaky_relu": lambda x, y, dx, negative_slope=0.01, inplace=False: _leaky_relu(dx, x, negative_slope, False),
     "elu": lambda x, y, dx, alpha=1.0, inplace=False: _elu(dx, alpha, 1.0, 1.0, False, x),
-    "celu": _celu,
+    "celu": lambda x, y, dx, alpha=1.0, inplace=False: _elu(dx, alpha, 1.0, 1.0 / alpha, False, x),
     "selu": _selu,
     "softplus": lambda x, y, dx, beta=1, threshold=20: _softplus(dx, x, beta, threshold),
     "mish": lambda x, y, dx, inplace=False: aten.mish_backward.default(dx, x),
@@ -150,7 +134,7 @@ TABLE: dict[str, Derivative] = {
     "tanhshrink": lambda x, y, dx: dx * torch.tanh(x).square_(),
     "threshold": lambda x, y, dx, threshold, value, inplace=False: _threshold(dx, x, threshold),
     "logit": lambda x, y, dx, eps=None: aten.logit_backward.default(dx, x, eps),
-    "nan_to_num": _nan_to_num,
+    "nan_to_num": lambda x, y, dx, *args, **kwargs: torch.where(x.isfinite(), dx, 0.0),
     "glu": _glu,
     "frac": lambda x, y, dx: dx,
 }

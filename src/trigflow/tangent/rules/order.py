@@ -14,7 +14,6 @@ from torch import Tensor
 from trigflow.tangent.dual import Dual, Handler, no_grad, pair, strip
 from trigflow.tangent.rules.arithmetic import _extreme, binary
 from trigflow.tangent.rules.elementwise import unary
-from trigflow.tangent.rules.plain import plain
 from trigflow.tangent.rules.reduce import _dims, _keep, _sum
 from trigflow.tangent.table import register
 
@@ -73,9 +72,6 @@ register(extreme(1), "max")
 register(extreme(-1), "min")
 register(middle, "median", "nanmedian")
 register(picked, "sort", "topk", "kthvalue", "mode", "cummax", "cummin")
-
-
-register(plain, "argmax", "argmin", "argsort")
 
 
 # Pooling by maximum -------------------------------------------------------------------------------------------------
