@@ -116,10 +116,9 @@ class AdaptiveNorm(nn.Module):
 class SelfAttention(nn.Module):
     """Residual multi-head self-attention over the positions of a feature map, `(b, c, h, w)` to the same."""
 
-    def __init__(self, channels: int, head_width: int = 64, skip_scale: float = math.sqrt(0.5)) -> None:
+    def __init__(self, channels: int, head_width: int = 64) -> None:
         super().__init__()
         self.heads = next(n for n in range(max(1, channels // head_width), 0, -1) if channels % n == 0)
-        self.skip_scale = skip_scale
         self.norm = nn.GroupNorm(norm_groups(channels), channels)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.proj = nn.Conv2d(channels, channels, 1)
@@ -134,7 +133,7 @@ class SelfAttention(nn.Module):
         q, k, v = qkv.transpose(1, 3).unbind(2)
         y = F.scaled_dot_product_attention(q, k, v)
         y = self.proj(y.transpose(1, 2).reshape(b, h, w, c).permute(0, 3, 1, 2))
-        return (x + y) * self.skip_scale
+        return (x + y) * math.sqrt(0.5)
 
 
 def downsample(x: Tensor) -> Tensor:

@@ -41,7 +41,8 @@ def shape_tangent(g: Tensor, config: TangentConfig) -> Tensor:
         UserError: for an unknown mode.
     """
     if config.mode == "normalize":
-        return g / (_sample_norm(g) + config.c)
+        norm = torch.linalg.vector_norm(g.flatten(1), dim=1).reshape(-1, *[1] * (g.ndim - 1))
+        return g / (norm + config.c)
     if config.mode == "clip":
         return g.clamp(-config.limit, config.limit)
     if config.mode == "raw":
@@ -234,8 +235,3 @@ def semigroup_tangent(
         target = (k1 / k) * c2 * first + (k2 / k) * second - (k1 / k) * k2 * x_t / sd
         g = torch.where(short, torch.zeros_like(fixed), sd * (target - fixed))
     return prediction, g
-
-
-def _sample_norm(g: Tensor) -> Tensor:
-    """`||g||` over each sample, broadcastable over g."""
-    return torch.linalg.vector_norm(g.flatten(1), dim=1).reshape(-1, *[1] * (g.ndim - 1))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -265,43 +263,41 @@ def same_values(a: Any, b: Any) -> bool:
     return all(torch.allclose(x, y, rtol=1e-3, atol=1e-5, equal_nan=True) for x, y in pairs if isinstance(x, Tensor))
 
 
-class Draws:
-    """States of the random generators that a function may draw from."""
+class replayed_draws:
+    """Let a function run twice on the same random draws, `rewind` between them, leaving the generators as after one run.
+
+    Args:
+        device: that it may draw on, beside the CPU.
+        generators: that it was given.
+
+    Attributes:
+        used: whether the first run drew anything, known after `rewind`.
+    """
 
     def __init__(self, device: torch.device, generators: list[torch.Generator]) -> None:
         self.generators = [torch.default_generator, *generators]
         if device.type == "cuda":
             index = torch.cuda.current_device() if device.index is None else device.index
             self.generators.append(torch.cuda.default_generators[index])
-        self.before = self._states()
-        self.after: list[Tensor] | None = None
         self.used = False
 
-    def _states(self) -> list[Tensor]:
-        return [g.get_state() for g in self.generators]
-
-    def _set(self, states: list[Tensor]) -> None:
-        for generator, state in zip(self.generators, states, strict=True):
-            generator.set_state(state)
+    def __enter__(self) -> replayed_draws:
+        self.before = self.after = self._states()
+        return self
 
     def rewind(self) -> None:
         """Back to where the states were at the start."""
         self.after = self._states()
         self.used = any(not torch.equal(x, y) for x, y in zip(self.before, self.after, strict=True))
+        self._set(self.before)
+
+    def __exit__(self, *reason: object) -> None:
+        self._set(self.after)
+
+    def _states(self) -> list[Tensor]:
+        return [g.get_state() for g in self.generators]
+
+    def _set(self, states: list[Tensor]) -> None:
         if self.used:
-            self._set(self.before)
-
-    def finish(self) -> None:
-        """On to where a single run would have left them."""
-        if self.used and self.after is not None:
-            self._set(self.after)
-
-
-@contextmanager
-def replayed_draws(device: torch.device, generators: list[torch.Generator]) -> Iterator[Draws]:
-    """Let a function run twice on the same random draws, leaving the generators as after one run."""
-    draws = Draws(device, generators)
-    try:
-        yield draws
-    finally:
-        draws.finish()
+            for generator, state in zip(self.generators, states, strict=True):
+                generator.set_state(state)

@@ -43,27 +43,21 @@ def module_path() -> str | None:
     return f"{path} ({kind})" if path else kind
 
 
-# Functions of PyTorch that run another function for a transform of it, and the only names of the modules they are in.
-_TRANSFORMS = {
-    "torch.func": "vmap grad grad_and_value vjp jvp linearize jacrev jacfwd functionalize",
-    "torch.autograd.functional": "vjp jvp jacobian hessian vhp hvp",
-    "torch._higher_order_ops": "cond while_loop scan associative_scan map",
-    "torch.nn.attention.flex_attention": "flex_attention create_block_mask create_mask",
-    "torch.jit": "trace",
-}
 DERIVATIVES = "expected no derivative around or inside of jvp", "use torch.func.jvp for second derivatives"
-_ATTENTION = "expected attention with a rule", "use torch.nn.functional.scaled_dot_product_attention with a mask"
+_BATCH = "expected functions of a whole batch", "batch by hand, with torch functions that take the batch dimension"
+_ITSELF = "expected the function itself", "leave the transform away, or do it outside of jvp"
 _CONTROL = "expected a branch or loop of Python", "write if, for or while"
-_REMEDIES = {
-    "vmap": (
-        "expected functions of a whole batch",
-        "batch by hand, with torch functions that take the batch dimension",
-    ),
-    "functionalize": ("expected the function itself", "leave functionalize away"),
-    "trace": ("expected the function itself", "trace it outside of jvp"),
-    **dict.fromkeys(("flex_attention", "create_block_mask", "create_mask"), _ATTENTION),
-    **dict.fromkeys(_TRANSFORMS["torch._higher_order_ops"].split(), _CONTROL),
-}
+_ATTENTION = "expected attention with a rule", "use torch.nn.functional.scaled_dot_product_attention with a mask"
+_TRANSFORMS = (
+    ("torch.func", "vmap", _BATCH),
+    ("torch.func", "grad grad_and_value vjp jvp linearize jacrev jacfwd", DERIVATIVES),
+    ("torch.func", "functionalize", _ITSELF),
+    ("torch.jit", "trace", _ITSELF),
+    ("torch.autograd.functional", "vjp jvp jacobian hessian vhp hvp", DERIVATIVES),
+    ("torch._higher_order_ops", "cond while_loop scan associative_scan map", _CONTROL),
+    ("torch.nn.attention.flex_attention", "flex_attention create_block_mask create_mask", _ATTENTION),
+)
+"""Functions of PyTorch that run others for a transform of them: module, names, and what is expected instead and to be done."""
 
 
 def transform(frame: FrameType | None) -> tuple[str, str, str] | None:
@@ -72,27 +66,29 @@ def transform(frame: FrameType | None) -> tuple[str, str, str] | None:
     Returns:
         Its name with the file and line that called it, what `jvp` expects instead, and what to do; None if there is none.
     """
-    codes: dict[Any, str] = {}
-    for space, names in _TRANSFORMS.items():
+    codes: dict[Any, tuple[str, tuple[str, str]]] = {}
+    for space, names, advice in _TRANSFORMS:
         for name in names.split():
             code = getattr(inspect.unwrap(getattr(sys.modules.get(space), name, lambda: None)), "__code__", None)
             if code is not None:
-                codes.update({c: f"{space}.{name}" for c in (code, *code.co_consts) if isinstance(c, CodeType)})
+                inner = [c for c in code.co_consts if isinstance(c, CodeType)]
+                codes.update(dict.fromkeys((code, *inner), (f"{space}.{name}", advice)))
     found = None
     while frame is not None and not (
         _module(frame).startswith(_HERE) and frame.f_code.co_name in ("_exact", "coverage")
     ):
         caller = frame.f_back
         if frame.f_code in codes and _module(caller) != f"{_HERE}.dispatch":
-            name = codes[frame.f_code]
-            if codes.get(getattr(frame.f_locals.get("func"), "__code__", None)) == "torch.func.jacrev":
-                name = name.replace("jacfwd", "hessian")
+            name, advice = codes[frame.f_code]
+            inside, _ = codes.get(getattr(frame.f_locals.get("func"), "__code__", None), (None, None))
+            if (name, inside) == ("torch.func.jacfwd", "torch.func.jacrev"):
+                name = "torch.func.hessian"
             elif hasattr(torch, name.rpartition(".")[2]):
                 name = name.replace("torch._higher_order_ops", "torch")
             while _module(caller).startswith((_HERE, "torch._dynamo")):
                 caller = caller.f_back  # type: ignore[union-attr]
             place = f" called at {caller.f_code.co_filename}:{caller.f_lineno}" if caller is not None else ""
-            found = name + place, *_REMEDIES.get(name.rpartition(".")[2], DERIVATIVES)
+            found = name + place, *advice
         frame = frame.f_back
     return found
 

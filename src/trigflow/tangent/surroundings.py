@@ -137,19 +137,13 @@ def _standing_back(original: Callable[..., Any]) -> Callable[..., Any]:
 def _unpacked(original: Callable[..., Any]) -> Callable[..., Any]:
     """`TransformerEncoder.forward`, which in evaluation packs padded batches: what it gives for the padding is constant."""
 
-    def forward(
-        self: nn.TransformerEncoder,
-        src: Any,
-        mask: Tensor | None = None,
-        src_key_padding_mask: Tensor | None = None,
-        is_causal: bool | None = None,
-    ) -> Any:
+    def forward(self: Any, src: Any, mask: Any = None, src_key_padding_mask: Any = None, is_causal: Any = None) -> Any:
         out = original(self, src, mask, src_key_padding_mask, is_causal)
         if type(src) is not Dual or not _packs(self, src.primal, src_key_padding_mask, mask):
             return out
         constant = torch.zeros_like(out.primal)
         constant = constant if self.norm is None else self.norm(constant)
-        return torch.where(src_key_padding_mask.bool()[..., None], constant, out)  # type: ignore[union-attr]
+        return torch.where(src_key_padding_mask.bool()[..., None], constant, out)
 
     return forward
 

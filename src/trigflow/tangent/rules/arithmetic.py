@@ -244,11 +244,6 @@ def where(func: Any, condition: Any, input: Any = None, other: Any = None, **kwa
         return pair(primal, torch.where(strip(condition), 0.0 if da is None else da, 0.0 if db is None else db))
 
 
-def where_method(func: Any, input: Any, condition: Any, other: Any) -> Any:
-    """`x.where(condition, other)`."""
-    return where(torch.where, condition, input, other)
-
-
 def masked_fill(func: Any, input: Any, mask: Any, value: Any) -> Any:
     """`x` with `value` under the mask."""
     (x, v), (dx, dv) = _split((input, value))
@@ -290,7 +285,7 @@ register(addcdiv, "addcdiv")
 register(lerp, "lerp")
 register(prelu, "prelu")
 register(where, "where")
-register(where_method, "Tensor.where")
+register(lambda func, input, condition, other: where(torch.where, condition, input, other), "Tensor.where")
 register(masked_fill, "masked_fill")
 register(clamp, "clamp", "clip")
 register(clamp_min, "clamp_min")

@@ -82,10 +82,6 @@ def affine(bias_shape: Any) -> Handler:
     return handler
 
 
-def _channels(spatial: int) -> Any:
-    return lambda out: (-1, *[1] * spatial)
-
-
 def einsum(func: Any, equation: Any, *operands: Any) -> Any:
     """`torch.einsum`, linear in every operand."""
     if len(operands) == 1 and isinstance(operands[0], (tuple, list)):
@@ -136,7 +132,7 @@ register(product, "Tensor.__matmul__", "linalg.matmul", "linalg.vecdot", "linalg
 register(lambda func, a, b: product(torch.matmul, b, a), "Tensor.__rmatmul__")
 register(affine(lambda out: (-1,) if out.ndim else ()), "linear")
 for _d in (1, 2, 3):
-    register(affine(_channels(_d)), f"conv{_d}d", f"conv_transpose{_d}d")
+    register(affine(lambda out, d=_d: (-1, *[1] * d)), f"conv{_d}d", f"conv_transpose{_d}d")
 register(einsum, "einsum")
 register(added_product, *"addmm baddbmm addmv addr addbmm".split())
 register(multi_product, "linalg.multi_dot")

@@ -18,7 +18,8 @@ def dropout(func: Any, input: Any, p: float = 0.5, training: bool = True, inplac
     """
     x = input.primal if type(input) is Dual else input
     if not training or p == 0 or p == 1 or x.numel() == 0:
-        return _by_itself(func, input, p, training)
+        primal = func(input.primal, p, training)
+        return primal if training and p == 1 else pair(primal, input.tangent)
     if not 0 < p < 1:
         return func(x, p, training)
     if dispatch_modes():
@@ -33,14 +34,6 @@ def dropout(func: Any, input: Any, p: float = 0.5, training: bool = True, inplac
     primal, kept = torch.native_dropout(x, p, True)
     with no_grad():
         return pair(primal, (input.tangent * kept).mul_(1 / (1 - p)))
-
-
-def _by_itself(func: Any, input: Any, p: float, training: bool) -> Any:
-    """Dropout that drops nothing or everything."""
-    primal = func(input.primal, p, training)
-    if training and p == 1:
-        return primal
-    return pair(primal, input.tangent)
 
 
 def redrawn(affine: bool) -> Handler:

@@ -120,7 +120,7 @@ def recurrent(cell: Any) -> Handler:
                 groups = _groups(params, biases, count * directions)
                 outputs, last = _layers(cell, steps, states, groups, directions, dropout)
                 out = torch.cat(outputs) if packed else torch.stack(outputs, time)
-                if dropout and not _close(strip(out), primal[0]):
+                if dropout and not torch.allclose(strip(out).to(primal[0].dtype), primal[0], rtol=1e-2, atol=1e-3):
                     raise unsupported(func, "the dropout mask of this kernel cannot be drawn again")
         return _with_tangents(primal, (out, *last))
 
@@ -153,10 +153,6 @@ def _with_tangents(primal: Any, computed: Any) -> Any:
     if isinstance(primal, tuple):
         return tuple(_with_tangents(p, c) for p, c in zip(primal, computed, strict=True))
     return pair(primal, computed.tangent) if type(computed) is Dual else primal
-
-
-def _close(a: Tensor, b: Tensor) -> bool:
-    return torch.allclose(a.to(b.dtype), b, rtol=1e-2, atol=1e-3)
 
 
 def padded(func: Any, data: Any, sizes: Tensor, first: bool, value: float, length: int) -> Any:

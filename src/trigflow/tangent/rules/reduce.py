@@ -34,10 +34,6 @@ def _softmax_dim(dim: int | None, x: Tensor) -> int:
     return (0 if x.ndim in (0, 1, 3) else 1) if dim is None else dim
 
 
-def _softmin(x: Tensor, y: Tensor, dx: Tensor, dim: int | None = None, *args: Any, **kwargs: Any) -> Tensor:
-    return _softmax(x, y, -dx, dim)
-
-
 def _logsumexp(x: Tensor, y: Tensor, dx: Tensor, dim: Any, keepdim: bool = False) -> Tensor:
     """`sum(softmax(x) dx)`."""
     dims = tuple(dim) if isinstance(dim, (tuple, list)) else (dim,)
@@ -64,7 +60,7 @@ def _sum(x: Tensor, dims: tuple[int, ...] | None, keepdim: bool) -> Tensor:
 
 register(unary(_softmax), "softmax", "special.softmax", "_safe_softmax")
 register(unary(_log_softmax), "log_softmax", "special.log_softmax")
-register(unary(_softmin), "softmin")
+register(unary(lambda x, y, dx, dim=None, *args, **kwargs: _softmax(x, y, -dx, dim)), "softmin")
 register(unary(_logsumexp), "logsumexp", "special.logsumexp")
 
 
