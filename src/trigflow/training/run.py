@@ -74,7 +74,6 @@ class RunParts:
         kind_of(RunConfig, config=config)
         kind_of(Dataset, dataset=dataset)
         kind_of(Model, teacher=teacher, start=start, negative=negative)
-        kind_of(nn.Module, network=network)
         if resume not in RESUME.values():
             raise UserError(f"resume is {resume!r}; expected True, False or 'auto'; correct the argument")
         config.validate()
@@ -83,7 +82,7 @@ class RunParts:
         opened = load_data(config.data, self.progress) if dataset is None else dataset
         state = begun(Path(folder), resume)
         self.dataset = numbered(opened, state, {"teacher": teacher, "start": start})
-        network = None if network is None else unwrapped(network)
+        network = unwrapped(network) if isinstance(network, nn.Module) else network
         self.config = config = fit_network(config, self.dataset, network)
         self.teacher = teacher
         self.device = resolve_device(config.loop.device)
