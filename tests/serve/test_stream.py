@@ -162,7 +162,7 @@ def test_a_client_that_leaves_leaves_no_work(stub: TestClient, drawer: StubDrawe
         ('{"id": 1, "guidance": NaN}', 1007, "no JSON"),
         ('{"id": 1, "guidance": 9}', 1007, "guidance 9 for the student"),
         ('{"id": 1, "labels": {"10": 1}}', 1007, "labels"),
-        ('{"id": 1, "labels": 10}', 1007, "labels"),
+        ('{"id": 1, "labels": 10}', 1007, "label 10 is out of range; expected 0 to 9"),
         ('{"id": 1, "walk": [1e999, 0]}', 1007, "walk"),
         ('{"id": 1, "walk": "north"}', 1007, "walk"),
         ('{"id": 1, "model": "../teacher"}', 1007, "model"),

@@ -29,6 +29,7 @@ from PIL import Image
 from torch import Tensor
 
 from trigflow.codecs.pictures import make_grid, save_picture, to_picture
+from trigflow.conditions import said_of
 from trigflow.deploy.card import description_of, figures_of, model_card, recipe_of
 from trigflow.deploy.pipeline_network import (
     TrigFlowModel,
@@ -62,7 +63,7 @@ from {module} import {name}  # noqa: F401
 
 
 class TrigFlowPipeline(DiffusionPipeline):
-    """StepDraws from a consistency student in one or a few evaluations, with the stock `SCMScheduler`.
+    """Draws from a consistency student in one or a few evaluations, with the stock `SCMScheduler`.
 
     With times `t_1 > ... > t_n`, from `x = sd z`, n times: `x0 = cos(t) x - sin(t) v(x, t)`, then
     `x = cos(s) x0 + sin(s) sd z'` with fresh noise at the next time s; the same as `flow_map_sample` with gamma 1.
@@ -272,7 +273,8 @@ class TrigFlowPipeline(DiffusionPipeline):
             num_inference_steps: evaluations of the network.
             guidance_scale: from 1 to what the student was distilled for; 1 is no guidance.
             conditions: what else is said, by name, as the student's `conditioner` understands it.
-            batch_size: images to draw; by default as many as there are latents, or else labels, or else 1.
+            batch_size: images to draw; by default as many as there are latents, or else labels or rows of conditions, or
+                else 1.
             timesteps: decreasing times in (0, pi/2], one per evaluation, instead of those of the student: what a search
                 found for this number of steps, or `consistency_times`.
             generator: of all noise, or one per image. None draws from torch's default generator.
@@ -366,11 +368,14 @@ class TrigFlowPipeline(DiffusionPipeline):
         classes = model.conditioner.classes
         if labels is not None and classes is not None:
             labels = classes.numbers(labels, "class_labels")
-        given = 1 if labels is None or classes is None else len(labels)
-        b = latents.shape[0] if latents is not None else batch_size or given
-        if given > b:
-            raise UserError(f"{given} class_labels for {b} images; expected from 1 to {b}; pass as many")
-        return model.conditioner.conditions({"label": labels, **(conditions or {})}, b), (b, *model.shape)
+        said = said_of(labels, conditions)
+        given = model.conditioner.counts(said)
+        b = latents.shape[0] if latents is not None else batch_size or max(given.values(), default=1)
+        for name, count in given.items():
+            if count > b:
+                what = "class_labels" if name == "label" else f"rows of {name}"
+                raise UserError(f"{count} {what} for {b} images; expected from 1 to {b}; pass as many")
+        return model.conditioner.conditions(said, b), (b, *model.shape)
 
     def _as(self, decoded: Tensor, output_type: Output) -> Any:
         """What the codec made, as bytes of `Model.sample`, in the form that is asked for."""

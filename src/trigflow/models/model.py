@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from trigflow import samplers
 from trigflow.codecs import Codec, codec_from_state
-from trigflow.conditions import Conditioner, null, takes
+from trigflow.conditions import Conditioner, null, said_of, takes
 from trigflow.migrations import migrated, stamped
 from trigflow.models.negative import check_guidance
 from trigflow.models.weights import load_weights
@@ -218,7 +218,7 @@ class Model:
         if first < 0:
             raise UserError(f"first sample {first}; expected 0 or more; correct the argument")
         sampler = self.sampler(steps, solver, times, gamma)
-        told = self.conditioner.conditions({"label": labels, **(conditions or {})}, num, first)
+        told = self.conditioner.conditions(said_of(labels, conditions), num, first)
         if guidance == 1 and (guidance_interval is not None or negative is not None):
             raise UserError(
                 "a guidance interval or negative with guidance 1, which is none; expected another scale; pass --guidance"

@@ -134,7 +134,7 @@ def as_figures(**figures: Tensor) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class StepDraws:
-    """StepDraws what is random in a step, for the samples that this process has of a batch.
+    """Draws what is random in a step, for the samples that this process has of a batch.
 
     Attributes:
         n: samples of the whole batch; numbers are drawn for all of them, whatever the number of processes.

@@ -90,7 +90,7 @@ def create_app(
     app = FastAPI(
         title="trigflow",
         version=__version__,
-        description="StepDraws images in one or two steps.",
+        description="Draws images in one or two steps.",
         lifespan=lifespan,
         exception_handlers={UserError: _unusable, BusyError: _busy, ClosedError: _closed, ClientDisconnect: _left},
     )
