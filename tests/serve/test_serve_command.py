@@ -76,6 +76,8 @@ def test_serves_until_interrupted(run: Path) -> None:
         (("--limits.guidance", "nan"), "limit guidance = nan"),
         (("--device", "abacus"), "device 'abacus'"),
         (("--variant", "abacus"), "variant"),
+        (("--origins", "https://example.org", "example.org"), "origin 'example.org'; expected scheme and host"),
+        (("--origins", "*"), "origin '*'; expected scheme and host"),
     ],
 )
 def test_bad_options(cli: Callable[..., Result], run: Path, options: tuple[str, ...], message: str) -> None:

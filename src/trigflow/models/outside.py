@@ -58,8 +58,8 @@ def model_of(
     if not agree or ("label" in takes(network)) != ("label" in conditioner.inputs):
         raise UserError(
             f"a network that takes {', '.join(in_order(takes(network))) or 'no conditions'}, {num_classes or classes} "
-            f"classes and {len(class_names)} names; expected classes for exactly the networks that take label, each with a name or none, "
-            "those of the conditioner where there is one; correct the arguments"
+            f"classes and {len(class_names)} names; expected classes for exactly the networks that take label, each with a "
+            "name or none, those of the conditioner where there is one; correct the arguments"
         )
     conditioning = replace(known.conditioning, num_classes=classes)
     spec = CustomConfig(channels=shape[0], dropout=known.dropout, conditioning=conditioning)

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import torch
 from fastapi import Depends, FastAPI, HTTPException, Request, Response, Security
+from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import BaseModel
@@ -78,6 +79,9 @@ def create_app(
         token: clients must show it as `Authorization: Bearer TOKEN` for everything but `/healthz`, the page at `/` and the
             documentation.
         origins: pages from elsewhere that may open streams.
+
+    Raises:
+        UserError: for origins that are none.
     """
     service = Service(offers, limits or Limits(), token, origins)
 
@@ -92,12 +96,19 @@ def create_app(
         version=__version__,
         description="Draws images in one or two steps.",
         lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        servers=[{"url": "."}],  # beside the document, wherever a proxy puts it
+        root_path_in_servers=False,
         exception_handlers={UserError: _unusable, BusyError: _busy, ClosedError: _closed, ClientDisconnect: _left},
     )
     app.state.service = service
     app.add_middleware(Counted, service=service)
     _add_routes(app, service)
     add_page(app)
+    document = {"openapi_url": "openapi.json", "title": "trigflow"}
+    app.add_route("/docs", lambda request: get_swagger_ui_html(**document), include_in_schema=False)
+    app.add_route("/redoc", lambda request: get_redoc_html(**document), include_in_schema=False)
     return app
 
 
@@ -267,7 +278,7 @@ async def _left(request: Request, error: Any) -> Response:
 
 
 class Counted:
-    """Counts requests by path and status."""
+    """Counts requests by path and status, and lets HEAD be asked wherever GET is."""
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self.app = app
@@ -277,6 +288,8 @@ class Counted:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        head = scope["method"] == "HEAD"  # answered as GET is, without the body
+        scope = {**scope, "method": "GET"} if head else scope
 
         def count(status: int) -> None:
             self.requests.labels(getattr(scope.get("route"), "path", "other"), str(status)).inc()
@@ -284,7 +297,7 @@ class Counted:
         async def counted(message: Message) -> None:
             if message["type"] == "http.response.start":
                 count(message["status"])
-            await send(message)
+            await send({**message, "body": b""} if head and "body" in message else message)
 
         try:
             await self.app(scope, receive, counted)

@@ -46,14 +46,16 @@ def listen(
 
     Raises:
         MissingExtraError: without the extra `serve`.
-        UserError: when the folder cannot be loaded, or the address cannot be listened at.
+        UserError: when the folder cannot be loaded, the address cannot be listened at, or an origin is none.
     """
     for package in ("fastapi", "uvicorn", "websockets", "prometheus_client"):
         if importlib.util.find_spec(package) is None:
             raise MissingExtraError("trigflow serve", package.replace("_", "-"), "serve")
     from trigflow.serve.app import create_app
     from trigflow.serve.server import make_server
+    from trigflow.serve.service import normal_origin
 
+    origins = [normal_origin(origin) for origin in origins]
     limits = limits or Limits()
     workers = use_cores(resolve_device(device), workers, threads)
     with bind(host, port) as listener:

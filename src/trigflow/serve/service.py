@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import functools
+import re
 import secrets
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import urlsplit
 
+from trigflow.conditions import shown
+from trigflow.runtime.errors import UserError
 from trigflow.serve.batching import Batcher
 from trigflow.serve.drawing import Order, draw_together
 from trigflow.serve.limits import Limits
@@ -24,6 +28,9 @@ class Service:
         limits: see `Limits`.
         token: what clients must show; None for no such thing.
         origins: pages from elsewhere, such as `https://example.org`, that may open streams.
+
+    Raises:
+        UserError: for origins that are none.
     """
 
     def __init__(
@@ -33,7 +40,7 @@ class Service:
         self.default = offers[0].name
         self.limits = limits
         self.token = token
-        self.origins = tuple(origins)
+        self.origins = {normal_origin(origin) for origin in ([origins] if isinstance(origins, str) else origins)}
         self.metrics = Metrics()
         self.images_request = bounded(ImagesRequest, limits, offers)
         self.frame_request = bounded(FrameRequest, limits, offers)
@@ -81,4 +88,33 @@ class Service:
 
     def welcomes(self, origin: str | None, host: str | None) -> bool:
         """Whether a page of this origin may open a stream: one from here, one of `origins`, or no page at all."""
-        return origin is None or origin in self.origins or (bool(host) and origin.partition("://")[2] == host)
+        if origin is None:
+            return True
+        try:
+            origin = normal_origin(origin)
+            return origin in self.origins or origin == normal_origin(f"{origin.partition('://')[0]}://{host or ''}")
+        except UserError:
+            return False
+
+
+PORTS = {"http": 80, "https": 443}
+
+
+def normal_origin(text: str) -> str:
+    """An origin as browsers send it: `scheme://host:port` in small letters, without the port that the scheme has by itself.
+
+    Raises:
+        UserError: unless it is a scheme and a host, and a port or none; `*` and `null` name no page.
+    """
+    try:
+        parts = urlsplit(text)
+        host, port = (parts.hostname or "").encode("idna").decode(), parts.port
+    except ValueError:
+        host, port = "", None
+    if not host or "@" in text or re.search(r"\s", text) or not re.fullmatch(r"[^/]+://[^/?#]+/?", text):
+        raise UserError(
+            f"origin {shown(text)}; expected scheme and host of a page, such as https://example.org or http://localhost:3000; "
+            "correct --origins"
+        )
+    host = f"[{host}]" if ":" in host else host
+    return f"{parts.scheme}://{host}" + ("" if port in (None, PORTS.get(parts.scheme)) else f":{port}")
