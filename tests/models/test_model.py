@@ -396,6 +396,29 @@ def test_mistakes_are_found_before_a_bar_is_drawn(student: Model, capsys: pytest
 # Folders -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("name", ["teacher", "student", "any_jump"])
+def test_a_network_in_double_precision_draws_the_same_to_rounding(name: str, request: pytest.FixtureRequest) -> None:
+    model = request.getfixturevalue(name)
+    double = dataclasses.replace(model, network=copy.deepcopy(model.network).double())
+    seen = []
+    double.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].dtype))
+    drawn, expected = double.sample(4, seed=3), model.sample(4, seed=3)
+    assert set(seen) == {torch.float64}
+    assert (drawn.int() - expected.int()).abs().max() <= 1
+    assert (drawn == expected).float().mean() > 0.95
+    generator = torch.Generator().manual_seed(0)
+    conditions = double.conditioner.conditions(num=2)
+    assert double.draw(generator, conditions, num=2, finish=lambda x0: x0).dtype == torch.float64
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_network_in_half_precision_says_so(dtype: torch.dtype, teacher: Model, student: Model) -> None:
+    for model in (teacher, student):
+        half = dataclasses.replace(model, network=copy.deepcopy(model.network).to(dtype))
+        with pytest.raises(UserError, match=rf"^a network of {dtype}; expected float32, .*; draw under torch.autocast"):
+            half.sample(2)
+
+
 def test_save_and_load_give_the_same_model(student: Model, tmp_path: Path) -> None:
     times = {2: (student.process.t_max, 0.8), 3: (1.5, 1.0, 0.3)}
     model = dataclasses.replace(student, times=times)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from trigflow.conditions import rows_of, said_of
 from trigflow.deploy.fixed import SIZES, FixedSizes
-from trigflow.deploy.variants import build_variant
+from trigflow.deploy.variants import build_variant, require_float32
 from trigflow.models.model import Model
 from trigflow.runtime.errors import UserError
 
@@ -40,10 +40,12 @@ class Engine:
 
     Raises:
         MissingExtraError: for onnx without onnxruntime.
-        UserError: for steps that the model cannot take, an unknown variant, or one that does not work here.
+        UserError: for steps that the model cannot take, an unknown variant, or one that does not work here; for weights
+            that are not float32.
     """
 
     def __init__(self, model: Model, *, steps: int | None = None, variant: str = "auto") -> None:
+        require_float32(model)
         self.steps = model.default_steps() if steps is None else steps
         model.sampler(self.steps)
         network = build_variant(variant, model.network, model.shape, lambda n: model.conditioner.conditions(None, n))

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from trigflow.conditions import in_order, null, takes
 from trigflow.deploy.card import description_of
 from trigflow.deploy.onnx import exported, quiet, require
+from trigflow.deploy.variants import require_float32
 from trigflow.models.model import Model, load
 from trigflow.runtime.errors import UserError
 from trigflow.runtime.files import ensure_folder, write_folder, write_json
@@ -99,8 +100,9 @@ def export_network(model: Model, folder: Path, to: Literal["torchscript", "onnx"
 
     Raises:
         MissingExtraError: without onnx, onnxscript and onnxruntime, for ONNX.
-        UserError: if the file does not give what PyTorch gives, to `TOLERANCE`.
+        UserError: if the file does not give what PyTorch gives, to `TOLERANCE`; for weights that are not float32.
     """
+    require_float32(model)
     velocity = Velocity(model).eval()
     path = folder / ("network.pt" if to == "torchscript" else "network.onnx")
     run = (_torchscript if to == "torchscript" else _onnx)(velocity, _inputs(model, velocity, 2), path)

@@ -135,6 +135,9 @@ class TrigFlowPipeline(DiffusionPipeline):
         *,
         network: TrigFlowModel | None = None,
         scheduler: SCMScheduler | None = None,
+        variant: str | None = None,
+        torch_dtype: torch.dtype = torch.float32,
+        use_safetensors: bool = True,
         **download: Any,
     ) -> "TrigFlowPipeline":
         """The pipeline of a folder that `save_pretrained` wrote, or of a repository of the Hugging Face hub.
@@ -145,11 +148,16 @@ class TrigFlowPipeline(DiffusionPipeline):
             pretrained_model_name_or_path: a folder, or an id such as `user/model`.
             network: taken instead of the saved one.
             scheduler: taken instead of the saved one.
+            variant: of the weights, as given to `save_pretrained`.
+            torch_dtype: of the weights; float32 or float64 to draw, see `Model.dtype`.
+            use_safetensors: only True: no pickle is read.
             download: for a repository: `revision`, `cache_dir`, `token`, `local_files_only`, `force_download`.
 
         Raises:
             UserError: when it cannot be found or read, is damaged, or is another pipeline.
         """
+        if not use_safetensors:
+            raise UserError("weights as a pickle; expected safetensors; leave out use_safetensors")
         folder = local_folder(pretrained_model_name_or_path, download)
         index = read_json(folder / "model_index.json", "the index")
         if not isinstance(index, dict) or "TrigFlowPipeline" not in index.get("_class_name", ()):
@@ -157,10 +165,12 @@ class TrigFlowPipeline(DiffusionPipeline):
                 f"'{folder}' holds another pipeline; expected one saved by TrigFlowPipeline; open it with diffusers"
             )
         if network is None:
-            network = read_component(TrigFlowModel, folder / "network")
+            network = read_component(TrigFlowModel, folder / "network", variant, torch_dtype)
         if scheduler is None:
             scheduler = read_scheduler(folder / "scheduler")
-        vae = read_component(AutoencoderKL, folder / "vae") if (folder / "vae").is_dir() else None
+        vae = None
+        if (folder / "vae").is_dir():
+            vae = read_component(AutoencoderKL, folder / "vae", variant, torch_dtype)
         return cls(network, scheduler, vae)
 
     # Saving --------------------------------------------------------------------------------------------------------
@@ -280,7 +290,7 @@ class TrigFlowPipeline(DiffusionPipeline):
             generator: of all noise, or one per image. None draws from torch's default generator.
             latents: the noise to start from, `N(0, I)`, `(b, c, h, w)`.
             output_type: `pil`, a list of images; `np`, float32 `(b, h, w, c)` in [0, 1]; `pt`, float32 `(b, c, h, w)` in
-                [0, 1]; `latent`, `x0 / sd`, float32 `(b, c, h, w)`, as the network sees it, in no range.
+                [0, 1]; `latent`, `x0 / sd`, `(b, c, h, w)`, as the network sees it, in no range, float64 of such a network.
             return_dict: False for a tuple `(images,)`.
             callback_on_step_end: called as `callback(pipe, step, t, {"latents": x})` after each step, x of standard deviation
                 `sd`; the `latents` in what it returns take the place of x.
@@ -297,13 +307,9 @@ class TrigFlowPipeline(DiffusionPipeline):
                 f"callback_on_step_end_tensor_inputs {tuple(callback_on_step_end_tensor_inputs)}; expected latents, the only "
                 "tensor there is; correct it"
             )
-        if self.dtype not in (torch.float32, torch.float64):
-            raise UserError(
-                f"a network of {self.dtype}; expected float32, because time is embedded in it; call the pipeline under "
-                "torch.autocast instead"
-            )
         times = self._times(num_inference_steps, timesteps)
         device, sd = self._execution_device, self.scheduler.config.sigma_data
+        dtype = model.dtype
         told, shape = self._batch(class_labels, conditions, batch_size, latents)
         told = {name: value.to(device) for name, value in told.items()}
         label = told.pop("label", None)
@@ -328,7 +334,7 @@ class TrigFlowPipeline(DiffusionPipeline):
                     bar.update()
             return x
 
-        start = latents.to(device, torch.float32) * sd
+        start = latents.to(device, dtype) * sd
         model.codec = model.codec.with_component(self.vae)
         drawn = model.draw(
             lambda k: start, lambda x, t: self.network(x, t, label, guidance_scale, **told), sampler,

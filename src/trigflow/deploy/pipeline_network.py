@@ -115,8 +115,8 @@ def local_folder(source: str | Path, options: dict[str, Any]) -> Path:
     """The folder itself, or what was downloaded of a repository of the hub, with `DOWNLOAD_OPTIONS`."""
     if unknown := set(options) - set(DOWNLOAD_OPTIONS):
         raise UserError(
-            f"{', '.join(sorted(unknown))} for TrigFlowPipeline.from_pretrained; expected network, scheduler, "
-            f"{', '.join(DOWNLOAD_OPTIONS)}; leave it out"
+            f"{', '.join(sorted(unknown))} for TrigFlowPipeline.from_pretrained; expected network, scheduler, variant, "
+            f"torch_dtype, use_safetensors, {', '.join(DOWNLOAD_OPTIONS)}; leave it out"
         )
     if Path(source).is_dir():
         return Path(source)
@@ -129,8 +129,8 @@ def local_folder(source: str | Path, options: dict[str, Any]) -> Path:
         ) from None
 
 
-def read_component(cls: Any, folder: Path) -> Any:
-    """A model of a folder in float32, every weight of it read.
+def read_component(cls: Any, folder: Path, variant: str | None = None, dtype: torch.dtype = torch.float32) -> Any:
+    """A model of a folder in this dtype, every weight of it read.
 
     Raises:
         UserError: when a file is missing or damaged, or weights and configuration do not belong together.
@@ -139,7 +139,8 @@ def read_component(cls: Any, folder: Path) -> Any:
         with torch.random.fork_rng():  # fresh weights, about to be replaced, draw from the default generator
             module, report = cls.from_pretrained(
                 os.fspath(folder),
-                torch_dtype=torch.float32,
+                torch_dtype=dtype,
+                variant=variant,
                 use_safetensors=True,
                 low_cpu_mem_usage=False,
                 output_loading_info=True,
@@ -148,7 +149,8 @@ def read_component(cls: Any, folder: Path) -> Any:
         raise
     except Exception as error:  # diffusers raises all kinds
         raise UserError(
-            f"'{folder}' cannot be read ({_reason(error)}); expected a config.json and whole safetensors files; restore it"
+            f"'{folder}' cannot be read ({_reason(error)}); expected a config.json and whole safetensors files of "
+            f"{'no variant' if variant is None else f'the variant {variant}'}; restore it, or name another variant"
         ) from None
     if report["missing_keys"] or report["unexpected_keys"]:
         raise UserError(

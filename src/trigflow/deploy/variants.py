@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from trigflow.conditions import in_order, null, null_rows, takes
 from trigflow.deploy.fixed import FixedSizes, Replay, Variant
 from trigflow.deploy.traced import Traced
+from trigflow.models.model import Model
 from trigflow.networks.embeddings import Conditioning
 from trigflow.networks.layers import AdaptiveNorm
 from trigflow.networks.magnitude import FixedConv
@@ -39,6 +40,12 @@ def ready_to_draw(network: nn.Module) -> nn.Module:
     settled = getattr(network, "for_sampling", None)
     ready: nn.Module = network if settled is None else settled()
     return ready.eval().requires_grad_(False)
+
+
+def require_float32(model: Model) -> None:
+    """Raise a UserError for a network in half or double precision, which variants and exports are not made of."""
+    if model.dtype != torch.float32:
+        raise UserError(f"a network of {model.dtype}; expected float32; convert it with model.network.float()")
 
 
 class CudaGraph(FixedSizes):

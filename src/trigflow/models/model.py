@@ -26,7 +26,7 @@ from trigflow.conditions import Conditioner, null, said_of, takes
 from trigflow.migrations import migrated, stamped
 from trigflow.models.negative import check_guidance
 from trigflow.models.weights import load_weights
-from trigflow.networks import NetworkConfig, build, network_from_state, network_state
+from trigflow.networks import CustomConfig, NetworkConfig, build, network_from_state, network_state
 from trigflow.process import TrigFlow
 from trigflow.runtime.distributed import is_first
 from trigflow.runtime.distributed.shards import collect
@@ -104,6 +104,21 @@ class Model:
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.network.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which samples are drawn: float64 where all weights are of it, float32 otherwise.
+
+        Raises:
+            UserError: for one of the package's networks in half precision.
+        """
+        found = {weight.dtype for weight in self.network.parameters() if weight.is_floating_point()}
+        if found and found <= {torch.float16, torch.bfloat16} and not isinstance(self.spec, CustomConfig):
+            raise UserError(
+                f"a network of {found.pop()}; expected float32, because time is embedded in it; draw under torch.autocast "
+                "instead"
+            )
+        return torch.float64 if found == {torch.float64} else torch.float32
 
     def velocity(
         self,
@@ -262,7 +277,7 @@ class Model:
             `(b, ...)`, on the model's device.
 
         Raises:
-            UserError: as `velocity`.
+            UserError: as `velocity` and `dtype`.
         """
         if isinstance(noise, torch.Generator):
             generator = noise
@@ -270,8 +285,8 @@ class Model:
             def noise(k: int) -> Tensor:
                 return self.process.sigma_data * torch.randn(num, *self.shape, generator=generator).to(self.device)
 
-        velocity = told if callable(told) else self.velocity(told)
-        return (finish or self.codec.decode)((sampler or self.sampler())(velocity, noise))
+        velocity, dtype = told if callable(told) else self.velocity(told), self.dtype
+        return (finish or self.codec.decode)((sampler or self.sampler())(velocity, lambda k: noise(k).to(dtype)))
 
     def noise(self, seed: int, k: int, start: int, stop: int) -> Tensor:
         """Noise `N(0, sd^2 I)` of samples start ... stop - 1, drawn on the CPU; k = 0 is the start, later k fresh noise."""

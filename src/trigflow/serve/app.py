@@ -106,7 +106,7 @@ def create_app(
     app.add_middleware(Counted, service=service)
     _add_routes(app, service)
     add_page(app)
-    document = {"openapi_url": "openapi.json", "title": "trigflow"}
+    document: dict[str, Any] = {"openapi_url": "openapi.json", "title": "trigflow"}
     app.add_route("/docs", lambda request: get_swagger_ui_html(**document), include_in_schema=False)
     app.add_route("/redoc", lambda request: get_redoc_html(**document), include_in_schema=False)
     return app
