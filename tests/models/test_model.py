@@ -519,7 +519,7 @@ def test_folders_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"holds no model\.json"):
         load(tmp_path)
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="does not exist"):
+    with pytest.raises(UserError, match=r"file' is a file; expected a folder .*; name the folder that it is in$"):
         load(tmp_path / "file")
 
 
@@ -530,10 +530,16 @@ def test_devices() -> None:
     automatic = "cuda" if torch.cuda.is_available() else "cpu"
     assert resolve_device(None).type == resolve_device("auto").type == automatic
     assert resolve_device("cpu") == torch.device("cpu")
-    for name in ("cuda:99", "abacus", ""):
+    for name in ("cuda:99", "abacus", "", "meta"):
         with pytest.raises(UserError, match=f"device '{name}' cannot be used") as caught:
             resolve_device(name)
         assert "\n" not in str(caught.value)
+    for name in ("mps", "abacus" * 100):
+        with pytest.raises(
+            UserError, match=r"there is none here\); expected cpu, cuda or auto; change --device$"
+        ) as caught:
+            resolve_device(name, "--device")
+        assert len(str(caught.value)) < 200
 
 
 @pytest.mark.parametrize(

@@ -392,6 +392,8 @@ def load(folder: str | Path, device: str | torch.device | None = None, *, networ
         UserError: when the folder or a file is missing, damaged, or the weights belong to another network.
     """
     folder = Path(folder)
+    if folder.is_file():
+        raise UserError(f"'{folder}' is a file; expected a folder written by trigflow; name the folder that it is in")
     if not folder.is_dir():
         raise UserError(f"run folder '{folder}' does not exist; expected a folder written by trigflow; check the path")
     if not (folder / "model.json").is_file():
