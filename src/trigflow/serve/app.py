@@ -81,7 +81,7 @@ def create_app(
         origins: pages from elsewhere that may open streams.
 
     Raises:
-        UserError: for origins that are none.
+        UserError: for no offers or two of one name, and for a token or origins that are none.
     """
     service = Service(offers, limits or Limits(), token, origins)
 

@@ -1,11 +1,24 @@
-"""What one client, and all of them together, may ask of the server."""
+"""What one client, and all of them together, may ask of the server, and what shows that they may."""
 
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, fields
 
 from trigflow.runtime.errors import UserError
+
+TOKEN = re.compile(r"[A-Za-z0-9._~-]{16,256}")
+"""What can stand in a header and in the name of a subprotocol, and is not guessed."""
+
+
+def check_token(token: str, what: str = "the token") -> None:
+    """Raise a UserError for a token that is none; `what` names it."""
+    if not TOKEN.fullmatch(token):
+        raise UserError(
+            f"{what} cannot be used; expected 16 to 256 letters, digits and . _ ~ -; "
+            "make one with: python -c 'import secrets; print(secrets.token_urlsafe())'"
+        )
 
 
 @dataclass(frozen=True)

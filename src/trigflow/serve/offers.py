@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
@@ -129,8 +130,8 @@ def offer_of(model: Model, limits: Limits, *drawers: Drawer) -> Offer:
 
 
 def offers_of(run: Path, limits: Limits, device: str = "auto", variant: str = "auto", workers: int = 1) -> list[Offer]:
-    """The model of a run folder first, and its teacher where the run has one that is still there; both ready to draw, so that
-    no request has to wait for what a variant does once, and memory does not grow by it later.
+    """The model of a run folder first, and its teacher where that is still there and has the same classes; both ready to draw,
+    so that no request has to wait for what a variant does once, and memory does not grow by it later.
 
     Args:
         run: folder of a student or a teacher.
@@ -158,9 +159,20 @@ def offers_of(run: Path, limits: Limits, device: str = "auto", variant: str = "a
     for folder in () if found is None else (run / found, Path(found)):
         if (folder / "model.json").is_file():
             teacher = offer(folder)
-            if teacher.name == "teacher" and teacher.shape == offers[0].shape:
+            if teacher.name == "teacher" and teacher.shape == offers[0].shape and _same_classes(teacher.model, model):
                 return [*offers, teacher]
+            print(
+                f"'{folder}' is not served: it draws other shapes or classes than its student",
+                file=sys.stderr,
+                flush=True,
+            )
     return offers
+
+
+def _same_classes(one: Model, other: Model) -> bool:
+    """Whether class k of the one is class k of the other; names that are but numbers, "0", "1", ..., say nothing."""
+    unnamed = {(), tuple(map(str, range(one.num_classes)))}
+    return one.num_classes == other.num_classes and len({one.class_names, other.class_names} - unnamed) < 2
 
 
 def _guidance(model: Model, limits: Limits) -> tuple[float, float]:

@@ -13,7 +13,7 @@ from trigflow.conditions import shown
 from trigflow.runtime.errors import UserError
 from trigflow.serve.batching import Batcher
 from trigflow.serve.drawing import Order, draw_together
-from trigflow.serve.limits import Limits
+from trigflow.serve.limits import Limits, check_token
 from trigflow.serve.metrics import Metrics
 from trigflow.serve.noise import NoiseSource
 from trigflow.serve.offers import Offer
@@ -30,12 +30,17 @@ class Service:
         origins: pages from elsewhere, such as `https://example.org`, that may open streams.
 
     Raises:
-        UserError: for origins that are none.
+        UserError: for no offers or two of one name, and for a token or origins that are none.
     """
 
     def __init__(
         self, offers: Sequence[Offer], limits: Limits, token: str | None = None, origins: Sequence[str] = ()
     ) -> None:
+        if token is not None:
+            check_token(token)
+        if len({offer.name for offer in offers}) < max(1, len(offers)):
+            names = ", ".join(offer.name for offer in offers) or "none"
+            raise UserError(f"{names} to serve; expected a student, a teacher, or one of each; offer others elsewhere")
         self.offers = {offer.name: offer for offer in offers}
         self.default = offers[0].name
         self.limits = limits
