@@ -23,7 +23,7 @@ from trigflow.serve.batching import BusyError, ClosedError, Drawn, Job
 from trigflow.serve.limits import Limits
 from trigflow.serve.offers import Offer
 from trigflow.serve.pages import add_page
-from trigflow.serve.requests import parse
+from trigflow.serve.requests import check, parse_json
 from trigflow.serve.service import Service
 from trigflow.serve.stream import serve_stream
 from trigflow.serve.wire import MEDIA_TYPES, columns_of, encode
@@ -161,7 +161,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     )
     async def images(request: Request) -> Response:
         """Draw images: one sheet (PNG, WebP) or the pixels (npy). The same request gives the same images."""
-        asked = parse(service.images_request, await read_body(request, service.limits))
+        asked = check(service.images_request, parse_json(await read_body(request, service.limits)))
         name, order = service.order(asked)
         jobs = service.batchers[name].submit(order)
         drawn = await _wait_for(request, service, name, jobs)

@@ -65,9 +65,8 @@ class PictureRequest(Message):
 
     def order(self) -> dict[str, Any]:
         """Arguments of `Offer.order`."""
-        names = ("seed", "count", "first", "labels", "guidance", "steps", "conditions")
-        chosen = {name: getattr(self, name) for name in names}
-        return chosen | {"walk": (self.walk[0], self.walk[1])}
+        chosen = {name: getattr(self, name) for name in PictureRequest.model_fields if name != "model"}
+        return {**chosen, "walk": tuple(self.walk)}
 
 
 class ImagesRequest(PictureRequest):
@@ -95,15 +94,6 @@ class Taken(Message):
 
 
 AnyMessage = TypeVar("AnyMessage", bound=Message)
-
-
-def parse(kind: type[AnyMessage], raw: bytes | str) -> AnyMessage:
-    """JSON as this kind of message.
-
-    Raises:
-        UserError: if it is no JSON, or not as the schema says.
-    """
-    return check(kind, parse_json(raw))
 
 
 def parse_json(raw: bytes | str) -> Any:
