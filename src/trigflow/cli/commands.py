@@ -10,19 +10,15 @@ from typing import Protocol
 from trigflow.cli.bench import Bench
 from trigflow.cli.checkpoint import Checkpoint
 from trigflow.cli.convert import Convert
-from trigflow.cli.data import Data
 from trigflow.cli.demo import Demo
 from trigflow.cli.distill import Distill
-from trigflow.cli.doctor import Doctor
 from trigflow.cli.ema import Ema
 from trigflow.cli.encode import Encode
 from trigflow.cli.evaluate import Evaluate
 from trigflow.cli.export import Export
 from trigflow.cli.import_ import Import
-from trigflow.cli.info import Info
-from trigflow.cli.plan import Plan
-from trigflow.cli.recipes import Recipes
 from trigflow.cli.reference import Reference
+from trigflow.cli.reports import Data, Doctor, Info, Plan, Recipes
 from trigflow.cli.sample import Sample
 from trigflow.cli.serve import Serve
 from trigflow.cli.study import Study

@@ -21,7 +21,7 @@ from trigflow.deploy.variants import require_float32
 from trigflow.models.model import Model, load
 from trigflow.runtime.errors import UserError
 from trigflow.runtime.files import ensure_folder, write_folder, write_json
-from trigflow.samplers import consistency_times, meanflow_times, segment_times, sigma_grid
+from trigflow.samplers import sigma_grid
 
 Format = Literal["diffusers", "torchscript", "onnx"]
 
@@ -160,11 +160,9 @@ def _description(model: Model) -> dict[str, Any]:
     times: dict[int, tuple[float, ...]]
     if model.kind == "diffusion":
         times = {steps: tuple(sigma_grid(process, steps)[:-1].tolist()) for steps in (model.default_steps(), 64)}
-    elif sampling.jumps == "segments":
-        times = {sampling.segments: segment_times(process, sampling.segments)}
     else:
-        default = meanflow_times if sampling.jumps == "any" else consistency_times
-        times = {steps: default(process, steps) for steps in STEPS} | model.times
+        steps = (sampling.segments,) if sampling.jumps == "segments" else (*STEPS, *model.times)
+        times = {n: model.schedule(n) for n in steps}
     guidance = [1.0, sampling.guidance_max] if "guidance" in model.takes else None
     described = {
         **description_of(model),

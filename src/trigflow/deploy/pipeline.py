@@ -42,7 +42,6 @@ from trigflow.deploy.pipeline_network import (
 from trigflow.models.model import Model, load
 from trigflow.runtime.errors import MissingExtraError, UserError
 from trigflow.runtime.files import ensure_folder, read_json, write_text
-from trigflow.samplers import consistency_times
 from trigflow.training.config import RunConfig
 from trigflow.training.setup import config_of
 
@@ -345,9 +344,8 @@ class TrigFlowPipeline(DiffusionPipeline):
         return ImagePipelineOutput(images=images) if return_dict else (images,)  # type: ignore[arg-type]
 
     def _times(self, steps: int, given: Sequence[float] | None) -> tuple[float, ...]:
-        model = self.network.model
         if given is None:
-            return tuple(model.times.get(steps) or consistency_times(model.process, steps))
+            return self.network.model.schedule(steps)
         times = tuple(float(t) for t in given)
         if (
             not times

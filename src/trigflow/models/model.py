@@ -328,18 +328,14 @@ class Model:
                 raise UserError("sampling times for a diffusion model; expected a consistency model; use steps instead")
             grid = samplers.sigma_grid(process, steps)
             return lambda velocity, noise: solve(velocity, noise(0), grid)
-        if sampling.jumps == "segments":
-            if steps != sampling.segments or times is not None:
-                given = f"{steps} steps" if times is None else "sampling times"
-                raise UserError(
-                    f"{given} for a multistep model of {sampling.segments} segments; expected {sampling.segments} steps, one "
-                    f"for each; drop {'--steps' if times is None else 'times'}"
-                )
-            times = samplers.segment_times(process, sampling.segments)
-        elif times is None:
-            default = samplers.meanflow_times if sampling.jumps == "any" else samplers.consistency_times
-            times = self.times.get(steps) or default(process, steps)
-        schedule, share = tuple(times), sampling.noise if gamma is None else gamma
+        if sampling.jumps == "segments" and (steps != sampling.segments or times is not None):
+            given = f"{steps} steps" if times is None else "sampling times"
+            raise UserError(
+                f"{given} for a multistep model of {sampling.segments} segments; expected {sampling.segments} steps, one "
+                f"for each; drop {'--steps' if times is None else 'times'}"
+            )
+        schedule = self.schedule(steps) if times is None else tuple(times)
+        share = sampling.noise if gamma is None else gamma
 
         def draw(velocity: samplers.VelocityFunction, noise: Noise) -> Tensor:
             start = noise(0)  # first, also where it comes from a generator
@@ -347,6 +343,17 @@ class Model:
             return samplers.flow_map_sample(velocity, process, start, schedule, gamma=share, fresh=fresh)
 
         return draw
+
+    def schedule(self, steps: int) -> tuple[float, ...]:
+        """Sampling times of a consistency model for so many steps: of its segments, or what a search found, or the default.
+
+        Raises:
+            UserError: for fewer than 1.
+        """
+        if self.sampling.jumps == "segments":
+            return samplers.segment_times(self.process, self.sampling.segments)
+        default = samplers.meanflow_times if self.sampling.jumps == "any" else samplers.consistency_times
+        return self.times.get(steps) or default(self.process, steps)
 
     # Files ---------------------------------------------------------------------------------------------------------
 
