@@ -44,7 +44,7 @@ _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
 
 
-def shown(said: Any) -> str:
+def quoted(said: Any) -> str:
     """What somebody said, as it is quoted in an error: on one line, and cut where it is long."""
     return _SHORT.repr(said)
 
@@ -247,7 +247,7 @@ class Classes:
             else:
                 few = ", ".join(self.names[:8]) + (", ..." if len(self.names) > 8 else "")
                 known = few or f"numbers from 0 to {self.num - 1}"
-                raise UserError(f"{what}: there is no class {shown(said)}; expected one of {known}; correct {what}")
+                raise UserError(f"{what}: there is no class {quoted(said)}; expected one of {known}; correct {what}")
         elif isinstance(said, Tensor) and not said.ndim and not said.is_floating_point() and said.dtype != torch.bool:
             said = int(said)
         try:
@@ -255,9 +255,9 @@ class Classes:
         except TypeError:
             number = None
         if number is None:
-            raise UserError(f"{what}: {shown(said)} is no class; expected a whole number or a name; correct {what}")
+            raise UserError(f"{what}: {quoted(said)} is no class; expected a whole number or a name; correct {what}")
         if not -(2**63) <= number < 2**63:
-            raise UserError(f"label {shown(number)} is out of range; expected 0 to {self.num - 1}; correct {what}")
+            raise UserError(f"label {quoted(number)} is out of range; expected 0 to {self.num - 1}; correct {what}")
         return number
 
     def _of_one_hot(self, given: Tensor, what: str) -> Tensor:
@@ -310,7 +310,7 @@ class Numbers:
             value = torch.as_tensor(said, dtype=torch.float32)
         except (TypeError, ValueError, RuntimeError):
             raise UserError(
-                f"{what}: {shown(said)} are no numbers; expected rows of shape {self.shape}; correct it"
+                f"{what}: {quoted(said)} are no numbers; expected rows of shape {self.shape}; correct it"
             ) from None
         value = value[None] if tuple(value.shape) == self.shape else value
         if tuple(value.shape[1:]) != self.shape or not len(value) or not bool(value.isfinite().all()):
@@ -418,7 +418,7 @@ def said_of(labels: Any, conditions: Mapping[str, Any] | None) -> dict[str, Any]
         UserError: for conditions that are no mapping, or classes that are said in both.
     """
     if conditions is not None and not isinstance(conditions, Mapping):
-        raise UserError(f"conditions {shown(conditions)}; expected values by name; correct conditions")
+        raise UserError(f"conditions {quoted(conditions)}; expected values by name; correct conditions")
     said = {name: value for name, value in (conditions or {}).items() if value is not None}
     if labels is None:
         return said

@@ -252,7 +252,8 @@ def test_bad_conditions_are_refused(said: Any, windward: TestClient) -> None:
 
 def test_a_model_without_conditions_of_its_own_takes_none(client: TestClient) -> None:
     assert "conditions" in refused(client, conditions={"wind": [1.0, 2.0]})
-    assert pictures(client, conditions=None).shape == (1, 1, 8, 8)
+    for none in (None, {}):
+        assert pictures(client, conditions=none).shape == (1, 1, 8, 8)
 
 
 def test_a_stream_takes_conditions(windward: TestClient) -> None:

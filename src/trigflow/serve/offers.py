@@ -9,7 +9,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from trigflow.conditions import Classes, said_of, shown
+from trigflow.conditions import Classes, quoted, said_of
 from trigflow.deploy import Engine
 from trigflow.models.model import Model, load
 from trigflow.runtime.errors import UserError
@@ -95,7 +95,7 @@ class Offer:
         fine = [isinstance(w, Real) and not isinstance(w, bool) and 0 <= w <= MOST_WEIGHT for w in weights.values()]
         if not all(fine) or not any(weights.values()):
             raise UserError(
-                f"a mix of labels with the weights {shown([*weights.values()])}; expected numbers of at least 0 and at most "
+                f"a mix of labels with the weights {quoted([*weights.values()])}; expected numbers of at least 0 and at most "
                 f"{MOST_WEIGHT}, one of them above 0; correct labels"
             )
         if (positive := sum(map(bool, weights.values()))) > self.mixed_labels:

@@ -17,7 +17,7 @@ from pydantic import (
 )
 from pydantic_core import from_json
 
-from trigflow.conditions import shown
+from trigflow.conditions import quoted
 from trigflow.runtime.errors import UserError
 from trigflow.serve.limits import Limits
 from trigflow.serve.offers import MOST_WEIGHT, Offer
@@ -126,18 +126,20 @@ def check(kind: type[AnyMessage], value: Any) -> AnyMessage:
         UserError: if it is not as the schema says.
     """
     if not isinstance(value, dict):
-        raise UserError(f"the request is {shown(value)}; expected a JSON object; correct the request")
+        raise UserError(f"the request is {quoted(value)}; expected a JSON object; correct the request")
     try:
         return kind.model_validate(value)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         name, fields = str(first["loc"][0]), kind.model_json_schema()["properties"]
         if name not in fields:
-            raise UserError(f"{shown(name)[1:-1]}: no such field; expected {', '.join(fields)}; leave it out") from None
+            raise UserError(
+                f"{quoted(name)[1:-1]}: no such field; expected {', '.join(fields)}; leave it out"
+            ) from None
         expected = in_words(fields[name])
         if name not in value:
             raise UserError(f"{name} is missing; expected {expected}; add it") from None
-        raise UserError(f"{name} {shown(value[name])}; expected {expected}; correct {name}") from None
+        raise UserError(f"{name} {quoted(value[name])}; expected {expected}; correct {name}") from None
 
 
 def in_words(schema: Mapping[str, Any]) -> str:
@@ -204,7 +206,7 @@ def _labels_schema(offer: Offer, limits: Limits) -> dict[str, Any]:
 def _conditions_of(offer: Offer) -> Any:
     """What can be said to the model of an offer beside classes."""
     names = tuple(name for name in offer.model.conditioner.inputs if name != "label")
-    if not names:
-        return None
-    expected = f"numbers, lists of numbers or texts by name, for {', '.join(names)}, or null"
-    return Annotated[dict[Literal[names], Said] | None, Field(description=expected)]  # type: ignore[valid-type]
+    key: Any = Literal[names] if names else str
+    expected = f"numbers, lists of numbers or texts by name, for {', '.join(names)}, or null" if names else "null"
+    said = Annotated[dict[key, Said], Field(max_length=len(names))]
+    return Annotated[said | None, Field(description=expected)]

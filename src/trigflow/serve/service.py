@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
 
-from trigflow.conditions import shown
+from trigflow.conditions import quoted
 from trigflow.runtime.errors import UserError
 from trigflow.serve.batching import Batcher
 from trigflow.serve.drawing import Order, draw_together
@@ -118,7 +118,7 @@ def normal_origin(text: str) -> str:
         host, port = "", None
     if not host or "@" in text or re.search(r"\s", text) or not re.fullmatch(r"[^/]+://[^/?#]+/?", text):
         raise UserError(
-            f"origin {shown(text)}; expected scheme and host of a page, such as https://example.org or http://localhost:3000; "
+            f"origin {quoted(text)}; expected scheme and host of a page, such as https://example.org or http://localhost:3000; "
             "correct --origins"
         )
     host = f"[{host}]" if ":" in host else host
