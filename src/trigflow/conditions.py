@@ -220,6 +220,8 @@ class Classes:
         Raises:
             UserError: for an unknown name, a number out of range, another type or shape, or none at all.
         """
+        if type(said).__module__ == "numpy" and said.dtype.kind not in "biufc":
+            said = said.tolist()  # names
         if isinstance(said, Tensor) or type(said).__module__ == "numpy":
             chosen = torch.as_tensor(said)
             if chosen.ndim == 2:
@@ -307,8 +309,8 @@ class Numbers:
             UserError: for no numbers, another shape, or numbers that are not finite.
         """
         try:
-            value = torch.as_tensor(said, dtype=torch.float32)
-        except (TypeError, ValueError, RuntimeError):
+            value = torch.as_tensor(said, dtype=torch.float32).detach()
+        except (TypeError, ValueError, RuntimeError, OverflowError):
             raise UserError(
                 f"{what}: {quoted(said)} are no numbers; expected rows of shape {self.shape}; correct it"
             ) from None
@@ -439,6 +441,7 @@ def check_labels(labels: Tensor, num_classes: int) -> None:
     """
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise UserError(f"labels of type {labels.dtype}; expected integers; convert them with labels.long()")
+    labels = labels.to(torch.int64)
     outside = labels[(labels < 0) | (labels >= num_classes)]
     if outside.numel() == 0:
         return

@@ -500,6 +500,11 @@ def test_mistakes_in_training(
         ("student", ["--conditions", "wind"], "--conditions wind; expected NAME=VALUE"),
         (
             "student",
+            ["--conditions", "wind=1", "wind=2"],
+            "--conditions wind=2; expected NAME=VALUE, such as wind=0.5,-1, each",
+        ),
+        (
+            "student",
             ["--conditions", "wind=1,2"],
             "wind for a model that takes no such condition; expected labels; leave wind out",
         ),

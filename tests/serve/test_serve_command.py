@@ -69,6 +69,25 @@ def test_a_teacher_of_other_classes_is_not_served_as_that_of_the_student(
     assert ("is not served" in capsys.readouterr().err) != served
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("images", 2.5),
+        ("images", True),
+        ("steps", "8"),
+        ("queue_seconds", float("inf")),
+        ("guidance", None),
+        ("batch", -1),
+    ],
+)
+def test_limits_from_python_are_checked_too(name: str, value: Any) -> None:
+    with pytest.raises(
+        UserError, match=rf"^limit {name} = .*; expected a (whole|finite) number above 0; correct --limits"
+    ):
+        Limits(**{name: value})
+    assert Limits(window_ms=0, guidance=4).window_ms == 0
+
+
 @pytest.mark.parametrize("token", ["", "short", "sixteen letters and a space", "x" * 257])
 def test_tokens_from_python_are_checked_too(token: str) -> None:
     with pytest.raises(UserError, match=r"^the token cannot be used; expected 16 to 256 letters"):

@@ -69,7 +69,7 @@ def main(args: list[str] | None = None) -> None:
         sys.exit(EXIT_TERMINATED if terminated else EXIT_INTERRUPTED)
     finally:
         try:
-            sys.stdout.flush()
+            print(end="", flush=True)
         except BrokenPipeError:  # what is left is read by nobody
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
