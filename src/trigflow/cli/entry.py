@@ -70,8 +70,14 @@ def main(args: list[str] | None = None) -> None:
     finally:
         try:
             print(end="", flush=True)
-        except BrokenPipeError:  # what is left is read by nobody
+        except OSError as error:  # what is left is read by nobody
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            if not isinstance(error, BrokenPipeError):
+                print(
+                    f"trigflow: error: the output cannot be written ({error.strerror}); expected room for it",
+                    file=sys.stderr,
+                )
+                sys.exit(EXIT_FAILED)
 
 
 def _unread() -> bool:
