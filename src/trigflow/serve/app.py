@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
-import torch
 from fastapi import Depends, FastAPI, HTTPException, Request, Response, Security
 from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
 from fastapi.responses import JSONResponse
@@ -26,7 +24,7 @@ from trigflow.serve.pages import add_page
 from trigflow.serve.requests import check, parse_json
 from trigflow.serve.service import Service
 from trigflow.serve.stream import serve_stream
-from trigflow.serve.wire import MEDIA_TYPES, columns_of, encode
+from trigflow.serve.wire import MEDIA_TYPES, columns_of
 from trigflow.serve.within import within
 from trigflow.version import __version__
 
@@ -165,18 +163,10 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         name, order = service.order(asked)
         jobs = service.batchers[name].submit(order)
         drawn = await _wait_for(request, service, name, jobs)
-        begun = time.monotonic()
-        pictures = torch.cat([part.images for part in drawn])
-        content = await asyncio.get_running_loop().run_in_executor(service.encoders, encode, pictures, asked.format)
-        seconds = {
-            "queue": max(part.queue for part in drawn),
-            "network": sum(part.network for part in drawn),
-            "encode": time.monotonic() - begun,
-        }
-        service.metrics.observe(name, **seconds)
+        content, seconds = await service.encode(name, drawn, asked.format)
         headers = {
-            "X-Trigflow-Shape": ",".join(map(str, pictures.shape)),
-            "X-Trigflow-Columns": str(columns_of(len(pictures))),
+            "X-Trigflow-Shape": ",".join(map(str, (len(order), *drawn[0].images.shape[1:]))),
+            "X-Trigflow-Columns": str(columns_of(len(order))),
             "Server-Timing": ", ".join(f"{part};dur={1000 * value:.3f}" for part, value in seconds.items()),
         }
         return Response(content, media_type=MEDIA_TYPES[asked.format], headers=headers)

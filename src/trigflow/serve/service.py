@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import re
 import secrets
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
 
+import torch
+
 from trigflow.conditions import quoted
 from trigflow.runtime.errors import UserError
-from trigflow.serve.batching import Batcher
+from trigflow.serve.batching import Batcher, Drawn
 from trigflow.serve.drawing import Order, draw_together
 from trigflow.serve.limits import Limits, check_token
 from trigflow.serve.metrics import Metrics
 from trigflow.serve.noise import NoiseSource
 from trigflow.serve.offers import Offer
 from trigflow.serve.requests import FrameRequest, ImagesRequest, PictureRequest, bounded
+from trigflow.serve.wire import encode
 
 
 class Service:
@@ -86,6 +91,22 @@ class Service:
         """
         name = request.model or self.default
         return name, self.offers[name].order(**request.order())
+
+    async def encode(self, name: str, drawn: Sequence[Drawn], format: str) -> tuple[bytes, dict[str, float]]:
+        """Pictures of a model as bytes, and the seconds they were in the queue, in the network and here, which are recorded."""
+        begun = time.monotonic()
+        pictures = torch.cat([part.images for part in drawn])
+        if format == "raw":  # sooner done than handed over
+            content = encode(pictures, format)
+        else:
+            content = await asyncio.get_running_loop().run_in_executor(self.encoders, encode, pictures, format)
+        seconds = {
+            "queue": max(part.queue for part in drawn),
+            "network": sum(part.network for part in drawn),
+            "encode": time.monotonic() - begun,
+        }
+        self.metrics.observe(name, **seconds)
+        return content, seconds
 
     def knows(self, token: str | None) -> bool:
         """Whether this is the token, compared in time that does not depend on where it differs."""
