@@ -265,6 +265,12 @@ def test_classes_come_in_turn() -> None:
         ([torch.tensor(1), np.int64(2)], [1, 2]),
         (torch.eye(3)[[2, 0]], [2, 0]),
         (np.eye(3, dtype=np.int64)[[1]], [1]),
+        (np.eye(3, dtype=np.uint64)[[1, 2]], [1, 2]),
+        (np.array(["bird", "cat"]), [2, 0]),
+        (np.array(["dog", 2], dtype=object), [1, 2]),
+        (np.str_("dog"), [1]),
+        (np.array([1, 2], dtype=np.uint64), [1, 2]),
+        (torch.tensor([1, 2], dtype=torch.uint16), [1, 2]),
     ],
 )
 def test_ways_to_say_a_class(said: Any, numbers: list[int]) -> None:
@@ -290,6 +296,13 @@ def test_ways_to_say_a_class(said: Any, numbers: list[int]) -> None:
         ([None], r"^labels: None is no class; "),
         ({"a": 1}, r"^labels: \{'a': 1\} is no class; "),
         (b"cat", r"^labels: b'cat' is no class; "),
+        ("a\nb", r"^labels: there is no class 'a\\nb'; "),
+        ("x" * 10_000, r"^labels: there is no class 'x{1,80}\.\.\.x{1,80}'; "),
+        (np.array(["cat", "horse"]), r"^labels: there is no class 'horse'; "),
+        (np.array([b"cat"]), r"^labels: b'cat' is no class; "),
+        (np.datetime64("2020"), r"^labels: datetime\.date\(2020, 1, 1\) is no class; "),
+        (torch.tensor([70_000], dtype=torch.uint32), r"^label 70000 is out of range; "),
+        (torch.tensor([1j]), r"^labels of type torch\.complex64; expected integers; "),
         (torch.tensor([1.0]), r"^labels of type torch\.float32; expected integers; "),
         (torch.tensor([True]), r"^labels of type torch\.bool; expected integers; "),
         (np.array([0.5]), r"^labels of type torch\.float64; expected integers; "),
@@ -379,10 +392,18 @@ def test_numbers_of_another_shape(said: Any) -> None:
         Numbers("size", (2,)).rows(said, 1, 0)
 
 
-@pytest.mark.parametrize("said", ["large", ["a", "b"], {"w": 1}, [[1, 2], [3]], [None, 1]])
+@pytest.mark.parametrize("said", ["large", ["a", "b"], {"w": 1}, [[1, 2], [3]], [None, 1], [10**400, 1]])
 def test_what_are_no_numbers(said: Any) -> None:
     with pytest.raises(UserError, match=r"^crop: .* are no numbers; expected rows of shape \(2,\); correct it$"):
         Numbers("size", (2,)).rows(said, 1, 0, "crop")
+
+
+def test_words_are_the_texts_that_mean_a_class() -> None:
+    for classes in (PETS, Classes(3), Classes(3, ("1", "2", "10")), Classes(2, ("cat", "0"))):
+        assert len(set(classes.words)) == len(classes.words)
+        assert {classes.numbers(word).item() for word in classes.words} == set(range(classes.num))
+    assert PETS.words == ("cat", "dog", "bird", "0", "1", "2")
+    assert Classes(3, ("1", "2", "10")).words == ("1", "2", "10")
 
 
 # Everything together -------------------------------------------------------------------------------------------------
@@ -461,3 +482,22 @@ def test_an_input_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_states_that_are_none(state: Any) -> None:
     with pytest.raises((KeyError, TypeError, ValueError)):
         Conditioner.from_state(state)
+
+
+def test_rows_that_were_said_are_counted() -> None:
+    said = {"label": ["cat", 1, "bird"], "size": [[1, 2], [3, 4]]}
+    assert BOTH.counts(said) == {"label": 3, "size": 2}
+    assert BOTH.counts({"size": [1, 2], "colour": 3}) == {"size": 1}
+    with pytest.raises(UserError, match=r"^size of shape \(3,\); "):
+        BOTH.counts({"size": [1, 2, 3]})
+
+
+def test_everything_that_is_said_is_said_once() -> None:
+    assert told.said_of(None, None) == {}
+    assert told.said_of("cat", {"size": [1, 2], "colour": None}) == {"label": "cat", "size": [1, 2]}
+    assert told.said_of(None, {"label": 2}) == told.said_of(2, {"label": None}) == {"label": 2}
+    with pytest.raises(UserError, match=r"^labels, and a label among the conditions; expected one of them; "):
+        told.said_of(0, {"label": 0})
+    for bad in ([1, 2], "size=1", 3):
+        with pytest.raises(UserError, match=r"^conditions .*; expected values by name; "):
+            told.said_of(None, bad)  # type: ignore[arg-type]

@@ -16,6 +16,7 @@ kind is a class with `rows` and `state`, under its name in `INPUTS`.
 from __future__ import annotations
 
 import operator
+import reprlib
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -39,6 +40,15 @@ OLD = {
     "takes_end": 'takes = frozenset({..., "end"})',
 }
 """Attributes that said this before, and what says it now."""
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
+
+
+def quoted(said: Any) -> str:
+    """What somebody said, as it is quoted in an error: on one line, and cut where it is long."""
+    return _SHORT.repr(said)
 
 
 def takes(network: object) -> frozenset[str]:
@@ -195,6 +205,12 @@ class Classes:
                 "correct the names"
             )
 
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Every text that means a class: the names, and the numbers in digits, unless a name is one of those itself."""
+        numbered = any(name.isdecimal() for name in self.names)
+        return self.names if numbered else (*self.names, *map(str, range(self.num)))
+
     def rows(self, said: Any, num: int, first: int, what: str = "labels") -> dict[str, Tensor]:
         """The classes said, in turn: one, several, or a one-hot row a sample `(n, num)`; without any, all of them in turn."""
         chosen = torch.arange(self.num) if said is None else self.numbers(said, what)
@@ -206,6 +222,8 @@ class Classes:
         Raises:
             UserError: for an unknown name, a number out of range, another type or shape, or none at all.
         """
+        if type(said).__module__ == "numpy" and said.dtype.kind not in "biufc":
+            said = said.tolist()  # names
         if isinstance(said, Tensor) or type(said).__module__ == "numpy":
             chosen = torch.as_tensor(said)
             if chosen.ndim == 2:
@@ -233,7 +251,7 @@ class Classes:
             else:
                 few = ", ".join(self.names[:8]) + (", ..." if len(self.names) > 8 else "")
                 known = few or f"numbers from 0 to {self.num - 1}"
-                raise UserError(f"{what}: there is no class '{said}'; expected one of {known}; correct {what}")
+                raise UserError(f"{what}: there is no class {quoted(said)}; expected one of {known}; correct {what}")
         elif isinstance(said, Tensor) and not said.ndim and not said.is_floating_point() and said.dtype != torch.bool:
             said = int(said)
         try:
@@ -241,9 +259,9 @@ class Classes:
         except TypeError:
             number = None
         if number is None:
-            raise UserError(f"{what}: {said!r} is no class; expected a whole number or a name; correct {what}")
+            raise UserError(f"{what}: {quoted(said)} is no class; expected a whole number or a name; correct {what}")
         if not -(2**63) <= number < 2**63:
-            raise UserError(f"label {number} is out of range; expected 0 to {self.num - 1}; correct {what}")
+            raise UserError(f"label {quoted(number)} is out of range; expected 0 to {self.num - 1}; correct {what}")
         return number
 
     def _of_one_hot(self, given: Tensor, what: str) -> Tensor:
@@ -280,7 +298,6 @@ class Numbers:
 
     def rows(self, said: Any, num: int, first: int, what: str = "") -> dict[str, Tensor]:
         """One row for all samples, or several in turn; the default where nothing is said."""
-        what = what or self.name
         if said is None:
             row = (
                 torch.tensor(self.default, dtype=torch.float32).reshape(self.shape)
@@ -288,11 +305,20 @@ class Numbers:
                 else torch.zeros(self.shape, dtype=torch.float32)
             )
             return {self.name: row.expand(num, *self.shape)}
+        value = self.numbers(said, what or self.name)
+        return {self.name: value[torch.arange(first, first + num) % len(value)]}
+
+    def numbers(self, said: Any, what: str) -> Tensor:
+        """The rows said, float32 `(n, *shape)`, n at least 1.
+
+        Raises:
+            UserError: for no numbers, another shape, or numbers that are not finite.
+        """
         try:
-            value = torch.as_tensor(said, dtype=torch.float32)
-        except (TypeError, ValueError, RuntimeError):
+            value = torch.as_tensor(said, dtype=torch.float32).detach()
+        except (TypeError, ValueError, RuntimeError, OverflowError):
             raise UserError(
-                f"{what}: {said!r} are no numbers; expected rows of shape {self.shape}; correct it"
+                f"{what}: {quoted(said)} are no numbers; expected rows of shape {self.shape}; correct it"
             ) from None
         value = value[None] if tuple(value.shape) == self.shape else value
         if tuple(value.shape[1:]) != self.shape or not len(value) or not bool(value.isfinite().all()):
@@ -300,7 +326,7 @@ class Numbers:
                 f"{what} of shape {tuple(value.shape)}; expected finite numbers of shape {self.shape}, or several such rows; "
                 "correct it"
             )
-        return {self.name: value[torch.arange(first, first + num) % len(value)]}
+        return value
 
     def state(self) -> dict[str, Any]:
         return {"name": self.name, "shape": list(self.shape), "default": list(self.default)}
@@ -342,18 +368,27 @@ class Conditioner:
         """
         said = {name: value for name, value in (said or {}).items() if value is not None}
         for name in said.keys() - self.inputs.keys():
-            what = "labels" if name == "label" else name
+            what = _called(name)
             raise UserError(f"{what} for {self._what()}; expected {self._known()}; leave {what} out")
         told: dict[str, Tensor] = {}
         for name, maker in self.inputs.items():
-            told |= maker.rows(said.get(name), num, first, "labels" if name == "label" else name)
+            told |= maker.rows(said.get(name), num, first, _called(name))
         return told
+
+    def counts(self, said: Mapping[str, Any]) -> dict[str, int]:
+        """How many rows were said of each thing, by name; without those whose input has no `numbers` to count.
+
+        Raises:
+            UserError: as `conditions`, for what is no such thing.
+        """
+        counted = {name: getattr(maker, "numbers", None) for name, maker in self.inputs.items() if name in said}
+        return {name: len(numbers(said[name], _called(name))) for name, numbers in counted.items() if numbers}
 
     def _what(self) -> str:
         return "a model that takes no such condition" if self.inputs else "an unconditional model"
 
     def _known(self) -> str:
-        return ", ".join("labels" if name == "label" else name for name in self.inputs) or "none"
+        return ", ".join(map(_called, self.inputs)) or "none"
 
     def state(self) -> dict[str, Any]:
         """Plain JSON types; `from_state` gives back an equal one."""
@@ -414,6 +449,27 @@ def check_same_classes(names: Sequence[str], others: Sequence[str], whose: str, 
             )
 
 
+def _called(name: str) -> str:
+    """What a condition is called by those who say it."""
+    return "labels" if name == "label" else name
+
+
+def said_of(labels: Any, conditions: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Everything that is said, by name: labels as `label`, and conditions; without what is None.
+
+    Raises:
+        UserError: for conditions that are no mapping, or classes that are said in both.
+    """
+    if conditions is not None and not isinstance(conditions, Mapping):
+        raise UserError(f"conditions {quoted(conditions)}; expected values by name; correct conditions")
+    said = {name: value for name, value in (conditions or {}).items() if value is not None}
+    if labels is None:
+        return said
+    if "label" in said:
+        raise UserError("labels, and a label among the conditions; expected one of them; drop the other")
+    return {"label": labels, **said}
+
+
 def check_labels(labels: Tensor, num_classes: int) -> None:
     """Require every label to be an integer in `0 ... num_classes - 1`.
 
@@ -426,6 +482,7 @@ def check_labels(labels: Tensor, num_classes: int) -> None:
     """
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise UserError(f"labels of type {labels.dtype}; expected integers; convert them with labels.long()")
+    labels = labels.to(torch.int64)
     outside = labels[(labels < 0) | (labels >= num_classes)]
     if outside.numel() == 0:
         return

@@ -67,7 +67,7 @@ def port(browser: Any) -> Iterator[int]:
 
 @pytest.fixture
 def drawer() -> Iterator[StubDrawer]:
-    """StepDraws noise, and waits where a test tells it to."""
+    """Draws noise, and waits where a test tells it to."""
     drawer = StubDrawer()
     yield drawer
     drawer.release()

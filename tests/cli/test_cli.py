@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import shutil
@@ -22,10 +23,12 @@ from PIL import Image
 import programs
 from trigflow.cli import entry as cli_module
 from trigflow.cli.commands import COMMANDS
+from trigflow.cli.reports import Info
 from trigflow.models.model import load
 from trigflow.training.checkpoint import list_checkpoints
 from trigflow.training.config import read_config
 from trigflow.training.trainer import Trainer
+from trigflow.version import __version__
 
 Cli = Callable[..., Any]
 Photos = Callable[..., Path]
@@ -46,6 +49,53 @@ def trigflow(*args: object, cwd: Path | None = None) -> subprocess.CompletedProc
     """The command in a process of its own."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return programs.run(["-m", "trigflow", *args], cwd=cwd, environment=environment)
+
+
+# Devices, versions and pipes -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "command", ["sample", "evaluate", "bench", "serve", "train", "distill", "convert", "encode", "reference"]
+)
+def test_a_device_that_does_not_exist_is_said_with_its_option(command: str, cli: Cli, tmp_path: Path) -> None:
+    option = "--loop.device" if command in ("train", "distill") else "--device"
+    places = [] if command == "train" else [tmp_path / "none"]
+    out = [] if command in ("sample", "evaluate", "bench", "serve") else ["--out", tmp_path / "out"]
+    result = cli(command, *places, *out, option, "mps")
+    assert (result.code, result.out) == (2, "")
+    assert "device 'mps' cannot be used (there is none here); expected cpu, cuda or auto" in result.err
+    assert result.err.endswith(f"; change {option}\n")
+    assert len(result.err) < 200
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_dry_shows_the_settings_of_a_machine_with_another_device(cli: Cli, tmp_path: Path) -> None:
+    result = cli("train", "--preset", "digits", "--loop.device", "mps", "--dry", "--out", tmp_path / "run")
+    assert (result.code, result.err) == (0, "")
+    assert "mps" in result.out
+
+
+def test_the_version(cli: Cli) -> None:
+    result = cli("--version")
+    assert (result.code, result.out, result.err) == (0, f"trigflow {__version__}\n", "")
+
+
+def test_output_that_nobody_reads_to_the_end_is_no_error(teacher_folder: Path) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as unread:
+        running = programs.start(["-m", "trigflow", "info", teacher_folder], stdout=unread, stderr=subprocess.PIPE)
+        assert running.communicate(timeout=60)[1] == ""
+    assert running.returncode == 0
+
+
+def test_a_broken_pipe_elsewhere_is_an_error(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def broken(*_: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(Info, "run", broken)
+    with pytest.raises(BrokenPipeError), (tmp_path / "out").open("w") as out, contextlib.redirect_stdout(out):
+        cli_module.main(["info", "run"])
 
 
 # Help ----------------------------------------------------------------------------------------------------------------
@@ -448,6 +498,11 @@ def test_mistakes_in_training(
         ("student", ["--labels", "-1"], "labels: there is no class '-1'"),
         ("student", ["--labels", "1.5"], "labels: there is no class '1.5'"),
         ("student", ["--conditions", "wind"], "--conditions wind; expected NAME=VALUE"),
+        (
+            "student",
+            ["--conditions", "wind=1", "wind=2"],
+            "--conditions wind=2; expected NAME=VALUE, such as wind=0.5,-1, each",
+        ),
         (
             "student",
             ["--conditions", "wind=1,2"],

@@ -53,7 +53,7 @@ def test_command(cli: Callable[..., Any], student_folder: Path, tmp_path: Path) 
     assert written["steps"] == 1
     assert {r["variant"] for r in written["rows"]} == {"plain", "traced"}
     assert f"pick: {written['pick']}" in result.out
-    assert "not measured: fp16: float16 on cpu" in result.out
+    assert "not measured: fp16: the variant fp16 on cpu" in result.out
     assert "images/s" in result.out
 
 

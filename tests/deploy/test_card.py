@@ -55,7 +55,7 @@ def test_names_stay_on_their_line() -> None:
     model = dataclasses.replace(model, conditioner=Conditioner.of_classes(10, ("a`b", "c\n---\nd", *"23456789")))
     card = model_card(model, [], pictured=True)
     assert "# `'rm' # Heading/`, drawn in one or two steps" in card.splitlines()
-    assert "Classes: `a'b`, `c --- d`, `2`" in card
+    assert "Classes: 0 `a'b`, 1 `c --- d`, 2 `2`" in card
     assert card.splitlines().count("---") == 2  # those of the front matter
     assert "objective | continuous-time consistency distillation" in card
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from pathlib import Path
@@ -194,6 +195,13 @@ def test_what_does_not_fit_is_refused_in_one_line(engine: Engine, changes: dict[
     with pytest.raises(UserError, match=said) as caught:
         engine.draw(arguments.pop("noise"), **arguments)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_weights_of_another_precision_are_refused(student: Model, dtype: torch.dtype) -> None:
+    other = dataclasses.replace(student, network=copy.deepcopy(student.network).to(dtype))
+    with pytest.raises(UserError, match=f"^a network of {dtype}.*; expected float32"):
+        Engine(other, variant="plain")
 
 
 def test_numbers_are_drawn_from_no_global_generator(student: Model) -> None:

@@ -220,3 +220,14 @@ def test_models_are_not_changed(tmp_path: Path) -> None:
     export_network(model, tmp_path, "torchscript")
     TrigFlowPipeline.from_model(model).network.network.load_state_dict({k: 0 * v for k, v in before.items()})
     assert all(torch.equal(before[name], value) for name, value in model.network.state_dict().items())
+
+
+@pytest.mark.parametrize("to", ["torchscript", "onnx"])
+def test_a_network_in_double_precision_is_refused(to: Any, tmp_path: Path) -> None:
+    model = student()
+    model.network.double()
+    with pytest.raises(
+        UserError, match=r"^a network of torch\.float64; expected float32; convert it with model\.network"
+    ):
+        export_network(model, tmp_path, to)
+    assert list(tmp_path.iterdir()) == []

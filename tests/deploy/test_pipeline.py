@@ -192,6 +192,18 @@ def test_a_scheduler_of_another_sigma_data_is_refused() -> None:
         TrigFlowPipeline(pipe.network, SCMScheduler(sigma_data=1.0))
 
 
+@pytest.mark.parametrize("steps", [1, 3])
+def test_double_precision_draws_the_same_picture_to_rounding(steps: int) -> None:
+    expected = pipeline()([1, 2], steps, 1.5, generator=seeded(), output_type="latent").images
+    pipe = pipeline().to(torch.float64)
+    drawn = pipe([1, 2], steps, 1.5, generator=seeded(), output_type="latent").images
+    assert drawn.dtype == torch.float64
+    assert 0 < (drawn - expected).abs().max() < 1e-4
+    given = torch.randn(2, 1, 8, 8, generator=seeded(), dtype=torch.float64)
+    exact, rounded = (pipe([1, 2], 1, latents=z, output_type="latent").images for z in (given, given.float()))
+    assert 0 < (exact - rounded).abs().max() < 1e-5
+
+
 def test_half_precision_weights_are_refused_and_autocast_is_not() -> None:
     pipe = pipeline()
     exact = pipe([1], generator=seeded(), output_type="latent").images

@@ -132,6 +132,30 @@ def test_a_pipeline_of_latents_carries_its_autoencoder(tmp_path: Path) -> None:
     assert str(tmp_path) not in (tmp_path / "saved" / "network" / "config.json").read_text()
 
 
+def test_variants_of_the_weights_are_opened_by_name(pipe: TrigFlowPipeline, tmp_path: Path) -> None:
+    pipe.save_pretrained(tmp_path, variant="fp16", samples=0)
+    assert np.array_equal(
+        draw(TrigFlowPipeline.from_pretrained(tmp_path, variant="fp16", use_safetensors=True)), draw(pipe)
+    )
+    for named in ({}, {"variant": "ema"}):
+        with pytest.raises(
+            UserError, match=r"'.*network' cannot be read .*; restore it, or name another variant$"
+        ) as caught:
+            TrigFlowPipeline.from_pretrained(tmp_path, **named)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match=r"^weights as a pickle; expected safetensors; "):
+        TrigFlowPipeline.from_pretrained(tmp_path, variant="fp16", use_safetensors=False)
+
+
+def test_weights_are_opened_in_another_precision(folder: Path) -> None:
+    pipe = TrigFlowPipeline.from_pretrained(folder, torch_dtype=torch.float64)
+    assert pipe.dtype == torch.float64
+    assert np.abs(draw(pipe) - draw(TrigFlowPipeline.from_pretrained(folder))).max() <= 1 / 255 + 1e-6
+    half = TrigFlowPipeline.from_pretrained(folder, torch_dtype=torch.float16)
+    with pytest.raises(UserError, match=r"a network of torch\.float16; expected float32"):
+        half()
+
+
 def test_push_to_hub_uploads_the_folder(
     pipe: TrigFlowPipeline, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -196,8 +220,10 @@ def test_folders_that_cannot_be_opened(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"expected a scheduler_config\.json"):
         TrigFlowPipeline.from_pretrained(folder)
     scheduler.write_text(written)
-    with pytest.raises(UserError, match=r"torch_dtype for TrigFlowPipeline\.from_pretrained"):
-        TrigFlowPipeline.from_pretrained(folder, torch_dtype=torch.float16)
+    with pytest.raises(
+        UserError, match=r"device_map for TrigFlowPipeline\.from_pretrained; expected network, .*variant"
+    ):
+        TrigFlowPipeline.from_pretrained(folder, device_map="auto")
 
     weights = folder / "network" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,11 +15,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from deploy.students import NAMES, named, student, windy
+from deploy.students import NAMES, Windy, named, student, windy
+from trigflow.conditions import Classes, Conditioner, Numbers
 from trigflow.deploy import Engine
 from trigflow.deploy.export import export_network
 from trigflow.deploy.pipeline import TrigFlowPipeline
 from trigflow.models.model import Model, load
+from trigflow.models.outside import model_of
 from trigflow.runtime.errors import UserError
 from trigflow.serve.drawing import draw_together
 from trigflow.serve.limits import Limits
@@ -190,6 +193,46 @@ def test_an_engine_draws_with_a_condition_of_several_numbers(variant: str, kind:
             with pytest.raises(UserError, match=words) as caught:
                 draw()
             assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("rows", [2, 4])
+def test_rows_that_no_sample_would_get_are_refused(rows: int) -> None:
+    """An engine and a pipeline take one row, or one a sample; `Model.sample` and the server take rows in turn."""
+    model = windy()
+    wind = torch.ones(rows, 2)
+    with pytest.raises(UserError, match=f"^{rows} rows of wind for 3 samples; expected one, or one per sample; "):
+        Engine(model, steps=1, variant="plain").draw(model.noise(0, 0, 0, 3), 0, conditions={"wind": wind})
+    pipe = TrigFlowPipeline.from_model(STUDENT)
+    pipe.network.model.conditioner = model.conditioner
+    with pytest.raises(UserError, match=r"^4 rows of wind for 3 images; expected from 1 to 3; "):
+        pipe(batch_size=3, conditions={"wind": torch.ones(4, 2)})
+    assert model.sample(3, conditions={"wind": wind}).shape == (3, 1, 8, 8)
+    assert len(offer_of(model, Limits()).order(count=3, conditions={"wind": wind}).conditions["wind"]) == 3
+
+
+@pytest.mark.parametrize("door", ["sample", "engine", "pipeline"])
+def test_a_class_is_said_once(door: str) -> None:
+    draw: dict[str, Any] = {
+        "sample": functools.partial(STUDENT.sample, 3, steps=1),
+        "engine": functools.partial(Engine(STUDENT, steps=1, variant="plain").draw, STUDENT.noise(0, 0, 0, 3)),
+        "pipeline": functools.partial(TrigFlowPipeline.from_model(STUDENT), batch_size=3, output_type="pt"),
+    }
+    labels = "class_labels" if door == "pipeline" else "labels"
+    with pytest.raises(UserError, match=r"^labels, and a label among the conditions; expected one of them; "):
+        draw[door](**{labels: 3}, conditions={"label": 5})
+    with pytest.raises(UserError, match=r"^conditions \['wind'\]; expected values by name; "):
+        draw[door](**{labels: 3}, conditions=["wind"])
+    draw[door](conditions={"label": 5})
+    draw[door](**{labels: 5}, conditions={"label": None})
+
+
+def test_the_classes_of_a_conditioner_are_those_of_the_model() -> None:
+    told = Conditioner({"label": Classes(10, NAMES), "wind": Numbers("wind", (2,))})
+    model = model_of(Windy(), (1, 8, 8), conditioner=told)
+    assert (model.num_classes, model.class_names, model.spec.conditioning.num_classes) == (10, NAMES, 10)
+    for wrong in ({"num_classes": 9}, {"class_names": NAMES[::-1]}, {"conditioner": Conditioner({})}):
+        with pytest.raises(UserError, match=r"a network that takes label, wind, .* classes and .* names; expected"):
+            model_of(Windy(), (1, 8, 8), **{"conditioner": told, **wrong})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("to", ["torchscript", "onnx"])

@@ -251,7 +251,7 @@ def test_what_cannot_be_evaluated(
 
 @pytest.fixture(scope="module")
 def latent_model(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    """StepDraws latents 4x8x8 that an autoencoder makes images 3x16x16 of."""
+    """Draws latents 4x8x8 that an autoencoder makes images 3x16x16 of."""
     folder = write_vae(tmp_path_factory.mktemp("vae"))
     network = torch.nn.Module()
     network.register_parameter("weight", torch.nn.Parameter(torch.zeros(1)))

@@ -141,7 +141,7 @@ def test_damaged_archives(tmp_path: Path) -> None:
 
 def test_no_file_at_all(tmp_path: Path) -> None:
     assert "does not exist" in refused(tmp_path / "ref.npz")
-    assert "does not exist" in refused(tmp_path)
+    assert "is a folder; expected a .npz or .pkl; write one with trigflow reference" in refused(tmp_path)
     (tmp_path / "empty").write_bytes(b"")
     assert "is empty; expected reference statistics of EDM or EDM2" in refused(tmp_path / "empty")
 

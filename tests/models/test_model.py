@@ -396,6 +396,29 @@ def test_mistakes_are_found_before_a_bar_is_drawn(student: Model, capsys: pytest
 # Folders -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("name", ["teacher", "student", "any_jump"])
+def test_a_network_in_double_precision_draws_the_same_to_rounding(name: str, request: pytest.FixtureRequest) -> None:
+    model = request.getfixturevalue(name)
+    double = dataclasses.replace(model, network=copy.deepcopy(model.network).double())
+    seen = []
+    double.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].dtype))
+    drawn, expected = double.sample(4, seed=3), model.sample(4, seed=3)
+    assert set(seen) == {torch.float64}
+    assert (drawn.int() - expected.int()).abs().max() <= 1
+    assert (drawn == expected).float().mean() > 0.95
+    generator = torch.Generator().manual_seed(0)
+    conditions = double.conditioner.conditions(num=2)
+    assert double.draw(generator, conditions, num=2, finish=lambda x0: x0).dtype == torch.float64
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_network_in_half_precision_says_so(dtype: torch.dtype, teacher: Model, student: Model) -> None:
+    for model in (teacher, student):
+        half = dataclasses.replace(model, network=copy.deepcopy(model.network).to(dtype))
+        with pytest.raises(UserError, match=rf"^a network of {dtype}; expected float32, .*; draw under torch.autocast"):
+            half.sample(2)
+
+
 def test_save_and_load_give_the_same_model(student: Model, tmp_path: Path) -> None:
     times = {2: (student.process.t_max, 0.8), 3: (1.5, 1.0, 0.3)}
     model = dataclasses.replace(student, times=times)
@@ -496,7 +519,7 @@ def test_folders_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"holds no model\.json"):
         load(tmp_path)
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="does not exist"):
+    with pytest.raises(UserError, match=r"file' is a file; expected a folder .*; name the folder that it is in$"):
         load(tmp_path / "file")
 
 
@@ -507,10 +530,16 @@ def test_devices() -> None:
     automatic = "cuda" if torch.cuda.is_available() else "cpu"
     assert resolve_device(None).type == resolve_device("auto").type == automatic
     assert resolve_device("cpu") == torch.device("cpu")
-    for name in ("cuda:99", "abacus", ""):
+    for name in ("cuda:99", "abacus", "", "meta"):
         with pytest.raises(UserError, match=f"device '{name}' cannot be used") as caught:
             resolve_device(name)
         assert "\n" not in str(caught.value)
+    for name in ("mps", "abacus" * 100):
+        with pytest.raises(
+            UserError, match=r"there is none here\); expected cpu, cuda or auto; change --device$"
+        ) as caught:
+            resolve_device(name, "--device")
+        assert len(str(caught.value)) < 200
 
 
 @pytest.mark.parametrize(

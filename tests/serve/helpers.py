@@ -14,7 +14,9 @@ from fastapi import FastAPI
 from torch import Tensor
 
 from training.tiny import digits_config, untrained_teacher
+from trigflow.conditions import Conditioner
 from trigflow.models.model import Model
+from trigflow.networks import build
 from trigflow.serve.drawing import Mix
 from trigflow.serve.limits import Limits
 from trigflow.serve.listen import bind
@@ -35,8 +37,17 @@ def student(**objective: Any) -> Model:
     return dataclasses.replace(untrained_teacher(), sampling=config.objective.sampling, origin=origin_of(config))
 
 
+def plain() -> Model:
+    """A consistency model without classes, with random weights."""
+    model = student()
+    spec = dataclasses.replace(model.spec, conditioning=dataclasses.replace(model.spec.conditioning, num_classes=0))
+    with torch.random.fork_rng():
+        network = build(spec, model.process.sigma_data).eval()
+    return dataclasses.replace(model, network=network, spec=spec, conditioner=Conditioner())
+
+
 class StubDrawer:
-    """StepDraws `64 noise + 128` and remembers its batches; while `hold` is set, it waits in the middle of a batch."""
+    """Draws `64 noise + 128` and remembers its batches; while `hold` is set, it waits in the middle of a batch."""
 
     def __init__(self) -> None:
         self.batches: list[tuple[int, int]] = []

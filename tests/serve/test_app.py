@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from fastapi.testclient import TestClient
 from PIL import Image
+from starlette.applications import Starlette
+from starlette.routing import Mount
 
-from serve.helpers import StubDrawer, stub_offer, student, teacher, wait_for
-from trigflow.conditions import Conditioner
+from serve.helpers import StubDrawer, plain, stub_offer, student, teacher, wait_for
 from trigflow.serve.app import create_app
 from trigflow.serve.limits import Limits
 from trigflow.serve.offers import offer_of
@@ -259,19 +260,9 @@ def test_token() -> None:
 
 
 def test_a_model_without_classes() -> None:
-    import dataclasses
-
-    from trigflow.networks import UNet
-
-    model = student()
-    network = dataclasses.replace(model.spec, conditioning=dataclasses.replace(model.spec.conditioning, num_classes=0))
-    with torch.random.fork_rng():
-        built = UNet(network).eval()  # type: ignore[arg-type]
-    model = dataclasses.replace(model, network=built, spec=network, conditioner=Conditioner())
-    with TestClient(create_app([offer_of(model, Limits())])) as client:
+    with TestClient(create_app([offer_of(plain(), Limits())])) as client:
         assert client.post("/v1/images", json={"count": 2}).status_code == 200
-        assert client.post("/v1/images", json={"labels": 1}).status_code == 422
-        assert client.post("/v1/images", json={"labels": None}).status_code == 200
+        assert client.get("/v1/model").json()["models"]["student"]["classes"] == 0
 
 
 def test_the_document_says_the_bounds(client: TestClient) -> None:
@@ -281,4 +272,39 @@ def test_the_document_says_the_bounds(client: TestClient) -> None:
     assert schema["properties"]["guidance"] | {"minimum": 1, "maximum": 10} == schema["properties"]["guidance"]
     assert schema["additionalProperties"] is False
     assert json.dumps(document)
-    assert client.get("/docs").status_code == 200
+
+
+@pytest.mark.parametrize(("path", "named"), [("/docs", "url: 'openapi.json'"), ("/redoc", 'spec-url="openapi.json"')])
+@pytest.mark.parametrize("prefix", ["", "/draw"])
+def test_the_documentation_is_found_behind_a_prefix(path: str, named: str, prefix: str, drawer: StubDrawer) -> None:
+    """The viewer asks for the document beside itself, and the document's paths begin beside the document."""
+    app = create_app([stub_offer(drawer)])
+    outer = Starlette(routes=[Mount(prefix, app)])
+    client = TestClient(outer if prefix else app)
+    page = client.get(f"{prefix}{path}")
+    assert page.status_code == 200
+    assert page.headers["content-type"].startswith("text/html")
+    assert named in page.text
+    assert not re.search("[\"'=]/[a-z]", page.text)
+    document = client.get(f"{prefix}/openapi.json").json()
+    assert document["servers"] == [{"url": "."}]
+    assert set(document["paths"]) == {"/healthz", "/metrics", "/v1/model", "/v1/images"}
+    assert [set(methods) for methods in document["paths"].values()] == [{"get"}, {"get"}, {"get"}, {"post"}]
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/docs", "/redoc", "/openapi.json", "/healthz", "/metrics", "/v1/model", "/page/main.js"]
+)
+def test_head_is_answered_as_get_without_a_body(client: TestClient, path: str) -> None:
+    head, get = client.head(path), client.get(path)
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-type"] == get.headers["content-type"]
+    if path != "/metrics":  # which counts these requests
+        assert head.headers["content-length"] == str(len(get.content))
+
+
+def test_head_is_refused_where_get_is(client: TestClient) -> None:
+    assert client.head("/v1/images").status_code == client.get("/v1/images").status_code == 405
+    assert client.head("/none").status_code == 404
+    with TestClient(create_app([stub_offer(StubDrawer())], token=TOKEN)) as locked:
+        assert locked.head("/v1/model").status_code == 401

@@ -62,8 +62,8 @@ def test_noises_kept_are_bounded_and_equal() -> None:
     small, large = NoiseSource(model, kept=8192), NoiseSource(model)
     for seed in (0, 1, 0, 2, 0):
         assert torch.equal(small.start(seed, (0.3, 0.9), 0, 2), large.start(seed, (0.3, 0.9), 0, 2))
-    assert len(small._drawn) == 2
-    assert len(large._drawn) == 12
+    assert len(small._drawn.values) == 2
+    assert len(large._drawn.values) == 12
 
 
 def test_a_walk_changes_nothing_that_is_kept() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import importlib.util
 import os
@@ -19,8 +20,11 @@ import torch
 
 import programs
 from conftest import Result
-from serve.helpers import student, teacher
+from deploy.students import NAMES
+from serve.helpers import StubDrawer, stub_offer, student, teacher
+from trigflow.conditions import Conditioner
 from trigflow.runtime.errors import UserError
+from trigflow.serve.app import create_app
 from trigflow.serve.drawing import draw_together
 from trigflow.serve.limits import Limits
 from trigflow.serve.listen import bind, read_token, said_after, settled_heap, use_cores
@@ -42,6 +46,59 @@ def test_a_run_offers_its_teacher(run: Path, tmp_path: Path) -> None:
     assert [offer.name for offer in offers_of(run / "teacher", Limits(), "cpu", "plain")] == ["teacher"]
     student().save(tmp_path / "alone")
     assert [offer.name for offer in offers_of(tmp_path / "alone", Limits(), "cpu", "plain")] == ["student"]
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs", "served"),
+    [
+        (NAMES, NAMES, True),
+        (NAMES, (), True),
+        ((), NAMES, True),
+        (NAMES, tuple(map(str, range(10))), True),
+        (NAMES, NAMES[::-1], False),
+        (NAMES, (*NAMES[:9], "ten"), False),
+    ],
+)
+def test_a_teacher_of_other_classes_is_not_served_as_that_of_the_student(
+    mine: tuple[str, ...], theirs: tuple[str, ...], served: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for model, names, folder in ((student(), mine, tmp_path), (teacher(), theirs, tmp_path / "teacher")):
+        dataclasses.replace(model, conditioner=Conditioner.of_classes(10, names)).save(folder)
+    offers = offers_of(tmp_path, Limits(batch=1), "cpu", "plain")
+    assert [offer.name for offer in offers] == ["student", "teacher"][: 1 + served]
+    assert ("is not served" in capsys.readouterr().err) != served
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("images", 2.5),
+        ("images", True),
+        ("steps", "8"),
+        ("queue_seconds", float("inf")),
+        ("guidance", None),
+        ("batch", -1),
+    ],
+)
+def test_limits_from_python_are_checked_too(name: str, value: Any) -> None:
+    with pytest.raises(
+        UserError, match=rf"^limit {name} = .*; expected a (whole|finite) number above 0; correct --limits"
+    ):
+        Limits(**{name: value})
+    assert Limits(window_ms=0, guidance=4).window_ms == 0
+
+
+@pytest.mark.parametrize("token", ["", "short", "sixteen letters and a space", "x" * 257])
+def test_tokens_from_python_are_checked_too(token: str) -> None:
+    with pytest.raises(UserError, match=r"^the token cannot be used; expected 16 to 256 letters"):
+        create_app([stub_offer(StubDrawer())], token=token)
+
+
+def test_what_is_served_has_names_of_its_own() -> None:
+    with pytest.raises(UserError, match=r"^none to serve; expected a student, a teacher, or one of each"):
+        create_app([])
+    with pytest.raises(UserError, match=r"^student, student to serve; expected"):
+        create_app([stub_offer(StubDrawer())] * 2)
 
 
 def test_serves_until_interrupted(run: Path) -> None:
@@ -76,6 +133,8 @@ def test_serves_until_interrupted(run: Path) -> None:
         (("--limits.guidance", "nan"), "limit guidance = nan"),
         (("--device", "abacus"), "device 'abacus'"),
         (("--variant", "abacus"), "variant"),
+        (("--origins", "https://example.org", "example.org"), "origin 'example.org'; expected scheme and host"),
+        (("--origins", "*"), "origin '*'; expected scheme and host"),
     ],
 )
 def test_bad_options(cli: Callable[..., Result], run: Path, options: tuple[str, ...], message: str) -> None:

@@ -14,6 +14,7 @@ from starlette.testclient import WebSocketDenialResponse, WebSocketTestSession
 from starlette.websockets import WebSocketDisconnect
 
 from serve.helpers import StubDrawer, stub_offer, student, teacher, wait_for
+from trigflow.runtime.errors import UserError
 from trigflow.serve.app import create_app
 from trigflow.serve.limits import Limits
 from trigflow.serve.offers import offer_of
@@ -162,7 +163,7 @@ def test_a_client_that_leaves_leaves_no_work(stub: TestClient, drawer: StubDrawe
         ('{"id": 1, "guidance": NaN}', 1007, "no JSON"),
         ('{"id": 1, "guidance": 9}', 1007, "guidance 9 for the student"),
         ('{"id": 1, "labels": {"10": 1}}', 1007, "labels"),
-        ('{"id": 1, "labels": 10}', 1007, "labels"),
+        ('{"id": 1, "labels": 10}', 1007, "label 10 is out of range; expected 0 to 9"),
         ('{"id": 1, "walk": [1e999, 0]}', 1007, "walk"),
         ('{"id": 1, "walk": "north"}', 1007, "walk"),
         ('{"id": 1, "model": "../teacher"}', 1007, "model"),
@@ -284,6 +285,76 @@ def test_pages_of_other_origins_are_refused() -> None:
             with client.websocket_connect("/v1/stream", headers={"origin": origin}) as stream:
                 ask(stream, 1)
                 assert frame(stream)["id"] == 1
+
+
+@pytest.mark.parametrize(
+    ("origin", "host", "welcome"),
+    [
+        ("http://127.0.0.1:8767", "127.0.0.1:8767", True),
+        ("http://localhost:8767", "LOCALHOST:8767", True),
+        ("http://LOCALHOST:8767", "localhost:8767", True),
+        ("http://localhost", "localhost:80", True),
+        ("http://localhost:80", "localhost", True),
+        ("https://localhost", "localhost:443", True),
+        ("https://localhost:443", "localhost", True),
+        ("http://[::1]:8767", "[::1]:8767", True),
+        ("http://localhost:8767", "localhost", False),
+        ("http://localhost", "localhost:443", False),
+        ("https://localhost", "localhost:80", False),
+        ("http://localhost:8767", "localhost:8768", False),
+        ("https://evil.org", "localhost:8767", False),
+        ("http://localhost.evil.org:8767", "localhost:8767", False),
+        ("http://localhost:8767@evil.org", "localhost:8767", False),
+        ("http://none", None, False),
+        ("http://", "", False),
+        ("https://example.org", "localhost:8767", True),
+        ("https://EXAMPLE.org:443", "localhost:8767", True),
+        ("http://example.org", "localhost:8767", False),
+        ("https://example.org:8443", "localhost:8767", False),
+        ("http://xn--bcher-kva.example:3000", "localhost:8767", True),
+        (None, "localhost:8767", True),
+    ],
+)
+def test_origin_and_host_are_compared_in_one_form(origin: str | None, host: str | None, welcome: bool) -> None:
+    for named in (
+        ["https://example.org", "http://bücher.example:3000"],
+        ["https://EXAMPLE.org:443/", "HTTP://Bücher.example:3000/"],
+    ):
+        assert Service([stub_offer(StubDrawer())], Limits(), origins=named).welcomes(origin, host) == welcome
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "*",
+        "null",
+        "",
+        "example.org",
+        "example.org:443",
+        "//example.org",
+        "https://",
+        "https://example.org/page",
+        "https:/example.org",
+        "https://example.org?a",
+        "https://example.org#a",
+        "https://me@example.org",
+        "https://example.org:port",
+        "https://a b.org",
+        "https://example.org:99999",
+        "https://example.org//",
+        "https://a..b",
+        " https://example.org",
+        "https://[::1",
+    ],
+)
+def test_origins_that_are_none_are_refused_at_once(origin: str) -> None:
+    with pytest.raises(UserError, match=r"^origin '.*'; expected scheme and host of a page, .*; correct --origins$"):
+        create_app([stub_offer(StubDrawer())], origins=[origin])
+
+
+def test_one_origin_is_no_list_of_letters() -> None:
+    service = Service([stub_offer(StubDrawer())], Limits(), origins="https://example.org")
+    assert service.origins == {"https://example.org"}
 
 
 def test_a_frame_unpacks_to_what_was_packed() -> None:

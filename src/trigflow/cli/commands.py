@@ -5,94 +5,38 @@ What a command needs beyond parsing is imported when it runs, so that `trigflow 
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from trigflow.cli.bench import Bench
 from trigflow.cli.checkpoint import Checkpoint
 from trigflow.cli.convert import Convert
-from trigflow.cli.data import Data
 from trigflow.cli.demo import Demo
 from trigflow.cli.distill import Distill
-from trigflow.cli.doctor import Doctor
 from trigflow.cli.ema import Ema
 from trigflow.cli.encode import Encode
 from trigflow.cli.evaluate import Evaluate
 from trigflow.cli.export import Export
 from trigflow.cli.import_ import Import
-from trigflow.cli.info import Info
-from trigflow.cli.plan import Plan
-from trigflow.cli.recipes import Recipes
 from trigflow.cli.reference import Reference
+from trigflow.cli.reports import Data, Doctor, Info, Plan, Recipes
 from trigflow.cli.sample import Sample
 from trigflow.cli.serve import Serve
 from trigflow.cli.study import Study
 from trigflow.cli.train import Train
 
-Command = (
-    Demo
-    | Train
-    | Distill
-    | Sample
-    | Serve
-    | Evaluate
-    | Reference
-    | Data
-    | Encode
-    | Ema
-    | Import
-    | Convert
-    | Checkpoint
-    | Export
-    | Info
-    | Doctor
-    | Recipes
-    | Plan
-    | Bench
-    | Study
-)
-COMMANDS: dict[str, type[Command]] = {
-    "demo": Demo,
-    "train": Train,
-    "distill": Distill,
-    "sample": Sample,
-    "serve": Serve,
-    "evaluate": Evaluate,
-    "reference": Reference,
-    "data": Data,
-    "encode": Encode,
-    "ema": Ema,
-    "import": Import,
-    "convert": Convert,
-    "checkpoint": Checkpoint,
-    "export": Export,
-    "info": Info,
-    "doctor": Doctor,
-    "recipes": Recipes,
-    "plan": Plan,
-    "bench": Bench,
-    "study": Study,
-}
-"""From the name on the command line to its command."""
 
-__all__ = [
-    "COMMANDS",
-    "Bench",
-    "Checkpoint",
-    "Command",
-    "Convert",
-    "Data",
-    "Demo",
-    "Distill",
-    "Doctor",
-    "Ema",
-    "Encode",
-    "Evaluate",
-    "Export",
-    "Import",
-    "Info",
-    "Plan",
-    "Recipes",
-    "Reference",
-    "Sample",
-    "Serve",
-    "Study",
-    "Train",
-]
+class Command(Protocol):
+    """What a command line becomes."""
+
+    def run(self) -> None:
+        """Do it, and print what came of it."""
+
+
+COMMANDS: dict[str, type[Command]] = {
+    command.__name__.lower(): command
+    for command in (
+        Demo, Train, Distill, Sample, Serve, Evaluate, Reference, Data, Encode, Ema, Import, Convert, Checkpoint, Export,
+        Info, Doctor, Recipes, Plan, Bench, Study,
+    )
+}  # fmt: skip
+"""From the name on the command line to its command."""

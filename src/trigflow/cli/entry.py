@@ -8,6 +8,8 @@ import functools
 import io
 import itertools
 import operator
+import os
+import select
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +19,14 @@ import tyro
 from tyro import MISSING, MISSING_NONPROP
 from tyro.conf import subcommand
 
-from trigflow.cli.commands import COMMANDS, Command, Convert, Demo, Distill, Evaluate, Reference, Sample, Train
+from trigflow.cli.commands import COMMANDS, Command
+from trigflow.cli.convert import Convert
+from trigflow.cli.demo import Demo
+from trigflow.cli.distill import Distill
+from trigflow.cli.evaluate import Evaluate
+from trigflow.cli.reference import Reference
+from trigflow.cli.sample import Sample
+from trigflow.cli.train import Train
 from trigflow.lab.recipes import RUNS, preset, recipe_for
 from trigflow.objectives import as_kind
 from trigflow.plugins import load_plugin
@@ -25,8 +34,10 @@ from trigflow.runtime.distributed import launched, process_group, rank
 from trigflow.runtime.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_TERMINATED, UserError
 from trigflow.runtime.files import read_json
 from trigflow.runtime.interrupt import Terminated, terminable
+from trigflow.runtime.machine import resolve_device
 from trigflow.tangent import TangentError
 from trigflow.training.config import ParallelConfig, RunConfig, from_dict
+from trigflow.version import __version__
 
 
 def main(args: list[str] | None = None) -> None:
@@ -42,17 +53,45 @@ def main(args: list[str] | None = None) -> None:
             if launched() > 1:
                 stack.enter_context(_joined(command))
                 process = f" in process {rank()}" if rank() else ""
+            if not getattr(command, "dry", False):
+                resolve_device(*_device(command))  # what is wrong with it is said before anything is read
             command.run()
     except (UserError, TangentError) as error:
         print(f"trigflow: error{process}: {error}", file=sys.stderr)
         sys.exit(EXIT_FAILED)
-    except BrokenPipeError:  # whoever read has had enough, as with `| head`
-        sys.stdout = io.StringIO()
+    except BrokenPipeError:
+        if not _unread():
+            raise
     except KeyboardInterrupt as stop:
         terminated = isinstance(stop, Terminated)
         what = "terminated" if terminated else "interrupted"
         print(f"trigflow: {what}; what was saved can be resumed", file=sys.stderr)
         sys.exit(EXIT_TERMINATED if terminated else EXIT_INTERRUPTED)
+    finally:
+        try:
+            print(end="", flush=True)
+        except OSError as error:  # what is left is read by nobody
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            if not isinstance(error, BrokenPipeError):
+                print(
+                    f"trigflow: error: the output cannot be written ({error.strerror}); expected room for it",
+                    file=sys.stderr,
+                )
+                sys.exit(EXIT_FAILED)
+
+
+def _unread() -> bool:
+    """Whether whoever read what is printed has had enough, as with `| head`."""
+    output = select.poll()
+    output.register(sys.stdout.fileno(), 0)
+    return bool(output.poll(0))
+
+
+def _device(command: Command) -> tuple[str, str]:
+    """The device that a command is told, and the option that says it."""
+    if isinstance(command, Distill | Train):
+        return command.loop.device, "--loop.device"
+    return getattr(command, "device", "auto"), "--device"
 
 
 @contextlib.contextmanager
@@ -63,9 +102,8 @@ def _joined(command: Command) -> Iterator[None]:
             f"{type(command).__name__.lower()} in {launched()} processes; expected one process, or a command that several can "
             "work on: train, distill, sample, evaluate or reference; start it without torchrun"
         )
-    device = command.loop.device if isinstance(command, Distill | Train) else command.device
     settings = command.parallel if isinstance(command, Distill | Train) else ParallelConfig()
-    with process_group(device, settings.timeout), contextlib.ExitStack() as stack:
+    with process_group(_device(command)[0], settings.timeout), contextlib.ExitStack() as stack:
         if rank():
             stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
         yield
@@ -73,6 +111,9 @@ def _joined(command: Command) -> Iterator[None]:
 
 def _parse(given: list[str]) -> Command:
     """The command with its options. The defaults of train and distill come from a preset, which is looked up first."""
+    if given[:1] == ["--version"]:
+        print(f"trigflow {__version__}")
+        sys.exit()
     given = _with_resume(_with_plugins(given))
     defaults: dict[str, Any] = {}
     if given[:1] == ["train"]:
@@ -101,7 +142,8 @@ def _parse(given: list[str]) -> Command:
                 functools.reduce(operator.or_, commands),
                 prog="trigflow",
                 description="Turn any diffusion or flow model into one that draws in one or two steps. Every command takes "
-                "--plugin FILE: a Python file that adds an objective, codec, network, data or preset.",
+                "--plugin FILE: a Python file that adds an objective, codec, network, data or preset. --version says "
+                "which one this is.",
                 args=given,
             )
     except SystemExit as stop:

@@ -101,8 +101,8 @@ def _said(given: Sequence[str]) -> dict[str, Any]:
     said: dict[str, Any] = {}
     for one in given:
         name, sign, value = one.partition("=")
-        if not (name and sign):
-            raise UserError(f"--conditions {one}; expected NAME=VALUE, such as wind=0.5,-1; correct it")
+        if not (name and sign) or name in said:
+            raise UserError(f"--conditions {one}; expected NAME=VALUE, such as wind=0.5,-1, each name once; correct it")
         try:
             numbers = [float(number) for number in value.split(",")]
             said[name] = numbers if len(numbers) > 1 else numbers[0]

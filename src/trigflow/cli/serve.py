@@ -45,17 +45,6 @@ class Serve:
     def run(self) -> None:
         from trigflow.serve.listen import listen, read_token
 
-        token = read_token(self.token_file)
-        listen(
-            self.run_folder,
-            host=self.host,
-            port=self.port,
-            token=token,
-            origins=self.origins,
-            device=self.device,
-            variant=self.variant,
-            workers=self.workers,
-            threads=self.threads,
-            limits=self.limits,
-            verbose=self.verbose,
-        )
+        options = {**vars(self), "token": read_token(self.token_file)}
+        del options["token_file"]
+        listen(options.pop("run_folder"), **options)

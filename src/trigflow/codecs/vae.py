@@ -170,7 +170,7 @@ class VAE:
             )
         network = self.load(latents.device)
         parts = []
-        for part in latents.float().split(self.batch_size):
+        for part in latents.to(network.dtype).split(self.batch_size):
             pixels = network.decode(part).sample
             values = pixels * 255 if self.source.pixels == "unit" else (pixels + 1) * 127.5
             parts.append(values.round().clamp(0, 255).to(torch.uint8))

@@ -129,9 +129,9 @@ def model_card(model: Model, figures: list[dict[str, Any]], pictured: bool, run:
     parameters = sum(p.numel() for p in model.network.parameters())
     kind = f"{model.num_classes} classes" if model.num_classes else "no classes"
     title = f"{_code(_last_name(data_of(model.origin).source))}, drawn in one or two steps"
-    lines = [f"Classes: {', '.join(map(_code, model.class_names[:100]))}"] if model.class_names else []
-    if len(model.class_names) > 100:
-        lines[0] += ", ..."
+    named = [f"{number} {_code(name)}" for number, name in enumerate(model.class_names[:100])]
+    more = ", ..." if len(model.class_names) > 100 else ""
+    lines = [f"Classes: {', '.join(named)}{more}"] if named else []
     if "guidance" in model.takes:
         lines.append(f"Guidance: `guidance_scale` from 1 to {model.sampling.guidance_max:g}, at no extra cost.")
     else:

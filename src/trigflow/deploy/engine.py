@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trigflow.conditions import rows_of
+from trigflow.conditions import rows_of, said_of
 from trigflow.deploy.fixed import SIZES, FixedSizes
-from trigflow.deploy.variants import build_variant
+from trigflow.deploy.variants import build_variant, require_float32
 from trigflow.models.model import Model
 from trigflow.runtime.errors import UserError
 
 
 class Engine:
-    """StepDraws batches from noise that the caller brings.
+    """Draws batches from noise that the caller brings.
 
     The result is a function of noise, labels, guidance and steps. What a sample is drawn together with, the padding of the
     batch, and the variant (other than bf16, fp16 and int8) change no more than the rounding of sums in float32: a pixel by
@@ -40,10 +40,12 @@ class Engine:
 
     Raises:
         MissingExtraError: for onnx without onnxruntime.
-        UserError: for steps that the model cannot take, an unknown variant, or one that does not work here.
+        UserError: for steps that the model cannot take, an unknown variant, or one that does not work here; for weights
+            that are not float32.
     """
 
     def __init__(self, model: Model, *, steps: int | None = None, variant: str = "auto") -> None:
+        require_float32(model)
         self.steps = model.default_steps() if steps is None else steps
         model.sampler(self.steps)
         network = build_variant(variant, model.network, model.shape, lambda n: model.conditioner.conditions(None, n))
@@ -71,7 +73,7 @@ class Engine:
             noise: `N(0, sd^2 I)`, floating `(b, c, h, w)`, b at least 1, on any device; such as `Model.noise(seed, 0, 0, b)`.
             labels: classes by number or name, one for all or one a sample; None for a model without classes, and for no other.
             guidance: scale, one for all or `(b,)`; see `Model.velocity`.
-            conditions: what else is said, by name, as the model's `conditioner` understands it.
+            conditions: what else is said, by name, as the model's `conditioner` understands it; one row, or one a sample.
             fresh: fresh noise like `noise` for the steps after the first, as many as `fresh_needed()` says; such as
                 `Model.noise(seed, k, 0, b)` for k = 1, 2, ...
             steps: in place of the engine's.
@@ -132,18 +134,16 @@ class Engine:
         return sizes[-1]
 
     def _told(self, labels: Any, conditions: Mapping[str, Any] | None, batch: int) -> dict[str, Tensor]:
-        classes = self.model.conditioner.classes
-        if labels is None and classes is not None:
+        conditioner, said = self.model.conditioner, said_of(labels, conditions)
+        if conditioner.classes is not None and "label" not in said:
             raise UserError(
-                f"no labels for a model of {classes.num} classes; expected one, or one a sample; pass labels"
+                f"no labels for a model of {conditioner.classes.num} classes; expected one, or one a sample; pass labels"
             )
-        if labels is not None and classes is not None:
-            labels = classes.numbers(labels)
-            if len(labels) not in (1, batch):
-                raise UserError(
-                    f"{len(labels)} labels for {batch} samples; expected one, or one per sample; correct labels"
-                )
-        return self.model.conditioner.conditions({"label": labels, **(conditions or {})}, batch)
+        for name, count in conditioner.counts(said).items():
+            if count not in (1, batch):
+                what = "labels" if name == "label" else f"rows of {name}"
+                raise UserError(f"{count} {what} for {batch} samples; expected one, or one per sample; correct {name}")
+        return conditioner.conditions(said, batch)
 
 
 def fast(model: Model, variant: str = "auto") -> Model:

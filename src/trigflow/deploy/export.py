@@ -12,16 +12,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from trigflow.conditions import in_order, null, takes
 from trigflow.deploy.card import description_of
-from trigflow.deploy.onnx import exported, quiet, require
+from trigflow.deploy.onnx import Named, exported, quiet, require
+from trigflow.deploy.variants import require_float32
 from trigflow.models.model import Model, load, source_of
 from trigflow.runtime.errors import UserError
 from trigflow.runtime.files import write_folder, write_json
 from trigflow.runtime.places import check_outside, check_place
-from trigflow.samplers import consistency_times, meanflow_times, segment_times, sigma_grid
+from trigflow.samplers import sigma_grid
 
 Format = Literal["diffusers", "torchscript", "onnx"]
 
@@ -35,22 +36,19 @@ EMBEDDED = 1 << 30
 """Bytes of weights up to which an ONNX file holds them itself; larger ones lie beside it."""
 
 
-class Velocity(nn.Module):
+class Velocity(Named):
     """`v = sd F(x / sd, t, **conditions)`, its inputs by position: x, t, then the conditions that the network takes, in order.
 
     Shapes: x `(b, *shape)`, t `(b,)`, label int64 `(b,)`, guidance `(b,)`, end `(b,)`, others `(b, ...)`; result like x.
     """
 
     def __init__(self, model: Model) -> None:
-        super().__init__()
         fixed = getattr(model.network, "for_sampling", None)
-        self.network = model.network if fixed is None else fixed()
+        super().__init__(model.network if fixed is None else fixed(), ("x", "t", *in_order(takes(model.network))))
         self.sd = model.process.sigma_data
-        self.inputs = ["x", "t", *in_order(takes(model.network))]
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        given = dict(zip(self.inputs, inputs, strict=True))
-        return self.sd * self.network(given.pop("x") / self.sd, given.pop("t"), **given)
+        return self.sd * super().forward(inputs[0] / self.sd, *inputs[1:])
 
 
 def export_run(run: str | Path, out: str | Path, to: Format) -> str:
@@ -97,8 +95,9 @@ def export_network(model: Model, folder: Path, to: Literal["torchscript", "onnx"
 
     Raises:
         MissingExtraError: without onnx, onnxscript and onnxruntime, for ONNX.
-        UserError: if the file does not give what PyTorch gives, to `TOLERANCE`.
+        UserError: if the file does not give what PyTorch gives, to `TOLERANCE`; for weights that are not float32.
     """
+    require_float32(model)
     velocity = Velocity(model).eval()
     path = folder / ("network.pt" if to == "torchscript" else "network.onnx")
     run = (_torchscript if to == "torchscript" else _onnx)(velocity, _inputs(model, velocity, 2), path)
@@ -111,8 +110,8 @@ def export_network(model: Model, folder: Path, to: Literal["torchscript", "onnx"
             f"the exported network differs from PyTorch by {difference:.2g}; expected at most {TOLERANCE:g}; use another "
             f"version of {'torch' if to == 'torchscript' else 'onnxscript and onnxruntime'}, or another --to"
         )
-    write_json(folder / "model.json", {"file": path.name, "inputs": velocity.inputs, **_description(model)})
-    return f"{path.name} takes {', '.join(velocity.inputs)}; within {difference:.1e} of PyTorch"
+    write_json(folder / "model.json", {"file": path.name, "inputs": list(velocity.names), **_description(model)})
+    return f"{path.name} takes {', '.join(velocity.names)}; within {difference:.1e} of PyTorch"
 
 
 def _torchscript(velocity: Velocity, given: tuple[Tensor, ...], path: Path) -> Callable[[tuple[Tensor, ...]], Tensor]:
@@ -127,14 +126,14 @@ def _onnx(velocity: Velocity, given: tuple[Tensor, ...], path: Path) -> Callable
     require("export to ONNX")
     import onnxruntime  # type: ignore[import-untyped]
 
-    program = exported(velocity, dict(zip(velocity.inputs, given, strict=True)), "velocity")
+    program = exported(velocity, dict(zip(velocity.names, given, strict=True)), "velocity")
     size = sum(tensor.numel() * tensor.element_size() for tensor in velocity.state_dict().values())
     with quiet():
         program.save(str(path), external_data=size > EMBEDDED)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
     def run(inputs: tuple[Tensor, ...]) -> Tensor:
-        fed = {name: value.numpy() for name, value in zip(velocity.inputs, inputs, strict=True)}
+        fed = {name: value.numpy() for name, value in zip(velocity.names, inputs, strict=True)}
         return torch.from_numpy(session.run(["velocity"], fed)[0])
 
     return run
@@ -151,7 +150,7 @@ def _inputs(model: Model, velocity: Velocity, b: int) -> tuple[Tensor, ...]:
         "guidance": torch.linspace(1, model.sampling.guidance_max, b, dtype=torch.float32),
         "end": t / 2,
     }
-    return tuple(values[name] for name in velocity.inputs)
+    return tuple(values[name] for name in velocity.names)
 
 
 def _description(model: Model) -> dict[str, Any]:
@@ -160,11 +159,9 @@ def _description(model: Model) -> dict[str, Any]:
     times: dict[int, tuple[float, ...]]
     if model.kind == "diffusion":
         times = {steps: tuple(sigma_grid(process, steps)[:-1].tolist()) for steps in (model.default_steps(), 64)}
-    elif sampling.jumps == "segments":
-        times = {sampling.segments: segment_times(process, sampling.segments)}
     else:
-        default = meanflow_times if sampling.jumps == "any" else consistency_times
-        times = {steps: default(process, steps) for steps in STEPS} | model.times
+        steps = (sampling.segments,) if sampling.jumps == "segments" else (*STEPS, *model.times)
+        times = {n: model.schedule(n) for n in steps}
     guidance = [1.0, sampling.guidance_max] if "guidance" in model.takes else None
     described = {
         **description_of(model),

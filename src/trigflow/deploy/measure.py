@@ -18,7 +18,7 @@ from trigflow.models.model import Model
 from trigflow.runtime.errors import UserError
 
 LEAST = 5
-"""StepDraws of each variant and batch, however long they take."""
+"""Draws of each variant and batch, however long they take."""
 TOLERANCE = 2
 """Levels of 255 by which the pixels of a variant that is picked may differ from plain float32."""
 

@@ -29,6 +29,7 @@ from PIL import Image
 from torch import Tensor
 
 from trigflow.codecs.pictures import make_grid, save_picture, to_picture
+from trigflow.conditions import said_of
 from trigflow.deploy.card import description_of, figures_of, model_card, recipe_of
 from trigflow.deploy.pipeline_network import (
     TrigFlowModel,
@@ -41,7 +42,6 @@ from trigflow.deploy.pipeline_network import (
 from trigflow.models.model import Model, load
 from trigflow.runtime.errors import MissingExtraError, UserError
 from trigflow.runtime.files import ensure_folder, read_json, write_text
-from trigflow.samplers import consistency_times
 from trigflow.training.config import RunConfig
 from trigflow.training.setup import config_of
 
@@ -62,7 +62,7 @@ from {module} import {name}  # noqa: F401
 
 
 class TrigFlowPipeline(DiffusionPipeline):
-    """StepDraws from a consistency student in one or a few evaluations, with the stock `SCMScheduler`.
+    """Draws from a consistency student in one or a few evaluations, with the stock `SCMScheduler`.
 
     With times `t_1 > ... > t_n`, from `x = sd z`, n times: `x0 = cos(t) x - sin(t) v(x, t)`, then
     `x = cos(s) x0 + sin(s) sd z'` with fresh noise at the next time s; the same as `flow_map_sample` with gamma 1.
@@ -134,6 +134,9 @@ class TrigFlowPipeline(DiffusionPipeline):
         *,
         network: TrigFlowModel | None = None,
         scheduler: SCMScheduler | None = None,
+        variant: str | None = None,
+        torch_dtype: torch.dtype = torch.float32,
+        use_safetensors: bool = True,
         **download: Any,
     ) -> "TrigFlowPipeline":
         """The pipeline of a folder that `save_pretrained` wrote, or of a repository of the Hugging Face hub.
@@ -144,11 +147,16 @@ class TrigFlowPipeline(DiffusionPipeline):
             pretrained_model_name_or_path: a folder, or an id such as `user/model`.
             network: taken instead of the saved one.
             scheduler: taken instead of the saved one.
+            variant: of the weights, as given to `save_pretrained`.
+            torch_dtype: of the weights; float32 or float64 to draw, see `Model.dtype`.
+            use_safetensors: only True: no pickle is read.
             download: for a repository: `revision`, `cache_dir`, `token`, `local_files_only`, `force_download`.
 
         Raises:
             UserError: when it cannot be found or read, is damaged, or is another pipeline.
         """
+        if not use_safetensors:
+            raise UserError("weights as a pickle; expected safetensors; leave out use_safetensors")
         folder = local_folder(pretrained_model_name_or_path, download)
         index = read_json(folder / "model_index.json", "the index")
         if not isinstance(index, dict) or "TrigFlowPipeline" not in index.get("_class_name", ()):
@@ -156,10 +164,12 @@ class TrigFlowPipeline(DiffusionPipeline):
                 f"'{folder}' holds another pipeline; expected one saved by TrigFlowPipeline; open it with diffusers"
             )
         if network is None:
-            network = read_component(TrigFlowModel, folder / "network")
+            network = read_component(TrigFlowModel, folder / "network", variant, torch_dtype)
         if scheduler is None:
             scheduler = read_scheduler(folder / "scheduler")
-        vae = read_component(AutoencoderKL, folder / "vae") if (folder / "vae").is_dir() else None
+        vae = None
+        if (folder / "vae").is_dir():
+            vae = read_component(AutoencoderKL, folder / "vae", variant, torch_dtype)
         return cls(network, scheduler, vae)
 
     # Saving --------------------------------------------------------------------------------------------------------
@@ -272,13 +282,14 @@ class TrigFlowPipeline(DiffusionPipeline):
             num_inference_steps: evaluations of the network.
             guidance_scale: from 1 to what the student was distilled for; 1 is no guidance.
             conditions: what else is said, by name, as the student's `conditioner` understands it.
-            batch_size: images to draw; by default as many as there are latents, or else labels, or else 1.
+            batch_size: images to draw; by default as many as there are latents, or else labels or rows of conditions, or
+                else 1.
             timesteps: decreasing times in (0, pi/2], one per evaluation, instead of those of the student: what a search
                 found for this number of steps, or `consistency_times`.
             generator: of all noise, or one per image. None draws from torch's default generator.
             latents: the noise to start from, `N(0, I)`, `(b, c, h, w)`.
             output_type: `pil`, a list of images; `np`, float32 `(b, h, w, c)` in [0, 1]; `pt`, float32 `(b, c, h, w)` in
-                [0, 1]; `latent`, `x0 / sd`, float32 `(b, c, h, w)`, as the network sees it, in no range.
+                [0, 1]; `latent`, `x0 / sd`, `(b, c, h, w)`, as the network sees it, in no range, float64 of such a network.
             return_dict: False for a tuple `(images,)`.
             callback_on_step_end: called as `callback(pipe, step, t, {"latents": x})` after each step, x of standard deviation
                 `sd`; the `latents` in what it returns take the place of x.
@@ -295,13 +306,9 @@ class TrigFlowPipeline(DiffusionPipeline):
                 f"callback_on_step_end_tensor_inputs {tuple(callback_on_step_end_tensor_inputs)}; expected latents, the only "
                 "tensor there is; correct it"
             )
-        if self.dtype not in (torch.float32, torch.float64):
-            raise UserError(
-                f"a network of {self.dtype}; expected float32, because time is embedded in it; call the pipeline under "
-                "torch.autocast instead"
-            )
         times = self._times(num_inference_steps, timesteps)
         device, sd = self._execution_device, self.scheduler.config.sigma_data
+        dtype = model.dtype
         told, shape = self._batch(class_labels, conditions, batch_size, latents)
         told = {name: value.to(device) for name, value in told.items()}
         label = told.pop("label", None)
@@ -326,7 +333,7 @@ class TrigFlowPipeline(DiffusionPipeline):
                     bar.update()
             return x
 
-        start = latents.to(device, torch.float32) * sd
+        start = latents.to(device, dtype) * sd
         model.codec = model.codec.with_component(self.vae)
         drawn = model.draw(
             lambda k: start, lambda x, t: self.network(x, t, label, guidance_scale, **told), sampler,
@@ -337,9 +344,8 @@ class TrigFlowPipeline(DiffusionPipeline):
         return ImagePipelineOutput(images=images) if return_dict else (images,)  # type: ignore[arg-type]
 
     def _times(self, steps: int, given: Sequence[float] | None) -> tuple[float, ...]:
-        model = self.network.model
         if given is None:
-            return tuple(model.times.get(steps) or consistency_times(model.process, steps))
+            return self.network.model.schedule(steps)
         times = tuple(float(t) for t in given)
         if (
             not times
@@ -366,11 +372,14 @@ class TrigFlowPipeline(DiffusionPipeline):
         classes = model.conditioner.classes
         if labels is not None and classes is not None:
             labels = classes.numbers(labels, "class_labels")
-        given = 1 if labels is None or classes is None else len(labels)
-        b = latents.shape[0] if latents is not None else batch_size or given
-        if given > b:
-            raise UserError(f"{given} class_labels for {b} images; expected from 1 to {b}; pass as many")
-        return model.conditioner.conditions({"label": labels, **(conditions or {})}, b), (b, *model.shape)
+        said = said_of(labels, conditions)
+        given = model.conditioner.counts(said)
+        b = latents.shape[0] if latents is not None else batch_size or max(given.values(), default=1)
+        for name, count in given.items():
+            if count > b:
+                what = "class_labels" if name == "label" else f"rows of {name}"
+                raise UserError(f"{count} {what} for {b} images; expected from 1 to {b}; pass as many")
+        return model.conditioner.conditions(said, b), (b, *model.shape)
 
     def _as(self, decoded: Tensor, output_type: Output) -> Any:
         """What the codec made, as bytes of `Model.sample`, in the form that is asked for."""

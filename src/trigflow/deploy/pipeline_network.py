@@ -4,7 +4,9 @@
 # (a type checker does not see what diffusers puts together when it is imported)
 # No `from __future__ import annotations`: diffusers reads the types of components off signatures.
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -115,8 +117,8 @@ def local_folder(source: str | Path, options: dict[str, Any]) -> Path:
     """The folder itself, or what was downloaded of a repository of the hub, with `DOWNLOAD_OPTIONS`."""
     if unknown := set(options) - set(DOWNLOAD_OPTIONS):
         raise UserError(
-            f"{', '.join(sorted(unknown))} for TrigFlowPipeline.from_pretrained; expected network, scheduler, "
-            f"{', '.join(DOWNLOAD_OPTIONS)}; leave it out"
+            f"{', '.join(sorted(unknown))} for TrigFlowPipeline.from_pretrained; expected network, scheduler, variant, "
+            f"torch_dtype, use_safetensors, {', '.join(DOWNLOAD_OPTIONS)}; leave it out"
         )
     if Path(source).is_dir():
         return Path(source)
@@ -129,27 +131,25 @@ def local_folder(source: str | Path, options: dict[str, Any]) -> Path:
         ) from None
 
 
-def read_component(cls: Any, folder: Path) -> Any:
-    """A model of a folder in float32, every weight of it read.
+def read_component(cls: Any, folder: Path, variant: str | None = None, dtype: torch.dtype = torch.float32) -> Any:
+    """A model of a folder in this dtype, every weight of it read.
 
     Raises:
         UserError: when a file is missing or damaged, or weights and configuration do not belong together.
     """
-    try:
-        with torch.random.fork_rng():  # fresh weights, about to be replaced, draw from the default generator
-            module, report = cls.from_pretrained(
-                os.fspath(folder),
-                torch_dtype=torch.float32,
-                use_safetensors=True,
-                low_cpu_mem_usage=False,
-                output_loading_info=True,
-            )
-    except UserError:
-        raise
-    except Exception as error:  # diffusers raises all kinds
-        raise UserError(
-            f"'{folder}' cannot be read ({_reason(error)}); expected a config.json and whole safetensors files; restore it"
-        ) from None
+    weights = "no variant" if variant is None else f"the variant {variant}"
+    with (
+        _told(folder, f"a config.json and whole safetensors files of {weights}; restore it, or name another variant"),
+        torch.random.fork_rng(),  # fresh weights, about to be replaced, draw from the default generator
+    ):
+        module, report = cls.from_pretrained(
+            os.fspath(folder),
+            torch_dtype=dtype,
+            variant=variant,
+            use_safetensors=True,
+            low_cpu_mem_usage=False,
+            output_loading_info=True,
+        )
     if report["missing_keys"] or report["unexpected_keys"]:
         raise UserError(
             f"'{folder}' holds other weights than its config.json asks for; expected all of them and no more; restore it"
@@ -163,12 +163,19 @@ def read_scheduler(folder: Path) -> SCMScheduler:
     Raises:
         UserError: when it is missing or damaged.
     """
-    try:
+    with _told(folder, "a scheduler_config.json; restore it"):
         return SCMScheduler.from_pretrained(os.fspath(folder))
+
+
+@contextlib.contextmanager
+def _told(folder: Path, expected: str) -> Iterator[None]:
+    """A block that reads a folder, and says in one line why it could not."""
+    try:
+        yield
+    except UserError:
+        raise
     except Exception as error:  # diffusers raises all kinds
-        raise UserError(
-            f"'{folder}' cannot be read ({_reason(error)}); expected a scheduler_config.json; restore it"
-        ) from None
+        raise UserError(f"'{folder}' cannot be read ({_reason(error)}); expected {expected}") from None
 
 
 def _reason(error: Exception) -> str:

@@ -62,10 +62,11 @@ class Traced(FixedSizes):
 
 
 class Kept:
-    """Results by key; the ones used longest ago make room when there are more than `most` bytes."""
+    """Results by key; the ones used longest ago make room when there are more than `most` bytes, each counted as at least
+    `least`. The newest always stays."""
 
-    def __init__(self, most: int) -> None:
-        self.most = most
+    def __init__(self, most: int, least: int = 0) -> None:
+        self.most, self.least = most, least
         self.bytes = 0
         self.values: OrderedDict[Any, tuple[Tensor, ...]] = OrderedDict()
 
@@ -79,9 +80,12 @@ class Kept:
     def put(self, key: Any, value: tuple[Tensor, ...]) -> None:
         """Keep a result."""
         self.values[key] = value
-        self.bytes += _bytes(value)
-        while self.bytes > self.most:
-            self.bytes -= _bytes(self.values.popitem(last=False)[1])
+        self.bytes += self._size(value)
+        while self.bytes > self.most and len(self.values) > 1:
+            self.bytes -= self._size(self.values.popitem(last=False)[1])
+
+    def _size(self, value: tuple[Tensor, ...]) -> int:
+        return max(self.least, sum(tensor.numel() * tensor.element_size() for tensor in value))
 
 
 def part(whole: fx.GraphModule) -> tuple[fx.GraphModule, fx.GraphModule]:
@@ -139,7 +143,3 @@ def script(module: fx.GraphModule, example: Sequence[Tensor]) -> Callable[..., A
     except RuntimeError:
         return module
     return traced
-
-
-def _bytes(values: tuple[Tensor, ...]) -> int:
-    return sum(value.numel() * value.element_size() for value in values)

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from trigflow.conditions import in_order, null, null_rows, takes
 from trigflow.deploy.fixed import FixedSizes, Replay, Variant
 from trigflow.deploy.traced import Traced
+from trigflow.models.model import Model
 from trigflow.networks.embeddings import Conditioning
 from trigflow.networks.layers import AdaptiveNorm
 from trigflow.networks.magnitude import FixedConv
@@ -39,6 +40,12 @@ def ready_to_draw(network: nn.Module) -> nn.Module:
     settled = getattr(network, "for_sampling", None)
     ready: nn.Module = network if settled is None else settled()
     return ready.eval().requires_grad_(False)
+
+
+def require_float32(model: Model) -> None:
+    """Raise a UserError for a network in half or double precision, which variants and exports are not made of."""
+    if model.dtype != torch.float32:
+        raise UserError(f"a network of {model.dtype}; expected float32; convert it with model.network.float()")
 
 
 class CudaGraph(FixedSizes):
@@ -122,53 +129,17 @@ class Quantized(Variant):
         return self.quantized(x, t, **conditions)
 
 
-def _on_cuda(what: str, inputs: Mapping[str, Tensor]) -> None:
-    if (device := inputs["x"].device).type != "cuda":
-        raise UserError(f"{what} on {device}; expected a CUDA device; use another variant")
+def _half(dtype: torch.dtype) -> Builder:
+    def build(network: nn.Module, inputs: Mapping[str, Tensor]) -> Variant:
+        device = inputs["x"].device
+        if dtype is torch.bfloat16 and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+            raise UserError(f"bfloat16 on {torch.cuda.get_device_name(device)}; expected a GPU that has it; use fp16")
+        return Half(network, dtype)
 
-
-def _on_cpu(what: str, inputs: Mapping[str, Tensor]) -> None:
-    if (device := inputs["x"].device).type != "cpu":
-        raise UserError(f"{what} on {device}; expected the CPU; use another variant")
-
-
-def _traced(network: nn.Module, inputs: Mapping[str, Tensor]) -> Variant:
-    return Traced(network)
-
-
-def _graph(network: nn.Module, inputs: Mapping[str, Tensor]) -> Variant:
-    _on_cuda("CUDA graphs", inputs)
-    return CudaGraph(network)
-
-
-def _graph_bf16(network: nn.Module, inputs: Mapping[str, Tensor]) -> Variant:
-    _on_cuda("CUDA graphs", inputs)
-    return CudaGraph(_bf16(network, inputs))
-
-
-def _compiled(network: nn.Module, inputs: Mapping[str, Tensor]) -> Variant:
-    return Compiled(network)
-
-
-def _bf16(network: nn.Module, inputs: Mapping[str, Tensor]) -> Variant:
-    device = inputs["x"].device
-    if device.type == "cuda" and not torch.cuda.is_bf16_supported():
-        raise UserError(f"bfloat16 on {torch.cuda.get_device_name(device)}; expected a GPU that has it; use fp16")
-    return Half(network, torch.bfloat16)
-
-
-def _fp16(network: nn.Module, inputs: Mapping[str, Tensor]) -> Variant:
-    _on_cuda("float16", inputs)
-    return Half(network, torch.float16)
-
-
-def _int8(network: nn.Module, inputs: Mapping[str, Tensor]) -> Variant:
-    _on_cpu("int8", inputs)
-    return Quantized(network)
+    return build
 
 
 def _onnx(network: nn.Module, inputs: Mapping[str, Tensor]) -> Variant:
-    _on_cpu("onnxruntime", inputs)
     from trigflow.deploy.onnx import Onnx
 
     return Onnx(network, inputs)
@@ -180,16 +151,18 @@ Builder = Callable[[nn.Module, Mapping[str, Tensor]], Variant]
 
 VARIANTS: dict[str, Builder] = {
     "plain": lambda network, inputs: Variant(network),
-    "traced": _traced,
-    "graph": _graph,
-    "graph-bf16": _graph_bf16,
-    "compiled": _compiled,
+    "traced": lambda network, inputs: Traced(network),
+    "graph": lambda network, inputs: CudaGraph(network),
+    "graph-bf16": lambda network, inputs: CudaGraph(_half(torch.bfloat16)(network, inputs)),
+    "compiled": lambda network, inputs: Compiled(network),
     "onnx": _onnx,
-    "bf16": _bf16,
-    "fp16": _fp16,
-    "int8": _int8,
+    "bf16": _half(torch.bfloat16),
+    "fp16": _half(torch.float16),
+    "int8": lambda network, inputs: Quantized(network),
 }
 """From the name to what makes it of a network that is ready to draw and inputs for a batch of 3."""
+DEVICES = {"graph": "cuda", "graph-bf16": "cuda", "fp16": "cuda", "onnx": "cpu", "int8": "cpu"}
+"""The only kind of device that a variant works on, where there is one."""
 
 
 def build_variant(name: str, network: nn.Module, shape: tuple[int, ...], told: Told | None = None) -> Variant:
@@ -221,6 +194,9 @@ def _tried(
     name: str, ready: nn.Module, shape: tuple[int, ...], device: torch.device, told: Told | None = None
 ) -> Variant:
     """The variant, after one call."""
+    if device.type != DEVICES.get(name, device.type):
+        expected = {"cuda": "a CUDA device", "cpu": "the CPU"}[DEVICES[name]]
+        raise UserError(f"the variant {name} on {device}; expected {expected}; use another variant")
     try:
         with torch.no_grad():
             variant = VARIANTS[name](ready, example(ready, shape, 3, device, told)).eval().requires_grad_(False)

@@ -65,6 +65,8 @@ def read_reference(path: str | Path, features: str | None = None) -> ReferenceSt
         UserError: when the file is missing, damaged, no such file, or of other features.
     """
     path = Path(path)
+    if path.is_dir():
+        raise UserError(f"reference '{path}' is a folder; expected a .npz or .pkl; write one with trigflow reference")
     if not path.is_file():
         raise UserError(
             f"reference '{path}' does not exist; expected a file of statistics (.npz or .pkl); check the path"

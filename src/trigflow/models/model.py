@@ -23,11 +23,11 @@ from tqdm import tqdm
 
 from trigflow import samplers
 from trigflow.codecs import Codec, codec_from_state
-from trigflow.conditions import Conditioner, null, takes
+from trigflow.conditions import Conditioner, null, said_of, takes
 from trigflow.migrations import migrated, stamped
 from trigflow.models.negative import check_guidance
 from trigflow.models.weights import load_weights
-from trigflow.networks import NetworkConfig, build, network_from_state, network_state
+from trigflow.networks import CustomConfig, NetworkConfig, build, network_from_state, network_state
 from trigflow.process import TrigFlow
 from trigflow.runtime.distributed import is_first
 from trigflow.runtime.distributed.shards import collect
@@ -108,6 +108,21 @@ class Model:
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.network.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which samples are drawn: float64 where all weights are of it, float32 otherwise.
+
+        Raises:
+            UserError: for one of the package's networks in half precision.
+        """
+        found = {weight.dtype for weight in self.network.parameters() if weight.is_floating_point()}
+        if found and found <= {torch.float16, torch.bfloat16} and not isinstance(self.spec, CustomConfig):
+            raise UserError(
+                f"a network of {found.pop()}; expected float32, because time is embedded in it; draw under torch.autocast "
+                "instead"
+            )
+        return torch.float64 if found == {torch.float64} else torch.float32
 
     def velocity(
         self,
@@ -228,7 +243,7 @@ class Model:
         if first < 0:
             raise UserError(f"first sample {first}; expected 0 or more; correct the argument")
         sampler = self.sampler(steps, solver, times, gamma)
-        told = self.conditioner.conditions({"label": labels, **(conditions or {})}, num, first)
+        told = self.conditioner.conditions(said_of(labels, conditions), num, first)
         if guidance == 1 and (guidance_interval is not None or negative is not None):
             raise UserError(
                 "a guidance interval or negative with guidance 1, which is none; expected another scale; pass --guidance"
@@ -272,7 +287,7 @@ class Model:
             `(b, ...)`, on the model's device.
 
         Raises:
-            UserError: as `velocity`.
+            UserError: as `velocity` and `dtype`.
         """
         if isinstance(noise, torch.Generator):
             generator = noise
@@ -282,8 +297,8 @@ class Model:
                     num, *self.shape, generator=generator, dtype=torch.float32
                 ).to(self.device)
 
-        velocity = told if callable(told) else self.velocity(told)
-        return (finish or self.codec.decode)((sampler or self.sampler())(velocity, noise))
+        velocity, dtype = told if callable(told) else self.velocity(told), self.dtype
+        return (finish or self.codec.decode)((sampler or self.sampler())(velocity, lambda k: noise(k).to(dtype)))
 
     def noise(self, seed: int, k: int, start: int, stop: int) -> Tensor:
         """Noise `N(0, sd^2 I)` of samples start ... stop - 1, drawn on the CPU; k = 0 is the start, later k fresh noise."""
@@ -325,18 +340,14 @@ class Model:
                 raise UserError("sampling times for a diffusion model; expected a consistency model; use steps instead")
             grid = samplers.sigma_grid(process, steps)
             return lambda velocity, noise: solve(velocity, noise(0), grid)
-        if sampling.jumps == "segments":
-            if steps != sampling.segments or times is not None:
-                given = f"{steps} steps" if times is None else "sampling times"
-                raise UserError(
-                    f"{given} for a multistep model of {sampling.segments} segments; expected {sampling.segments} steps, one "
-                    f"for each; drop {'--steps' if times is None else 'times'}"
-                )
-            times = samplers.segment_times(process, sampling.segments)
-        elif times is None:
-            default = samplers.meanflow_times if sampling.jumps == "any" else samplers.consistency_times
-            times = self.times.get(steps) or default(process, steps)
-        schedule, share = tuple(times), sampling.noise if gamma is None else gamma
+        if sampling.jumps == "segments" and (steps != sampling.segments or times is not None):
+            given = f"{steps} steps" if times is None else "sampling times"
+            raise UserError(
+                f"{given} for a multistep model of {sampling.segments} segments; expected {sampling.segments} steps, one "
+                f"for each; drop {'--steps' if times is None else 'times'}"
+            )
+        schedule = self.schedule(steps) if times is None else tuple(times)
+        share = sampling.noise if gamma is None else gamma
 
         def draw(velocity: samplers.VelocityFunction, noise: Noise) -> Tensor:
             start = noise(0)  # first, also where it comes from a generator
@@ -344,6 +355,17 @@ class Model:
             return samplers.flow_map_sample(velocity, process, start, schedule, gamma=share, fresh=fresh)
 
         return draw
+
+    def schedule(self, steps: int) -> tuple[float, ...]:
+        """Sampling times of a consistency model for so many steps: of its segments, or what a search found, or the default.
+
+        Raises:
+            UserError: for fewer than 1.
+        """
+        if self.sampling.jumps == "segments":
+            return samplers.segment_times(self.process, self.sampling.segments)
+        default = samplers.meanflow_times if self.sampling.jumps == "any" else samplers.consistency_times
+        return self.times.get(steps) or default(self.process, steps)
 
     # Files ---------------------------------------------------------------------------------------------------------
 
@@ -405,6 +427,8 @@ def check_run(folder: str | Path) -> Path:
     if not isinstance(folder, str | os.PathLike):
         raise UserError(f"folder is {folder!r}; expected the path of a run folder; correct the argument")
     folder = Path(folder)
+    if folder.is_file():
+        raise UserError(f"'{folder}' is a file; expected a folder written by trigflow; name the folder that it is in")
     if not folder.is_dir():
         reason = "is a file" if folder.exists() else "does not exist"
         raise UserError(f"run folder '{folder}' {reason}; expected a folder written by trigflow; check the path")

@@ -38,7 +38,7 @@ def model_of(
         network: `F(x_t / sd, t, **conditions)`, such as a `trigflow.models.bridges.Bridge`.
         shape: of one x0, `(c, h, w)` of an image.
         process: the process that the network belongs to; that of a bridge by default.
-        num_classes: classes of a network that takes `label`; the number of `class_names` by default.
+        num_classes: classes of a network that takes `label`; by default those of the conditioner, or as many as `class_names`.
         class_names: names of the classes.
         codec: stored data to x0 and back; pixels in [-1, 1] by default (`Pixels.symmetric`).
         conditioner: makes conditions of what people say; for classes by default.
@@ -52,12 +52,16 @@ def model_of(
     if process is None:
         process = getattr(network, "process", None) or TrigFlow()
     known = describe(network, 0, "guidance" in takes(network))
-    classes = num_classes or len(class_names)
-    if ("label" in takes(network)) != (classes > 0) or (class_names and len(class_names) != classes):
+    if conditioner is None:
+        conditioner = Conditioner.of_classes(num_classes or len(class_names), class_names)
+    classes = conditioner.classes.num if conditioner.classes else 0
+    names = conditioner.classes.names if conditioner.classes else ()
+    agree = num_classes in (0, classes) and tuple(class_names) in ((), names)
+    if not agree or ("label" in takes(network)) != ("label" in conditioner.inputs):
         raise UserError(
-            f"a network that takes {', '.join(in_order(takes(network))) or 'no conditions'}, {classes} classes and "
-            f"{len(class_names)} names; expected classes for exactly the networks that take label, each with a name or none; "
-            "correct the arguments"
+            f"a network that takes {', '.join(in_order(takes(network))) or 'no conditions'}, {num_classes or classes} "
+            f"classes and {len(class_names)} names; expected classes for exactly the networks that take label, each with a "
+            "name or none, those of the conditioner where there is one; correct the arguments"
         )
     conditioning = replace(known.conditioning, num_classes=classes)
     spec = CustomConfig(channels=shape[0], dropout=known.dropout, conditioning=conditioning)
@@ -66,5 +70,4 @@ def model_of(
     sampling = replace(sampling, guided=kind == "diffusion" and bool(null(network)))
     origin = {"data": {"source": data}}
     network = network.eval().requires_grad_(False)
-    conditioner = Conditioner.of_classes(classes, class_names) if conditioner is None else conditioner
     return Model(network, spec, process, codec, sampling, conditioner, origin=origin)

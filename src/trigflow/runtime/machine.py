@@ -31,11 +31,12 @@ def check_default_device() -> None:
         )
 
 
-def resolve_device(device: str | torch.device | None) -> torch.device:
+def resolve_device(device: str | torch.device | None, option: str = "device") -> torch.device:
     """`auto` or None: CUDA where there is one, otherwise the CPU; else the named device.
 
     Raises:
-        UserError: for a device that does not exist here, or where there is a default device; see `check_default_device`.
+        UserError: for a device that does not exist here, or where there is a default device (see `check_default_device`);
+            `option` is where it was said.
     """
     check_default_device()
     if device is None or device == "auto":
@@ -43,9 +44,13 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
     try:
         found = torch.device(device)
         torch.empty(0, device=found, dtype=torch.float32)
+        if found.type == "meta":
+            raise RuntimeError("it holds no numbers")
     except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
+        reason = reason if len(reason) < 80 else "there is none here"  # PyTorch may list all that it can do instead
         raise UserError(
-            f"device '{device}' cannot be used ({str(error).splitlines()[0]}); expected cpu, cuda or auto; change loop.device"
+            f"device {str(device)[:40]!r} cannot be used ({reason}); expected cpu, cuda or auto; change {option}"
         ) from None
     return found
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
-import torch
 from fastapi import Depends, FastAPI, HTTPException, Request, Response, Security
+from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import BaseModel
@@ -22,10 +21,10 @@ from trigflow.serve.batching import BusyError, ClosedError, Drawn, Job
 from trigflow.serve.limits import Limits
 from trigflow.serve.offers import Offer
 from trigflow.serve.pages import add_page
-from trigflow.serve.requests import parse
+from trigflow.serve.requests import check, parse_json
 from trigflow.serve.service import Service
 from trigflow.serve.stream import serve_stream
-from trigflow.serve.wire import MEDIA_TYPES, columns_of, encode
+from trigflow.serve.wire import MEDIA_TYPES, columns_of
 from trigflow.serve.within import within
 from trigflow.version import __version__
 
@@ -78,6 +77,9 @@ def create_app(
         token: clients must show it as `Authorization: Bearer TOKEN` for everything but `/healthz`, the page at `/` and the
             documentation.
         origins: pages from elsewhere that may open streams.
+
+    Raises:
+        UserError: for no offers or two of one name, and for a token or origins that are none.
     """
     service = Service(offers, limits or Limits(), token, origins)
 
@@ -90,14 +92,21 @@ def create_app(
     app = FastAPI(
         title="trigflow",
         version=__version__,
-        description="StepDraws images in one or two steps.",
+        description="Draws images in one or two steps.",
         lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        servers=[{"url": "."}],  # beside the document, wherever a proxy puts it
+        root_path_in_servers=False,
         exception_handlers={UserError: _unusable, BusyError: _busy, ClosedError: _closed, ClientDisconnect: _left},
     )
     app.state.service = service
     app.add_middleware(Counted, service=service)
     _add_routes(app, service)
     add_page(app)
+    document: dict[str, Any] = {"openapi_url": "openapi.json", "title": "trigflow"}
+    app.add_route("/docs", lambda request: get_swagger_ui_html(**document), include_in_schema=False)
+    app.add_route("/redoc", lambda request: get_redoc_html(**document), include_in_schema=False)
     return app
 
 
@@ -150,22 +159,14 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     )
     async def images(request: Request) -> Response:
         """Draw images: one sheet (PNG, WebP) or the pixels (npy). The same request gives the same images."""
-        asked = parse(service.images_request, await read_body(request, service.limits))
+        asked = check(service.images_request, parse_json(await read_body(request, service.limits)))
         name, order = service.order(asked)
         jobs = service.batchers[name].submit(order)
         drawn = await _wait_for(request, service, name, jobs)
-        begun = time.monotonic()
-        pictures = torch.cat([part.images for part in drawn])
-        content = await asyncio.get_running_loop().run_in_executor(service.encoders, encode, pictures, asked.format)
-        seconds = {
-            "queue": max(part.queue for part in drawn),
-            "network": sum(part.network for part in drawn),
-            "encode": time.monotonic() - begun,
-        }
-        service.metrics.observe(name, **seconds)
+        content, seconds = await service.encode(name, drawn, asked.format)
         headers = {
-            "X-Trigflow-Shape": ",".join(map(str, pictures.shape)),
-            "X-Trigflow-Columns": str(columns_of(len(pictures))),
+            "X-Trigflow-Shape": ",".join(map(str, (len(order), *drawn[0].images.shape[1:]))),
+            "X-Trigflow-Columns": str(columns_of(len(order))),
             "Server-Timing": ", ".join(f"{part};dur={1000 * value:.3f}" for part, value in seconds.items()),
         }
         return Response(content, media_type=MEDIA_TYPES[asked.format], headers=headers)
@@ -267,7 +268,7 @@ async def _left(request: Request, error: Any) -> Response:
 
 
 class Counted:
-    """Counts requests by path and status."""
+    """Counts requests by path and status, and lets HEAD be asked wherever GET is."""
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self.app = app
@@ -277,6 +278,8 @@ class Counted:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        head = scope["method"] == "HEAD"  # answered as GET is, without the body
+        scope = {**scope, "method": "GET"} if head else scope
 
         def count(status: int) -> None:
             self.requests.labels(getattr(scope.get("route"), "path", "other"), str(status)).inc()
@@ -284,7 +287,7 @@ class Counted:
         async def counted(message: Message) -> None:
             if message["type"] == "http.response.start":
                 count(message["status"])
-            await send(message)
+            await send({**message, "body": b""} if head and "body" in message else message)
 
         try:
             await self.app(scope, receive, counted)

@@ -56,7 +56,7 @@ class Order:
 
 
 class Drawer(Protocol):
-    """StepDraws batches, one after the other, in the thread that owns it."""
+    """Draws batches, one after the other, in the thread that owns it."""
 
     def draw(
         self,
@@ -83,7 +83,7 @@ class Drawer(Protocol):
 
 
 class ModelDrawer:
-    """StepDraws with `Model`, step by step as `Model.sample` does."""
+    """Draws with `Model`, step by step as `Model.sample` does."""
 
     def __init__(self, model: Model) -> None:
         self.model = model

@@ -1,11 +1,24 @@
-"""What one client, and all of them together, may ask of the server."""
+"""What one client, and all of them together, may ask of the server, and what shows that they may."""
 
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, fields
 
 from trigflow.runtime.errors import UserError
+
+TOKEN = re.compile(r"[A-Za-z0-9._~-]{16,256}")
+"""What can stand in a header and in the name of a subprotocol, and is not guessed."""
+
+
+def check_token(token: str, what: str = "the token") -> None:
+    """Raise a UserError for a token that is none; `what` names it."""
+    if not TOKEN.fullmatch(token):
+        raise UserError(
+            f"{what} cannot be used; expected 16 to 256 letters, digits and . _ ~ -; "
+            "make one with: python -c 'import secrets; print(secrets.token_urlsafe())'"
+        )
 
 
 @dataclass(frozen=True)
@@ -13,7 +26,7 @@ class Limits:
     """Bounds on everything a client can send or leave lying about; the defaults suit a small model on a small machine.
 
     Raises:
-        UserError: unless every limit is finite and positive (the batching window may be 0).
+        UserError: unless every limit is a number of its kind, finite and positive (the batching window may be 0).
     """
 
     images: int = 256
@@ -51,7 +64,9 @@ class Limits:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value = getattr(self, field.name)
-            if not math.isfinite(value) or value < 0 or (value == 0 and field.name != "window_ms"):
+            value, kind = getattr(self, field.name), int if isinstance(field.default, int) else int | float
+            fine = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
+            if not fine or value < 0 or (value == 0 and field.name != "window_ms"):
                 option = f"--limits.{field.name.replace('_', '-')}"
-                raise UserError(f"limit {field.name} = {value}; expected a finite number above 0; correct {option}")
+                what = "whole" if kind is int else "finite"
+                raise UserError(f"limit {field.name} = {value!r}; expected a {what} number above 0; correct {option}")

@@ -6,7 +6,6 @@ import contextlib
 import gc
 import importlib.util
 import os
-import re
 import socket
 import sys
 import threading
@@ -17,12 +16,10 @@ import torch
 
 from trigflow.runtime.errors import MissingExtraError, UserError
 from trigflow.runtime.machine import resolve_device
-from trigflow.serve.limits import Limits
+from trigflow.serve.limits import Limits, check_token
 from trigflow.serve.offers import offers_of
 
 TOKEN_VARIABLE = "TRIGFLOW_TOKEN"
-TOKEN = re.compile(r"[A-Za-z0-9._~-]{16,256}")
-"""What can stand in a header and in the name of a subprotocol, and is not guessed."""
 
 
 def listen(
@@ -46,14 +43,16 @@ def listen(
 
     Raises:
         MissingExtraError: without the extra `serve`.
-        UserError: when the folder cannot be loaded, or the address cannot be listened at.
+        UserError: when the folder cannot be loaded, the address cannot be listened at, or an origin is none.
     """
     for package in ("fastapi", "uvicorn", "websockets", "prometheus_client"):
         if importlib.util.find_spec(package) is None:
             raise MissingExtraError("trigflow serve", package.replace("_", "-"), "serve")
     from trigflow.serve.app import create_app
     from trigflow.serve.server import make_server
+    from trigflow.serve.service import normal_origin
 
+    origins = [normal_origin(origin) for origin in origins]
     limits = limits or Limits()
     workers = use_cores(resolve_device(device), workers, threads)
     with bind(host, port) as listener:
@@ -157,11 +156,7 @@ def read_token(file: Path | None) -> str | None:
             raise UserError(
                 f"the token in {where} cannot be read ({error}); expected a text file; check the path"
             ) from None
-    if not TOKEN.fullmatch(token):
-        raise UserError(
-            f"the token in {where} cannot be used; expected 16 to 256 letters, digits and . _ ~ -; "
-            "make one with: python -c 'import secrets; print(secrets.token_urlsafe())'"
-        )
+    check_token(token, f"the token in {where}")
     return token
 
 

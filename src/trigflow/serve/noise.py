@@ -14,10 +14,10 @@ has period 2 pi in a and in b, without a seam. It begins at `p`, exactly: at (0,
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
 
 from torch import Tensor
 
+from trigflow.deploy.traced import Kept
 from trigflow.models.model import Model
 from trigflow.runtime.seeds import derive_seed
 
@@ -41,8 +41,7 @@ class NoiseSource:
 
     def __init__(self, model: Model, kept: int = 1 << 20) -> None:
         self.model = model
-        self._room = kept
-        self._drawn: OrderedDict[tuple[int, int, int, int], Tensor] = OrderedDict()
+        self._drawn = Kept(4 * kept, 4 * 4096)
 
     def start(self, seed: int, walk: Walk, start: int, stop: int) -> Tensor:
         """Where pictures start ... stop - 1 of this seed begin, `(stop - start, c, h, w)`."""
@@ -56,15 +55,8 @@ class NoiseSource:
     def fresh(self, seed: int, k: int, start: int, stop: int) -> Tensor:
         """Noise k of pictures start ... stop - 1, see `Model.noise`; the same everywhere on the walk, not to be changed."""
         key = (seed, k, start, stop)
-        if key in self._drawn:
-            self._drawn.move_to_end(key)
-        else:
-            self._drawn[key] = self.model.noise(*key)
-            self._room -= _size(self._drawn[key])
-            while self._room < 0 and len(self._drawn) > 1:
-                self._room += _size(self._drawn.popitem(last=False)[1])
-        return self._drawn[key]
-
-
-def _size(noise: Tensor) -> int:
-    return max(noise.numel(), 4096)
+        found = self._drawn.get(key)
+        if found is None:
+            found = (self.model.noise(*key),)
+            self._drawn.put(key, found)
+        return found[0]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from trigflow.conditions import Classes
+from trigflow.conditions import Classes, quoted, said_of
 from trigflow.deploy import Engine
 from trigflow.models.model import Model, load
 from trigflow.runtime.errors import UserError
@@ -15,7 +17,10 @@ from trigflow.serve.drawing import Drawer, Mix, ModelDrawer, Order, draw_togethe
 from trigflow.serve.limits import Limits
 from trigflow.serve.noise import NoiseSource, Walk
 
-Labels = int | str | Sequence[int | str] | Mapping[str, float] | None
+MOST_WEIGHT = 1_000_000
+"""Of a class in a mix."""
+
+Labels = int | str | Sequence[int | str] | Mapping[Any, float] | None
 """One class, classes in turn, a mix of classes with their weights, or all classes in turn; by number or name."""
 
 
@@ -61,41 +66,43 @@ class Offer:
         steps = self.model.default_steps() if steps is None else steps
         _check_range("steps", steps, self.steps, self.name)
         _check_range("guidance", guidance, self.guidance, self.name)
-        mixes = self._mixes(labels, first, count)
-        told = self.model.conditioner.conditions(conditions, count, first)
-        told.pop("label", None)  # which is in the mixes
+        if count < 1 or first < 0:
+            raise UserError(
+                f"{count} pictures from number {first}; expected 1 or more, from 0 on; correct count or first"
+            )
+        if "label" in (conditions or {}):
+            raise UserError("a label among the conditions; expected classes as labels; move it there")
+        classes, mix = self.model.conditioner.classes, None
+        if classes is not None and isinstance(labels, Mapping):
+            mix, labels = self._mix(classes, labels), None
+        told = self.model.conditioner.conditions(said_of(labels, conditions), count, first)
+        mixes = None
+        if classes is not None:
+            mixes = tuple(mix or ((label, 1.0),) for label in told.pop("label").tolist())
         return Order(seed, first, first + count, mixes, guidance, steps, walk, told)
 
     def try_out(self, batch: int) -> None:
         """Draw one picture as a request without fields gets it, and a batch of those that cost most a step: this shows what is
         wrong with a model, and takes the memory that is going to be needed."""
         classes = min(self.mixed_labels, self.model.num_classes)
-        names = self.model.class_names or tuple(map(str, range(classes)))
-        mix = dict.fromkeys(names[:classes], 1.0) if classes else None
+        mix = dict.fromkeys(range(classes), 1.0) if classes else None
         costly = self.order(count=batch, labels=mix, guidance=self.guidance[1], steps=self.steps[0])
         for drawer in self.drawers:
             for order in (self.order(), costly):
                 draw_together(drawer, NoiseSource(self.model), [order])
 
-    def _mixes(self, labels: Labels, first: int, count: int) -> tuple[Mix, ...] | None:
-        classes = self.model.conditioner.classes
-        if isinstance(labels, Mapping) and classes is not None:
-            return (self._mix(classes, labels),) * count
-        told = self.model.conditioner.conditions({"label": labels}, count, first)
-        return tuple(((label, 1.0),) for label in told["label"].tolist()) if classes is not None else None
-
-    def _mix(self, classes: Classes, weights: Mapping[str, float]) -> Mix:
-        chosen = {str(label): weight for label, weight in weights.items() if weight > 0}
-        total = sum(chosen.values())
-        if not 0 < total < float("inf") or min(weights.values()) < 0:
+    def _mix(self, classes: Classes, weights: Mapping[Any, float]) -> Mix:
+        fine = [isinstance(w, Real) and not isinstance(w, bool) and 0 <= w <= MOST_WEIGHT for w in weights.values()]
+        if not all(fine) or not any(weights.values()):
             raise UserError(
-                f"a mix of labels with the weights {list(weights.values())}; expected numbers of at least 0, one of them "
-                "above 0; correct labels"
+                f"a mix of labels with the weights {quoted([*weights.values()])}; expected numbers of at least 0 and at most "
+                f"{MOST_WEIGHT}, one of them above 0; correct labels"
             )
-        if len(chosen) > self.mixed_labels:
-            raise UserError(f"a mix of {len(chosen)} labels; expected at most {self.mixed_labels}; mix fewer")
-        numbers = classes.numbers(list(chosen)).tolist()
-        return tuple((label, weight / total) for label, weight in sorted(zip(numbers, chosen.values(), strict=True)))
+        if (positive := sum(map(bool, weights.values()))) > self.mixed_labels:
+            raise UserError(f"a mix of {positive} labels; expected at most {self.mixed_labels}; mix fewer")
+        chosen = zip(classes.numbers(list(weights)).tolist(), weights.values(), strict=True)
+        total = sum(weights.values())
+        return tuple((label, weight / total) for label, weight in sorted(chosen) if weight > 0)
 
 
 def offer_of(model: Model, limits: Limits, *drawers: Drawer) -> Offer:
@@ -123,8 +130,8 @@ def offer_of(model: Model, limits: Limits, *drawers: Drawer) -> Offer:
 
 
 def offers_of(run: Path, limits: Limits, device: str = "auto", variant: str = "auto", workers: int = 1) -> list[Offer]:
-    """The model of a run folder first, and its teacher where the run has one that is still there; both ready to draw, so that
-    no request has to wait for what a variant does once, and memory does not grow by it later.
+    """The model of a run folder first, and its teacher where that is still there and has the same classes; both ready to draw,
+    so that no request has to wait for what a variant does once, and memory does not grow by it later.
 
     Args:
         run: folder of a student or a teacher.
@@ -152,9 +159,20 @@ def offers_of(run: Path, limits: Limits, device: str = "auto", variant: str = "a
     for folder in () if found is None else (run / found, Path(found)):
         if (folder / "model.json").is_file():
             teacher = offer(folder)
-            if teacher.name == "teacher" and teacher.shape == offers[0].shape:
+            if teacher.name == "teacher" and teacher.shape == offers[0].shape and _same_classes(teacher.model, model):
                 return [*offers, teacher]
+            print(
+                f"'{folder}' is not served: it draws other shapes or classes than its student",
+                file=sys.stderr,
+                flush=True,
+            )
     return offers
+
+
+def _same_classes(one: Model, other: Model) -> bool:
+    """Whether class k of the one is class k of the other; names that are but numbers, "0", "1", ..., say nothing."""
+    unnamed = {(), tuple(map(str, range(one.num_classes)))}
+    return one.num_classes == other.num_classes and len({one.class_names, other.class_names} - unnamed) < 2
 
 
 def _guidance(model: Model, limits: Limits) -> tuple[float, float]:

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, create_model
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    WithJsonSchema,
+    create_model,
+)
 from pydantic_core import from_json
 
+from trigflow.conditions import quoted
 from trigflow.runtime.errors import UserError
 from trigflow.serve.limits import Limits
-from trigflow.serve.offers import Offer
+from trigflow.serve.offers import MOST_WEIGHT, Offer
 
 SAFE_INTEGER = 2**53 - 1
 """The largest integer that every JSON client can send."""
@@ -18,10 +28,10 @@ SAFE_INTEGER = 2**53 - 1
 LAST_PICTURE = 2**31 - 1
 """The largest number of a picture."""
 
-LabelName = Annotated[str, StringConstraints(min_length=1, max_length=200)]
-Label = Annotated[int, Field(ge=0, le=SAFE_INTEGER)] | LabelName
+Name = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Id = Annotated[int, Field(ge=0, le=SAFE_INTEGER)]
+Said = Number | list[Number] | Name
 
 
 class Message(BaseModel):
@@ -39,25 +49,24 @@ class PictureRequest(Message):
     """Number of pictures."""
     first: Annotated[int, Field(ge=0, le=LAST_PICTURE)] = 0
     """Number of the first of them: `first` 3 and `count` 1 is the fourth picture of a seed."""
-    labels: Label | list[Label] | dict[LabelName, Number] | None = None
+    labels: Any = None
     """One class by number or name; classes in turn; weights of a mix, such as {"3": 0.7, "5": 0.3}; or null for all classes in
     turn."""
-    conditions: dict[LabelName, Number | list[Number] | LabelName] | None = None
+    conditions: dict[Name, Said] | None = None
     """What else is said to the model, by name; null for its defaults."""
     guidance: Number = 1.0
     """Guidance scale; 1 for none."""
     steps: int | None = None
     """Sampling steps; null for the model's default."""
-    walk: Annotated[list[Number], Field(min_length=2, max_length=2)] = [0.0, 0.0]
+    walk: Annotated[list[Number], Field(min_length=2, max_length=2, description="a list of 2 numbers")] = [0.0, 0.0]
     """Two angles on the torus of noise."""
     model: str | None = None
     """`student` or `teacher`; null for the model that is served."""
 
     def order(self) -> dict[str, Any]:
         """Arguments of `Offer.order`."""
-        names = ("seed", "count", "first", "labels", "guidance", "steps", "conditions")
-        chosen = {name: getattr(self, name) for name in names}
-        return chosen | {"walk": (self.walk[0], self.walk[1])}
+        chosen = {name: getattr(self, name) for name in PictureRequest.model_fields if name != "model"}
+        return {**chosen, "walk": tuple(self.walk)}
 
 
 class ImagesRequest(PictureRequest):
@@ -85,15 +94,6 @@ class Taken(Message):
 
 
 AnyMessage = TypeVar("AnyMessage", bound=Message)
-
-
-def parse(kind: type[AnyMessage], raw: bytes | str) -> AnyMessage:
-    """JSON as this kind of message.
-
-    Raises:
-        UserError: if it is no JSON, or not as the schema says.
-    """
-    return check(kind, parse_json(raw))
 
 
 def parse_json(raw: bytes | str) -> Any:
@@ -125,42 +125,88 @@ def check(kind: type[AnyMessage], value: Any) -> AnyMessage:
     Raises:
         UserError: if it is not as the schema says.
     """
+    if not isinstance(value, dict):
+        raise UserError(f"the request is {quoted(value)}; expected a JSON object; correct the request")
     try:
         return kind.model_validate(value)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        where = str(first["loc"][0])[:40] if first["loc"] else "the request"
-        raise UserError(f"{where}: {first['msg'][:160]}; expected what the schema says; correct the request") from None
+        name, fields = str(first["loc"][0]), kind.model_json_schema()["properties"]
+        if name not in fields:
+            raise UserError(
+                f"{quoted(name)[1:-1]}: no such field; expected {', '.join(fields)}; leave it out"
+            ) from None
+        expected = in_words(fields[name])
+        if name not in value:
+            raise UserError(f"{name} is missing; expected {expected}; add it") from None
+        raise UserError(f"{name} {quoted(value[name])}; expected {expected}; correct {name}") from None
+
+
+def in_words(schema: Mapping[str, Any]) -> str:
+    """What the JSON schema of a field asks for."""
+    if "description" in schema:
+        return str(schema["description"])
+    if "anyOf" in schema:
+        return " or ".join(map(in_words, schema["anyOf"]))
+    choices = schema.get("enum", [schema["const"]] if "const" in schema else [])
+    if choices:
+        return " or ".join(choices)
+    words = {"integer": "a whole number", "number": "a number"}
+    bounds = f" from {schema['minimum']} to {schema['maximum']}" if "minimum" in schema else ""
+    return words.get(schema["type"], schema["type"]) + bounds
 
 
 def bounded(kind: type[AnyMessage], limits: Limits, offers: Sequence[Offer]) -> type[AnyMessage]:
-    """A kind of picture request with the bounds of these models, so that its JSON schema says them."""
-    classes, told = offers[0].model.num_classes, offers[0].model.class_names
-    number: Any = Annotated[int, Field(ge=0, lt=classes)]
-    label: Any = number | Literal[told] if told else number
-    turn = Annotated[list[label], Field(min_length=1, max_length=limits.images)]  # type: ignore[valid-type]
-    name: Any = Literal[
-        tuple(dict.fromkeys((*told, *([] if any(map(str.isdecimal, told)) else map(str, range(classes))))))
-    ]
-    weight = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
-    mix = Annotated[dict[name, weight], Field(min_length=1, max_length=limits.mixed_labels)]
-    labels: Any = label | turn | mix | None
+    """A kind of picture request whose JSON schema says the bounds of these models.
+
+    Guidance, steps and labels are checked by `Offer.order`, each model by its own bounds.
+    """
     most = limits.images if issubclass(kind, ImagesRequest) else limits.frame_images
-    least_scale, most_scale = min(offer.guidance[0] for offer in offers), max(offer.guidance[1] for offer in offers)
-    least_steps, most_steps = min(offer.steps[0] for offer in offers), max(offer.steps[1] for offer in offers)
+    scales, steps = ([bound for offer in offers for bound in getattr(offer, name)] for name in ("guidance", "steps"))
+    scale = {"type": "number", "minimum": min(scales), "maximum": max(scales)}
+    step = {"anyOf": [{"type": "integer", "minimum": min(steps), "maximum": max(steps)}, {"type": "null"}]}
     names: Any = Literal[tuple(offer.name for offer in offers)]
+
+    def short(labels: Any) -> Any:
+        if isinstance(labels, list) and len(labels) > limits.images:
+            raise ValueError
+        return labels
+
     fields: dict[str, Any] = {
         "count": (Annotated[int, Field(ge=1, le=most)], 1),
-        "labels": (labels if classes else None, None),
+        "labels": (Annotated[Any, AfterValidator(short), WithJsonSchema(_labels_schema(offers[0], limits))], None),
         "conditions": (_conditions_of(offers[0]), None),
-        "guidance": (Annotated[float, Field(ge=least_scale, le=most_scale, allow_inf_nan=False)], 1.0),
-        "steps": (Annotated[int, Field(ge=least_steps, le=most_steps)] | None, None),
+        "guidance": (Annotated[Number, WithJsonSchema(scale)], 1.0),
+        "steps": (Annotated[int | None, WithJsonSchema(step)], None),
         "model": (names | None, None),
     }
     return create_model(kind.__name__, __base__=kind, **fields)
 
 
+def _labels_schema(offer: Offer, limits: Limits) -> dict[str, Any]:
+    """The JSON schema of what `Offer.order` takes as labels."""
+    classes = offer.model.conditioner.classes
+    if classes is None:
+        return {"type": "null"}
+    name = {"enum": list(classes.words)}
+    label = {"anyOf": [{"type": "integer", "minimum": 0, "maximum": classes.num - 1}, name]}
+    mix = {
+        "type": "object",
+        "propertyNames": name,
+        "additionalProperties": {"type": "number", "minimum": 0, "maximum": MOST_WEIGHT},
+        "minProperties": 1,
+        "maxProperties": offer.mixed_labels,
+        "not": {"additionalProperties": {"const": 0}},  # not all of them
+    }
+    turn = {"type": "array", "items": label, "minItems": 1, "maxItems": limits.images}
+    expected = f"a class by number or name, a list of at most {limits.images} of them, weights of a mix, or null"
+    return {"anyOf": [label, turn, mix, {"type": "null"}], "description": expected}
+
+
 def _conditions_of(offer: Offer) -> Any:
     """What can be said to the model of an offer beside classes."""
     names = tuple(name for name in offer.model.conditioner.inputs if name != "label")
-    return dict[Literal[names], Number | list[Number] | LabelName] | None if names else None  # type: ignore[valid-type]
+    key: Any = Literal[names] if names else str
+    expected = f"numbers, lists of numbers or texts by name, for {', '.join(names)}, or null" if names else "null"
+    said = Annotated[dict[key, Said], Field(max_length=len(names))]
+    return Annotated[said | None, Field(description=expected)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +14,7 @@ from trigflow.serve.batching import BusyError, Drawn, Job
 from trigflow.serve.drawing import Order
 from trigflow.serve.requests import FrameRequest, Taken, check, parse_json
 from trigflow.serve.service import Service
-from trigflow.serve.wire import columns_of, encode, pack
+from trigflow.serve.wire import columns_of, pack
 from trigflow.serve.within import within
 
 PROTOCOL = "trigflow.v1"
@@ -199,16 +198,8 @@ class Stream:
             self.service.metrics.frames.labels(wanted.model).inc()
 
     async def _frame(self, wanted: Wanted, drawn: Drawn) -> bytes:
-        begun = time.monotonic()
         format = wanted.request.format
-        if format == "raw":
-            content = encode(drawn.images, format)
-        else:
-            content = await asyncio.get_running_loop().run_in_executor(
-                self.service.encoders, encode, drawn.images, format
-            )
-        seconds = {"queue": drawn.queue, "network": drawn.network, "encode": time.monotonic() - begun}
-        self.service.metrics.observe(wanted.model, **seconds)
+        content, seconds = await self.service.encode(wanted.model, [drawn], format)
         header: dict[str, Any] = {
             "id": wanted.request.id,
             "shape": list(drawn.images.shape),
