@@ -198,7 +198,7 @@ class Classes:
     kind = "classes"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "names", tuple(str(name) for name in self.names))
+        object.__setattr__(self, "names", tuple(map(printable, self.names)))
         if self.num < 1 or len(self.names) not in (0, self.num):
             raise UserError(
                 f"{self.num} classes with {len(self.names)} names; expected at least one class, each with a name or none; "
@@ -414,12 +414,18 @@ class Conditioner:
         return cls(inputs)
 
 
+def printable(name: object) -> str:
+    """Text in the one form that Unicode has for it (NFC), with a backslash and digits for bytes that are none."""
+    return unicodedata.normalize("NFC", str(name)).encode("utf-8", "backslashreplace").decode()
+
+
 def check_class_names(names: Sequence[str], whose: str) -> None:
-    """Require names of classes that differ and can be printed.
+    """Require names of classes that differ, however accents are written in them, and can be printed.
 
     Raises:
         UserError: naming the first that is there twice, or is no text: bytes that are no UTF-8, or control characters.
     """
+    names = [unicodedata.normalize("NFC", name) for name in names]
     for name in names:
         if any(unicodedata.category(letter) in ("Cs", "Cc") for letter in name):
             raise UserError(f"{whose} has a class named {name!r}; expected a name that can be printed; rename it")

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import tarfile
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
@@ -297,3 +298,8 @@ def test_a_class_has_a_name_that_can_be_printed(photos: Path, save: Save) -> Non
     assert problem.kind == "labels"
     (photos / odd).rename(photos / "café ☕")
     assert open_dataset(photos).class_names == ("café ☕", "tea")
+    (photos / "café ☕").rename(photos / unicodedata.normalize("NFD", "café ☕"))  # as macOS packs it
+    assert open_dataset(photos).class_names == ("café ☕", "tea")
+    save("café ☕/2.png", 3)
+    with pytest.raises(UserError, match="two classes named 'café ☕'"):
+        open_dataset(photos)

@@ -18,7 +18,7 @@ import posixpath
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
-from trigflow.conditions import check_class_names
+from trigflow.conditions import check_class_names, printable
 from trigflow.data.dataset import number_classes
 from trigflow.data.decode import CorruptImageError
 from trigflow.data.sources.files import Files, FolderFiles
@@ -68,10 +68,11 @@ def find_labels(files: Files, images: Sequence[str]) -> tuple[list[int] | None, 
             f"one sub-folder a class or no sub-folders; move the {len(flat)} root images, or add a {LABEL_FILE}"
         )
     folders = [name.split("/", 1)[0] for name in images]
-    class_names = class_order(set(folders))
-    check_class_names(class_names, f"{files.where!r}")
+    ordered = class_order(set(folders))
+    check_class_names(ordered, f"{files.where!r}")
+    class_names = tuple(map(printable, ordered))
     _check_no_splits(files, class_names, nested=any(name.count("/") > 1 for name in images))
-    number = {folder: label for label, folder in enumerate(class_names)}
+    number = {folder: label for label, folder in enumerate(ordered)}
     return [number[folder] for folder in folders], class_names
 
 

@@ -120,7 +120,7 @@ def mixed_velocity(
     velocity = model.velocity({"label": label, **pick(told, owner)}, guidance[owner])
     if len(rows) == len(mixes):
         return velocity
-    weight = torch.tensor([row[2] for row in rows], device=guidance.device)
+    weight = torch.tensor([row[2] for row in rows], dtype=torch.float32, device=guidance.device)
 
     def mixed(x: Tensor, t: Tensor, *end: Tensor) -> Tensor:
         v = velocity(x[owner], t[owner], *(e[owner] for e in end))
@@ -139,7 +139,7 @@ def draw_together(drawer: Drawer, source: NoiseSource, orders: Sequence[Order]) 
         return torch.cat([source.fresh(order.seed, k, order.start, order.stop) for order in orders])
 
     mixes = None if orders[0].mixes is None else [mix for order in orders for mix in order.mixes or ()]
-    guidance = torch.tensor([order.guidance for order in orders for _ in range(len(order))])
+    guidance = torch.tensor([order.guidance for order in orders for _ in range(len(order))], dtype=torch.float32)
     conditions = {name: torch.cat([order.conditions[name] for order in orders]) for name in orders[0].conditions}
     images = drawer.draw(noise, mixes, guidance, orders[0].steps, conditions)
     return list(images.split([len(order) for order in orders]))

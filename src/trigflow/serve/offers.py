@@ -9,7 +9,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from trigflow.conditions import Classes, quoted, said_of
+from trigflow.conditions import Classes, named, quoted, said_of
 from trigflow.deploy import Engine
 from trigflow.models.model import Model, load
 from trigflow.runtime.errors import UserError
@@ -171,8 +171,8 @@ def offers_of(run: Path, limits: Limits, device: str = "auto", variant: str = "a
 
 def _same_classes(one: Model, other: Model) -> bool:
     """Whether class k of the one is class k of the other; names that are but numbers, "0", "1", ..., say nothing."""
-    unnamed = {(), tuple(map(str, range(one.num_classes)))}
-    return one.num_classes == other.num_classes and len({one.class_names, other.class_names} - unnamed) < 2
+    tell = named(one.class_names) and named(other.class_names)
+    return one.num_classes == other.num_classes and (one.class_names == other.class_names or not tell)
 
 
 def _guidance(model: Model, limits: Limits) -> tuple[float, float]:
