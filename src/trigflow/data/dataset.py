@@ -22,6 +22,7 @@ from trigflow.conditions import (
     check_labels,
     in_order,
     named,
+    printable,
 )
 from trigflow.data.order import Order
 from trigflow.runtime.errors import UserError
@@ -110,6 +111,7 @@ class Dataset:
                 f"expected int64 of shape ({len(self)},); pass one label a sample"
             )
         check_class_names(self.class_names, f"'{self.name}'")
+        object.__setattr__(self, "class_names", tuple(map(printable, self.class_names)))
         check_labels(self.labels, self.num_classes)
 
     def _check_values(self) -> None:
