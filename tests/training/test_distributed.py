@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from training.distributed_cases import FSDP, make_trainer, run_case
 from training.shared import free_ports, made_once, run_group
-from training.tiny import NETWORK, tiny_config, tiny_trainer, untrained_teacher
+from training.tiny import TWO_LEVELS, tiny_config, tiny_trainer, untrained_teacher
 from trigflow.codecs import Latents
 from trigflow.codecs.pictures import make_grid
 from trigflow.data import LatentDataset
@@ -325,7 +325,7 @@ def test_compiled_blocks_give_the_same_losses(tmp_path: Path, monkeypatch: pytes
 
 
 def test_blocks_are_the_outermost_members_of_lists_that_have_parts() -> None:
-    network = build(NETWORK)
+    network = build(TWO_LEVELS)
     names = {id(module): name for name, module in network.named_modules()}
     found = [names[id(block)] for block in blocks_of(network)]
     assert found == [
