@@ -28,24 +28,31 @@ Output = IO[Any] | int | None
 
 @functools.cache
 def server() -> socket.socket:
-    """Of this process, which ends it by ending."""
-    ours, theirs = socket.socketpair()
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("program_server.py")), str(theirs.fileno())],
-        stdin=subprocess.DEVNULL,
-        pass_fds=[theirs.fileno()],
-        env=environment,
-        start_new_session=True,  # Ctrl-C reaches the tests, which end programs as they see fit
-    )
-    theirs.close()
-
-    def end() -> None:
-        ours.close()
-        process.wait()
-
-    atexit.register(end)
-    return ours
+    """A connection to the server of this run of the tests, which whoever needs it first starts and the last one ends."""
+    name = f"\0trigflow-programs-{os.environ.get('PYTEST_XDIST_TESTRUNUID', os.getpid())}"
+    while True:
+        connection = socket.socket(socket.AF_UNIX)
+        try:
+            connection.connect(name)
+        except ConnectionRefusedError:
+            connection.close()
+        else:
+            atexit.register(connection.close)
+            return connection
+        with socket.socket(socket.AF_UNIX) as listening:
+            try:
+                listening.bind(name)
+            except OSError:  # another process is about to listen there
+                continue
+            listening.listen()
+            process = subprocess.Popen(
+                [sys.executable, str(Path(__file__).with_name("program_server.py")), str(listening.fileno())],
+                stdin=subprocess.DEVNULL,
+                pass_fds=[listening.fileno()],
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                start_new_session=True,  # Ctrl-C reaches the tests, which end programs as they see fit
+            )
+            atexit.register(process.wait)  # when its connection has been closed
 
 
 class Program:

@@ -23,7 +23,7 @@ Changes = dict[str, Any]
 FSDP: Changes = {"parallel.mode": "fsdp"}
 SHORT: Changes = {"loop.iterations": 3, "loop.log_every": 1, "loop.batch_size": 8}
 FIVE = SHORT | {"loop.iterations": 5}
-LONG = SHORT | {"loop.iterations": 50}
+LONG = SHORT | {"loop.iterations": 20}
 SCT: Changes = {"objective.kind": "sct", "optimizer.lr": 1e-3}
 SCD = SCT | {"objective.kind": "scd"}
 VSD = SCD | {
@@ -46,7 +46,7 @@ CASES: dict[str, Changes] = {
     "vsd": SHORT | VSD,
     "vsd, recomputed": SHORT | VSD | {"parallel.recompute": True},
     "muon": SHORT
-    | {"optimizer.name": "muon", "network.width": 32, "network.mult": (1, 2), "optimizer.weight_decay": 0.1},
+    | {"optimizer.name": "muon", "network.width": 32, "optimizer.weight_decay": 0.1},
     "edm2": SHORT | SCT | EDM2,
     "guided": SHORT | GUIDED,
     "two shards": SHORT | SCD | {"parallel.shards": 2},
