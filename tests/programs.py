@@ -1,6 +1,8 @@
 """Programs in processes of their own, without the seconds that each would take to import PyTorch.
 
 They are forked from a server that has imported it, see `program_server.py`; where it cannot be, they are started as usual.
+`programs.py ARGUMENTS` is a process that stands for `python ARGUMENTS` where something else than a test starts it, as torchrun
+does: it passes SIGTERM on, and ends as the program does.
 Tests of what a program imports, of its memory, or of what is settled while importing start an interpreter of their own.
 """
 
@@ -29,7 +31,8 @@ Output = IO[Any] | int | None
 @functools.cache
 def server() -> socket.socket:
     """A connection to the server of this run of the tests, which whoever needs it first starts and the last one ends."""
-    name = f"\0trigflow-programs-{os.environ.get('PYTEST_XDIST_TESTRUNUID', os.getpid())}"
+    run_id = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
+    name = "\0" + os.environ.setdefault("PROGRAM_SERVER", f"trigflow-programs-{run_id}")
     while True:
         connection = socket.socket(socket.AF_UNIX)
         try:
@@ -204,3 +207,9 @@ def run(
     if check:
         done.check_returncode()
     return done
+
+
+if __name__ == "__main__":
+    program = Program(sys.argv[1:])
+    signal.signal(signal.SIGTERM, lambda number, _: program.send_signal(number))
+    sys.exit(program.wait() & 0xFF)
