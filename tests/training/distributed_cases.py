@@ -45,8 +45,7 @@ CASES: dict[str, Changes] = {
     "scd": LONG | SCD,
     "vsd": SHORT | VSD,
     "vsd, recomputed": SHORT | VSD | {"parallel.recompute": True},
-    "muon": SHORT
-    | {"optimizer.name": "muon", "network.width": 32, "optimizer.weight_decay": 0.1},
+    "muon": SHORT | {"optimizer.name": "muon", "network.width": 32, "optimizer.weight_decay": 0.1},
     "edm2": SHORT | SCT | EDM2,
     "guided": SHORT | GUIDED,
     "two shards": SHORT | SCD | {"parallel.shards": 2},
