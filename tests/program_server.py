@@ -1,4 +1,4 @@
-"""Starts Python programs for `programs.py` by forking itself, having imported what takes long; its argument is a socket.
+"""Starts Python programs for `programs.py` by forking itself, having imported what takes long; its argument listens.
 
 It computes nothing, so that no thread holds a lock of PyTorch or Python, and a fork is sound. A program finds the process as a
 fresh interpreter would be, but for modules that are imported already: its own `sys.argv`, environment, folder, files, signals,
@@ -23,8 +23,8 @@ import traceback
 import types
 from typing import Any, NoReturn
 
-EVERY = ("numpy", "sklearn.datasets", "torch", "trigflow.cli", "trigflow.training.trainer")
-"""What nearly every program imports."""
+EVERY = ("numpy", "sklearn.datasets", "torch", "torch._dynamo", "trigflow.cli", "trigflow.training.trainer")
+"""What nearly every program imports; `torch._dynamo` with its first optimizer."""
 
 
 def program(arguments: list[str]) -> None:
@@ -101,13 +101,17 @@ def run(request: dict[str, Any], files: list[int]) -> NoReturn:
     os._exit((code or 0) & 0xFF)
 
 
-def serve(requests: socket.socket) -> None:
+def serve(listening: socket.socket) -> None:
     """Fork at each request, say its number, and how it ended when it has; until nobody can ask any more."""
-    waiting = selectors.DefaultSelector()
-    waiting.register(requests, selectors.EVENT_READ)
+    waiting, asking = selectors.DefaultSelector(), 0
+    waiting.register(listening, selectors.EVENT_READ)
     while True:
         for key, _ in waiting.select():
-            if key.fileobj is not requests:  # a program has ended
+            if key.fileobj is listening:
+                waiting.register(listening.accept()[0], selectors.EVENT_READ)
+                asking += 1
+                continue
+            if not isinstance(key.fileobj, socket.socket):  # a program has ended
                 child, told = key.data
                 code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
                 with contextlib.suppress(OSError):
@@ -116,9 +120,13 @@ def serve(requests: socket.socket) -> None:
                 os.close(key.fd)
                 os.close(told)
                 continue
+            requests = key.fileobj
             size, files, _, _ = socket.recv_fds(requests, 8, 4)
             if not size:
-                return
+                waiting.unregister(requests)
+                requests.close()
+                asking -= 1
+                continue
             left, parts = int.from_bytes(size, "big"), []
             while left:
                 parts.append(requests.recv(left))
@@ -135,6 +143,8 @@ def serve(requests: socket.socket) -> None:
                 os.close(file)
             os.write(told, f"{child}\n".encode())
             waiting.register(os.pidfd_open(child), selectors.EVENT_READ, (child, told))
+        if not asking and all(key.fileobj is not listening for key, _ in waiting.select(0)):
+            return
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """Programs in processes of their own, without the seconds that each would take to import PyTorch.
 
 They are forked from a server that has imported it, see `program_server.py`; where it cannot be, they are started as usual.
+`programs.py ARGUMENTS` is a process that stands for `python ARGUMENTS` where something else than a test starts it, as torchrun
+does: it passes SIGTERM on, and ends as the program does.
 Tests of what a program imports, of its memory, or of what is settled while importing start an interpreter of their own.
 """
 
@@ -28,24 +30,32 @@ Output = IO[Any] | int | None
 
 @functools.cache
 def server() -> socket.socket:
-    """Of this process, which ends it by ending."""
-    ours, theirs = socket.socketpair()
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("program_server.py")), str(theirs.fileno())],
-        stdin=subprocess.DEVNULL,
-        pass_fds=[theirs.fileno()],
-        env=environment,
-        start_new_session=True,  # Ctrl-C reaches the tests, which end programs as they see fit
-    )
-    theirs.close()
-
-    def end() -> None:
-        ours.close()
-        process.wait()
-
-    atexit.register(end)
-    return ours
+    """A connection to the server of this run of the tests, which whoever needs it first starts and the last one ends."""
+    run_id = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
+    name = "\0" + os.environ.setdefault("PROGRAM_SERVER", f"trigflow-programs-{run_id}")
+    while True:
+        connection = socket.socket(socket.AF_UNIX)
+        try:
+            connection.connect(name)
+        except ConnectionRefusedError:
+            connection.close()
+        else:
+            atexit.register(connection.close)
+            return connection
+        with socket.socket(socket.AF_UNIX) as listening:
+            try:
+                listening.bind(name)
+            except OSError:  # another process is about to listen there
+                continue
+            listening.listen()
+            process = subprocess.Popen(
+                [sys.executable, str(Path(__file__).with_name("program_server.py")), str(listening.fileno())],
+                stdin=subprocess.DEVNULL,
+                pass_fds=[listening.fileno()],
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                start_new_session=True,  # Ctrl-C reaches the tests, which end programs as they see fit
+            )
+            atexit.register(process.wait)  # when its connection has been closed
 
 
 class Program:
@@ -197,3 +207,9 @@ def run(
     if check:
         done.check_returncode()
     return done
+
+
+if __name__ == "__main__":
+    program = Program(sys.argv[1:])
+    signal.signal(signal.SIGTERM, lambda number, _: program.send_signal(number))
+    sys.exit(program.wait() & 0xFF)

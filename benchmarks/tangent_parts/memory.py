@@ -33,9 +33,14 @@ def can_measure() -> bool:
 
 
 def in_fresh_process(function: Callable[..., Any], *args: Any) -> Any:
-    """`function(*args)` in a new process, forked from one that has imported the library and run nothing."""
+    """`function(*args)` in a new process, forked from one that has imported the library and run nothing.
+
+    It has imported what PyTorch does at a first tangent, too: a second or two for each process.
+    """
     context = get_context("forkserver")
-    context.set_forkserver_preload(["trigflow.lab.demo", "trigflow.tangent"])
+    context.set_forkserver_preload(
+        ["torch._decomp.decompositions_for_jvp", "torch._dynamo", "trigflow.lab.demo", "trigflow.tangent"]
+    )
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(function, *args).result()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -16,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import programs
 from trigflow.data import ImageDataset, Loader, Order, open_dataset
 from trigflow.data.loader import _begin_worker, in_order
 from trigflow.runtime.errors import MissingExtraError, UserError
@@ -179,7 +179,7 @@ loader.close()
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs signals")
 def test_a_worker_that_dies_is_said_so(photos: Path) -> None:
     """In a process of its own, where no handler is set yet."""
-    found = subprocess.run([sys.executable, "-c", DEATH, str(photos)], capture_output=True, text=True, timeout=120)
+    found = programs.run(["-c", DEATH, photos], timeout=120)
     assert re.match(r"a process that reads data has died .*; expected .*; make memory", found.stdout), found.stderr
 
 

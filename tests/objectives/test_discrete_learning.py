@@ -9,21 +9,11 @@ import pytest
 from torch import Tensor
 
 from objectives.helpers import PROCESS
-from objectives.test_learning import DATA, draw, good, train, untrained
+from objectives.test_learning import DATA, draw, good, train
 from trigflow.networks import MLP
-from trigflow.objectives import AdaptiveWeight, DiscreteConfig, Loss, TangentConfig, diffusion_loss, discrete_loss
+from trigflow.objectives import AdaptiveWeight, DiscreteConfig, Loss, TangentConfig, discrete_loss
 
 ITERATIONS = 400
-
-
-@pytest.fixture(scope="module")
-def teacher() -> MLP:
-    net, weight = untrained(), AdaptiveWeight(PROCESS)
-
-    def step(x0: Tensor, noise: Tensor, t: Tensor, iteration: int) -> Loss:
-        return diffusion_loss(net, PROCESS, x0, noise, t, weight=weight)
-
-    return train(net, step, weight, iterations=400, rate=2e-3)
 
 
 def student(teacher: MLP, config: DiscreteConfig, velocity: Callable[[Tensor, Tensor], Tensor] | None) -> MLP:
@@ -47,7 +37,9 @@ def student(teacher: MLP, config: DiscreteConfig, velocity: Callable[[Tensor, Te
     ],
 )
 def test_students_learn_all_of_the_mixture(
-    config: DiscreteConfig, velocity: Callable[[Tensor, Tensor], Tensor] | None, teacher: MLP
+    config: DiscreteConfig,
+    velocity: Callable[[Tensor, Tensor], Tensor] | None,
+    teacher: MLP,
 ) -> None:
     net = student(teacher, config, velocity)
     assert good(draw(net, 2))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
 from objectives.helpers import PROCESS, batch, consistency_loss, generator, student
-from objectives.test_learning import COUNT, DATA, draw, energy_distance, shares, train, untrained
+from objectives.test_learning import COUNT, DATA, draw, energy_distance, shares, train
 from oracles.gaussian import GaussianOracle
 from trigflow.networks import MLP
 from trigflow.objectives import (
@@ -254,16 +254,6 @@ def test_an_affine_generator_finds_mean_and_covariance() -> None:
         for optimizer in optimizers:
             optimizer.step()
     assert distance() < 0.03
-
-
-@pytest.fixture(scope="module")
-def teacher() -> MLP:
-    net, weight = untrained(), AdaptiveWeight(PROCESS)
-
-    def step(x0: Tensor, noise: Tensor, t: Tensor, iteration: int) -> Loss:
-        return diffusion_loss(net, PROCESS, x0, noise, t, weight=weight)
-
-    return train(net, step, weight, iterations=400, rate=2e-3)
 
 
 @pytest.mark.parametrize(("kind", "iterations"), [("vsd", 250), ("scd-vsd", 150)])

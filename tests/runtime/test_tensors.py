@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+import programs
 from trigflow.runtime.files import clear_leftovers, write_tensors
 from trigflow.runtime.tensors import DTYPES, layout
 from trigflow.training.checkpoint.part import Part, digest_of
@@ -89,7 +88,7 @@ write_tensors(
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs signals")
 def test_a_writer_that_is_killed_leaves_what_the_next_start_clears_up(tmp_path: Path) -> None:
     path = tmp_path / "network.safetensors"
-    killed = subprocess.run([sys.executable, "-c", KILLED, str(path)], check=False)
+    killed = programs.run(["-c", KILLED, path])
     assert killed.returncode == -signal.SIGKILL
     assert len(list(tmp_path.iterdir())) == 1
     clear_leftovers(tmp_path, {"network.safetensors"}.__contains__)

@@ -1,7 +1,8 @@
 """One of the two processes of test_lost_partner.py, see `group.py`; its arguments are FOLDER CASES.
 
 CASES is JSON: names of cases, and for each where the second process leaves, how, how the weights are laid out, and a port. What
-the first process ends with is in FOLDER/NAME.json.
+the first process ends with is in FOLDER/NAME.json. A case begins when that before it has ended, or has nothing
+to do but wait: the second process, before it is stopped, leaves FOLDER/NAME/left.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ def prepare(trainer: Trainer, where: str, leave: Callable[[], Any]) -> None:
 def case(folder: Path, where: str, how: str, mode: str) -> None:
     def leave() -> None:
         if rank() == 1:
+            (folder / "left").touch()
             os.kill(os.getpid(), signal.SIGKILL if how == "killed" else signal.SIGSTOP)
 
     with process_group("cpu", timeout=6):
@@ -90,8 +92,9 @@ def child(folder: Path, where: str, how: str, mode: str, said: Path) -> None:
 def main() -> None:
     root, cases = Path(sys.argv[1]), json.loads(sys.argv[2])
     torch.set_num_threads(1)
+    running: dict[int, Path] = {}
     for name, (where, how, mode, port) in cases.items():
-        said = root / f"{name}.json"
+        said, left = root / f"{name}.json", root / name / "left"
         pid = os.fork()
         if pid == 0:
             os.environ["MASTER_PORT"] = str(port)
@@ -99,9 +102,16 @@ def main() -> None:
             child(root / name, where, how, mode, said)
             sys.stdout.flush()
             os._exit(0)
-        end = time.monotonic() + 60
-        while not said.exists() and time.monotonic() < end:
-            time.sleep(0.05)
+        running[pid] = said
+        wait_for(lambda said=said, left=left, how=how: said.exists() or (how == "stopped" and left.exists()))  # type: ignore[misc]
+    for pid, said in running.items():
+        wait_for(said.exists)
         if os.environ["RANK"] == "1" or not said.exists():
             os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.05)

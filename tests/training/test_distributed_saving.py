@@ -140,7 +140,7 @@ def test_sigterm_to_torchrun_saves_and_the_same_command_goes_on(tmp_path: Path) 
         "--network.conditioning.width", "8", "--batch-size", "8", "--loop.device", "cpu", "--quiet",
         "--loop.sample-every", "0", "--loop.log-every", "1",
     ]  # fmt: skip
-    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "trigflow", "--"]
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", programs.__file__, "-m", "trigflow"]
     process = programs.start([*torchrun, *command, "--iterations", "100000"], stderr=subprocess.PIPE)
     try:
         while not (out / "metrics.jsonl").is_file() or not (out / "metrics.jsonl").stat().st_size:

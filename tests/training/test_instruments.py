@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from training.tiny import differing, state_of, tiny_trainer, untrained_teacher
+from training.tiny import TWO_LEVELS, differing, state_of, tiny_trainer, untrained_teacher
 from trigflow.models.model import Model
 from trigflow.networks import (
     ConditioningConfig,
@@ -164,7 +164,7 @@ def test_the_error_of_a_teacher_and_of_its_average(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("clip", [None, 0.01])
 def test_the_parts_of_the_gradient_make_the_whole(clip: float | None, tmp_path: Path) -> None:
-    changes = {"objective.adaptive_weight": False, "optimizer.clip": clip}
+    changes = {"network": TWO_LEVELS, "objective.adaptive_weight": False, "optimizer.clip": clip}
     trainer = tiny_trainer(tmp_path, {**ON, **changes})
     norm = float(trainer.step()[0]["grad_norm"])
     assert trainer.instruments is not None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -64,7 +63,7 @@ def test_other_differences_are_named(student: nn.Module, source: nn.Module, firs
 # What a killed run left ----------------------------------------------------------------------------------------------
 
 KILLED = """
-import os, sys
+import os, sys, time
 from pathlib import Path
 from trigflow.runtime import files
 
@@ -85,8 +84,12 @@ if when == "setting aside":
 elif when == "writing":
     files.write_folder(path, die)
 else:
-    print("writing", flush=True)
-    files.write_folder(path, lambda folder: (folder / "state.json").write_text(str(sys.stdin.read())))
+    def wait(folder):
+        while not os.path.exists(sys.argv[3]):
+            time.sleep(0.01)
+        (folder / "state.json").write_text("theirs")
+
+    files.write_folder(path, wait)
 """
 
 
@@ -109,12 +112,9 @@ def test_a_killed_write_is_cleared_up_and_nothing_is_lost(when: str, tmp_path: P
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no such locks")
-def test_what_a_living_process_writes_is_left_alone(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", KILLED, str(tmp_path / "00000003"), "waiting"]
-    writers = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    for writer in writers:
-        assert writer.stdout is not None
-        writer.stdout.readline()
+def test_what_a_living_process_writes_is_left_alone(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    go_on = tmp_path_factory.mktemp("go") / "on"
+    writers = [programs.start(["-c", KILLED, tmp_path / "00000003", "waiting", go_on]) for _ in range(2)]
     while len(list(tmp_path.iterdir())) < 2:
         time.sleep(0.01)
     time.sleep(0.1)
@@ -123,7 +123,8 @@ def test_what_a_living_process_writes_is_left_alone(tmp_path: Path) -> None:
     writers[0].wait()
     write_folder(tmp_path / "00000003", lambda folder: write_text(folder / "state.json", "mine"))
     assert len(list(tmp_path.iterdir())) == 3
-    writers[1].communicate("theirs")
+    go_on.touch()
+    assert writers[1].wait(60) == 0
     assert sorted(p.name for p in tmp_path.iterdir()) == [".00000003-archived", "00000003"]
     assert (tmp_path / "00000003" / "state.json").read_text() == "theirs"
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import programs
 from trigflow.lab.plan import Counted, Memory, Step, memory
 from trigflow.lab.recipes import NamedRun, get_run
 
@@ -145,9 +145,7 @@ def test_largest_batch() -> None:
 def test_planned_activations_are_those_of_real_steps() -> None:
     name = "unet scd fp32"
     code = f"import plan_memory; print(plan_memory.measured({name!r}, True), *plan_memory.planned({name!r}))"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=BENCHMARKS, capture_output=True, text=True, timeout=300, check=False
-    )
+    done = programs.run(["-c", code], cwd=BENCHMARKS)  # which measures in a process that is fresh
     assert done.returncode == 0, done.stderr
     live, planned, parameters = map(int, done.stdout.split())
     assert planned > 100 * 2**20
