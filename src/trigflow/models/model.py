@@ -116,8 +116,12 @@ class Model:
         Raises:
             UserError: for one of the package's networks in half precision.
         """
-        found = {weight.dtype for weight in self.network.parameters() if weight.is_floating_point()}
-        if found and found <= {torch.float16, torch.bfloat16} and not isinstance(self.spec, CustomConfig):
+        weights = (weight.dtype for weight in self.network.parameters() if weight.is_floating_point())
+        first = next(weights, torch.float32)
+        if first == torch.float32:  # in no time, as for most
+            return first
+        found = {first, *weights}
+        if found <= {torch.float16, torch.bfloat16} and not isinstance(self.spec, CustomConfig):
             raise UserError(
                 f"a network of {found.pop()}; expected float32, because time is embedded in it; draw under torch.autocast "
                 "instead"
