@@ -29,7 +29,7 @@ def conditions_of(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Batches:
-    """StepDraws batches; the same indices and generator give the same batch.
+    """Draws batches; the same indices and generator give the same batch.
 
     With several processes each has its share of it. All random numbers of the batch are drawn in every process, so that a
     sample has the same ones whatever the number of processes; data are read for the share alone.

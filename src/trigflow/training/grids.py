@@ -18,7 +18,7 @@ SAMPLES = 40
 
 
 class Grids:
-    """StepDraws grids into the folder `samples` of a run. A grid that cannot be had is said so, and training goes on.
+    """Draws grids into the folder `samples` of a run. A grid that cannot be had is said so, and training goes on.
 
     Args:
         folder: the run folder.
