@@ -11,7 +11,8 @@ from trigflow.runtime.machine import repeatable
 @pytest.fixture
 def free(monkeypatch: pytest.MonkeyPatch) -> None:
     """Convolutions free to add in any order, as PyTorch starts; and flags that may be set, which its own test library ends."""
-    monkeypatch.setattr(torch.backends, "__allow_nonbracketed_mutation_flag", True)
+    settings = torch.backends.flags_frozen.__globals__  # of the module that stands behind `torch.backends`
+    monkeypatch.setitem(settings, "__allow_nonbracketed_mutation_flag", True)
     assert not torch.backends.cudnn.deterministic
 
 
