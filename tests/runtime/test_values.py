@@ -24,14 +24,14 @@ def test_what_is_no_whole_number(value: Any) -> None:
         whole(first=1, num=value)
 
 
-@pytest.mark.parametrize("value", [1, 2.5, np.float32(1), torch.tensor(2.0)])
+@pytest.mark.parametrize("value", [1, 2.5, np.float32(1), torch.tensor(2.0), float("nan")])
 def test_numbers(value: Any) -> None:
     number(guidance=value)
 
 
-@pytest.mark.parametrize("value", ["2", None, True, float("inf"), float("nan"), torch.ones(3), 10**400])
-def test_what_is_no_finite_number(value: Any) -> None:
-    with pytest.raises(UserError, match=r"^guidance is .*; expected a finite number; correct the argument$"):
+@pytest.mark.parametrize("value", ["2", None, True, torch.ones(3), 10**400])
+def test_what_is_no_number(value: Any) -> None:
+    with pytest.raises(UserError, match=r"^guidance is .*; expected a number; correct the argument$"):
         number(guidance=value)
 
 

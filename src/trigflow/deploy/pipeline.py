@@ -164,7 +164,7 @@ class TrigFlowPipeline(DiffusionPipeline):
                 f"'{folder}' holds another pipeline; expected one saved by TrigFlowPipeline; open it with diffusers"
             )
         if network is None:
-            network = read_component(TrigFlowModel, folder / "network", variant, torch_dtype)
+            network = read_component(TrigFlowModel, folder / "network", variant, torch_dtype).to(torch_dtype)
         if scheduler is None:
             scheduler = read_scheduler(folder / "scheduler")
         vae = None

@@ -54,7 +54,7 @@ class TrigFlowModel(ModelMixin, ConfigMixin):
         super().__init__()
         what = "the model in config.json"
         self.model = described(current_description(dict(model), what, run), what)
-        self.network = self.model.network
+        self.network = self.model.network.to(torch.get_default_dtype())  # which diffusers sets to `torch_dtype`
 
     def forward(
         self,

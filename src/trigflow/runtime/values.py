@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import operator
 import types
 from collections.abc import Sequence
@@ -28,18 +27,18 @@ def whole(**values: Any) -> None:
 
 
 def number(**values: Any) -> None:
-    """Require finite numbers.
+    """Require numbers.
 
     Raises:
         UserError: naming the first argument that is none.
     """
     for name, value in values.items():
         try:
-            fine = not isinstance(value, bool | str | bytes) and math.isfinite(value)
+            fine = not isinstance(value, bool | str | bytes) and float(value) is not None
         except (TypeError, ValueError, RuntimeError, OverflowError):
             fine = False
         if not fine:
-            raise _wrong(name, value, "a finite number", "argument")
+            raise _wrong(name, value, "a number", "argument")
 
 
 def kind_of(kind: type, **values: Any) -> None:
