@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from trigflow.data.config import load_data
-from trigflow.lab.recipes.settings import Layer, as_lines
+from trigflow.lab.recipes.settings import SettingsLayer, as_lines
 from trigflow.objectives import as_kind
 from trigflow.training.config import RunConfig
 from trigflow.training.setup import fit_network
@@ -17,7 +17,7 @@ def as_kind_of(config: RunConfig, other: RunConfig) -> RunConfig:
     return dataclasses.replace(config, objective=as_kind(config.objective, other.objective.kind))
 
 
-def print_settings(layers: list[Layer], config: RunConfig, out: Path) -> None:
+def print_settings(layers: list[SettingsLayer], config: RunConfig, out: Path) -> None:
     """Print every setting that a run of this configuration would have, those that the data decide among them.
 
     Raises:
