@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from trigflow.data.config import load_data
-from trigflow.lab.recipes.settings import SettingsLayer, as_lines
+from trigflow.lab.recipes.settings import SettingsLayer, origins_as_lines
 from trigflow.objectives import as_kind
 from trigflow.training.config import RunConfig
 from trigflow.training.setup import fit_network
@@ -25,5 +25,5 @@ def print_settings(layers: list[SettingsLayer], config: RunConfig, out: Path) ->
     """
     config.validate()
     fitted = fit_network(config, load_data(config.data, progress=False))
-    print("\n".join(as_lines([*layers, ("data", fitted)])))
+    print("\n".join(origins_as_lines([*layers, ("data", fitted)])))
     print(f"nothing was trained; without --dry this run goes to {out}")

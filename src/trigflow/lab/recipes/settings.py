@@ -40,6 +40,6 @@ def flattened(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def as_lines(layers: list[SettingsLayer]) -> list[str]:
+def origins_as_lines(layers: list[SettingsLayer]) -> list[str]:
     """`origins` as text."""
     return [f"{setting:40} {value!s:28} {origin}" for setting, value, origin in origins(layers)]

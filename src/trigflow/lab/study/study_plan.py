@@ -245,7 +245,10 @@ def settings_of(config: RunConfig) -> dict[str, Any]:
     Defaults are left out so that a version of this package with one more setting finds what an earlier one has finished.
     """
     usual = RunConfig(network=type(config.network)(), objective=objective_of(config.objective.kind))
-    mine, plain = flattened(to_dict(config)), flattened(to_dict(usual)) | {"objective.kind": "diffusion", "network.kind": ""}
+    mine, plain = (
+        flattened(to_dict(config)),
+        flattened(to_dict(usual)) | {"objective.kind": "diffusion", "network.kind": ""},
+    )
     return {name: value for name, value in mine.items() if name not in plain or plain[name] != value}
 
 
