@@ -18,8 +18,8 @@ from typing import Any
 
 from trigflow.lab.plan.hardware import GPUS
 from trigflow.lab.plan.memory import USABLE, memory
-from trigflow.lab.plan.report import GIB
-from trigflow.lab.plan.step import Counted, Step
+from trigflow.lab.plan.run_plan import GIB
+from trigflow.lab.plan.step import RunCounts, Step
 from trigflow.lab.recipes import get_run
 from trigflow.runtime.files import read_json, write_json, write_text
 
@@ -37,14 +37,14 @@ SIDES = {"dit-b-scd": (32, 64, 128), "img512-s-scd": (32, 64, 128)}
 """Sides of a square sample, to see how cost grows."""
 
 
-def fits(counted: Counted, sharded: bool) -> dict[str, int]:
+def fits(counted: RunCounts, sharded: bool) -> dict[str, int]:
     """Most samples at a time on each kind of GPU, at most its share of the batch."""
     need = memory(counted, "fsdp2" if sharded else "ddp", MACHINE)
     share = counted.config.loop.batch_size // MACHINE
     return {card: min(share, need.largest_batch(GIB * USABLE * GPUS[card].memory)) for card in CARDS}
 
 
-def traffic(counted: Counted) -> dict[str, float]:
+def traffic(counted: RunCounts) -> dict[str, float]:
     """GiB that each of eight processes sends for an update whose batch is one part.
 
     ddp sums gradients. fsdp gathers the weights of the student for its forward and for its backward pass and those of the

@@ -20,7 +20,7 @@ from typing import Any
 from trigflow.lab.study import FINDINGS, STUDIES, Study
 from trigflow.lab.study.judge import Verdict, judge
 from trigflow.lab.study.results import Results, load_results
-from trigflow.lab.study.table import label, table, terms
+from trigflow.lab.study.study_table import label, table, terms
 from trigflow.runtime.files import read_json, write_text
 
 ROOT = Path(__file__).parent.parent

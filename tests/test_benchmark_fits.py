@@ -10,8 +10,8 @@ from types import ModuleType
 
 import pytest
 
-from trigflow.lab.plan.report import make_plan
-from trigflow.lab.plan.step import Counted, count_run
+from trigflow.lab.plan.run_plan import make_plan
+from trigflow.lab.plan.step import RunCounts, count_run
 from trigflow.runtime.files import read_json
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "fits.py"
@@ -28,7 +28,7 @@ def fits() -> ModuleType:
 
 
 @pytest.fixture(scope="module")
-def counted() -> Counted:
+def counted() -> RunCounts:
     """Its teacher is not guided: one evaluation, as large as the student."""
     return count_run("cifar10-scd")
 
@@ -43,7 +43,7 @@ def test_the_page_has_the_committed_tables(fits: ModuleType, monkeypatch: pytest
         fits.main()
 
 
-def test_counts_are_those_of_plan(fits: ModuleType, counted: Counted) -> None:
+def test_counts_are_those_of_plan(fits: ModuleType, counted: RunCounts) -> None:
     plan = make_plan("cifar10-scd", gpus=fits.MACHINE, gpu="rtx4090")
     assert fits.fits(counted, sharded=False)["rtx4090"] == plan.largest_batch_gpu["ddp"]
     assert fits.fits(counted, sharded=True)["rtx4090"] == plan.largest_batch_gpu["fsdp2"]
@@ -53,7 +53,7 @@ def test_counts_are_those_of_plan(fits: ModuleType, counted: Counted) -> None:
     assert committed["ddp"]["rtx4090"] == plan.largest_batch_gpu["ddp"]
 
 
-def test_traffic(fits: ModuleType, counted: Counted) -> None:
+def test_traffic(fits: ModuleType, counted: RunCounts) -> None:
     assert counted.teacher is not None
     sent = fits.traffic(counted)
     whole = 4 * 7 / 8 / 2**30

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from trigflow.evaluation import PixelFeatures, Processes, gather, overlap, stream_features, write_reference
 from trigflow.evaluation.evaluate_model import evaluate_model
-from trigflow.evaluation.make_reference import measure_reference
 from trigflow.evaluation.manifold import neighbour_radii
+from trigflow.evaluation.measure_reference import measure_reference
 from trigflow.models.model import load
 from trigflow.runtime.errors import UserError
 

@@ -29,7 +29,7 @@ from trigflow.evaluation import (
     write_reference,
 )
 from trigflow.evaluation.evaluate_model import evaluate_model, evaluations
-from trigflow.evaluation.make_reference import measure_reference
+from trigflow.evaluation.measure_reference import measure_reference
 from trigflow.evaluation.scores import half_distance
 from trigflow.models.model import Model, load
 from trigflow.runtime.errors import UserError
@@ -187,7 +187,7 @@ def test_folders_and_zips_are_read_a_batch_at_a_time(
             seen.append(images)
             return super().forward(images)
 
-    monkeypatch.setattr("trigflow.evaluation.make_reference.feature_extractor", lambda *_: Recording())
+    monkeypatch.setattr("trigflow.evaluation.measure_reference.feature_extractor", lambda *_: Recording())
     found = measure_reference(str(source), features="inception", batch_size=4, keep=11)
     from trigflow.data import open_dataset
 
@@ -200,7 +200,7 @@ def test_folders_and_zips_are_read_a_batch_at_a_time(
 
 
 def test_images_that_cannot_be_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trigflow.evaluation.make_reference.feature_extractor", lambda *_: PixelFeatures())
+    monkeypatch.setattr("trigflow.evaluation.measure_reference.feature_extractor", lambda *_: PixelFeatures())
 
     def refused(source: Path, **settings: Any) -> str:
         with pytest.raises(UserError) as caught:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from trigflow.evaluation import PixelFeatures, Processes, extract, gather, gaussian_statistics, stream_features
-from trigflow.evaluation.processes import ALONE
+from trigflow.evaluation.shared_work import ALONE
 from trigflow.runtime.errors import UserError
 
 

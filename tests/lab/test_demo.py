@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from trigflow.lab import demo
-from trigflow.lab.demo import Report, run_demo
+from trigflow.lab.demo import DemoReport, run_demo
 from trigflow.lab.recipes import get_recipe
 from trigflow.models.model import load
 from trigflow.runtime.errors import MissingExtraError, UserError
@@ -194,7 +194,7 @@ def test_the_student_is_the_teachers_and_of_the_recipe(finished: Path) -> None:
 
 def test_the_page_shows_figures_and_picture(finished: Path) -> None:
     page = (finished / "report.html").read_text(encoding="utf-8")
-    report = Report(json.loads((finished / "report.json").read_text()))
+    report = DemoReport(json.loads((finished / "report.json").read_text()))
     for row in report.rows():
         for cell in row:
             assert cell in page
@@ -217,7 +217,7 @@ def test_the_table(finished: Path) -> None:
     figures = json.loads((finished / "report.json").read_text())
     figures = {**copy.deepcopy(figures), "speedup_2": 31.4159}
     figures["fd"]["teacher"], figures["recall"]["student_2"] = 1.23456, 0.876
-    table = Report(figures).table()
+    table = DemoReport(figures).table()
     lines = table.splitlines()
     assert len({len(line) for line in lines[:6]}) == 1
     assert "1.23" in next(line for line in lines if line.startswith("teacher"))

@@ -25,7 +25,7 @@ from trigflow.lab.recipes import (
     require_data,
     shrink,
 )
-from trigflow.lab.recipes.listing import list_recipes, resolve, show
+from trigflow.lab.recipes.listing import list_recipes, resolve_run, show
 from trigflow.models.model import Model
 from trigflow.networks import build
 from trigflow.runtime.errors import UserError
@@ -113,7 +113,7 @@ def test_kinds(name: str) -> None:
     role = name.split("-", 1 if run.name.startswith(("cifar10", "digits", "mnist", "images")) else 2)[-1]
     assert run.config.objective.kind == {"teacher": "diffusion"}.get(role, role)
     assert run.command == ("train" if role in ("teacher", "sct") else "distill")
-    resolved = resolve(run)
+    resolved = resolve_run(run)
     assert dataclasses.replace(resolved, teacher="runs/teacher").validate() is None
     assert from_dict(to_dict(resolved)) == resolved
     assert resolved.network.channels == run.shape[0]
@@ -281,7 +281,7 @@ def test_the_list(cli: Cli) -> None:
 def test_one_in_full(cli: Cli) -> None:
     shown = json.loads(cli("recipes", "img512-s-scd", "--json").out)
     assert shown == json.loads(json.dumps(show("img512-s-scd")))
-    assert from_dict(shown["config"]) == resolve(get_run("img512-s-scd"))
+    assert from_dict(shown["config"]) == resolve_run(get_run("img512-s-scd"))
     assert (shown["sample"], shown["classes"]) == ([4, 64, 64], 1000)
     lines = dict(line.split(maxsplit=1) for line in cli("recipes", "img512-s-scd").out.splitlines())
     assert lines["config.objective.guidance_max"] == "2.0"

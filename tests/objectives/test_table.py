@@ -68,7 +68,7 @@ def test_every_name_is_a_class_of_which_its_defaults_make_sense(kind: str, cls: 
 def test_all_names_are_known() -> None:
     assert OBJECTIVES.keys() == CLASSES.keys()
     assert objective_of() == Diffusion()
-    assert objective_of("flow-map") == FlowMap()
+    assert objective_of("flow-map") == FlowMap(weighting="average", to_zero=0.5)
     assert objective_of("scd-vsd") == Distribution()
 
 

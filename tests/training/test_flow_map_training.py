@@ -117,12 +117,13 @@ def test_rollouts_have_one_step_more_each_iteration_in_turn(teacher: Model, tmp_
     assert len(longest) == 3
 
 
-def test_the_anchored_share_ends_where_it_begins(teacher: Model, tmp_path: Path) -> None:
-    trainer = make({**AYF, "objective.anchor": 0.25}, tmp_path, teacher)
+def test_the_anchored_share_ends_where_it_begins_and_another_at_zero(teacher: Model, tmp_path: Path) -> None:
+    trainer = make({**AYF, "objective.anchor": 0.25, "objective.to_zero": 0.4}, tmp_path, teacher)
     batch = trainer.batches.draw(torch.arange(4000) % 100, torch.Generator().manual_seed(0))
     t, end = batch["t"], batch["end"]
     assert float((t == end).double().mean()) == pytest.approx(0.25, abs=0.03)
-    share = (end / t)[end < t]
+    assert float((end[end < t] == 0).double().mean()) == pytest.approx(0.4, abs=0.03)
+    share = (end / t)[(end < t) & (end > 0)]
     assert float(share.mean()) == pytest.approx(0.5, abs=0.02)  # even in [0, t]
     assert float(share.min()) >= 0
 
@@ -139,6 +140,7 @@ def test_the_anchored_share_ends_where_it_begins(teacher: Model, tmp_path: Path)
         ),
         ({"segments": 2}, "objective.segments is 2; expected 1 with jumps any"),
         ({"semi_step": 1.0}, r"objective.semi_step is 1.0; expected in \[0, 1\)"),
+        ({"to_zero": 1.1}, r"objective.to_zero is 1.1; expected a share in \[0, 1\]"),
         ({"anchor": -0.1}, r"objective.anchor is -0.1; expected a share in \[0, 1\]"),
     ],
 )

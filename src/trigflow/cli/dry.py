@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from trigflow.data.config import load_data
-from trigflow.lab.recipes.settings import Layer, as_lines
+from trigflow.lab.recipes.settings import SettingsLayer, origins_as_lines
 from trigflow.objectives import as_kind
 from trigflow.training.config import RunConfig
 from trigflow.training.setup import fit_network
@@ -17,7 +17,7 @@ def as_kind_of(config: RunConfig, other: RunConfig) -> RunConfig:
     return dataclasses.replace(config, objective=as_kind(config.objective, other.objective.kind))
 
 
-def print_settings(layers: list[Layer], config: RunConfig, out: Path) -> None:
+def print_settings(layers: list[SettingsLayer], config: RunConfig, out: Path) -> None:
     """Print every setting that a run of this configuration would have, those that the data decide among them.
 
     Raises:
@@ -25,5 +25,5 @@ def print_settings(layers: list[Layer], config: RunConfig, out: Path) -> None:
     """
     config.validate()
     fitted = fit_network(config, load_data(config.data, progress=False))
-    print("\n".join(as_lines([*layers, ("data", fitted)])))
+    print("\n".join(origins_as_lines([*layers, ("data", fitted)])))
     print(f"nothing was trained; without --dry this run goes to {out}")

@@ -40,7 +40,7 @@ class Reference:
 
     def run(self) -> None:
         from trigflow.evaluation import Processes, write_reference
-        from trigflow.evaluation.make_reference import measure_reference
+        from trigflow.evaluation.measure_reference import measure_reference
         from trigflow.runtime.errors import UserError
         from trigflow.runtime.machine import resolve_device
         from trigflow.runtime.places import check_place

@@ -57,8 +57,8 @@ class Study:
     def run(self) -> None:
         import sys
 
-        from trigflow.lab.study.findings import STUDIES
         from trigflow.lab.study.judge import judge
+        from trigflow.lab.study.paper_studies import STUDIES
         from trigflow.lab.study.runner import Settings, run_study
 
         if self.study == "list":

@@ -14,8 +14,8 @@ from trigflow.evaluation.features.extractors import (
 )
 from trigflow.evaluation.frechet import GaussianStatistics, RunningStatistics, frechet_distance, gaussian_statistics
 from trigflow.evaluation.manifold import Overlap, PrecisionRecall, neighbour_radii, overlap, precision_recall
-from trigflow.evaluation.processes import Processes
 from trigflow.evaluation.scores import Reference, Scores, evaluate
+from trigflow.evaluation.shared_work import Processes
 from trigflow.evaluation.statistics_file import ReferenceStatistics, read_reference, write_reference
 from trigflow.evaluation.streaming import gather, stream_features
 

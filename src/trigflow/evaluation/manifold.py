@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from trigflow.evaluation.frechet import check_features, check_same_dimension
-from trigflow.evaluation.processes import ALONE, Processes
+from trigflow.evaluation.shared_work import ALONE, Processes
 from trigflow.runtime.errors import UserError
 
 # Rounding of squared distances in float64, relative to the squared norms: a point on the edge of a ball is inside it.

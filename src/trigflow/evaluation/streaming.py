@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from trigflow.evaluation.features.extractors import FeatureExtractor, extract
 from trigflow.evaluation.frechet import GaussianStatistics, RunningStatistics, check_features
-from trigflow.evaluation.processes import ALONE, Processes
+from trigflow.evaluation.shared_work import ALONE, Processes
 from trigflow.runtime.errors import UserError
 
 AT_ONCE = 64

@@ -37,7 +37,7 @@ PANEL = 50
 
 
 @dataclass
-class Report:
+class DemoReport:
     """What the demo measured; `figures` is the content of report.json."""
 
     figures: dict[str, Any]
@@ -72,21 +72,17 @@ class Report:
     def headline(self) -> str:
         """One sentence."""
         f = self.figures
-        if f["resumed"]:
-            return (
-                f"Two steps draw {f['speedup_2']:.0f}x faster than the teacher at {f['nfe']['teacher_timed']} evaluations; "
-                "resumed after an interruption."
-            )
+        took = {name: f"{seconds:.0f} s" for name, seconds in f["seconds"].items()}
+        made = f"trained in {took['train']}, distilled in {took['distill']}, {took['total']} in all"
         return (
             f"Two steps draw {f['speedup_2']:.0f}x faster than the teacher at {f['nfe']['teacher_timed']} evaluations; "
-            f"trained in {f['seconds']['train']:.0f} s, distilled in {f['seconds']['distill']:.0f} s, "
-            f"{f['seconds']['total']:.0f} s in all."
+            f"{'resumed after an interruption' if f['resumed'] else made}."
         )
 
 
 def run_demo(
     out: str | Path, *, recipe: str = "digits", seed: int = 0, quick: bool = False, progress: bool = True
-) -> Report:
+) -> DemoReport:
     """Train a recipe's teacher into `out/teacher`, distill it into `out`, score and picture both, write the report.
 
     An interrupted demo goes on where it stopped. A finished one is not repeated: its report is returned.
@@ -111,7 +107,7 @@ def run_demo(
     out = check_place(out, "folder")
     if (out / "report.json").is_file():
         raw = read_json(out / "report.json", "report")
-        report = Report(migrated("report", raw, f"'{out / 'report.json'}'"))
+        report = DemoReport(migrated("report", raw, f"'{out / 'report.json'}'"))
         _check_same(out, report, made)
         return report
     resumed = (out / "teacher" / "config.json").is_file()
@@ -125,15 +121,10 @@ def run_demo(
     ensure_folder(out)
     dataset = load_data(runs.teacher.data)
 
-    teacher, train_seconds = _timed(lambda: _finished_or(out / "teacher", runs.teacher, lambda: train(
-        runs.teacher, out / "teacher", resume=resumed and "auto", progress=progress
-    )))  # fmt: skip
-    config = dataclasses.replace(runs.student, teacher="teacher")
-    student, distill_seconds = _timed(
-        lambda: _finished_or(
-            out, config, lambda: distill(config, teacher, out, resume=resumed and "auto", progress=progress)
-        )
-    )
+    started = time.perf_counter()
+    teacher = trained(runs.teacher, out / "teacher", progress=progress)
+    taught = time.perf_counter()
+    student = trained(dataclasses.replace(runs.student, teacher="teacher"), out, teacher, progress=progress)
 
     evaluate_began = time.perf_counter()
     reference = make_reference(dataset)
@@ -160,13 +151,13 @@ def run_demo(
     figures["num"] = num
     figures["parameters"] = sum(p.numel() for p in student.network.parameters())
     figures["seconds"] = {
-        "train": train_seconds,
-        "distill": distill_seconds,
+        "train": taught - started,
+        "distill": evaluate_began - taught,
         "evaluate": time.perf_counter() - evaluate_began,
         "total": time.perf_counter() - began,
     }
     figures |= {**made, "resumed": resumed, "machine": machine()}
-    report = Report(figures)
+    report = DemoReport(figures)
 
     panels = {f"teacher, {figures['nfe']['teacher_timed']} evaluations": teacher.sample(PANEL, steps=TEACHER_STEPS[-1])}
     panels["student, 2 evaluations"] = student.sample(PANEL, steps=2)
@@ -210,7 +201,7 @@ def _seeded(recipe: Recipe, seed: int, quick: bool) -> Recipe:
     return Recipe(change(recipe.teacher), change(recipe.student))
 
 
-def _check_same(out: Path, report: Report, made: dict[str, Any]) -> None:
+def _check_same(out: Path, report: DemoReport, made: dict[str, Any]) -> None:
     found = {name: report.figures.get(name, "digits" if name == "recipe" else None) for name in made}
     if found != made:
         holds = ", ".join(f"{name} {value}" for name, value in found.items())
@@ -219,14 +210,22 @@ def _check_same(out: Path, report: Report, made: dict[str, Any]) -> None:
         )
 
 
-def _finished_or(folder: Path, config: RunConfig, make: Any) -> Model:
-    """The model of a folder, when its training has finished already, or what `make` returns."""
-    return load(folder, config.loop.device) if (folder / "model.json").is_file() else make()
-
-
-def _timed(action: Any) -> tuple[Model, float]:
-    began = time.perf_counter()
-    return action(), time.perf_counter() - began
+def trained(
+    config: RunConfig,
+    folder: Path,
+    teacher: Model | None = None,
+    start: Path | None = None,
+    progress: bool = False,
+) -> Model:
+    """The model of this run folder, trained to its end unless it is already; with a teacher, distilled, and from the weights of
+    the model in the folder `start`, where one is given."""
+    if (folder / "model.json").is_file():
+        return load(folder, config.loop.device)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if teacher is None:
+        return train(config, folder, resume="auto", progress=progress)
+    begin = None if start is None else load(start, config.loop.device)
+    return distill(config, teacher, folder, start=begin, resume="auto", progress=progress)
 
 
 def _search_t_mid(student: Model, reference: Reference, num: int) -> tuple[float, ...]:
@@ -280,7 +279,7 @@ def _template() -> Any:
     return jinja2.Environment(loader=loader, autoescape=True).get_template("report.html")
 
 
-def _render(template: Any, report: Report, picture: Path) -> str:
+def _render(template: Any, report: DemoReport, picture: Path) -> str:
     import base64
 
     encoded = base64.b64encode(picture.read_bytes()).decode("ascii")

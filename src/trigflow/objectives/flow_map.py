@@ -64,7 +64,8 @@ from trigflow.segments import segment_bounds, segment_jumps
 
 @dataclass(frozen=True)
 class FlowMap(StudentObjective):
-    """Residual, velocity, jumps and weighting of a flow map. The defaults are those of an any-step student (AYF-EMD)."""
+    """Residual, velocity, jumps and weighting of a flow map. The defaults are those of an any-step student as published
+    (AYF-EMD); the kind flow-map has others, see `trigflow.objectives.table`."""
 
     kind: str = "flow-map"
     residual: Literal["eulerian", "lagrangian", "semigroup"] = "eulerian"
@@ -75,6 +76,9 @@ class FlowMap(StudentObjective):
     """Segments M of [0, pi/2], for jumps to their ends; 1 for jumps to 0. The student draws in M evaluations."""
     ends: Literal["uniform", "pair"] = "uniform"
     """jumps any: s even in [0, t], or s and t two times of the proposal in order (MeanFlow)."""
+    to_zero: float = 0.0
+    """jumps any: share of the jumps that end at 0. Where no end is drawn more often than others, the long jump of a single step
+    is learned late."""
     anchor: float = 0.0
     """Share of samples with s = t: diffusion, on the data's velocity or the teacher's."""
     direction: Literal["velocity", "self"] = "velocity"
@@ -121,6 +125,7 @@ class FlowMap(StudentObjective):
             *super().checks(process),
             (self.segments >= 1, "segments", self.segments, "at least 1"),
             (segmented or self.segments == 1, "segments", self.segments, "1 with jumps any, which end anywhere"),
+            (0 <= self.to_zero <= 1, "to_zero", self.to_zero, "a share in [0, 1]"),
             (0 <= self.anchor <= 1, "anchor", self.anchor, "a share in [0, 1]"),
             (0 <= self.semi_step < 1, "semi_step", self.semi_step, "in [0, 1)"),
             (0 < self.c < math.inf, "c", self.c, "a positive number"),
@@ -147,6 +152,10 @@ class FlowMap(StudentObjective):
             t = self.proposal.sample(draws.process, draws.n, draws.generator)
             share = torch.rand(draws.n, generator=draws.generator, dtype=torch.float32) if self.jumps == "any" else None
             end = segment_bounds(t, self.segments)[0] if share is None else t * share
+        if self.jumps == "any" and self.to_zero > 0:
+            end = torch.where(
+                torch.rand(draws.n, generator=draws.generator, dtype=torch.float32) < self.to_zero, 0.0, end
+            )
         if self.anchor > 0:
             end = torch.where(torch.rand(draws.n, generator=draws.generator, dtype=torch.float32) < self.anchor, t, end)
         jumps = {"t": draws.share(t)}
@@ -233,7 +242,7 @@ def flow_map_loss(
         anchor_v = v
         if eulerian and config.velocity == "self" and anchored is not None:
             v = torch.where(anchored, v, own(x_t, t))
-        if eulerian and average:
+        if eulerian and average:  # Lagrangian errors of this kind, m(s) (df/ds - v), were learned less well than g
             (cos, sin), (cos_end, sin_end) = trig(t, x_t), trig(end, x_t)
             factor = cos + sin
             scale = factor**2 / (cos_end + sin_end)

@@ -57,7 +57,10 @@ OBJECTIVES: dict[str, NamedObjective] = {
         "continuous-time consistency distillation of a teacher, with variational score distillation (sCD + VSD)",
         {"velocity": "teacher", "alone": False},
     ),
-    "flow-map": NamedObjective(FlowMap, "student (flow map)", "a flow map, by default of any jump and from a teacher (AYF)"),
+    "flow-map": NamedObjective(
+        FlowMap, "student (flow map)", "a flow map, by default of any jump and from a teacher (AYF)",
+        {"weighting": "average", "to_zero": 0.5},  # ours; benchmarks/mixture.py
+    ),
     "meanflow": NamedObjective(
         FlowMap, "student (MeanFlow)", "average velocities, from data (MeanFlow)", {"velocity": "data", **_AVERAGES}
     ),

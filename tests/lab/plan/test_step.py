@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import programs
-from trigflow.lab.plan import Counted, Memory, Step, memory
+from trigflow.lab.plan import Memory, RunCounts, Step, memory
 from trigflow.lab.recipes import NamedRun, get_run
 
 BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
@@ -28,11 +28,11 @@ def small_edm2(role: str) -> NamedRun:
 
 
 @pytest.fixture(scope="module")
-def scd() -> Counted:
+def scd() -> RunCounts:
     return Step(small_edm2("scd")).counted()
 
 
-def test_operations_of_distillation(scd: Counted) -> None:
+def test_operations_of_distillation(scd: RunCounts) -> None:
     """Teacher with guidance: two forwards. Student: forward, tangent of about a forward, backward of about two."""
     step, forward = scd.step, scd.forward
     assert step.teacher == pytest.approx(
@@ -41,7 +41,7 @@ def test_operations_of_distillation(scd: Counted) -> None:
     assert (step.total - step.teacher) / step.batch == pytest.approx(4 * forward, rel=0.05)
 
 
-def test_activations_are_a_straight_line(scd: Counted) -> None:
+def test_activations_are_a_straight_line(scd: RunCounts) -> None:
     line, other = memory(scd, "ddp", 1), Step(small_edm2("scd")).count(16)
     assert line.fixed + 16 * line.per_sample == pytest.approx(other.activations, rel=0.05)
     assert 2 * scd.student.parameters < line.fixed < 6 * scd.student.parameters  # normalized weights, in half precision
@@ -106,7 +106,7 @@ def test_muon_keeps_one_number_a_matrix_element() -> None:
 # Parallel training ---------------------------------------------------------------------------------------------------
 
 
-def test_ddp_keeps_everything_everywhere(scd: Counted) -> None:
+def test_ddp_keeps_everything_everywhere(scd: RunCounts) -> None:
     assert scd.teacher is not None
     one = memory(scd, "ddp", 1)
     assert memory(scd, "ddp", 64) == one
@@ -119,7 +119,7 @@ def test_ddp_keeps_everything_everywhere(scd: Counted) -> None:
     assert one.total(5) == one.states + one.fixed + 5 * one.per_sample
 
 
-def test_fsdp2_shards_what_lasts(scd: Counted) -> None:
+def test_fsdp2_shards_what_lasts(scd: RunCounts) -> None:
     student, teacher = scd.student, scd.teacher
     assert teacher is not None
     one, four = (memory(scd, "fsdp2", gpus) for gpus in (1, 4))

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from trigflow.lab.plan.trace import Arithmetic, Trace, arithmetic_of
+from trigflow.lab.plan.trace import TargetArithmetic, Trace, arithmetic_of
 from trigflow.tangent import jvp
 
 MIB = 2**20
@@ -144,7 +144,7 @@ def test_autocast_of_the_target(target: str, dtype: torch.dtype) -> None:
 def test_dropout_has_the_mask_of_the_target() -> None:
     x = torch.randn(MIB // 4, requires_grad=True)
     for target, mask in (("cuda", MIB // 4), ("cpu", MIB)):
-        with Trace() as trace, Arithmetic(target):  # type: ignore[arg-type]
+        with Trace() as trace, TargetArithmetic(target):  # type: ignore[arg-type]
             y = F.dropout(x, 0.5)
         assert trace.live == MIB + mask
         del y
@@ -152,7 +152,7 @@ def test_dropout_has_the_mask_of_the_target() -> None:
 
 def test_dropout_drops_the_same_of_the_tangent() -> None:
     x = torch.randn(1000)
-    with Arithmetic("cuda"):
+    with TargetArithmetic("cuda"):
         assert F.dropout(x, 0.5, training=False) is x
         y, dy = jvp(lambda v: F.dropout(v, 0.4), (x,), (torch.full_like(x, 2.0),))
     kept = y != 0

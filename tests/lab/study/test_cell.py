@@ -16,20 +16,20 @@ import torch
 from lab.study.lab import STUDY, tiny_base
 from trigflow.lab.study import cell as cells
 from trigflow.lab.study.locks import is_locked, lock_of, locked
-from trigflow.lab.study.plan import Cell, Plan, expand
 from trigflow.lab.study.spec import Draw
+from trigflow.lab.study.study_plan import Cell, StudyPlan, expand
 from trigflow.models.model import load
 from trigflow.runtime.files import write_json
 from trigflow.training.trainer import Trainer
 
 
 @pytest.fixture(scope="module")
-def plan() -> Plan:
+def plan() -> StudyPlan:
     return expand(STUDY, tiny_base(), STUDY.arms, (0,), num=20)
 
 
 @pytest.fixture(scope="module")
-def out(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def out(plan: StudyPlan, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished teacher."""
     folder = tmp_path_factory.mktemp("lab")
     teacher = plan.cells[plan.teacher_of["normalized", 0]]
@@ -42,11 +42,11 @@ def described(cell: Cell, **changes: Any) -> dict[str, Any]:
     return {**json.loads(json.dumps(cell.description())), **changes}
 
 
-def of(plan: Plan, arm: str) -> Cell:
+def of(plan: StudyPlan, arm: str) -> Cell:
     return plan.cells[plan.of_arm[arm, 0]]
 
 
-def test_a_cell_trains_and_scores(plan: Plan, out: Path) -> None:
+def test_a_cell_trains_and_scores(plan: StudyPlan, out: Path) -> None:
     result = cells.run_cell(described(of(plan, "normalized")), out)
     assert (result["status"], result["reason"], result["iterations"], result["skipped"]) == ("done", "", 6, 0)
     assert list(result["scores"]) == ["1", "2"]
@@ -66,7 +66,7 @@ def test_a_cell_trains_and_scores(plan: Plan, out: Path) -> None:
     assert model.origin["teacher"] == f"../../{of(plan, 'normalized').teacher}"
 
 
-def test_what_is_trained_is_not_trained_again(plan: Plan, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_trained_is_not_trained_again(plan: StudyPlan, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = cells.run_cell(described(of(plan, "normalized")), out)
     monkeypatch.setattr(Trainer, "step", None)
     drawn = cells.run_cell(described(of(plan, "normalized"), draws=[dataclasses.asdict(Draw(1))]), out)
@@ -75,7 +75,7 @@ def test_what_is_trained_is_not_trained_again(plan: Plan, out: Path, monkeypatch
     assert (solver["status"], solver["scores"]["2"]["nfe"]) == ("done", 2)
 
 
-def test_a_student_starts_from_another(plan: Plan, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_student_starts_from_another(plan: StudyPlan, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cells.run_cell(described(of(plan, "normalized")), out)
     seen: list[Any] = []
     begin = Trainer.__init__
@@ -90,12 +90,14 @@ def test_a_student_starts_from_another(plan: Plan, out: Path, monkeypatch: pytes
     assert all(torch.equal(value, theirs[name]) for name, value in seen[0].network.state_dict().items())
 
 
-def fresh(plan: Plan, name: str, **changes: Any) -> dict[str, Any]:
+def fresh(plan: StudyPlan, name: str, **changes: Any) -> dict[str, Any]:
     """A student of its own."""
     return described(of(plan, "normalized"), model=f"students/{name}", **changes)
 
 
-def test_steps_that_are_not_finite_are_a_divergence(plan: Plan, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_steps_that_are_not_finite_are_a_divergence(
+    plan: StudyPlan, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def skip(self: Trainer) -> Any:
         self.iteration += 1
         self.guard.skipped += self.iteration % 2
@@ -112,7 +114,9 @@ def test_steps_that_are_not_finite_are_a_divergence(plan: Plan, out: Path, monke
     json.dumps(result, allow_nan=False)
 
 
-def test_weights_that_are_not_finite_are_a_divergence(plan: Plan, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_that_are_not_finite_are_a_divergence(
+    plan: StudyPlan, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     step = Trainer.step
 
     def broken(self: Trainer) -> Any:
@@ -126,7 +130,9 @@ def test_weights_that_are_not_finite_are_a_divergence(plan: Plan, out: Path, mon
     assert "ema not finite" in result["reason"]
 
 
-def test_draws_no_better_than_noise_are_a_divergence(plan: Plan, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_draws_no_better_than_noise_are_a_divergence(
+    plan: StudyPlan, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(cells, "JUDGED_FROM", 6)
     assert cells.run_cell(described(of(plan, "normalized")), out)["status"] == "done"
     monkeypatch.setattr(cells, "score_draws", lambda *_: {"1": {"fd": 900.0}, "2": {"fd": 800.0}})
@@ -138,7 +144,7 @@ def test_draws_no_better_than_noise_are_a_divergence(plan: Plan, out: Path, monk
     assert cells.run_cell(described(of(plan, "normalized")), out)["status"] == "done"
 
 
-def test_an_exception_is_a_failure_with_its_reason(plan: Plan, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_exception_is_a_failure_with_its_reason(plan: StudyPlan, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(self: Trainer) -> Any:
         raise RuntimeError("out of luck\nand a second line")
 
@@ -165,7 +171,7 @@ def test_figures_are_means_of_the_end_of_the_log() -> None:
 
 
 def test_main_leaves_a_finished_cell_alone_and_waits_for_the_lock(
-    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    plan: StudyPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cell = of(plan, "normalized")
     folder = tmp_path / "cells" / cell.key

@@ -19,8 +19,8 @@ from lab.study.lab import STUDY, tiny_base
 from trigflow.lab.study import pool
 from trigflow.lab.study.cell import run_cell
 from trigflow.lab.study.locks import is_locked, lock_of, locked
-from trigflow.lab.study.plan import Plan, expand
-from trigflow.lab.study.pool import Pool, threads_for
+from trigflow.lab.study.pool import CellPool, threads_for
+from trigflow.lab.study.study_plan import StudyPlan, expand
 from trigflow.models.model import load
 from trigflow.runtime.errors import UserError
 from trigflow.runtime.files import read_json, write_json
@@ -53,11 +53,11 @@ ENDS = {
 
 
 @pytest.fixture
-def plan() -> Plan:
+def plan() -> StudyPlan:
     return expand(STUDY, tiny_base(), STUDY.arms, (0,), num=20)
 
 
-def play(monkeypatch: pytest.MonkeyPatch, plan: Plan, parts: dict[str, str]) -> None:
+def play(monkeypatch: pytest.MonkeyPatch, plan: StudyPlan, parts: dict[str, str]) -> None:
     """Let arms end as in `ENDS`, the others be done."""
     of = {plan.of_arm[arm, 0]: ENDS[end] for arm, end in parts.items() if arm != "teacher"}
     if "teacher" in parts:
@@ -74,10 +74,10 @@ def play(monkeypatch: pytest.MonkeyPatch, plan: Plan, parts: dict[str, str]) -> 
     monkeypatch.setattr(pool, "spawn", spawn)
 
 
-def run(out: Path, plan: Plan, jobs: int = 1) -> dict[str, Any]:
+def run(out: Path, plan: StudyPlan, jobs: int = 1) -> dict[str, Any]:
     """Statuses and reasons by arm."""
     (out / "locks").mkdir(exist_ok=True)
-    results = Pool(out, jobs, lambda *_: None).run(plan.cells)
+    results = CellPool(out, jobs, lambda *_: None).run(plan.cells)
     by_arm = {arm: results[key] for (arm, _), key in plan.of_arm.items()}
     return {arm: (result["status"], result.get("reason", "")) for arm, result in by_arm.items()}
 
@@ -88,7 +88,7 @@ def order(out: Path) -> list[str]:
 
 @pytest.mark.parametrize("jobs", [1, 3])
 def test_cells_run_once_and_after_those_they_need(
-    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: int
+    plan: StudyPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: int
 ) -> None:
     play(monkeypatch, plan, {})
     assert set(run(tmp_path, plan, jobs).values()) == {("done", "")}
@@ -100,7 +100,9 @@ def test_cells_run_once_and_after_those_they_need(
     assert order(tmp_path) == ran
 
 
-def test_one_that_fails_does_not_stop_the_others(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_that_fails_does_not_stop_the_others(
+    plan: StudyPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     play(monkeypatch, plan, {"normalized": "killed", "clipped": "exits", "solver": "killed once"})
     assert run(tmp_path, plan) == {
         "normalized": ("failed", "the process was killed by SIGKILL"),
@@ -112,7 +114,9 @@ def test_one_that_fails_does_not_stop_the_others(plan: Plan, tmp_path: Path, mon
     assert run(tmp_path, plan)["normalized"][0] == "failed"  # until somebody asks to try again
 
 
-def test_without_a_teacher_there_are_no_students(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_teacher_there_are_no_students(
+    plan: StudyPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     play(monkeypatch, plan, {"teacher": "exits"})
     reason = "teacher, seed 0: the process ended with code 3: no memory"
     assert set(run(tmp_path, plan).values()) == {("failed", reason)}
@@ -120,7 +124,7 @@ def test_without_a_teacher_there_are_no_students(plan: Plan, tmp_path: Path, mon
 
 
 def test_a_teacher_that_diverged_counts_against_its_students(
-    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    plan: StudyPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     play(monkeypatch, plan, {})
     teacher = plan.cells[plan.teacher_of["normalized", 0]]
@@ -130,7 +134,7 @@ def test_a_teacher_that_diverged_counts_against_its_students(
     assert set(run(tmp_path, plan).values()) == {("diverged", "teacher, seed 0: weights are not finite")}
 
 
-def test_two_runners_do_everything_once(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_runners_do_everything_once(plan: StudyPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     play(monkeypatch, plan, {})
     found: list[dict[str, Any]] = []
     threads = [threading.Thread(target=lambda: found.append(run(tmp_path, plan, 2))) for _ in range(2)]
@@ -143,7 +147,7 @@ def test_two_runners_do_everything_once(plan: Plan, tmp_path: Path, monkeypatch:
 
 
 def test_a_model_in_use_is_left_alone_until_it_is_free(
-    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    plan: StudyPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     play(monkeypatch, plan, {})
     cell = plan.cells[plan.of_arm["clipped", 0]]
@@ -157,9 +161,9 @@ def test_a_model_in_use_is_left_alone_until_it_is_free(
     assert order(tmp_path)[-1] == cell.key
 
 
-def test_ctrl_c_stops_the_processes(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_stops_the_processes(plan: StudyPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     play(monkeypatch, plan, {"teacher": "waits"})
-    began = Pool(tmp_path, 1, lambda *_: None)
+    began = CellPool(tmp_path, 1, lambda *_: None)
 
     def interrupt(_: float) -> None:
         assert len(began.running) == 1
@@ -172,7 +176,7 @@ def test_ctrl_c_stops_the_processes(plan: Plan, tmp_path: Path, monkeypatch: pyt
     assert process.returncode == 0
 
 
-def test_other_defaults_are_not_mixed(plan: Plan, tmp_path: Path) -> None:
+def test_other_defaults_are_not_mixed(plan: StudyPlan, tmp_path: Path) -> None:
     cell = plan.cells[plan.of_arm["clipped", 0]]
     pool.prepare(tmp_path, cell)
     pool.prepare(tmp_path, cell)
@@ -222,7 +226,7 @@ def child_of(pid: int) -> int | None:
 def test_killed_children_and_parents_lose_nothing_but_steps(tmp_path: Path) -> None:
     """A child is killed, then its parent, each at a new checkpoint. The orphan ends by itself, having saved; the study that
     is started again goes on from there, and ends with the weights of one that never stopped."""
-    plan: Plan = expand(STUDY, tiny_base(100, 10), [STUDY.arms[1]], (0,), num=20)
+    plan: StudyPlan = expand(STUDY, tiny_base(100, 10), [STUDY.arms[1]], (0,), num=20)
     teacher, cell = plan.cells.values()
     whole = tmp_path / "whole"
     for one in (teacher, cell):

@@ -11,12 +11,12 @@ import pytest
 
 from conftest import Result
 from lab.study.lab import MACHINE, STUDY, tiny_base
-from trigflow.lab.study import bases, findings, pace, pool, runner
-from trigflow.lab.study.plan import Cell
-from trigflow.lab.study.pool import Pool
+from trigflow.lab.study import bases, pace, paper_studies, pool, runner
+from trigflow.lab.study.pool import CellPool
 from trigflow.lab.study.results import load_results
 from trigflow.lab.study.runner import base_of, with_data
 from trigflow.lab.study.spec import Arm
+from trigflow.lab.study.study_plan import Cell
 from trigflow.runtime.errors import UserError
 from trigflow.runtime.files import read_json, write_json
 
@@ -26,7 +26,7 @@ Cli = Callable[..., Result]
 @pytest.fixture(autouse=True)
 def known(monkeypatch: pytest.MonkeyPatch) -> None:
     """One study, on one base."""
-    monkeypatch.setattr(findings, "STUDIES", {"tiny": STUDY})
+    monkeypatch.setattr(paper_studies, "STUDIES", {"tiny": STUDY})
     monkeypatch.setattr(bases, "BASES", {"digits": tiny_base(100), "other": tiny_base(50)})
 
 
@@ -35,7 +35,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Cell]:
     """Cells that were started, which are done at once; failed where the name of the arm is in `failing`."""
     cells: list[Cell] = []
 
-    def start(self: Pool, cell: Cell) -> None:
+    def start(self: CellPool, cell: Cell) -> None:
         cells.append(cell)
         scores = {draw.name: {"fd": 1.0 + draw.steps + cell.config.loop.seed, "nfe": draw.steps} for draw in cell.draws}
         scores = {name: {**s, "fd_real": 0.5, "precision": 0.5, "recall": 0.5} for name, s in scores.items()}
@@ -47,7 +47,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Cell]:
             result = {"status": "failed", "reason": "no luck", "machine": MACHINE}
         write_json(self.out / "cells" / cell.key / "result.json", result)
 
-    monkeypatch.setattr(Pool, "_start", start)
+    monkeypatch.setattr(CellPool, "_start", start)
     FAILING.clear()
     return cells
 
@@ -119,7 +119,7 @@ def test_equal_seconds_are_fitted_once(
     cli: Cli, started: list[Cell], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     timed = dataclasses.replace(STUDY, budget="seconds", arms=(*STUDY.arms, Arm("short", length=0.5, rate=0.1)))
-    monkeypatch.setattr(findings, "STUDIES", {"tiny": timed})
+    monkeypatch.setattr(paper_studies, "STUDIES", {"tiny": timed})
     measured: list[Path] = []
 
     class Process:
@@ -152,7 +152,9 @@ def test_equal_seconds_are_fitted_once(
 
 def test_arms_whose_steps_take_as_long_share_a_measurement() -> None:
     def timed(**changes: Any) -> Any:
-        return runner._timed(*runner.resolve(tiny_base(), Arm("arm", {"objective.kind": "cd", **changes}), 0, "cpu"))
+        return runner._timed(
+            *runner.resolve_arm(tiny_base(), Arm("arm", {"objective.kind": "cd", **changes}), 0, "cpu")
+        )
 
     coarse = timed(**{"objective.discrete.steps": 8})
     assert coarse == timed(**{"objective.discrete.steps": 1024, "optimizer.lr": 0.5, "loop.iterations": 7})
@@ -200,7 +202,7 @@ def test_all_are_those_of_the_base(
     cli: Cli, started: list[Cell], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     more = dataclasses.replace(STUDY, name="more", bases=("other",))
-    monkeypatch.setattr(findings, "STUDIES", {"tiny": STUDY, "more": more})
+    monkeypatch.setattr(paper_studies, "STUDIES", {"tiny": STUDY, "more": more})
     assert cli("study", "all", "--out", tmp_path).code == 0
     assert (tmp_path / "tiny-digits").is_dir()
     assert not (tmp_path / "more-digits").exists()
@@ -233,7 +235,7 @@ def test_interrupted_studies_leave_what_is_known(
             raise KeyboardInterrupt
 
     monkeypatch.setattr(pool.time, "sleep", interrupt)
-    monkeypatch.setattr(Pool, "_is_free", lambda self, cell: len(started) < 3)
+    monkeypatch.setattr(CellPool, "_is_free", lambda self, cell: len(started) < 3)
     result = cli("study", "tiny", "--out", tmp_path)
     assert result.code == 130
     results = load_results(tmp_path / "tiny-digits" / "results.json")

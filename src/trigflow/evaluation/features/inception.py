@@ -30,7 +30,7 @@ SIZE = 299
 DIM = 2048
 
 Kernel = int | tuple[int, int]
-Pool = Literal["average", "max", "halve"]
+Pooling = Literal["average", "max", "halve"]
 
 
 def resize_like_tensorflow(images: Tensor, height: int, width: int) -> Tensor:
@@ -78,9 +78,9 @@ class Convolution(nn.Module):
         return F.relu(self.bn(self.conv(x)))
 
 
-Layer = tuple[str, int, Kernel]
+ConvolutionLayer = tuple[str, int, Kernel]
 """Name, channels and kernel of a convolution."""
-Branch = Sequence[Layer | tuple[Layer, Layer]]
+Branch = Sequence[ConvolutionLayer | tuple[ConvolutionLayer, ConvolutionLayer]]
 """Convolutions one after another; a pair, which can only stand last, takes the same input, and its outputs are joined."""
 
 
@@ -97,7 +97,7 @@ class Mixed(nn.Module):
         c_pool: channels of the convolution behind it; 0 for none.
     """
 
-    def __init__(self, c_in: int, branches: Sequence[Branch], pool: Pool, c_pool: int = 0) -> None:
+    def __init__(self, c_in: int, branches: Sequence[Branch], pool: Pooling, c_pool: int = 0) -> None:
         super().__init__()
         self.branches = branches
         self.pool = pool
@@ -125,7 +125,7 @@ class Mixed(nn.Module):
         return torch.cat(outputs, dim=1)
 
 
-def _pair(step: Layer | tuple[Layer, Layer]) -> tuple[Layer, ...]:
+def _pair(step: ConvolutionLayer | tuple[ConvolutionLayer, ConvolutionLayer]) -> tuple[ConvolutionLayer, ...]:
     return (step,) if isinstance(step[0], str) else step  # type: ignore[return-value]
 
 
@@ -167,7 +167,7 @@ def _block_17(c: int) -> Mixed:
     )
 
 
-def _block_8(c_in: int, pool: Pool) -> Mixed:
+def _block_8(c_in: int, pool: Pooling) -> Mixed:
     """At 8x8: 2,048 channels."""
     return Mixed(
         c_in,

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from trigflow.lab.doctor.numbers import gone_back, loss_scale, non_finite, spikes
 from trigflow.lab.doctor.outcome import Diagnosis, NotSeen, Outcome, Sound
-from trigflow.lab.doctor.record import Line, Record
+from trigflow.lab.doctor.run_record import LogLine, RunRecord
 from trigflow.objectives import StudentObjective
 from trigflow.training.instruments import LONGER
 
@@ -39,7 +39,7 @@ SCALE = 1.2
 """Factor between measured and assumed standard deviation."""
 
 
-def tangent_at_the_end(record: Record) -> Outcome:
+def tangent_at_the_end(record: RunRecord) -> Outcome:
     """The tangent has a factor cos(t), so towards pi/2 it falls, unless the derivative of the network grows as fast.
 
     Seen in the time embedding, whose derivative grows without bound with `c_noise = log(sd tan t)`, or in the tangent itself.
@@ -82,7 +82,7 @@ def tangent_at_the_end(record: Record) -> Outcome:
     )
 
 
-def steep_embedding(record: Record) -> Outcome:
+def steep_embedding(record: RunRecord) -> Outcome:
     """A time embedding that oscillates in t makes the time derivative of the network large at all times.
 
     Source: Lu and Song 2025, section 4.1, on Fourier features.
@@ -114,7 +114,7 @@ def steep_embedding(record: Record) -> Outcome:
     )
 
 
-def half_precision(record: Record) -> Outcome:
+def half_precision(record: RunRecord) -> Outcome:
     """The time embedding and all that follows up to scales and shifts belong in float32, also under autocast."""
     name = "half-precision"
     operations, half = record.value("time_operations"), record.value("time_half")
@@ -133,7 +133,7 @@ def half_precision(record: Record) -> Outcome:
     )
 
 
-def learning_rate(record: Record) -> Outcome:
+def learning_rate(record: RunRecord) -> Outcome:
     """Training should make a student more consistent and a teacher's error smaller.
 
     Of a student: the tangent grows after the warmup, when the loss no longer changes its meaning; or, in a distillation, at
@@ -177,7 +177,7 @@ def learning_rate(record: Record) -> Outcome:
     )
 
 
-def _rising_error(record: Record, name: str, remedy: str) -> Outcome:
+def _rising_error(record: RunRecord, name: str, remedy: str) -> Outcome:
     lines = record.lines
     size = max(1, len(lines) // 8)
     means = [record.value("loss", lines[i : i + size]) for i in range(0, len(lines) - size + 1, size)]
@@ -192,7 +192,7 @@ def _rising_error(record: Record, name: str, remedy: str) -> Outcome:
     return Diagnosis(name, "The learning rate is too high.", _sentence([said]), remedy)
 
 
-def adaptive_weight(record: Record) -> Outcome:
+def adaptive_weight(record: RunRecord) -> Outcome:
     """Minimizing `exp(w) e - w` gives `w(t) = -log e(t)`, so that every time has a share of one in the gradient."""
     name = "adaptive-weight"
     if not record.config.objective.learns_weight or record.config.objective.probe is None:
@@ -232,7 +232,7 @@ def adaptive_weight(record: Record) -> Outcome:
     )
 
 
-def average_too_long(record: Record) -> Outcome:
+def average_too_long(record: RunRecord) -> Outcome:
     """An average that reaches far back holds weights that are worse than the newest."""
     name = "ema-long"
     ratio = _median_ratio(record.late, "probe_error_ema", "probe_error")
@@ -249,7 +249,7 @@ def average_too_long(record: Record) -> Outcome:
     )
 
 
-def average_too_short(record: Record) -> Outcome:
+def average_too_short(record: RunRecord) -> Outcome:
     """An average that is too short leaves the noise of the last steps in the weights; a longer one has a smaller error."""
     name = "ema-short"
     lines = [line for line in record.late if line.get("probe_error_longer") is not None]
@@ -271,7 +271,7 @@ def average_too_short(record: Record) -> Outcome:
     )
 
 
-def data_scale(record: Record) -> Outcome:
+def data_scale(record: RunRecord) -> Outcome:
     """Everything assumes data of standard deviation sigma_data."""
     name = "data-scale"
     measured, assumed = record.value("data_std"), record.config.process.sigma_data
@@ -290,7 +290,7 @@ def data_scale(record: Record) -> Outcome:
     )
 
 
-CHECKS: tuple[Callable[[Record], Outcome], ...] = (
+CHECKS: tuple[Callable[[RunRecord], Outcome], ...] = (
     non_finite,
     gone_back,
     loss_scale,
@@ -310,7 +310,7 @@ CHECKS: tuple[Callable[[Record], Outcome], ...] = (
 # Helpers -------------------------------------------------------------------------------------------------------------
 
 
-def _ask(record: Record) -> str:
+def _ask(record: RunRecord) -> str:
     """What would show what the log does not."""
     if record.config.loop.instruments:
         return "it needs more lines of log, or a kind of run in which it can be measured"
@@ -322,13 +322,13 @@ def _median(values: list[float | None]) -> float:
     return known[len(known) // 2] if known else 0.0
 
 
-def _median_ratio(lines: list[Line], above: str, below: str) -> float | None:
+def _median_ratio(lines: list[LogLine], above: str, below: str) -> float | None:
     """Median over the lines of the ratio of two figures of the same line."""
     ratios = [line[above] / line[below] for line in lines if line.get(above) is not None and line.get(below)]
     return _median(ratios) if ratios else None
 
 
-def _largest_share(record: Record, saved: list[float | None]) -> float:
+def _largest_share(record: RunRecord, saved: list[float | None]) -> float:
     """Median over the late lines of the largest exp(w(t)) e(t); `saved` is w(t) where a line has none."""
     largest = []
     for line in record.late:
@@ -348,7 +348,7 @@ def _spacing(dtype: str) -> str:
     return {"bfloat16": "0.008", "float16": "0.001"}.get(dtype, "few digits")
 
 
-def _shorter(record: Record) -> str:
+def _shorter(record: RunRecord) -> str:
     ema = record.config.ema
     if ema.kind == "power":
         return f"Lower ema.sigma-rel (now {ema.sigma_rel:g}), for example to 0.05, or train longer."
@@ -358,7 +358,7 @@ def _shorter(record: Record) -> str:
     )
 
 
-def _longer(record: Record) -> str:
+def _longer(record: RunRecord) -> str:
     ema = record.config.ema
     if ema.kind == "power":
         return f"Raise ema.sigma-rel (now {ema.sigma_rel:g}) to 0.1."
@@ -370,5 +370,5 @@ def _longer(record: Record) -> str:
     )
 
 
-def _images(record: Record) -> float:
+def _images(record: RunRecord) -> float:
     return record.iteration * record.config.loop.batch_size / 1e6

@@ -10,7 +10,7 @@ from typing import Any
 
 from trigflow.lab.doctor.checks import CHECKS
 from trigflow.lab.doctor.outcome import Diagnosis, NotSeen, Sound
-from trigflow.lab.doctor.record import Record, read_record
+from trigflow.lab.doctor.run_record import RunRecord, read_record
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Examination:
         not_seen: what could not be looked at, and why.
     """
 
-    record: Record
+    record: RunRecord
     diagnoses: list[Diagnosis]
     sound: list[Sound]
     not_seen: list[NotSeen]

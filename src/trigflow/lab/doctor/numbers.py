@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trigflow.lab.doctor.outcome import Diagnosis, NotSeen, Outcome, Sound
-from trigflow.lab.doctor.record import Record
+from trigflow.lab.doctor.run_record import RunRecord
 
 OFTEN = 0.05
 """Share of steps that overflow where the scale of the loss has found its size: one in thousands."""
@@ -13,7 +13,7 @@ MANY = 0.01
 """Share of steps that are spikes from which on they are no chance."""
 
 
-def non_finite(record: Record) -> Outcome:
+def non_finite(record: RunRecord) -> Outcome:
     """Steps whose loss or gradient was infinite or no number; they change nothing and are counted in `skipped`."""
     name, skipped = "non-finite", _count(record, "skipped")
     if not skipped:
@@ -28,7 +28,7 @@ def non_finite(record: Record) -> Outcome:
     )
 
 
-def gone_back(record: Record) -> Outcome:
+def gone_back(record: RunRecord) -> Outcome:
     """Returns to a checkpoint, because steps failed one after the other or weights and moments were no numbers any more."""
     name, rollbacks = "rollbacks", _count(record, "rollbacks")
     if not rollbacks:
@@ -42,7 +42,7 @@ def gone_back(record: Record) -> Outcome:
     )
 
 
-def loss_scale(record: Record) -> Outcome:
+def loss_scale(record: RunRecord) -> Outcome:
     """In float16 the scale of the loss settles where overflows are rare, far above 1."""
     name, scale = "loss-scale", record.value("loss_scale")
     if record.config.loop.precision != "fp16" or scale is None:
@@ -59,7 +59,7 @@ def loss_scale(record: Record) -> Outcome:
     )
 
 
-def spikes(record: Record) -> Outcome:
+def spikes(record: RunRecord) -> Outcome:
     """Losses or gradient norms far above those of the steps before."""
     name, found = "spikes", _count(record, "spikes")
     seen = f"{found} of {record.iteration} steps had a loss or gradient norm far above those before"
@@ -75,15 +75,15 @@ def spikes(record: Record) -> Outcome:
     )
 
 
-def _count(record: Record, name: str) -> int:
+def _count(record: RunRecord, name: str) -> int:
     """At the end of the log; 0 in the log of a version that did not count it."""
     return int(record.lines[-1].get(name) or 0)
 
 
-def _first(record: Record, name: str) -> int:
+def _first(record: RunRecord, name: str) -> int:
     """Iteration of the first line with a count that is not zero."""
     return next(int(line["iteration"]) for line in record.lines if line.get(name))
 
 
-def _lower(record: Record) -> str:
+def _lower(record: RunRecord) -> str:
     return f"Lower optimizer.lr (now {record.config.optimizer.lr:g}) or set optimizer.clip to 1"

@@ -2,16 +2,19 @@
 
 from trigflow.lab.plan.hardware import GPU, GPUS, get_gpu
 from trigflow.lab.plan.memory import Memory, memory
-from trigflow.lab.plan.report import Plan, make_plan
-from trigflow.lab.plan.step import Counted, Step, StepCount, count_run
+from trigflow.lab.plan.run_plan import RunPlan, make_plan
+from trigflow.lab.plan.step import RunCounts, Step, StepCount, count_run
 from trigflow.lab.plan.trace import Trace
+from trigflow.runtime.errors import renamed
+
+__getattr__ = renamed(__name__, {"Counted": "RunCounts", "Plan": "RunPlan"})
 
 __all__ = [
     "GPU",
     "GPUS",
-    "Counted",
     "Memory",
-    "Plan",
+    "RunCounts",
+    "RunPlan",
     "Step",
     "StepCount",
     "Trace",

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from trigflow.lab.plan.step import Counted, Size
+from trigflow.lab.plan.step import ParameterCounts, RunCounts
 
-Parallel = Literal["ddp", "fsdp2"]
+ParallelMode = Literal["ddp", "fsdp2"]
 
 BYTES = 4
 """Of a number in float32, in which weights, gradients, moments and averages are kept under autocast as well."""
@@ -63,7 +63,7 @@ class Memory:
         return max(0, int((available - self.states - self.fixed) // self.per_sample))
 
 
-def memory(counted: Counted, parallel: Parallel, gpus: int) -> Memory:
+def memory(counted: RunCounts, parallel: ParallelMode, gpus: int) -> Memory:
     """What a run takes on each of `gpus` GPUs.
 
     ddp keeps everything on each. fsdp2 shards weights, gradients, moments and averages evenly, gathers the weights of a block
@@ -86,11 +86,11 @@ def memory(counted: Counted, parallel: Parallel, gpus: int) -> Memory:
     )
 
 
-def _in_flight(size: Size) -> int:
+def _in_flight(size: ParameterCounts) -> int:
     """Weights of the two largest blocks and gradients of the largest."""
     return sum(size.blocks[:2]) + sum(size.blocks[:1])
 
 
-def _outside(size: Size) -> int:
+def _outside(size: ParameterCounts) -> int:
     """Parameters outside of blocks."""
     return size.parameters - sum(size.blocks)

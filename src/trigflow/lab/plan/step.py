@@ -17,7 +17,7 @@ from trigflow.codecs import Pixels
 from trigflow.conditions import null, takes
 from trigflow.lab.plan.trace import Target, Trace, arithmetic_of
 from trigflow.lab.recipes import get_run
-from trigflow.lab.recipes.listing import resolve
+from trigflow.lab.recipes.listing import resolve_run
 from trigflow.lab.recipes.named import NamedRun
 from trigflow.models.model import Model
 from trigflow.networks import build
@@ -34,7 +34,7 @@ MANY = 1009
 
 
 @dataclass(frozen=True)
-class Size:
+class ParameterCounts:
     """Numbers of parameters of what one optimizer trains, or of a teacher.
 
     Attributes:
@@ -68,7 +68,7 @@ class StepCount:
 
 
 @dataclass(frozen=True)
-class Counted:
+class RunCounts:
     """What a run takes, whatever it runs on.
 
     Attributes:
@@ -80,16 +80,16 @@ class Counted:
     """
 
     config: RunConfig
-    student: Size
-    teacher: Size | None
-    fake: Size | None
+    student: ParameterCounts
+    teacher: ParameterCounts | None
+    fake: ParameterCounts | None
     averages: int
     forward: int
     step: StepCount
 
 
 @functools.lru_cache(maxsize=64)
-def count_run(recipe: str, precision: Precision | None = None, checkpointing: bool = False) -> Counted:
+def count_run(recipe: str, precision: Precision | None = None, checkpointing: bool = False) -> RunCounts:
     """Count a recipe on the meta device.
 
     Raises:
@@ -125,7 +125,7 @@ class Step:
     ) -> None:
         self.shape = run.shape
         self.target: Target = target
-        self.config = config = resolve(run, precision)
+        self.config = config = resolve_run(run, precision)
         self.averages = len(EMA(config.ema, nn.Linear(1, 1)).modules)
         self.mode: contextlib.AbstractContextManager[Any] = contextlib.nullcontext() if values else FakeTensorMode()
         objective = config.objective
@@ -139,7 +139,7 @@ class Step:
         self.learners = [learner for learner in (self.learner, fake) if learner is not None]
         self.student = _size(self.learner)
         self.fake = None if fake is None else _size(fake)
-        self.teacher = None if self.guide is None else Size(_count(self.guide), _blocks(self.guide))
+        self.teacher = None if self.guide is None else ParameterCounts(_count(self.guide), _blocks(self.guide))
         if checkpointing:
             for learner in self.learners:
                 checkpoint_blocks(learner.network, target)
@@ -161,9 +161,9 @@ class Step:
             network(batch["x0"], batch["t"], **{name: told[name] for name in takes(network)})
         return trace.flops
 
-    def counted(self) -> Counted:
+    def counted(self) -> RunCounts:
         """All that is to know of it."""
-        return Counted(
+        return RunCounts(
             self.config, self.student, self.teacher, self.fake, self.averages, self.forward_flops(), self.count(MANY)
         )
 
@@ -245,11 +245,11 @@ def _teacher(config: RunConfig, shape: tuple[int, int, int]) -> Model:
     return Model(guide, spec, config.process, Pixels.symmetric(shape))
 
 
-def _size(learner: Learner) -> Size:
+def _size(learner: Learner) -> ParameterCounts:
     parameters = sum(p.numel() for p in learner.parameters)
     matrices = hidden_matrices(learner.network) if learner.config.name == "muon" else []
     moments = 2 * parameters - sum(p.numel() for p in matrices)  # Adam has two, Muon one for matrices
-    return Size(parameters, _blocks(learner.network), moments)
+    return ParameterCounts(parameters, _blocks(learner.network), moments)
 
 
 def _count(module: nn.Module) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trigflow.lab.plan.report import Plan
+from trigflow.lab.plan.run_plan import RunPlan
 
 NAMES = {"student": "student", "teacher": "teacher", "fake_score": "fake score network"}
 PARTS = {
@@ -18,7 +18,7 @@ PARTS = {
 }
 
 
-def describe(plan: Plan) -> str:
+def describe(plan: RunPlan) -> str:
     """A page of text: what is trained, operations, memory, hours."""
     c, h, w = plan.sample
     work, hours = plan.tflops_per_iteration, plan.hours

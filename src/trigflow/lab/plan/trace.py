@@ -127,7 +127,7 @@ Source: "CUDA Ops that can autocast to float32" in the documentation of torch.am
 """
 
 
-class Arithmetic(TorchFunctionMode):
+class TargetArithmetic(TorchFunctionMode):
     """Makes functions on fake tensors take the precision and the memory that they take on the target.
 
     On CUDA autocast keeps more in float32 than on the CPU, and dropout a mask of bytes. The tangent engine draws dropout masks
@@ -173,5 +173,5 @@ def arithmetic_of(target: Target) -> Iterator[None]:
     """While open, functions on fake tensors take the precision and the memory that they take on the target."""
     # The kernel for attention tangents on CUDA has no fake version. The plain one does the same products; its scores are
     # in memory for a moment, in the forward pass, which is before the peak.
-    with Arithmetic(target), attention_implementation("plain" if target == "cuda" else "auto"):
+    with TargetArithmetic(target), attention_implementation("plain" if target == "cuda" else "auto"):
         yield

@@ -11,12 +11,13 @@ import torch
 from trigflow.data import ImageDataset
 from trigflow.lab.recipes import RUNS, get_run
 from trigflow.lab.recipes.named import NamedRun
+from trigflow.lab.recipes.settings import flattened
 from trigflow.networks import EDM2Config, NetworkConfig, build, name_of
 from trigflow.training.config import Precision, RunConfig, to_dict
 from trigflow.training.setup import fit_network
 
 
-def resolve(run: NamedRun, precision: Precision | None = None) -> RunConfig:
+def resolve_run(run: NamedRun, precision: Precision | None = None) -> RunConfig:
     """The settings of a run as they are once the data it is meant for are there; in another precision, when given."""
     labels = torch.zeros(0, dtype=torch.int64) if run.classes else None
     names = tuple(str(i) for i in range(run.classes))
@@ -39,7 +40,7 @@ def list_recipes() -> list[dict[str, Any]]:
 
 def summary(run: NamedRun) -> dict[str, Any]:
     """A recipe in a line."""
-    config = resolve(run)
+    config = resolve_run(run)
     network = config.network.changed(dropout=0.0)  # so that runs of one network are counted once
     if isinstance(network, EDM2Config):
         network = dataclasses.replace(network, dropout_up_to=None)
@@ -61,7 +62,7 @@ def show(name: str) -> dict[str, Any]:
         UserError: for an unknown name.
     """
     run = get_run(name)
-    return {**summary(run), "sample": list(run.shape), "classes": run.classes, "config": to_dict(resolve(run))}
+    return {**summary(run), "sample": list(run.shape), "classes": run.classes, "config": to_dict(resolve_run(run))}
 
 
 def as_table(recipes: list[dict[str, Any]]) -> str:
@@ -75,12 +76,6 @@ def as_table(recipes: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def as_lines(settings: dict[str, Any], prefix: str = "") -> list[str]:
+def as_lines(settings: dict[str, Any]) -> list[str]:
     """Nested settings as lines of dotted name and value."""
-    lines = []
-    for name, value in settings.items():
-        if isinstance(value, dict):
-            lines += as_lines(value, f"{prefix}{name}.")
-        else:
-            lines.append(f"{prefix + name:40} {value}")
-    return lines
+    return [f"{name:40} {value}" for name, value in flattened(settings).items()]

@@ -71,7 +71,7 @@ CIFAR10 = {
 
 
 @dataclass(frozen=True)
-class Size:
+class SizeSettings:
     """What the paper sets for a size of EDM2; 64 stands for ImageNet 64x64, 512 for 512x512."""
 
     teacher_lr: float
@@ -86,11 +86,11 @@ class Size:
 
 
 SIZES = {
-    "s": Size(1e-2, 1e-4, 0.0, 1_048_000, 1_048_000, 0.075, 0.025, 0.25, 0.0),
-    "m": Size(9e-3, 9e-5, 0.1, 1_486_000, 1_048_000, 0.06, 0.03, 0.35, 0.1),
-    "l": Size(8e-3, 8e-5, 0.1, 761_000, 696_000, 0.04, 0.015, 0.35, 0.1),
-    "xl": Size(7e-3, 7e-5, 0.1, 540_000, 598_000, 0.04, 0.02, 0.35, 0.1),
-    "xxl": Size(6.5e-3, 6.5e-5, 0.1, 0, 376_000, 0.0, 0.015, 0.35, 0.1),  # trained on 512x512 alone
+    "s": SizeSettings(1e-2, 1e-4, 0.0, 1_048_000, 1_048_000, 0.075, 0.025, 0.25, 0.0),
+    "m": SizeSettings(9e-3, 9e-5, 0.1, 1_486_000, 1_048_000, 0.06, 0.03, 0.35, 0.1),
+    "l": SizeSettings(8e-3, 8e-5, 0.1, 761_000, 696_000, 0.04, 0.015, 0.35, 0.1),
+    "xl": SizeSettings(7e-3, 7e-5, 0.1, 540_000, 598_000, 0.04, 0.02, 0.35, 0.1),
+    "xxl": SizeSettings(6.5e-3, 6.5e-5, 0.1, 0, 376_000, 0.0, 0.015, 0.35, 0.1),  # trained on 512x512 alone
 }
 
 BATCH = 2048
@@ -146,7 +146,7 @@ def _student(teacher: RunConfig, objective: Objective, *, lr: float, iterations:
     )
 
 
-def _img64(name: str, size: Size) -> dict[str, RunConfig]:
+def _img64(name: str, size: SizeSettings) -> dict[str, RunConfig]:
     """Pixels. ours: no label dropout, because nothing here is guided."""
     teacher = _teacher(
         PIXELS,
@@ -165,7 +165,7 @@ def _img64(name: str, size: Size) -> dict[str, RunConfig]:
     }
 
 
-def _img512(name: str, size: Size) -> dict[str, RunConfig]:
+def _img512(name: str, size: SizeSettings) -> dict[str, RunConfig]:
     """Latents. ours: a tenth of the labels dropped, which guidance needs; and no tangent warmup in scd-vsd, which starts
     from a finished student: with r = 0 the loss would turn that back into its teacher."""
     teacher = _teacher(

@@ -7,11 +7,11 @@ from typing import Any
 
 from trigflow.training.config import RunConfig, to_dict
 
-Layer = tuple[str, RunConfig]
+SettingsLayer = tuple[str, RunConfig]
 """What is decided by something, by its name, on top of what the layers before have decided."""
 
 
-def origins(layers: list[Layer]) -> list[tuple[str, Any, str]]:
+def origins(layers: list[SettingsLayer]) -> list[tuple[str, Any, str]]:
     """Every setting of the last layer by dotted name, with its value and the name of the first layer that it is like this from.
 
     Args:
@@ -40,6 +40,6 @@ def flattened(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def as_lines(layers: list[Layer]) -> list[str]:
+def origins_as_lines(layers: list[SettingsLayer]) -> list[str]:
     """`origins` as text."""
     return [f"{setting:40} {value!s:28} {origin}" for setting, value, origin in origins(layers)]

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from trigflow.networks import DDPMPPConfig, DiTConfig, EDM2Config, UNetConfig
-from trigflow.objectives import StudentObjective
+from trigflow.objectives import Objective, StudentObjective
 from trigflow.training.config import RunConfig
 
 NARROW: dict[type[Any], dict[str, Any]] = {
@@ -16,6 +16,14 @@ NARROW: dict[type[Any], dict[str, Any]] = {
     DiTConfig: {"width": 32, "depth": 2, "heads": 2},
 }
 """Settings of a network in miniature."""
+
+
+def warmed_within(objective: Objective, iterations: int) -> Objective:
+    """The objective with a tangent warmup, where it has one, of at most so many iterations."""
+    if not isinstance(objective, StudentObjective):
+        return objective
+    tangent = dataclasses.replace(objective.tangent, warmup=min(objective.tangent.warmup, iterations))
+    return dataclasses.replace(objective, tangent=tangent)
 
 
 def shrink(config: RunConfig, *, iterations: int = 3, batch_size: int = 4) -> RunConfig:
@@ -28,14 +36,10 @@ def shrink(config: RunConfig, *, iterations: int = 3, batch_size: int = 4) -> Ru
         **NARROW[type(config.network)],
         conditioning=dataclasses.replace(config.network.conditioning, width=8),
     )
-    objective = config.objective
-    if isinstance(objective, StudentObjective):
-        tangent = dataclasses.replace(objective.tangent, warmup=min(objective.tangent.warmup, iterations - 1))
-        objective = dataclasses.replace(objective, tangent=tangent)
     return dataclasses.replace(
         config,
         network=network,
-        objective=objective,
+        objective=warmed_within(config.objective, iterations - 1),
         ema=dataclasses.replace(config.ema, snapshot_every=0),
         loop=dataclasses.replace(
             config.loop,

@@ -1,7 +1,7 @@
 """Studies: named grids of runs and seeds that show whether a finding holds."""
 
 from trigflow.lab.study.bases import BASES
-from trigflow.lab.study.findings import FINDINGS, STUDIES
+from trigflow.lab.study.paper_studies import FINDINGS, STUDIES
 from trigflow.lab.study.spec import Arm, Base, Changes, Draw, Expect, Study
 
 __all__ = ["BASES", "FINDINGS", "STUDIES", "Arm", "Base", "Changes", "Draw", "Expect", "Study"]

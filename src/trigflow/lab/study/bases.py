@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from trigflow.lab.recipes.shrink import warmed_within
 from trigflow.lab.recipes.starters import RECIPES
 from trigflow.lab.study.spec import Base, Changes, Draw
 from trigflow.networks import UNetConfig
-from trigflow.objectives import StudentObjective
 from trigflow.training.config import RunConfig
 
 # A generator moved by a fake score needs small steps, and a fake score that follows it large ones.
@@ -53,7 +53,6 @@ def _sized(
     """
 
     def resize(config: RunConfig, iterations: int) -> RunConfig:
-        objective = config.objective
         loop = dataclasses.replace(
             config.loop,
             iterations=iterations,
@@ -62,9 +61,7 @@ def _sized(
             keep=1,
             instruments=config.objective.kind != "diffusion",
         )
-        if isinstance(objective, StudentObjective):
-            tangent = dataclasses.replace(objective.tangent, warmup=min(objective.tangent.warmup, iterations // 10))
-            objective = dataclasses.replace(objective, tangent=tangent)
+        objective = warmed_within(config.objective, iterations // 10)
         return dataclasses.replace(config, loop=loop, objective=objective, network=network or config.network)
 
     recipe = RECIPES[name]

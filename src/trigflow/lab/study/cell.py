@@ -23,7 +23,7 @@ from trigflow.data import LatentDataset
 from trigflow.data.config import load_data
 from trigflow.evaluation import Reference
 from trigflow.evaluation.evaluate_model import make_reference, score
-from trigflow.lab.demo import machine
+from trigflow.lab.demo import machine, trained
 from trigflow.lab.study.locks import lock_of, locked
 from trigflow.lab.study.spec import Draw
 from trigflow.models.model import Model, load
@@ -32,7 +32,6 @@ from trigflow.runtime.files import read_json, write_json
 from trigflow.samplers import search_times_and_gamma
 from trigflow.training.config import RunConfig, from_dict
 from trigflow.training.log import read_metrics
-from trigflow.training.runs import distill, train
 
 MOST_SKIPPED = 0.1
 """Share of steps that may be skipped, because loss or gradient are not finite, before a run counts as diverged."""
@@ -106,17 +105,6 @@ def run_cell(cell: dict[str, Any], out: Path) -> dict[str, Any]:
         traceback.print_exc()
         kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
         return {"status": "failed", "reason": kind + (str(error).strip().splitlines() or [""])[0], "machine": machine()}
-
-
-def trained(config: RunConfig, folder: Path, teacher: Model | None, start: Path | None) -> Model:
-    """The model of this run folder, trained to its end unless it is already."""
-    if (folder / "model.json").is_file():
-        return load(folder, config.loop.device)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    if teacher is None:
-        return train(config, folder, resume="auto", progress=False)
-    begin = None if start is None else load(start, config.loop.device)
-    return distill(config, teacher, folder, start=begin, resume="auto", progress=False)
 
 
 def trained_result(model: Model, folder: Path, config: RunConfig) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from trigflow.lab.study.results import HIGHER_IS_BETTER, Results, Summary
 from trigflow.lab.study.spec import Arm
-from trigflow.lab.study.table import NAMES, at, figure_at, label, places
+from trigflow.lab.study.study_table import NAMES, at, figure_at, label, places
 from trigflow.runtime.errors import MissingExtraError
 from trigflow.runtime.files import replacing
 
@@ -31,7 +31,7 @@ TEACHER = {"color": "0.4", "linewidth": 0.9, "linestyle": (0, (1, 2)), "label": 
 
 
 @dataclass
-class Line:
+class Curve:
     """A line of a panel: that of an arm (or of several that are joined) and one figure.
 
     Attributes:
@@ -174,15 +174,15 @@ def _lines(panel: Any, results: Results, kind: str, names: list[str]) -> None:
         panel.legend(frameon=False, ncols=columns, loc="lower center", bbox_to_anchor=(0.5, 1.0), handlelength=3)
 
 
-def _lines_of(results: Results, names: list[str]) -> list[Line]:
+def _lines_of(results: Results, names: list[str]) -> list[Curve]:
     return _over_arms(results, names) if results.study.over == "arm" else _over_draws(results, names)
 
 
-def _title(line: Line, names: list[str]) -> str:
+def _title(line: Curve, names: list[str]) -> str:
     return ", ".join(word for word in (line.arm, _short(line.figure) if len(names) > 1 else "") if word)
 
 
-def _columns(lines: list[Line], names: list[str]) -> int:
+def _columns(lines: list[Curve], names: list[str]) -> int:
     """Of the legend: two, as long as the names leave room for them."""
     return 2 if len(lines) > 2 and all(len(_title(line, names)) <= LONG for line in lines) else 1
 
@@ -193,12 +193,12 @@ def _line_height(results: Results, names: list[str]) -> float:
     return 2.1 + 0.17 * math.ceil((len(lines) + 1) / _columns(lines, names))
 
 
-def _over_arms(results: Results, names: list[str]) -> list[Line]:
+def _over_arms(results: Results, names: list[str]) -> list[Curve]:
     """The lines of arms with a place on the axis, then those of arms without."""
     arms = results.study.arms
     placed = sorted((arm for arm in arms if arm.x is not None), key=lambda arm: arm.x or 0.0)
     alone = len({arm.line for arm in placed}) == 1 and len(placed) == len(arms)
-    lines: list[Line] = []
+    lines: list[Curve] = []
     for arm in [*placed, *(arm for arm in arms if arm.x is None)]:
         for name in names:
             title = "" if alone else (arm.line or arm.name) if arm.x is not None else arm.name
@@ -206,9 +206,9 @@ def _over_arms(results: Results, names: list[str]) -> list[Line]:
     return lines
 
 
-def _over_draws(results: Results, names: list[str]) -> list[Line]:
+def _over_draws(results: Results, names: list[str]) -> list[Curve]:
     """A line for each arm (or the line it belongs to) and figure, over steps or guidance scales."""
-    lines: list[Line] = []
+    lines: list[Curve] = []
     for arm in results.study.arms:
         for x, draws in places(results, arm):
             for name in names:
@@ -217,13 +217,13 @@ def _over_draws(results: Results, names: list[str]) -> list[Line]:
     return lines
 
 
-def _extend(lines: list[Line], arm: str, figure: str, x: float | None, summary: Summary) -> None:
+def _extend(lines: list[Curve], arm: str, figure: str, x: float | None, summary: Summary) -> None:
     """Add a point to its line, which it may be the first of."""
     if summary.mean is None:
         return
     found = [line for line in lines if (line.arm, line.figure) == (arm, figure)]
     if not found:
-        found = [Line(arm, figure, [])]
+        found = [Curve(arm, figure, [])]
         lines += found
     found[0].points.append((x, summary.mean, summary.error or 0.0))
 

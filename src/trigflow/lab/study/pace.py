@@ -16,15 +16,10 @@ from typing import Any
 
 import torch
 
-from trigflow.conditions import takes
-from trigflow.data import Dataset
 from trigflow.data.config import load_data
 from trigflow.lab.demo import machine
-from trigflow.models.model import Model
-from trigflow.networks import build
 from trigflow.runtime.files import read_json, write_json
 from trigflow.training.config import RunConfig, from_dict
-from trigflow.training.setup import choose_codec, fit_network
 from trigflow.training.trainer import Trainer
 
 ROUNDS = 12
@@ -88,19 +83,8 @@ def untrained(teacher: RunConfig, student: RunConfig, folder: Path) -> Trainer:
     """The trainer of a student whose teacher has fresh weights: what a step takes does not depend on them."""
     dataset = load_data(teacher.data)
     student = dataclasses.replace(student, start=None, loop=dataclasses.replace(student.loop, instruments=False))
-    return Trainer(student, folder, teacher=fresh_model(teacher, dataset), dataset=dataset, progress=False)
-
-
-def fresh_model(config: RunConfig, dataset: Dataset) -> Model:
-    """A diffusion model of these settings that has not been trained."""
-    config = fit_network(config, dataset)
-    codec = choose_codec(config, dataset, None)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.loop.seed)
-        network = build(config.network, config.process.sigma_data)
-    network.eval().requires_grad_(False)
-    conditioner = dataset.conditioner(takes(network))
-    return Model(network, config.network, config.process, codec, config.objective.sampling, conditioner)
+    model = Trainer(teacher, folder / "teacher", dataset=dataset, progress=False).model()
+    return Trainer(student, folder / "student", teacher=model, dataset=dataset, progress=False)
 
 
 if __name__ == "__main__":

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from trigflow.lab.study.locks import is_locked, lock_of
-from trigflow.lab.study.plan import Cell
+from trigflow.lab.study.study_plan import Cell
 from trigflow.runtime.errors import UserError
 from trigflow.runtime.files import ensure_folder, read_json, write_json
 from trigflow.training.config import from_dict, to_dict
 
-Result = dict[str, Any]
+RawResult = dict[str, Any]
 """Content of a result.json: status, reason and figures, see `trigflow.lab.study.cell.run_cell`."""
 
 ATTEMPTS = 2
@@ -71,7 +71,7 @@ def stop(processes: Iterable[subprocess.Popen[bytes]]) -> None:
 
 
 @dataclass
-class Pool:
+class CellPool:
     """Runs cells.
 
     Attributes:
@@ -82,17 +82,17 @@ class Pool:
 
     out: Path
     jobs: int
-    report: Callable[[Cell, Result, bool], None]
+    report: Callable[[Cell, RawResult, bool], None]
     running: dict[str, tuple[Cell, subprocess.Popen[bytes]]] = field(default_factory=dict)
     attempts: dict[str, int] = field(default_factory=dict)
 
-    def run(self, cells: dict[str, Cell]) -> dict[str, Result]:
+    def run(self, cells: dict[str, Cell]) -> dict[str, RawResult]:
         """Results by key. Cells that have one are not run again; those whose needs failed have a result that says so."""
-        waiting, results = dict(cells), dict[str, Result]()
+        waiting, results = dict(cells), dict[str, RawResult]()
         for key in cells:
             prepare(self.out, cells[key])
 
-        def settle(cell: Cell, result: Result, before: bool) -> None:
+        def settle(cell: Cell, result: RawResult, before: bool) -> None:
             results[cell.key] = result
             waiting.pop(cell.key, None)
             self.report(cell, result, before)
@@ -104,7 +104,7 @@ class Pool:
                 for cell in list(waiting.values()):
                     if cell.key in self.running:
                         continue
-                    found = read_result(self.out, cell.key) or _stopped_by(cell, cells, results)
+                    found = read_result(self.out, cell.key) or stopped_by(cell, cells, results.get)
                     if found is not None:
                         settle(cell, found, first)
                     elif all(need in results for need in cell.needs) and self._is_free(cell):
@@ -171,22 +171,25 @@ def prepare(out: Path, cell: Cell) -> None:
         write_json(folder / "cell.json", description)
 
 
-def read_result(out: Path, key: str) -> Result | None:
+def read_result(out: Path, key: str) -> RawResult | None:
     """The result of a cell, None while there is none."""
     file = out / "cells" / key / "result.json"
     return read_json(file, "result") if file.is_file() else None
 
 
-def _stopped_by(cell: Cell, cells: dict[str, Cell], results: dict[str, Result]) -> Result | None:
-    """The result of a cell that cannot be run because one that it needs has failed, or has diverged without a score."""
+def stopped_by(cell: Cell, cells: dict[str, Cell], find: Callable[[str], RawResult | None]) -> RawResult | None:
+    """The result of a cell that cannot be run because one that it needs has failed, or has diverged without a score; None
+    where nothing is known to stop it. `find` gives the result of a key, None where there is none."""
     for need in cell.needs:
-        result = results.get(need)
-        if result is not None and (result["status"] == "failed" or not result["scores"]):
+        result = find(need)
+        if result is not None and (
+            result["status"] == "failed" or (result["status"] == "diverged" and not result.get("scores"))
+        ):
             return {"status": result["status"], "reason": f"{cells[need].name}: {result['reason']}"}
     return None
 
 
-def _ended(code: int, last_words: str) -> Result:
+def _ended(code: int, last_words: str) -> RawResult:
     """The result of a cell whose process ended without writing one."""
     if code < 0:
         return {"status": "failed", "reason": f"the process was killed by {signal.Signals(-code).name}"}

@@ -107,7 +107,7 @@ class Results:
     def _teacher(self, cell: CellResult) -> dict[str, Any]:
         """The scores of the best draw of a cell's teacher."""
         teacher = self.teachers.get(cell.teacher)
-        return min(teacher.scores.values(), key=lambda s: s["fd"], default={}) if teacher is not None else {}
+        return {} if teacher is None else best_draw(teacher)
 
     def summary(self, arm: str, figure: str) -> Summary:
         """Mean and standard error of a figure of an arm, over the cells that did not diverge."""
@@ -116,6 +116,11 @@ class Results:
     def count(self, arm: str, status: str) -> int:
         """Cells of an arm with this status."""
         return sum(cell.status == status for cell in self.of(arm).values())
+
+
+def best_draw(cell: CellResult) -> dict[str, Any]:
+    """The scores of the draw of least distance; none where there are none."""
+    return min(cell.scores.values(), key=lambda scores: float(scores["fd"]), default={})
 
 
 @dataclass(frozen=True)

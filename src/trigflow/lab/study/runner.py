@@ -1,7 +1,7 @@
 """Running a study: cells in processes of their own, and what they found in one folder.
 
 OUT/STUDY-BASE/     results.json, table.md, figure.png: all that is known so far, written after every cell
-OUT/teachers, OUT/students, OUT/cells, OUT/pace, OUT/locks      shared by all studies; see `trigflow.lab.study.plan`
+OUT/teachers, OUT/students, OUT/cells, OUT/pace, OUT/locks      shared by all studies; see `trigflow.lab.study.study_plan`
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from trigflow.lab.recipes import preset, require_data, shrink
 from trigflow.lab.study.figure import figure, require_matplotlib
 from trigflow.lab.study.locks import locked
 from trigflow.lab.study.pace import ROUNDS
-from trigflow.lab.study.plan import Cell, Plan, change, choose_arms, expand, key_of, resolve, settings_of
-from trigflow.lab.study.pool import Pool, Result, read_result, spawn, stop, threads_for
+from trigflow.lab.study.pool import CellPool, RawResult, read_result, spawn, stop, stopped_by, threads_for
 from trigflow.lab.study.results import CellResult, Results, load_results, save_results
 from trigflow.lab.study.spec import Arm, Base, Changes, Draw, Study
-from trigflow.lab.study.table import report
+from trigflow.lab.study.study_plan import Cell, StudyPlan, change, choose_arms, expand, key_of, resolve_arm, settings_of
+from trigflow.lab.study.study_table import report
 from trigflow.objectives import Discrete, Distribution
 from trigflow.runtime.errors import UserError
 from trigflow.runtime.files import ensure_folder, read_json, write_json, write_text
 from trigflow.training.config import RunConfig, to_dict
 
 SMOKE_ARMS, SMOKE_NUM = 2, 64
-Side = tuple[RunConfig, RunConfig]
+TeacherAndStudent = tuple[RunConfig, RunConfig]
 """Settings of a teacher and of its student."""
 
 
@@ -80,10 +80,10 @@ def run_study(study: Study, base: Base, base_name: str, settings: Settings, comm
         raise UserError(
             f"{settings.jobs} jobs, {settings.num} samples; expected at least 1 job and 10 samples; correct --jobs or --num"
         )
-    return Run(study, base, base_name, settings, command or shlex.join(["trigflow", *sys.argv[1:]])).run()
+    return StudyRun(study, base, base_name, settings, command or shlex.join(["trigflow", *sys.argv[1:]])).run()
 
 
-class Run:
+class StudyRun:
     """A study that is being run; see `run_study`."""
 
     def __init__(self, study: Study, base: Base, base_name: str, settings: Settings, command: str) -> None:
@@ -127,19 +127,19 @@ class Run:
             self._forget_failed(wanted)
         progress = Progress(len(wanted.cells), self.settings.quiet)
 
-        def seen(cell: Cell, result: Result, before: bool) -> None:
+        def seen(cell: Cell, result: RawResult, before: bool) -> None:
             progress.cell(cell, result, before)
             if not before:
                 self._write(every, pace)
 
         try:
-            Pool(self.out, self.settings.jobs, seen).run(wanted.cells)
+            CellPool(self.out, self.settings.jobs, seen).run(wanted.cells)
         finally:
             results = self._write(every, pace)
         figure(results, self.folder / "figure.png")
         return results
 
-    def _plan(self, arms: Sequence[Arm], seeds: Sequence[int], pace: dict[str, dict[str, Any]]) -> Plan:
+    def _plan(self, arms: Sequence[Arm], seeds: Sequence[int], pace: dict[str, dict[str, Any]]) -> StudyPlan:
         factors = {name: found["pace"] for name, found in pace.items()}
         return expand(
             self.study, self.base, arms, seeds,
@@ -151,7 +151,7 @@ class Run:
         file = self.folder / "results.json"
         return tuple(sorted({*self.seeds, *(load_results(file).seeds if file.is_file() else ())}))
 
-    def _forget_failed(self, plan: Plan) -> None:
+    def _forget_failed(self, plan: StudyPlan) -> None:
         for key in plan.cells:
             result = read_result(self.out, key)
             if result is not None and result["status"] == "failed":
@@ -165,9 +165,9 @@ class Run:
         An arm whose steps cannot be taken keeps the base's iterations, and its cells say what is wrong.
         """
         found = {}
-        base = _timed(*resolve(self.base, Arm("base"), 0, self.device))
+        base = _timed(*resolve_arm(self.base, Arm("base"), 0, self.device))
         for arm in self.arms if self.settings.smoke else self.study.arms:
-            side = _timed(*resolve(self.base, dataclasses.replace(arm, length=1.0), 0, self.device))
+            side = _timed(*resolve_arm(self.base, dataclasses.replace(arm, length=1.0), 0, self.device))
             if side == base:
                 found[arm.name] = {"pace": 1.0}
             elif side is not None and base is not None:
@@ -176,7 +176,7 @@ class Run:
                     found[arm.name] = measured
         return found
 
-    def _pace(self, arm: Arm, base: Side, side: Side) -> dict[str, Any] | None:
+    def _pace(self, arm: Arm, base: TeacherAndStudent, side: TeacherAndStudent) -> dict[str, Any] | None:
         """The pace of an arm: from its file, or measured if the arm is wanted."""
         key = key_of({"base": list(map(settings_of, base)), "arm": list(map(settings_of, side))})
         folder = ensure_folder(self.out / "pace")
@@ -203,14 +203,14 @@ class Run:
 
     # Results -------------------------------------------------------------------------------------------------------
 
-    def _write(self, plan: Plan, pace: dict[str, dict[str, Any]]) -> Results:
+    def _write(self, plan: StudyPlan, pace: dict[str, dict[str, Any]]) -> Results:
         """Gather what is known, and write results.json and table.md."""
         results = self._gather(plan, pace)
         save_results(results, self.folder / "results.json")
         write_text(self.folder / "table.md", report(results))
         return results
 
-    def _gather(self, plan: Plan, pace: dict[str, dict[str, Any]]) -> Results:
+    def _gather(self, plan: StudyPlan, pace: dict[str, dict[str, Any]]) -> Results:
         machines: list[dict[str, Any]] = []
         teachers = {}
         cells = []
@@ -241,7 +241,7 @@ class Run:
         )
 
     def _cell_result(
-        self, arm: str, seed: int, cell: Cell, teacher: Cell, plan: Plan, machines: list[dict[str, Any]]
+        self, arm: str, seed: int, cell: Cell, teacher: Cell, plan: StudyPlan, machines: list[dict[str, Any]]
     ) -> CellResult:
         found = self._known(cell, plan)
         machine = found.pop("machine", None)
@@ -252,16 +252,11 @@ class Run:
             machine=None if machine is None else machines.index(machine), **found,
         )  # fmt: skip
 
-    def _known(self, cell: Cell, plan: Plan) -> Result:
+    def _known(self, cell: Cell, plan: StudyPlan) -> RawResult:
         """The result of a cell, or why it has none."""
         found = read_result(self.out, cell.key)
-        if found is not None:
-            return found
-        for need in cell.needs:
-            known = self._known(plan.cells[need], plan)
-            if known["status"] == "failed" or (known["status"] == "diverged" and not known.get("scores")):
-                return {"status": known["status"], "reason": f"{plan.cells[need].name}: {known['reason']}"}
-        return {"status": "missing"}
+        stopped = None if found else stopped_by(cell, plan.cells, lambda key: self._known(plan.cells[key], plan))
+        return found or stopped or {"status": "missing"}
 
     def _say(self, text: str) -> None:
         if not self.settings.quiet:
@@ -274,7 +269,7 @@ def _for_seconds(base: Base) -> Base:
     return dataclasses.replace(base, student=dataclasses.replace(base.student, loop=loop))
 
 
-def _timed(teacher: RunConfig, student: RunConfig | None) -> Side | None:
+def _timed(teacher: RunConfig, student: RunConfig | None) -> TeacherAndStudent | None:
     """What the step time of a student depends on: its settings and its teacher's, those left out that make no difference."""
     if student is None:
         return None
@@ -313,7 +308,7 @@ class Progress:
         self.began = time.perf_counter()
         self.seen = self.run = 0
 
-    def cell(self, cell: Cell, result: Result, before: bool) -> None:
+    def cell(self, cell: Cell, result: RawResult, before: bool) -> None:
         """Take note of a cell."""
         self.seen += 1
         self.run += not before

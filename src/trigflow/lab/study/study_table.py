@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trigflow.lab.study.judge import judge
-from trigflow.lab.study.results import Results, Summary, summarize
+from trigflow.lab.study.results import Results, Summary, best_draw, summarize
 from trigflow.lab.study.spec import Arm, Draw
 
 NAMES = {
@@ -117,7 +117,7 @@ def terms(results: Results) -> str:
     teachers = {results.of(arm.name)[seed].teacher for arm in results.study.arms for seed in results.of(arm.name)}
     by_seed = [t for name, t in results.teachers.items() if name in teachers and t.status == "done"]
     if by_seed and len(teachers) == len({t.seed for t in results.teachers.values()}):
-        best = [min(t.scores.values(), key=lambda s: float(s["fd"])) for t in by_seed]
+        best = [best_draw(teacher) for teacher in by_seed]
         fd, real = (summarize(b[name] for b in best) for name in ("fd", "fd_real"))
         lines.append(
             f"Teacher: Fréchet distance {show(fd)} with {' or '.join(sorted({str(b['nfe']) for b in best}))} evaluations; "

@@ -10,18 +10,18 @@ from typing import Any
 
 import pytest
 
-from trigflow.lab.plan import GPUS, Plan, make_plan
+from trigflow.lab.plan import GPUS, RunPlan, make_plan
 from trigflow.runtime.errors import UserError
 
 Cli = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
-def digits() -> Plan:
+def digits() -> RunPlan:
     return make_plan("digits-scd", gpus=4, gpu="l4", utilization=0.5)
 
 
-def test_figures_add_up(digits: Plan) -> None:
+def test_figures_add_up(digits: RunPlan) -> None:
     assert (digits.batch, digits.iterations, digits.gpus, digits.batch_gpu, digits.accumulate) == (48, 3600, 4, 12, 1)
     assert (digits.kind, digits.network, digits.precision, digits.sample) == ("scd", "unet", "fp32", (1, 8, 8))
     work = digits.sample_gflops
@@ -48,7 +48,7 @@ def test_a_teacher_has_no_tangent() -> None:
     assert set(plan.parameters) == {"student"}
 
 
-def test_more_gpus_take_less_time(digits: Plan) -> None:
+def test_more_gpus_take_less_time(digits: RunPlan) -> None:
     twice = make_plan("digits-scd", gpus=8, gpu="l4", utilization=0.5)
     assert twice.hours["engine"] == pytest.approx(digits.hours["engine"] / 2)
     assert twice.batch_gpu == 6

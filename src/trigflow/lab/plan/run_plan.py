@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from trigflow.lab.plan.hardware import get_gpu
-from trigflow.lab.plan.memory import USABLE, Memory, Parallel, memory
-from trigflow.lab.plan.step import Counted, Size, count_run
+from trigflow.lab.plan.memory import USABLE, Memory, ParallelMode, memory
+from trigflow.lab.plan.step import ParameterCounts, RunCounts, count_run
 from trigflow.lab.recipes import get_run
 from trigflow.networks import name_of
 from trigflow.runtime.errors import UserError
@@ -21,7 +21,7 @@ MOST_GPUS = 4096
 
 
 @dataclass(frozen=True)
-class Plan:
+class RunPlan:
     """What a run takes.
 
     Attributes:
@@ -64,7 +64,7 @@ class Plan:
     gpus: int
     batch_gpu: int
     accumulate: int
-    parallel: Parallel
+    parallel: ParallelMode
     checkpointing: bool
     utilization: float
     peak_tflops: float
@@ -87,10 +87,10 @@ def make_plan(
     gpu: str = "h100",
     utilization: float = 0.4,
     memory_gib: float | None = None,
-    parallel: Parallel = "ddp",
+    parallel: ParallelMode = "ddp",
     precision: Precision | None = None,
     checkpointing: bool = False,
-) -> Plan:
+) -> RunPlan:
     """Count what a run takes, on the meta device.
 
     Args:
@@ -113,7 +113,7 @@ def make_plan(
     share = batch // gpus
     counted = count_run(recipe, precision, checkpointing)
     available = GIB * USABLE * (device.memory if memory_gib is None else memory_gib)
-    ways: tuple[Parallel, ...] = ("ddp", "fsdp2")
+    ways: tuple[ParallelMode, ...] = ("ddp", "fsdp2")
     needs = {way: memory(counted, way, gpus) for way in ways}
     largest = {way: min(share, needs[way].largest_batch(available)) for way in ways}
     fitting = batch_gpu or _largest_divisor(share, largest[parallel])
@@ -131,7 +131,7 @@ def make_plan(
     peak = device.fp32 if config.loop.precision == "fp32" else device.half
     rate = gpus * peak * 1e12 * utilization * 3600
     work = {"engine": batch * total, "separate_jvp": batch * separate}
-    return Plan(
+    return RunPlan(
         recipe=recipe,
         kind=config.objective.kind,
         network=name_of(config.network),
@@ -185,7 +185,7 @@ def _largest_divisor(number: int, bound: int) -> int:
 
 
 def _what_fits(
-    counted: Counted, gpus: int, parallel: Parallel, largest: int, batch_gpu: int | None, available: float
+    counted: RunCounts, gpus: int, parallel: ParallelMode, largest: int, batch_gpu: int | None, available: float
 ) -> str:
     """What to do about a run that does not fit: fewer samples at a time, sharding, more GPUs, or another GPU."""
     batch = counted.config.loop.batch_size
@@ -200,7 +200,7 @@ def _what_fits(
     return "use a GPU with more memory (--gpu), or --checkpointing"
 
 
-def _networks(counted: Counted) -> dict[str, Size]:
+def _networks(counted: RunCounts) -> dict[str, ParameterCounts]:
     found = {"student": counted.student, "teacher": counted.teacher, "fake_score": counted.fake}
     return {name: size for name, size in found.items() if size is not None}
 

@@ -25,11 +25,11 @@ from trigflow.training.log import TIME_BINS, read_metrics
 LATE = 0.25
 """Share of the log, at its end, whose medians stand for how a run is doing."""
 
-Line = dict[str, Any]
+LogLine = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Record:
+class RunRecord:
     """A run as it was found.
 
     Attributes:
@@ -42,9 +42,9 @@ class Record:
 
     folder: Path
     config: RunConfig
-    lines: list[Line]
+    lines: list[LogLine]
     finished: bool
-    weights: Line = field(default_factory=dict)
+    weights: LogLine = field(default_factory=dict)
 
     @property
     def student(self) -> bool:
@@ -57,11 +57,11 @@ class Record:
         return int(self.lines[-1]["iteration"])
 
     @property
-    def late(self) -> list[Line]:
+    def late(self) -> list[LogLine]:
         """The last quarter of the log, one line or more."""
         return self.lines[-max(1, math.ceil(LATE * len(self.lines))) :]
 
-    def value(self, name: str, lines: list[Line] | None = None) -> float | None:
+    def value(self, name: str, lines: list[LogLine] | None = None) -> float | None:
         """Median of a figure over these lines, or the late ones; None where it was not logged."""
         values = [line[name] for line in (self.late if lines is None else lines) if line.get(name) is not None]
         return statistics.median(values) if values else self.weights.get(name)
@@ -75,7 +75,7 @@ class Record:
         return [statistics.median(column) if column else None for column in columns]
 
 
-def read_record(folder: Path) -> Record:
+def read_record(folder: Path) -> RunRecord:
     """Read a run folder, of a finished run or one that is still going or stopped.
 
     Raises:
@@ -94,14 +94,14 @@ def read_record(folder: Path) -> Record:
             f"'{folder}' has no line of log yet; expected metrics.jsonl with at least one; let the run go on for "
             f"{config.loop.log_every} iterations"
         )
-    record = Record(folder, config, lines, (folder / "model.json").is_file())
+    record = RunRecord(folder, config, lines, (folder / "model.json").is_file())
     return dataclasses.replace(record, weights=_from_weights(record))
 
 
 @torch.no_grad()
-def _from_weights(record: Record) -> Line:
+def _from_weights(record: RunRecord) -> LogLine:
     """Figures of the instruments that can be had from the saved weights, where the log has none."""
-    found: Line = {}
+    found: LogLine = {}
     config, checkpoints = record.config, list_checkpoints(record.folder)
     weighting: dict[str, Tensor] = {}
     averaged: dict[str, Tensor] = {}

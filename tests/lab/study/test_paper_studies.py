@@ -11,8 +11,8 @@ from trigflow.lab.recipes import RECIPES
 from trigflow.lab.study import BASES, FINDINGS, STUDIES, Arm, Base, Study
 from trigflow.lab.study.bases import OF_KIND
 from trigflow.lab.study.figure import COLOURS, MARKERS
-from trigflow.lab.study.plan import expand, resolve
 from trigflow.lab.study.rivals import SCALES
+from trigflow.lab.study.study_plan import expand, resolve_arm
 from trigflow.training.config import RunConfig
 from trigflow.training.instruments import Instruments
 
@@ -31,7 +31,7 @@ def figures_of(study: Study) -> list[tuple[Arm, str]]:
 
 def student(study: str, arm: str, base: str = "digits") -> RunConfig:
     found = next(a for a in STUDIES[study].arms if a.name == arm)
-    config = resolve(BASES[base], found, 0, "cpu")[1]
+    config = resolve_arm(BASES[base], found, 0, "cpu")[1]
     assert config is not None
     return config
 
@@ -143,7 +143,7 @@ def test_rates_tries_four_rates_of_each_objective_on_a_seed_of_its_own() -> None
     rates: dict[str | None, list[float]] = {}
     chosen = Base(base.teacher, base.student, base.of_kind, rates={"cd": 7.0, "ct": 7.0, "scd": 7.0})
     for arm in study.arms:
-        config = resolve(chosen, arm, 100, "cpu")[1]
+        config = resolve_arm(chosen, arm, 100, "cpu")[1]
         assert config is not None
         rates.setdefault(arm.line, []).append(config.optimizer.lr)
     assert len(rates) == 6
@@ -155,7 +155,7 @@ def test_rates_chosen_for_a_base_are_those_of_the_rivals() -> None:
     base = BASES["digits"]
     chosen = dataclasses.replace(base, rates={"meanflow": 0.4})
     arms = {arm.name: arm for arm in STUDIES["rivals"].arms}
-    meanflow, scd = (resolve(chosen, arms[name], 0, "cpu")[1] for name in ("MeanFlow", "sCD"))
+    meanflow, scd = (resolve_arm(chosen, arms[name], 0, "cpu")[1] for name in ("MeanFlow", "sCD"))
     assert meanflow is not None
     assert scd is not None
     assert meanflow.optimizer.lr == pytest.approx(0.4 * base.student.optimizer.lr)
@@ -166,7 +166,7 @@ def test_sizes_span_sixteenfold_parameters() -> None:
     from trigflow.networks import build
 
     def parameters(arm: Arm) -> int:
-        network = resolve(BASES["digits"], arm, 0, "cpu")[0].network
+        network = resolve_arm(BASES["digits"], arm, 0, "cpu")[0].network
         conditioning = dataclasses.replace(network.conditioning, num_classes=10)
         built = build(dataclasses.replace(network, conditioning=conditioning), 0.5)  # type: ignore[arg-type]
         return sum(p.numel() for p in built.parameters())

@@ -15,8 +15,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from trigflow.lab.recipes.settings import flattened
 from trigflow.lab.study.spec import Arm, Base, Changes, Draw, Study
-from trigflow.objectives import as_kind
+from trigflow.objectives import as_kind, objective_of
 from trigflow.runtime.errors import UserError
 from trigflow.training.config import RunConfig, to_dict
 from trigflow.training.runs import with_dropout_of
@@ -61,7 +62,7 @@ class Cell:
 
 
 @dataclass
-class Plan:
+class StudyPlan:
     """The cells of a study.
 
     Attributes:
@@ -73,6 +74,23 @@ class Plan:
     cells: dict[str, Cell] = field(default_factory=dict)
     of_arm: dict[tuple[str, int], str] = field(default_factory=dict)
     teacher_of: dict[tuple[str, int], str] = field(default_factory=dict)
+
+    def add(
+        self,
+        name: str,
+        model: str,
+        config: RunConfig,
+        draws: tuple[Draw, ...],
+        num: int,
+        teacher: str | None = None,
+        start: str | None = None,
+        needs: tuple[str, ...] = (),
+    ) -> str:
+        """Add a cell unless it is there already, and return its key; arguments as the attributes of `Cell`."""
+        key = key_of({"model": model, "draws": [dataclasses.asdict(draw) for draw in draws], "num": num})
+        needs = tuple(need for need in needs if need != key)
+        self.cells.setdefault(key, Cell(name, model, config, teacher, start, draws, num, needs, key))
+        return key
 
 
 def choose_arms(study: Study, only: Sequence[str]) -> tuple[Arm, ...]:
@@ -112,7 +130,7 @@ def change(config: Any, changes: Changes) -> Any:
     return config
 
 
-def resolve(base: Base, arm: Arm, seed: int, device: str) -> tuple[RunConfig, RunConfig | None]:
+def resolve_arm(base: Base, arm: Arm, seed: int, device: str) -> tuple[RunConfig, RunConfig | None]:
     """Teacher and student of an arm, with an equal number of iterations; the student is None where the teacher is all.
 
     The student has the network of its teacher, apart from dropout.
@@ -173,7 +191,7 @@ def expand(
     device: str = "cpu",
     num: int = 2000,
     pace: Mapping[str, float] | None = None,
-) -> Plan:
+) -> StudyPlan:
     """The cells of these arms and seeds.
 
     Args:
@@ -188,7 +206,7 @@ def expand(
     Raises:
         UserError: for settings that do not exist or make no sense.
     """
-    plan, arms = Plan(), list(arms)
+    plan = StudyPlan()
     for seed in seeds:
         left, models = list(arms), dict[str, str]()
         while left:
@@ -199,85 +217,39 @@ def expand(
                     "expected the name of another arm; correct the study"
                 )
             left.remove(arm)
-            _add(plan, study, base, arm, seed, models, device, num, pace or {})
+            teacher, student = resolve_arm(base, arm, seed, device)
+            teacher.validate()
+            model, name = f"teachers/{key_of(settings_of(teacher))}", f"{arm.name}, seed {seed}"
+            draws, here = arm.draws or study.draws, (arm.name, seed)
+            scored = plan.add(f"teacher, seed {seed}", model, teacher, base.teacher_draws, num)
+            plan.teacher_of[here] = scored
+            if student is None:
+                plan.of_arm[here] = plan.add(name, model, teacher, draws, num, needs=(scored,))
+                continue
+            start = None if arm.start is None else models[arm.start]
+            needs = (scored,) if arm.start is None else (scored, plan.of_arm[arm.start, seed])
+            student = dataclasses.replace(
+                lengthen(student, 1 / (pace or {}).get(arm.name, 1.0)),
+                teacher=f"../../{model}", start=None if start is None else f"../../{start}",
+            )  # fmt: skip
+            student.validate()
+            models[arm.name] = f"students/{student.objective.kind}-{key_of(settings_of(student))}"
+            plan.of_arm[here] = plan.add(name, models[arm.name], student, draws, num, model, start, needs)
     return plan
 
 
-def _add(
-    plan: Plan,
-    study: Study,
-    base: Base,
-    arm: Arm,
-    seed: int,
-    models: dict[str, str],
-    device: str,
-    num: int,
-    pace: Mapping[str, float],
-) -> None:
-    """Add the cells of an arm and a seed to the plan, and its model to those of this seed."""
-    teacher, student = resolve(base, arm, seed, device)
-    if student is not None and arm.name in pace:
-        student = lengthen(student, 1 / pace[arm.name])
-    draws, here = arm.draws or study.draws, (arm.name, seed)
-    teacher_model = f"teachers/{key_of(settings_of(teacher))}"
-    teacher.validate()
-    plan.teacher_of[here] = _cell(
-        plan, f"teacher, seed {seed}", teacher_model, teacher, None, None, base.teacher_draws, num, ()
-    )
-    name = f"{arm.name}, seed {seed}"
-    needs: tuple[str, ...] = (plan.teacher_of[here],)
-    if student is None:
-        plan.of_arm[here] = _cell(plan, name, teacher_model, teacher, None, None, draws, num, needs)
-        return
-    start = None
-    if arm.start is not None:
-        start = models[arm.start]
-        needs = (*needs, plan.of_arm[arm.start, seed])
-    student = dataclasses.replace(
-        student, teacher=f"../../{teacher_model}", start=None if start is None else f"../../{start}"
-    )
-    student.validate()
-    model = f"students/{student.objective.kind}-{key_of(settings_of(student))}"
-    models[arm.name] = model
-    plan.of_arm[here] = _cell(plan, name, model, student, teacher_model, start, draws, num, needs)
-
-
-def _cell(
-    plan: Plan,
-    name: str,
-    model: str,
-    config: RunConfig,
-    teacher: str | None,
-    start: str | None,
-    draws: tuple[Draw, ...],
-    num: int,
-    needs: tuple[str, ...],
-) -> str:
-    key = key_of({"model": model, "draws": [dataclasses.asdict(draw) for draw in draws], "num": num})
-    cell = Cell(name, model, config, teacher, start, draws, num, tuple(need for need in needs if need != key), key)
-    plan.cells.setdefault(key, cell)
-    return key
-
-
 def settings_of(config: RunConfig) -> dict[str, Any]:
-    """The settings that are not the default, by dotted name, and the kind of network: what a run is recognized by.
+    """The settings that are not the default of their objective and network, by dotted name, and which these are: what a run is
+    recognized by.
 
     Defaults are left out so that a version of this package with one more setting finds what an earlier one has finished.
     """
-    own, plain = to_dict(config), to_dict(RunConfig(network=type(config.network)()))
-    mine, usual = _flat(own), _flat(plain)
-    return {
-        name: value
-        for name, value in mine.items()
-        if name == "network.kind" or name not in usual or usual[name] != value
-    }
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return flat
+    usual = RunConfig(network=type(config.network)(), objective=objective_of(config.objective.kind))
+    mine, plain = (
+        flattened(to_dict(config)),
+        flattened(to_dict(usual)) | {"objective.kind": "diffusion", "network.kind": ""},
+    )
+    return {name: value for name, value in mine.items() if name not in plain or plain[name] != value}
 
 
 def key_of(description: dict[str, Any]) -> str:

@@ -16,7 +16,7 @@ from trigflow.lab.study import figure as pictures
 from trigflow.lab.study.figure import DPI, WIDTH, figure
 from trigflow.lab.study.results import Results, Summary, load_results, save_results
 from trigflow.lab.study.spec import Arm, Draw, Study
-from trigflow.lab.study.table import label, report, show, table, terms
+from trigflow.lab.study.study_table import label, report, show, table, terms
 from trigflow.runtime.errors import MissingExtraError, UserError
 
 FIGURES: dict[str, list[float | str]] = {

@@ -7,15 +7,16 @@ import dataclasses
 import pytest
 
 from lab.study.lab import STUDY, tiny_base
-from trigflow.lab.study.plan import Plan, choose_arms, expand, key_of, lengthen, resolve, settings_of
 from trigflow.lab.study.spec import Arm, Base, Study
+from trigflow.lab.study.study_plan import StudyPlan, choose_arms, expand, key_of, lengthen, resolve_arm, settings_of
+from trigflow.objectives import objective_of
 from trigflow.runtime.errors import UserError
 from trigflow.training.config import RunConfig
 
 
 def plan_of(
     *arms: Arm, base: Base | None = None, seeds: tuple[int, ...] = (0,), study: Study = STUDY, **more: object
-) -> Plan:
+) -> StudyPlan:
     return expand(study, base or tiny_base(), arms, seeds, **more)  # type: ignore[arg-type]
 
 
@@ -71,21 +72,21 @@ def test_settings_are_base_then_kind_then_arm_then_rate() -> None:
         of_kind={"vsd": {"optimizer.lr": 2e-4, "objective.fake_lr": 1e-3, "optimizer.name": "adamw"}},
         rates={"sct": 3.0},
     )
-    _, vsd = resolve(base, Arm("", {"objective.kind": "vsd", "optimizer.name": "radam"}, rate=0.5), 7, "cpu")
+    _, vsd = resolve_arm(base, Arm("", {"objective.kind": "vsd", "optimizer.name": "radam"}, rate=0.5), 7, "cpu")
     assert vsd is not None
     assert (vsd.optimizer.lr, vsd.objective.fake_lr, vsd.optimizer.name, vsd.loop.seed) == (1e-4, 5e-4, "radam", 7)
-    _, sct = resolve(base, Arm("", {"objective.kind": "sct"}), 7, "cpu")
+    _, sct = resolve_arm(base, Arm("", {"objective.kind": "sct"}), 7, "cpu")
     assert sct is not None
     assert sct.optimizer.lr == pytest.approx(3 * base.student.optimizer.lr)
 
 
 def test_students_have_the_network_of_their_teacher() -> None:
-    teacher, student = resolve(tiny_base(), Arm("", {"network.dropout": 0.1}, {"network.width": 16}), 0, "cpu")
+    teacher, student = resolve_arm(tiny_base(), Arm("", {"network.dropout": 0.1}, {"network.width": 16}), 0, "cpu")
     assert student is not None
     assert (teacher.network.width, student.network.width) == (16, 16)  # type: ignore[union-attr]
     assert (teacher.network.dropout, student.network.dropout) == (0.0, 0.1)
     with pytest.raises(UserError, match="changes the student's network; expected changes to the teacher's"):
-        resolve(tiny_base(), Arm("wide", {"network.width": 16}), 0, "cpu")
+        resolve_arm(tiny_base(), Arm("wide", {"network.width": 16}), 0, "cpu")
 
 
 def test_longer_runs_keep_the_share_of_their_warmups() -> None:
@@ -107,6 +108,8 @@ def test_slower_arms_get_fewer_iterations() -> None:
 def test_keys_are_of_settings_that_are_not_the_default() -> None:
     config = RunConfig()
     assert settings_of(config) == {"network.kind": "unet"}
+    shaped = dataclasses.replace(config, objective=objective_of("sct", anchor=0.5))
+    assert settings_of(shaped) == {"network.kind": "unet", "objective.kind": "sct", "objective.anchor": 0.5}
     assert set(settings_of(tiny_base().student)) >= {
         "network.width",
         "objective.kind",
@@ -125,6 +128,6 @@ def test_chosen_arms_bring_those_they_start_from() -> None:
 
 def test_unknown_settings_name_their_neighbours() -> None:
     with pytest.raises(UserError, match=r"unknown setting 'mood'; expected one of mode, c, limit"):
-        resolve(tiny_base(), Arm("", {"objective.tangent.mood": "clip"}), 0, "cpu")
+        resolve_arm(tiny_base(), Arm("", {"objective.tangent.mood": "clip"}), 0, "cpu")
     with pytest.raises(UserError, match="unknown setting 'deeper'"):
-        resolve(tiny_base(), Arm("", {"loop.seed.deeper": 1}), 0, "cpu")
+        resolve_arm(tiny_base(), Arm("", {"loop.seed.deeper": 1}), 0, "cpu")
