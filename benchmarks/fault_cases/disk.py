@@ -124,7 +124,7 @@ def _fill(
         disk.free(command)
         at = len(checkpoints(out))
         if code != 0:
-            resumed = bench.start(out, *more, "--resume", log=folder / "second")
+            resumed = bench.start(out, *more, "--resume", "auto", log=folder / "second")
             resumed.ends_well()
         bench.check_same(out, lines=False, snapshots=False)
         return {"went_on": code == 0, "left": code == 2, "checkpoints_kept": at, "tmpfs": disk.real}
