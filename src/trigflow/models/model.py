@@ -378,7 +378,7 @@ class Model:
 
         Where there are several processes, all of them call this and the first one writes.
         """
-        folder = check_place(folder, "folder", "the folder")
+        folder = check_place(folder, "folder", "folder")
         tensors = collect(entries(self.network))
         if not is_first():
             return folder
