@@ -56,7 +56,7 @@ def jvp(
         raise TangentError(
             f"step {step} with the exact method; expected none; leave it away or choose method='finite-difference'"
         )
-    check_place("jvp")
+    check_surroundings("jvp")
     if method == "finite-difference":
         inputs(primals, tangents)
         out, tangent = central_difference(fn, tuple(primals), tuple(tangents), step)
@@ -66,7 +66,7 @@ def jvp(
         return uncompiled(_exact)(fn, primals, tangents)
 
 
-def check_place(name: str) -> None:
+def check_surroundings(name: str) -> None:
     """Raise a `TangentError` where the function `name` of this package cannot work: in a backward, a jvp or a transform."""
     if torch._C._current_graph_task_id() != -1:
         raise TangentError(

@@ -59,7 +59,7 @@ def coverage(fn: Callable[..., Any], *inputs: Any) -> Coverage:
         fn: function or module, as for `jvp`.
         inputs: its arguments; integer tensors and other values count as constants.
     """
-    api.check_place("coverage")
+    api.check_surroundings("coverage")
     report = Coverage()
     tangents = tuple(
         torch.ones_like(x) if isinstance(x, Tensor) and (x.is_floating_point() or x.is_complex()) else None
