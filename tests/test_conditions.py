@@ -501,3 +501,36 @@ def test_everything_that_is_said_is_said_once() -> None:
     for bad in ([1, 2], "size=1", 3):
         with pytest.raises(UserError, match=r"^conditions .*; expected values by name; "):
             told.said_of(None, bad)  # type: ignore[arg-type]
+
+
+# Names of classes ----------------------------------------------------------------------------------------------------
+
+
+def test_names_in_files_of_earlier_versions_become_printable() -> None:
+    """A name that was no UTF-8 stood as half a pair of surrogates in `model.json`, which other readers refuse."""
+    classes = Classes(3, ("caf\udce9", "cafe\u0301", "tea"))
+    assert classes.names == ("caf\\udce9", "caf\u00e9", "tea")
+    json.dumps(classes.state(), ensure_ascii=False).encode()
+
+
+@pytest.mark.parametrize(
+    ("names", "others"),
+    [(("a", "b"), ("a", "b")), (("a", "b"), ()), (("0", "1"), ("a", "b")), ((), ()), (("1", "2"), ("0", "1"))],
+)
+def test_classes_that_may_be_the_same(names: tuple[str, ...], others: tuple[str, ...]) -> None:
+    told.check_same_classes(names, others, "one", "other")
+    told.check_same_classes(others, names, "other", "one")
+
+
+@pytest.mark.parametrize(
+    ("others", "said"),
+    [
+        (("b", "a"), "class 0 is 'a' in one and 'b' in other"),
+        (("a", "c"), "class 1 is 'b' in one and 'c' in other"),
+        (("a",), "class 1 is 'b' in one and None in other"),
+        (("a", "b", "c"), "class 2 is None in one and 'c' in other"),
+    ],
+)
+def test_the_first_class_that_differs_is_named(others: tuple[str, ...], said: str) -> None:
+    with pytest.raises(UserError, match=f"^{said}; expected the same classes in the same order"):
+        told.check_same_classes(("a", "b"), others, "one", "other")

@@ -69,6 +69,13 @@ def test_all_ways_to_name_shards(shards: Path) -> None:
     some = open_dataset(f"{shards}/train-{{0001..0002}}.tar")
     assert torch.equal(some.images, everything.images[3:9])
     assert torch.equal(open_dataset(shards / "train-0003.tar").images, everything.images[9:])
+    for shard in shards.iterdir():
+        shard.rename(shard.with_suffix(".TAR"))
+    assert torch.equal(open_dataset(f"{shards}/train-{{0000..0003}}.TAR").images, everything.images)
+    assert torch.equal(open_dataset(shards / "train-0003.TAR").images, everything.images[9:])
+
+
+def test_shards_of_a_range_that_are_missing(shards: Path) -> None:
     with pytest.raises(UserError, match=r"2 of the 6 shards of .* do not exist, such as '.*train-0004.tar'; "):
         open_dataset(f"{shards}/train-{{0000..0005}}.tar")
 

@@ -13,9 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
-from training.tiny import tiny_config, tiny_trainer, untrained_teacher
+from training.tiny import digits, tiny_config, tiny_trainer, untrained_teacher
+from trigflow.conditions import Conditioner
 from trigflow.data import Dataset, open_dataset
-from trigflow.models.model import load
+from trigflow.models.model import Model, load
 from trigflow.runtime.errors import UserError
 from trigflow.training.basis import basis_of, check_same
 from trigflow.training.config import RunConfig
@@ -155,3 +156,39 @@ def test_fingerprints_of_data_in_memory() -> None:
     assert differing(data(values, [0, 1, 0], wind=torch.zeros(3, 2))) == {"condition wind"}
     three = data(values, [0, 1, 0], wind=torch.ones(3, 2))
     assert three.subset(torch.tensor([0, 2])).fingerprint() != three.subset(torch.tensor([0, 1])).fingerprint()
+
+
+def named(model: Model, *first: str) -> Model:
+    """The model with other names for its first classes."""
+    names = [*first, *(f"class {number}" for number in range(len(first), 10))]
+    return replace(model, conditioner=Conditioner.of_classes(10, names))
+
+
+@pytest.mark.parametrize("names", [("cat", "dog"), ("dog", "cat")])
+def test_models_of_a_run_have_its_classes(tmp_path: Path, names: tuple[str, ...]) -> None:
+    teacher, other = named(untrained_teacher(), "cat", "dog"), named(untrained_teacher(), *names)
+    data = replace(digits(), class_names=teacher.class_names)
+    config = replace(tiny_config({"objective.kind": "scd", "objective.guidance_max": 2.0}), network=teacher.spec)
+
+    def trainer(**models: Model) -> Trainer:
+        config_of_all = replace(config, teacher="t", **dict.fromkeys(models, "m"))  # type: ignore[arg-type]
+        return Trainer(config_of_all, tmp_path / "run", teacher=teacher, dataset=data, progress=False, **models)
+
+    for role, other_role in (("start", "the start"), ("negative", "its negative")):
+        if names == ("cat", "dog"):
+            trainer(**{role: other})
+        else:
+            with pytest.raises(UserError, match=f"class 0 is 'cat' in .* and 'dog' in {other_role}"):
+                trainer(**{role: other})
+    if names != ("cat", "dog"):
+        with pytest.raises(UserError, match="class 0 is 'cat' in the model and 'dog' in its negative"):
+            teacher.sample(1, steps=1, guidance=2.0, negative=other)
+
+
+def test_data_of_a_teacher_are_matched_by_name(tmp_path: Path) -> None:
+    teacher = named(untrained_teacher(), "cat", "dog")
+    turned = replace(digits(), class_names=tuple(reversed(teacher.class_names)))
+    config = replace(tiny_config({"objective.kind": "scd"}), network=teacher.spec, teacher="t")
+    trainer = Trainer(config, tmp_path / "run", teacher=teacher, dataset=turned, progress=False)
+    assert trainer.dataset.class_names == teacher.class_names
+    assert torch.equal(trainer.dataset.labels, 9 - digits().labels)
