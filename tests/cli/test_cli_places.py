@@ -29,7 +29,7 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
         "trigflow.models.model.load",
         "trigflow.models.model.read_tensors",
         "trigflow.data.sources.opening.list_files",
-        "trigflow.evaluation.make_reference.measure_reference",
+        "trigflow.evaluation.measure_reference.measure_reference",
         "trigflow.models.pretrained.write.open_snapshot",
     ):
         monkeypatch.setattr(name, refuse)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import re
 import signal
 import sys
@@ -9,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -93,6 +95,21 @@ def test_steps_are_the_same_whatever_the_workers(photos: Path, workers: int) -> 
     loader.close()
     assert torch.equal(loader.read(5, plan(5)), memory.stored(plan(5)))  # and on again
     loader.close()
+
+
+def test_workers_end_without_a_signal_whoever_still_holds_them(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an error does that has broken off the training while it waited for data."""
+    signalled: list[object] = []
+    monkeypatch.setattr(multiprocessing.process.BaseProcess, "terminate", signalled.append)
+    dataset = open_dataset(photos, memory_limit_gib=0)
+    loader = Loader(dataset, plans(dataset), 100, workers=2)
+    loader.read(0, plans(dataset)(0))
+    held: Any = loader._coming
+    processes = list(held._workers)
+    assert [process.is_alive() for process in processes] == [True, True]
+    loader.close()
+    assert [process.is_alive() for process in processes] == [False, False]
+    assert signalled == []
 
 
 def test_a_plan_that_changes_is_followed(photos: Path) -> None:

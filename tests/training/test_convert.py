@@ -318,7 +318,7 @@ def test_an_interrupted_conversion_goes_on(tmp_path: Path, monkeypatch: pytest.M
             run(folder, tmp_path / "part")
     with pytest.raises(UserError, match="--resume"):
         run(folder, tmp_path / "part")
-    with pytest.raises(UserError, match="nothing to resume in '.*none'; expected a checkpoint"):
+    with pytest.raises(UserError, match=r"nothing to resume in '.*none'; expected a checkpoint"):
         convert(folder, tmp_path / "none", QUICK, dataset=digits(), device="cpu", resume=True, progress=False)
     assert not (tmp_path / "none").exists()
     rest = convert(folder, tmp_path / "part", QUICK, dataset=digits(), device="cpu", resume=True, progress=False)

@@ -46,8 +46,11 @@ def in_order(function: Callable[[T], R], items: Sequence[T], workers: int = 0) -
         yield from map(function, items)
         return
     results = _begin(_processes(function, items, min(workers, max(len(items), 1))))
-    for _ in items:
-        yield _take(results)
+    try:
+        for _ in items:
+            yield _take(results)
+    finally:
+        _end(results)
 
 
 class Loader:
@@ -114,7 +117,9 @@ class Loader:
 
     def close(self) -> None:
         """End the worker processes; they start again when they are needed."""
-        self._loader = self._coming = None
+        coming, self._loader, self._coming = self._coming, None, None
+        if coming is not None:
+            _end(coming)
 
     def _read(self, step: int, indices: Tensor) -> Tensor:
         if self.workers == 0 or step >= self._steps.end:
@@ -208,6 +213,15 @@ def _begin(loader: DataLoader[Any]) -> Iterator[Any]:
     if handler is not None and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGCHLD, handler)
     return results
+
+
+def _end(results: Any) -> None:
+    """Tell the worker processes to end, and wait for it.
+
+    Letting go of the iterator does that too, but an error that broke off the training may still hold it. The processes would
+    then be ended at exit, by signals: two that come as one are one that a worker outlasts, and it would be waited for forever.
+    """
+    results._shutdown_workers()
 
 
 def _begin_worker(worker: int) -> None:
