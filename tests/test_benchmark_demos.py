@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
@@ -10,7 +9,7 @@ from typing import Any
 
 import pytest
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "digits.py"
+from scripts import load_script
 
 
 def report(seed: int) -> dict[str, Any]:
@@ -26,11 +25,7 @@ def report(seed: int) -> dict[str, Any]:
 
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("digits_benchmark", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_script("digits")
 
     class Demo:
         def __init__(self, folder: Path, recipe: str, seed: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import sys
 from pathlib import Path
@@ -10,21 +9,15 @@ from types import ModuleType
 
 import pytest
 
+from scripts import load_script
 from trigflow.lab.plan.run_plan import make_plan
 from trigflow.lab.plan.step import RunCounts, count_run
 from trigflow.runtime.files import read_json
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "fits.py"
-
 
 @pytest.fixture(scope="module")
 def fits() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("benchmark_fits", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("fits")
 
 
 @pytest.fixture(scope="module")

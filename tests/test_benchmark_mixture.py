@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
@@ -10,17 +9,14 @@ from types import ModuleType
 import pytest
 import torch
 
+from scripts import load_script
+
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "mixture.py"
 
 
 @pytest.fixture(scope="module")
 def mixture() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("benchmark_mixture", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("mixture")
 
 
 def test_the_distance_is_that_of_many_samples(mixture: ModuleType) -> None:

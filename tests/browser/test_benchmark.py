@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "page.py"
+from scripts import load_script
 
 
 def test_figures(browser: Any, port: int) -> None:
-    spec = importlib.util.spec_from_file_location("benchmark_of_the_page", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    benchmark = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(benchmark)
+    benchmark = load_script("page")
     found = benchmark.measure(browser, f"http://127.0.0.1:{port}/", openings=2, seconds=0.5)
     assert len(found["first_frame_s"]["each"]) == 2
     assert found["walk_frames_per_second"] > 0

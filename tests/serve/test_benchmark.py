@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,17 +10,13 @@ from typing import Any
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "serve.py"
+from scripts import load_script
 
 
 @pytest.fixture(scope="module")
 def benchmark() -> Iterator[ModuleType]:
     before = list(sys.path)
-    spec = importlib.util.spec_from_file_location("benchmark_serve", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_script("serve")
     yield module
     sys.path[:] = before
 

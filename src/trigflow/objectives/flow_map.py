@@ -242,7 +242,7 @@ def flow_map_loss(
         anchor_v = v
         if eulerian and config.velocity == "self" and anchored is not None:
             v = torch.where(anchored, v, own(x_t, t))
-        if eulerian and average:  # Lagrangian errors of this kind, m(s) (df/ds - v), were learned less well than g
+        if eulerian and average:
             (cos, sin), (cos_end, sin_end) = trig(t, x_t), trig(end, x_t)
             factor = cos + sin
             scale = factor**2 / (cos_end + sin_end)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import re
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from scripts import load_script
 from trigflow.lab.study import FINDINGS, STUDIES, Arm, Draw, Study
 from trigflow.lab.study.results import CellResult, Results, save_results
 
@@ -20,12 +20,7 @@ MACHINE = {"processor": "Abacus", "threads": 1, "device": "cpu", "python": "3.0"
 
 
 def _load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("benchmark_results", ROOT / "benchmarks" / "results.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("results")
 
 
 PAGE = _load()
