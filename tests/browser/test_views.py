@@ -103,6 +103,36 @@ def test_a_clock_runs_while_its_picture_is_drawn(visit: Open, race_app: FastAPI,
         assert time("second") > stopped
 
 
+def test_a_clock_never_falls_back_to_the_time_of_the_picture_before(
+    visit: Open, race_app: FastAPI, drawer: StubDrawer
+) -> None:
+    with running(race_app) as port:
+        seen = visit(port, "#view=race")
+        seen.settle()
+        seen.settle("teacher", "second")
+        clock = seen.page.locator("#second .track.running")
+        seen.until(lambda: clock.count() == 0, "rest")
+        seen.page.evaluate(
+            """() => {
+              window.times = []
+              const time = document.querySelector("#second .time")
+              const note = () => window.times.push(Number(time.textContent))
+              new MutationObserver(note).observe(time, { childList: true, characterData: true, subtree: true })
+            }"""
+        )
+        drawer.hold()
+        before = seen.last("teacher")
+        seen.page.locator("#new").click()
+        seen.until(lambda: seen.last("teacher") != before, "a request")
+        seen.until(lambda: float(seen.page.inner_text("#second .time")) > 300, "a time far above the last one")
+        drawer.release()
+        seen.settle("teacher", "second")
+        seen.until(lambda: clock.count() == 0, "a clock that stands")
+        times = seen.page.evaluate("() => window.times")
+        late = times[next(i for i, time in enumerate(times) if time > 300) :]
+        assert min(late) > 300  # the frame that has arrived is awaited until it is painted
+
+
 # Saving --------------------------------------------------------------------------------------------------------------
 
 

@@ -66,9 +66,12 @@ export class Stream {
     }
   }
 
-  /** When the frame that is awaited could be begun, in ms of performance.now(); null if none is awaited. */
+  /**
+   * When the frame that is awaited could be begun, in ms of performance.now(); null if none is awaited. A frame is awaited
+   * until it is painted: one that has arrived still waits for the display.
+   */
   get since() {
-    let since = null
+    let since = this.#arrived?.times.ready ?? null
     for (const { sent } of this.#sent.values()) since = Math.min(since ?? Infinity, Math.max(sent, this.#takenAt))
     return since
   }
