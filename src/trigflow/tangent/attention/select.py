@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trigflow.tangent.attention import chunked, plain
+from trigflow.tangent.attention import chunked, operators, plain
 from trigflow.tangent.errors import error
 
 IMPLEMENTATIONS = ("auto", "plain", "chunked", "triton")
@@ -111,6 +111,9 @@ def attention(
     settings: dict[str, Any] = {"causal": causal, "scale": scale, "grouped": grouped}
     if name == "plain":
         return plain.attention(q, k, v, dq, dk, dv, mask=mask, dmask=dmask, dropped=dropped, out=out, **settings)
+    if name == "chunked" and operators.traced():
+        tensors = (None if t is None else t.detach() for t in (q, k, v, dq, dk, dv, mask, dmask, out))
+        return operators.attention_tangent(*tensors, causal, scale, grouped)
     if name == "chunked":
         return chunked.attention(q, k, v, dq, dk, dv, mask=mask, dmask=dmask, out=out, **settings)
     keep = None if mask is None else _over_keys(mask)
