@@ -268,7 +268,7 @@ class EDM2UNet(nn.Module):
             k, label = config.num_classes, conditions.get("label")
             if label is None:
                 label = torch.full(t.shape, k, dtype=torch.int64, device=t.device)
-            one_hot = F.one_hot(label, k + 1)[:, :k]  # the null label is a row of zeros
+            one_hot = label[:, None] == torch.arange(k, device=label.device)  # the null label is a row of zeros
             emb = mp_sum(emb, self.emb_label(math.sqrt(k) * one_hot.to(precision)))
         for name in config.takes:
             module, embedding = EMBEDDINGS[name]

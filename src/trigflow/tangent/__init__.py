@@ -7,8 +7,18 @@
 
 from trigflow.tangent.api import jvp
 from trigflow.tangent.attention import attention_implementation
+from trigflow.tangent.compiled import Compiled, compile
 from trigflow.tangent.coverage import Coverage, coverage
 from trigflow.tangent.dual import Dual
 from trigflow.tangent.errors import TangentError
 
-__all__ = ["Coverage", "Dual", "TangentError", "attention_implementation", "coverage", "jvp"]
+__all__ = [
+    "Compiled",
+    "Coverage",
+    "Dual",
+    "TangentError",
+    "attention_implementation",
+    "compile",
+    "coverage",
+    "jvp",
+]

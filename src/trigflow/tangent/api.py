@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from trigflow.tangent import rules as rules
-from trigflow.tangent.dual import RUN, Dual, check_version, like
+from trigflow.tangent.dual import RUN, Dual, check_version, dispatch_modes, like
 from trigflow.tangent.errors import DERIVATIVES, TangentError, transform
 from trigflow.tangent.finite import central_difference
 from trigflow.tangent.surroundings import prepared, uncompiled
@@ -155,7 +155,8 @@ def split(value: Any) -> tuple[Any, Any]:
         if tangent.stride() != value.primal.stride():
             with torch.no_grad():
                 tangent = torch.empty_like(value.primal, requires_grad=False).copy_(tangent)
-        return value.primal, tangent
+        # A tracer records operators, and not that no gradient flowed through these.
+        return value.primal, tangent.detach() if dispatch_modes() else tangent
     if isinstance(value, Tensor):
         return value, torch.zeros_like(value, requires_grad=False)
     if isinstance(value, dict):

@@ -11,7 +11,7 @@ from torch.autograd import forward_ad
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from trigflow.tangent.dual import HANDLERS, Dual, Handler, no_grad, pair, strip, value_read
+from trigflow.tangent.dual import HANDLERS, Dual, Handler, dispatch_modes, no_grad, pair, strip, value_read
 from trigflow.tangent.errors import DERIVATIVES, TangentError, error, function_name
 from trigflow.tangent.table import NAMES
 
@@ -263,6 +263,12 @@ def same_values(a: Any, b: Any) -> bool:
     return all(torch.allclose(x, y, rtol=1e-3, atol=1e-5, equal_nan=True) for x, y in pairs if isinstance(x, Tensor))
 
 
+def traced() -> Any:
+    """The graph in which `make_fx` records what runs; None where it does not."""
+    mode: Any = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) if dispatch_modes() else None
+    return None if mode is None else mode.tracer.graph
+
+
 class replayed_draws:
     """Let a function run twice on the same random draws, `rewind` between them, leaving the generators as after one run.
 
@@ -283,10 +289,24 @@ class replayed_draws:
 
     def __enter__(self) -> replayed_draws:
         self.before = self.after = self._states()
+        graph = traced()
+        self.recorded = 0 if graph is None else len(graph.nodes)
         return self
 
     def rewind(self) -> None:
-        """Back to where the states were at the start."""
+        """Back to where the states were at the start.
+
+        Raises:
+            TangentError: if a tracer records what runs, and has recorded a draw: a graph draws anew each time.
+        """
+        graph = traced()
+        new = [] if graph is None else list(graph.nodes)[self.recorded :]
+        if any(torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()) for node in new):
+            raise error(
+                "a function whose random draws would be needed twice, in a trace",
+                "expected dropout, or no draws",
+                "run it without compilation",
+            )
         self.after = self._states()
         self.used = any(not torch.equal(x, y) for x, y in zip(self.before, self.after, strict=True))
         self._set(self.before)

@@ -6,7 +6,9 @@ those with a forward derivative (`jvp`) of their own and for PyTorch's identity 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -31,7 +33,31 @@ def checked_apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
         if not known or kwargs or any(has_dual(a) for a in args if type(a) is not Dual):
             raise refusal(cls)
         return call(applied, (cls, *args), None)
-    return super(BASE, cls).apply(*args, **kwargs)
+    return plain_apply(cls, *args, **kwargs)
+
+
+APPLY: ContextVar[Callable[..., Any] | None] = ContextVar("APPLY", default=None)
+"""What runs `apply` in its place, called with the class, the original and the arguments; for tracing."""
+
+
+def plain_apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+    """`autograd.Function.apply` as PyTorch has it, or as a tracer wants it."""
+    original, traced = super(BASE, cls).apply, APPLY.get()
+    return original(*args, **kwargs) if traced is None else traced(cls, original, *args, **kwargs)
+
+
+@contextmanager
+def applying() -> Iterator[None]:
+    """While open, every `autograd.Function.apply` asks `APPLY`, outside of `jvp` too."""
+    before = vars(BASE).get("apply")
+    BASE.apply = classmethod(plain_apply)
+    try:
+        yield
+    finally:
+        if before is None:
+            del BASE.apply
+        else:
+            BASE.apply = before
 
 
 def applied(cls: Any, *args: Any) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from trigflow.tangent.attention import attention
-from trigflow.tangent.dispatch import replayed_draws, unsupported
+from trigflow.tangent.dispatch import replayed_draws, traced, unsupported
 from trigflow.tangent.dual import Dual, no_grad, pair, strip
 from trigflow.tangent.table import register
 
@@ -30,6 +30,10 @@ def scaled_dot_product_attention(
     dropped = None
     if dropout_p == 0:
         primal = func(q, k, v, mask, 0.0, is_causal, **settings)
+    elif traced() is not None:  # a graph cannot draw the same mask twice
+        primal, dropped = torch.ops.aten._scaled_dot_product_attention_math(
+            q, k, v, mask, dropout_p, is_causal, **settings
+        )
     else:
         with replayed_draws(q.device, []) as draws:
             primal = func(q, k, v, mask, dropout_p, is_causal, **settings)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from trigflow.tangent.dispatch import replayed_draws
+from trigflow.tangent.dispatch import replayed_draws, traced
 from trigflow.tangent.dual import Dual, Handler, dispatch_modes, no_grad, pair
 from trigflow.tangent.table import register
 
@@ -14,7 +14,8 @@ from trigflow.tangent.table import register
 def dropout(func: Any, input: Any, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
     """`x m / (1 - p)` with a mask m of the draws that PyTorch itself would make, in the same order.
 
-    On the CPU that is a multiplication by the scaled mask; accelerators have a fused kernel, which hands its mask over.
+    On the CPU, and where it is traced, that is a multiplication by the scaled mask; accelerators have a fused kernel, which
+    hands its mask over.
     """
     x = input.primal if type(input) is Dual else input
     if not training or p == 0 or p == 1 or x.numel() == 0:
@@ -22,10 +23,11 @@ def dropout(func: Any, input: Any, p: float = 0.5, training: bool = True, inplac
         return primal if training and p == 1 else pair(primal, input.tangent)
     if not 0 < p < 1:
         return func(x, p, training)
-    if dispatch_modes():
+    graph = traced()
+    if graph is None and dispatch_modes():
         # Something watches the kernels that run, as selective activation checkpointing does: run those of PyTorch.
         return redrawn(affine=False)(func, input, p, training)
-    if x.device.type == "cpu":
+    if x.device.type == "cpu" or graph is not None:
         with no_grad():
             mask = torch.empty_like(x).bernoulli_(1 - p).div_(1 - p)
         primal = x * mask

@@ -1,0 +1,239 @@
+"""Functions with tangents, compiled: traced to a graph of plain operators once for each kind of call, then given to inductor.
+
+`torch.compile` put around a call of `jvp` finds values that it cannot trace, and runs it as it is. Here the order is the other:
+the engine runs once, on tensors without memory, and what it did is compiled.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from trigflow.tangent.api import jvp
+from trigflow.tangent.dual import RUN
+
+if TYPE_CHECKING:
+    from trigflow.tangent.tracing import Traced
+
+LIMIT = 8
+"""Kinds of calls that a function is compiled for at most."""
+
+
+class Kind(NamedTuple):
+    """What distinguishes the calls that need graphs of their own."""
+
+    nest: Any
+    signs: tuple[Any, ...]
+    autocast: tuple[Any, ...]
+    gradients: bool
+    dtype: torch.dtype
+
+
+_WORDS = {
+    "nest": "how the arguments are nested",
+    "signs": "shapes, strides, dtypes, devices, requires_grad or constants of the arguments",
+    "autocast": "autocast",
+    "gradients": "whether gradients are recorded",
+    "dtype": "the default dtype",
+}
+
+
+def compile(fn: Callable[..., Any], **settings: Any) -> Compiled:
+    """`jvp` of one function, compiled::
+
+        step = compile(net)
+        out, tangent = step((x, t), (dx, dt))  # as jvp(net, (x, t), (dx, dt)), on the autograd graph in the same way
+
+    Args:
+        fn: function or module, as for `trigflow.tangent.jvp`.
+        settings: those of `Compiled`.
+
+    Returns:
+        A callable with the arguments `primals` and `tangents` of `jvp`, and its results.
+    """
+    settings.setdefault("name", _name(fn))
+    return Compiled(lambda primals, tangents: jvp(fn, primals, tangents), **settings)
+
+
+class Compiled:
+    """`function(*args)`, traced and compiled once for each kind of call, with the values and gradients of a plain run.
+
+    A kind of call is the shapes, strides, dtypes and devices of the tensors in the arguments and whether they have gradients,
+    the values of everything else in them, the training modes of the modules that run, whether gradients are recorded, autocast,
+    and the default dtype. Weights, buffers and other tensors that the function finds by itself are read for every call, by
+    their names in the modules that ran, so that an optimizer step, `load_state_dict` or another tensor under the same name is
+    seen. Other values that it reads (numbers in modules, globals, what it branches on) are those of its first run.
+
+    Random numbers, such as those of dropout, are drawn by the compiled code: from the state of PyTorch's generator, but not
+    the same as without compilation, unless `torch._inductor.config.fallback_random` is set.
+
+    Where a call cannot be traced or compiled, the function runs as it is, and a warning says why, once.
+
+    Args:
+        function: takes nested tuples, lists and dicts of tensors and of constants, and returns such of tensors. It may call
+            `jvp`.
+        dynamic: whether one graph serves batches of all sizes.
+        mode: of `torch.compile`: None, "reduce-overhead" (CUDA graphs), "max-autotune", ...
+        backend: of `torch.compile`: "inductor", "aot_eager", "eager".
+        limit: kinds of calls to compile for; those after run as they are.
+        cache: folder of compiled code, from which a later process starts warm; None for that of PyTorch
+            (`TORCHINDUCTOR_CACHE_DIR`).
+        tell: called with the text of a warning.
+        name: of the function in warnings.
+
+    Attributes:
+        kinds: what each kind of call runs: a compiled graph, or None for the function itself.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        *,
+        dynamic: bool = False,
+        mode: str | None = None,
+        backend: str = "inductor",
+        limit: int = LIMIT,
+        cache: str | Path | None = None,
+        tell: Callable[[str], None] | None = None,
+        name: str | None = None,
+    ) -> None:
+        self.function = function
+        self.dynamic, self.mode, self.backend, self.limit = dynamic, mode, backend, limit
+        self.cache = None if cache is None else Path(cache)
+        self.tell = tell or (lambda text: warnings.warn(text, stacklevel=4))
+        self.name = name or _name(function)
+        self.kinds: dict[Any, list[tuple[Traced, Callable[..., Any]] | None]] = {}
+        self.told: set[str] = set()
+
+    def __call__(self, *args: Any) -> Any:
+        if RUN.get() is not None:  # inside another jvp, whose duals go through the function itself
+            return self.function(*args)
+        leaves, nest = pytree.tree_flatten(args)
+        kind = self._kind(leaves, args)
+        for run in self.kinds.get(kind, ()):
+            if run is None:
+                return self.function(*args)
+            state = run[0].read()
+            if state is not None:
+                return _run(*run, state, leaves)
+        return self._first(kind, leaves, nest, args)
+
+    def _kind(self, leaves: list[Any], args: Any) -> Kind:
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        autocast = tuple((d, torch.get_autocast_dtype(d)) for d in _devices(tensors) if torch.is_autocast_enabled(d))
+        signs = tuple(self._sign(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves)
+        return Kind(_nesting(args), signs, autocast, torch.is_grad_enabled(), torch.get_default_dtype())
+
+    def _sign(self, x: Tensor) -> Any:
+        shape = (x.shape[1:],) if self.dynamic else (x.shape, x.stride())
+        return *shape, x.dtype, x.device, x.requires_grad
+
+    def _first(self, kind: Kind, leaves: list[Any], nest: Any, args: tuple[Any, ...]) -> Any:
+        """The first call of a kind: trace, compile, run; or, where one of them fails, the function itself."""
+        from trigflow.tangent.tracing import Untraceable, trace  # what it imports takes half a second
+
+        runs = self.kinds.setdefault(kind, [])
+        if sum(map(len, self.kinds.values())) >= self.limit:
+            self._say(f"it is called in more than {self.limit} ways, which differ in {self._differences()}")
+            runs.append(None)
+            return self.function(*args)
+        try:
+            with self._cached():
+                traced = trace(self.function, leaves, nest, self.dynamic)
+                state = traced.read()
+                assert state is not None
+                graph = self._compile(traced.graph, [*state, *_tensors(leaves)])
+                result = _run(traced, graph, state, leaves)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as reason:
+            what = str(reason).strip().split("\n")[0][:300]
+            self._say(what if isinstance(reason, Untraceable) else f"{type(reason).__name__}: {what}")
+            runs.append(None)
+            return self.function(*args)
+        runs.append((traced, graph))
+        return result
+
+    def _compile(self, graph: fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+        if self.mode is not None or self.dynamic:
+            return torch.compile(graph, backend=self.backend, mode=self.mode)  # type: ignore[return-value]
+        from torch._dynamo import lookup_backend
+        from torch._functorch import config
+
+        # What torch.compile does for a graph, without Dynamo, whose guards `_kind` and `read` stand for. The backward is
+        # compiled now too, where a failure can be caught.
+        with config.patch(force_non_lazy_backward_lowering=True), _unautocast(inputs):
+            return lookup_backend(self.backend)(graph, inputs)  # type: ignore[no-any-return]
+
+    @contextmanager
+    def _cached(self) -> Iterator[None]:
+        """Let compiled code be kept in the folder."""
+        if self.cache is None:
+            yield
+            return
+        name, before = "TORCHINDUCTOR_CACHE_DIR", os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+        self.cache.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=self.cache).close()  # can it be written to?
+        os.environ[name] = str(self.cache)
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = before
+
+    def _differences(self) -> str:
+        """What has changed from one kind to another, in words."""
+        kinds = list(self.kinds)
+        names = [field for field in Kind._fields if len({getattr(kind, field) for kind in kinds}) > 1]
+        return ", ".join(_WORDS[name] for name in names) or "the modules and their weights"
+
+    def _say(self, why: str) -> None:
+        if why not in self.told:
+            self.told.add(why)
+            self.tell(f"{self.name} runs without compilation: {why}")
+
+
+def _run(traced: Traced, graph: Callable[..., Any], state: list[Tensor], leaves: list[Any]) -> Any:
+    tensors = _tensors(leaves)
+    with _unautocast(tensors):
+        return pytree.tree_unflatten(graph(*state, *tensors), traced.nest)
+
+
+def _nesting(value: Any) -> Any:
+    """How tuples, lists and dicts are nested in a value, in a form that can be a key."""
+    if isinstance(value, (tuple, list)):
+        return type(value), *map(_nesting, value)
+    return (dict, *value, *map(_nesting, value.values())) if isinstance(value, dict) else None
+
+
+def _tensors(leaves: list[Any]) -> list[Tensor]:
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+
+def _devices(tensors: list[Tensor]) -> dict[str, None]:
+    return dict.fromkeys(x.device.type for x in tensors)
+
+
+@contextmanager
+def _unautocast(tensors: list[Tensor]) -> Iterator[None]:
+    """The casts of autocast are in the graph."""
+    with ExitStack() as stack:
+        for device in _devices(tensors):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        yield
+
+
+def _name(function: Any) -> str:
+    return str(getattr(function, "__qualname__", None) or type(function).__name__)
