@@ -6,7 +6,7 @@ step, from a plain dict to a plain dict, so that each can be read and tested by 
 =========  =========================================================  ======
 kind       file                                                       format
 =========  =========================================================  ======
-`config`   `config.json` of a run: every setting of its training        2
+`config`   `config.json` of a run: every setting of its training        3
 `model`    `model.json`: all that drawing needs                         2
 `report`   `report.json`, `convert.json`, figures of an evaluation      1
 `latents`  the entry `latents` in the `dataset.json` of an archive      1
@@ -25,7 +25,7 @@ from trigflow.plugins import check_loaded, loaded
 from trigflow.runtime.errors import UserError
 from trigflow.version import __version__
 
-FORMATS = {"config": 2, "model": 2, "report": 1, "latents": 1}
+FORMATS = {"config": 3, "model": 2, "report": 1, "latents": 1}
 """What this version writes, and the newest that it reads."""
 
 
@@ -71,6 +71,13 @@ def config_1_to_2(raw: dict[str, Any], **_: Any) -> dict[str, Any]:
     """Each objective has its own settings alone, and conditions of the network have names."""
     sd = raw.get("process", {}).get("sigma_data", 0.5)
     return {**raw, "objective": _objective(raw.get("objective", {}), sd), "network": _network(raw["network"])}
+
+
+def config_2_to_3(raw: dict[str, Any], **_: Any) -> dict[str, Any]:
+    """`parallel.compile`, true or false, became `loop.compile`, of whole losses: true is on, and false was not asked for."""
+    parallel = dict(raw.get("parallel", {}))
+    asked = "on" if parallel.pop("compile", False) else "auto"
+    return {**raw, "parallel": parallel, "loop": {**raw.get("loop", {}), "compile": asked}}
 
 
 def _network(raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -159,6 +166,7 @@ def model_1_to_2(raw: dict[str, Any], config: Mapping[str, Any]) -> dict[str, An
 
 STEPS: dict[tuple[str, int], Callable[..., dict[str, Any]]] = {
     ("config", 1): config_1_to_2,
+    ("config", 2): config_2_to_3,
     ("model", 1): model_1_to_2,
 }
 """From the kind and the format to the function that leads to the next."""

@@ -373,11 +373,20 @@ def test_inside_jvp_the_function_runs() -> None:
     assert not inner.kinds
 
 
-def test_a_backend_that_fails(tmp_path: Any) -> None:
+def no_compiler(*_: Any) -> str:
+    raise RuntimeError("no working C++ compiler")
+
+
+def test_a_backend_that_fails(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     net, talk = built(), Talk()
     step = compile(net, backend="no_such_backend", tell=talk)
     check_same(step, net, (X,), (DX,), list(net.parameters()))
     assert "no_such_backend" in talk.texts[0]
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "code"))
+    monkeypatch.setattr("torch._inductor.cpp_builder.get_cpp_compiler", no_compiler)
+    step = compile(lambda x: x.sin(), tell=talk)
+    assert torch.equal(step((X,), (DX,))[1], X.cos() * DX)
+    assert "no working C++ compiler" in talk.texts.pop()
     locked = tmp_path / "file"
     locked.write_text("")
     step = compile(net, backend="aot_eager", tell=talk, cache=locked)

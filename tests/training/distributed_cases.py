@@ -12,9 +12,11 @@ from torch import Tensor
 
 from training.tiny import change, digits, tiny_config, tiny_trainer, untrained_teacher
 from trigflow.networks import ConditioningConfig, EDM2Config
-from trigflow.runtime.distributed import rank, world_size
+from trigflow.runtime.distributed import is_first, rank, world_size
+from trigflow.training import compiled
 from trigflow.training.batch import Batch
 from trigflow.training.config import RunConfig
+from trigflow.training.parallel import blocks_of
 from trigflow.training.saving import Resume
 from trigflow.training.trainer import Trainer
 
@@ -76,6 +78,7 @@ def run_case(name: str, folder: Path, changes: Changes, *, stop: bool = True) ->
 
     In "poisoned" one sample of the third step is not finite. In "stopped" the last process gets Ctrl-C in the third step.
     """
+    compiled.BACKEND = "eager"  # which traces, and runs the graphs as they are
     trainer = make_trainer(name, folder, changes)
     draw = trainer._batch
 
@@ -93,3 +96,18 @@ def run_case(name: str, folder: Path, changes: Changes, *, stop: bool = True) ->
         trainer.run()
     except KeyboardInterrupt:
         assert name == "stopped"
+    if trainer.config.loop.compile == "on" and is_first():
+        note_graphs(trainer, folder.parent / "graphs")
+
+
+def note_graphs(trainer: Trainer, path: Path) -> None:
+    """Add a line: how many kinds of calls the losses and the blocks of a run were compiled for, and how many ran as they are."""
+    losses = list(trainer.losses.compiled.values())
+    blocks = [vars(block)["compiled"] for block in blocks_of(trainer.network) if "compiled" in vars(block)]
+    runs = [
+        run
+        for c in (*losses, *blocks, *(b.tangents for b in blocks if b.tangents))
+        for run in sum(c.kinds.values(), [])
+    ]
+    with path.open("a") as file:
+        file.write(f"{len(losses)} {len(blocks)} {runs.count(None)}\n")

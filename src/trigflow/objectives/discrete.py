@@ -166,6 +166,10 @@ class Discrete(StudentObjective):
     """The steps between which the student is made consistent."""
 
     @property
+    def compiles(self) -> bool:
+        return False  # the pair of times branches on the number of the iteration
+
+    @property
     def probe(self) -> Literal["error", "tangent"] | None:
         return "tangent"
 
@@ -191,11 +195,12 @@ class Discrete(StudentObjective):
 
     def loss(self, given: Given) -> Loss:
         batch = given.batch
-        t, s = self.discrete.pairs(given.process, batch["t"], given.iteration, given.iterations)
+        iteration = int(given.iteration)
+        t, s = self.discrete.pairs(given.process, batch["t"], iteration, given.iterations)
         return discrete_loss(
             given.network, given.process, batch["x0"], batch["noise"], t, s,
             teacher=given.teacher if self.distills else None, conditions=given.conditions, config=self.discrete,
-            tangent=self.tangent, r=self.tangent.warmup_factor(given.iteration), weight=given.weight,
+            tangent=self.tangent, r=float(self.tangent.warmup_factor(iteration)), weight=given.weight,
         )  # fmt: skip
 
 

@@ -182,7 +182,7 @@ def flow_map_loss(
     teacher: VelocityFunction | None = None,
     conditions: Mapping[str, Tensor] | None = None,
     config: FlowMap | None = None,
-    r: float = 1.0,
+    r: float | Tensor = 1.0,
     weight: Weight | None = None,
 ) -> Loss:
     """The loss of a flow map, whatever its residual::

@@ -68,8 +68,10 @@ class TangentConfig:
     derivative: Literal["exact", "finite-difference"] = "exact"
     """dF-/dt by forward-mode differentiation in the same pass; or, for comparison, by a central difference of two more."""
 
-    def warmup_factor(self, iteration: int) -> float:
+    def warmup_factor(self, iteration: int | Tensor) -> float | Tensor:
         """`r = min(1, iteration / H)`."""
+        if isinstance(iteration, Tensor) and self.warmup > 0:
+            return (iteration / self.warmup).clamp(max=1.0)
         return 1.0 if self.warmup <= 0 else min(1.0, iteration / self.warmup)
 
     def prior_weight(self, t: Tensor) -> Tensor | None:
@@ -168,7 +170,7 @@ class Given:
         process: the TrigFlow process.
         batch: `x0` and `noise` `(b, *shape)`, and what the objective has drawn, `t` among it.
         conditions: what the network is told, by name.
-        iteration: of the run, from 0.
+        iteration: of the run, from 0; as a float64 tensor where the loss is compiled.
         iterations: of the whole run.
         teacher: its velocity function for these conditions, guidance included, where there is a teacher.
         weight: `w(t)` that is learned beside the network; None for no weighting.
@@ -178,7 +180,7 @@ class Given:
     process: TrigFlow
     batch: Mapping[str, Tensor]
     conditions: Mapping[str, Tensor] = field(default_factory=dict)
-    iteration: int = 0
+    iteration: int | Tensor = 0
     iterations: int = 1
     teacher: VelocityFunction | None = None
     weight: Weight | None = None
@@ -201,6 +203,11 @@ class Objective:
 
     fake: ClassVar[bool] = False
     """Whether a fake score network learns beside the student; see `trigflow.objectives.distribution`."""
+
+    @property
+    def compiles(self) -> bool:
+        """Whether the loss is one function in all steps, which can take the iteration as a tensor."""
+        return True
 
     @property
     def distills(self) -> bool:

@@ -105,7 +105,7 @@ def eulerian_tangent(
     conditions: Mapping[str, Tensor],
     *,
     direction: Tensor | None = None,
-    r: float = 1.0,
+    r: float | Tensor = 1.0,
     derivative: str = "exact",
     semi_step: float = 0.0,
     scale: Tensor | None = None,
@@ -172,7 +172,7 @@ def lagrangian_tangent(
     end: Tensor,
     conditions: Mapping[str, Tensor],
     *,
-    r: float = 1.0,
+    r: float | Tensor = 1.0,
     derivative: str = "exact",
 ) -> tuple[Tensor, Tensor]:
     """`F` on the autograd graph, and the tangent `g = -c (df/ds - v(f, s))`, detached::

@@ -16,6 +16,7 @@ from torch import Tensor
 from trigflow.conditions import check_told, joined, null, null_rows, pick, rows_of, takes
 from trigflow.process import TrigFlow
 from trigflow.runtime.errors import UserError
+from trigflow.tangent import is_traced
 
 VelocityFunction = Callable[[Tensor, Tensor], Tensor]
 """`velocity(x_t, t) -> dx_t/dt`; shapes `(b, ...)` and `(b,)` to `(b, ...)`."""
@@ -77,7 +78,7 @@ def guided_velocity(
 
     With an `interval` of noise levels, guidance acts where `lo <= sd tan(t) <= hi`, both ends included, and elsewhere
     `F_s = F` (Kynkaanniemi et al. 2024, arXiv 2404.07724). Only samples inside need the second evaluation, and a call with
-    none inside makes no second evaluation at all. The same happens when the scale is the number 1.
+    none inside makes no second evaluation at all; compiled, all have one. The same happens when the scale is the number 1.
 
     Classifier-free guidance evaluates both branches in one call, the negative ones first: a batch of 2b where all samples
     are inside the interval. Either way one guided sample counts as two evaluations.
@@ -115,8 +116,10 @@ def guided_velocity(
     def velocity(x_t: Tensor, t: Tensor) -> Tensor:
         b, x, positive = len(x_t), x_t / sd, rows_of(told, x_t)
         s = rows_of({"guidance": scale}, x_t)["guidance"].reshape(-1, *[1] * (x_t.ndim - 1))
-        chosen = torch.arange(b, device=x.device) if bounds is None else inside_interval(t, bounds).nonzero()[:, 0]
-        if not chosen.numel():
+        inside = None if bounds is None else inside_interval(t, bounds)
+        every = inside is None or is_traced()  # a compiled function cannot branch on times
+        chosen = torch.arange(b, device=x.device) if every else inside.nonzero()[:, 0]  # type: ignore[union-attr]
+        if not len(chosen):
             return sd * network(x, t, **positive).to(x_t.dtype)
         x_in, t_in = x[chosen], t[chosen]
         if negative is not None:
@@ -128,6 +131,8 @@ def guided_velocity(
             without = joined(pick({**positive, **none}, chosen), {**none, **positive})
             both = network(torch.cat([x_in, x]), torch.cat([t_in, t]), **without).to(x_t.dtype)
             f_neg, f = both.split([len(chosen), b])
+        if every and inside is not None:
+            return sd * torch.where(inside.reshape(s.shape), f_neg + s * (f - f_neg), f)
         return sd * f.index_copy(0, chosen, f_neg + s[chosen] * (f[chosen] - f_neg))
 
     return velocity
@@ -151,4 +156,4 @@ def time_interval(process: TrigFlow, interval: tuple[float, float]) -> tuple[flo
 def inside_interval(t: Tensor, bounds: tuple[float, float]) -> Tensor:
     """Which of the times `(b,)` lie in `[low, high]`; the ends are rounded as t is, so that a time at an end is inside."""
     low, high = torch.tensor(bounds, dtype=torch.float64).to(t.dtype)
-    return (t >= low.item()) & (t <= high.item())
+    return (t >= low) & (t <= high)

@@ -9,6 +9,7 @@ from trigflow.tangent.api import jvp
 from trigflow.tangent.attention import attention_implementation
 from trigflow.tangent.compiled import Compiled, compile
 from trigflow.tangent.coverage import Coverage, coverage
+from trigflow.tangent.dispatch import is_traced
 from trigflow.tangent.dual import Dual
 from trigflow.tangent.errors import TangentError
 
@@ -20,5 +21,6 @@ __all__ = [
     "attention_implementation",
     "compile",
     "coverage",
+    "is_traced",
     "jvp",
 ]

@@ -6,6 +6,7 @@ the engine runs once, on tensors without memory, and what it did is compiled.
 
 from __future__ import annotations
 
+import copy
 import os
 import tempfile
 import warnings
@@ -16,10 +17,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils import _pytree as pytree
 
 from trigflow.tangent.api import jvp
-from trigflow.tangent.dual import RUN
+from trigflow.tangent.dispatch import is_traced
+from trigflow.tangent.dual import RUN, Dual, check_version, pair
 
 if TYPE_CHECKING:
     from trigflow.tangent.tracing import Traced
@@ -85,6 +88,8 @@ class Compiled:
         mode: of `torch.compile`: None, "reduce-overhead" (CUDA graphs), "max-autotune", ...
         backend: of `torch.compile`: "inductor", "aot_eager", "eager".
         limit: kinds of calls to compile for; those after run as they are.
+        recomputed: whether activation checkpointing runs the function again, without tangents, and asks for the same graph:
+            where an outer `jvp` calls it, output and tangent are then computed one after the other.
         cache: folder of compiled code, from which a later process starts warm; None for that of PyTorch
             (`TORCHINDUCTOR_CACHE_DIR`).
         tell: called with the text of a warning.
@@ -102,30 +107,62 @@ class Compiled:
         mode: str | None = None,
         backend: str = "inductor",
         limit: int = LIMIT,
+        recomputed: bool = False,
         cache: str | Path | None = None,
         tell: Callable[[str], None] | None = None,
         name: str | None = None,
     ) -> None:
         self.function = function
         self.dynamic, self.mode, self.backend, self.limit = dynamic, mode, backend, limit
+        self.recomputed = recomputed
         self.cache = None if cache is None else Path(cache)
         self.tell = tell or (lambda text: warnings.warn(text, stacklevel=4))
         self.name = name or _name(function)
         self.kinds: dict[Any, list[tuple[Traced, Callable[..., Any]] | None]] = {}
         self.told: set[str] = set()
+        self.tangents: Compiled | None = None
 
     def __call__(self, *args: Any) -> Any:
-        if RUN.get() is not None:  # inside another jvp, whose duals go through the function itself
+        if is_traced():  # a part of something larger
             return self.function(*args)
         leaves, nest = pytree.tree_flatten(args)
+        if any(type(x) is Dual for x in leaves):
+            return self._on_duals(args)
         kind = self._kind(leaves, args)
         for run in self.kinds.get(kind, ()):
             if run is None:
                 return self.function(*args)
             state = run[0].read()
             if state is not None:
-                return _run(*run, state, leaves)
+                return self._run(*run, state, leaves)
         return self._first(kind, leaves, nest, args)
+
+    def _on_duals(self, args: tuple[Any, ...]) -> Any:
+        """A part of what another `jvp` runs: its own, compiled."""
+        if self.tangents is None:
+            self.tangents = copy.copy(self)
+            self.tangents.function, self.tangents.kinds, self.tangents.told = self._both, {}, set()
+        for x in pytree.tree_leaves(args):
+            if type(x) is Dual:
+                check_version(x)
+        token = RUN.set(None)
+        try:
+            primals = pytree.tree_map(lambda x: x.primal if type(x) is Dual else x, args)
+            tangents = pytree.tree_map(lambda x: x.tangent if type(x) is Dual else None, args)
+            if self.recomputed:
+                out = self(*primals)
+                with torch.no_grad():
+                    _, tangent = self.tangents(primals, tangents)
+            else:
+                out, tangent = self.tangents(primals, tangents)
+        finally:
+            RUN.reset(token)
+        return pytree.tree_map(pair, out, tangent)
+
+    def _both(self, primals: Any, tangents: Any) -> Any:
+        leaves, nest = pytree.tree_flatten(primals)
+        moves = pytree.tree_leaves(tangents)
+        return jvp(lambda *duals: self.function(*pytree.tree_unflatten(duals, nest)), tuple(leaves), tuple(moves))
 
     def _kind(self, leaves: list[Any], args: Any) -> Kind:
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
@@ -148,11 +185,13 @@ class Compiled:
             return self.function(*args)
         try:
             with self._cached():
-                traced = trace(self.function, leaves, nest, self.dynamic)
-                state = traced.read()
-                assert state is not None
-                graph = self._compile(traced.graph, [*state, *_tensors(leaves)])
-                result = _run(traced, graph, state, leaves)
+                # What tracing saves is for no backward: activation checkpointing is not to count it.
+                with saved_tensors_hooks(_as_it_is, _as_it_is):
+                    traced = trace(self.function, leaves, nest, self.dynamic)
+                    state = traced.read()
+                    assert state is not None
+                    graph = self._compile(traced.graph, state, _tensors(leaves))
+                result = self._run(traced, graph, state, leaves)
         except torch.OutOfMemoryError:
             raise
         except Exception as reason:
@@ -163,8 +202,10 @@ class Compiled:
         runs.append((traced, graph))
         return result
 
-    def _compile(self, graph: fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+    def _compile(self, graph: fx.GraphModule, state: list[Tensor], inputs: list[Tensor]) -> Callable[..., Any]:
         if self.mode is not None or self.dynamic:
+            for x in state:  # is where it is: a CUDA graph need not copy it
+                torch._dynamo.mark_static_address(x, guard=False)
             return torch.compile(graph, backend=self.backend, mode=self.mode)  # type: ignore[return-value]
         from torch._dynamo import lookup_backend
         from torch._functorch import config
@@ -172,7 +213,17 @@ class Compiled:
         # What torch.compile does for a graph, without Dynamo, whose guards `_kind` and `read` stand for. The backward is
         # compiled now too, where a failure can be caught.
         with config.patch(force_non_lazy_backward_lowering=True), _unautocast(inputs):
-            return lookup_backend(self.backend)(graph, inputs)  # type: ignore[no-any-return]
+            return lookup_backend(self.backend)(graph, [*state, *inputs])  # type: ignore[no-any-return]
+
+    def _run(self, traced: Traced, graph: Callable[..., Any], state: list[Tensor], leaves: list[Any]) -> Any:
+        tensors = _tensors(leaves)
+        with _unautocast(tensors):
+            if self.mode is None:
+                outputs = graph(*state, *tensors)
+            else:  # the memory of a CUDA graph is written anew in the next call
+                torch.compiler.cudagraph_mark_step_begin()
+                outputs = [x.clone() for x in graph(*state, *tensors)]
+            return pytree.tree_unflatten(outputs, traced.nest)
 
     @contextmanager
     def _cached(self) -> Iterator[None]:
@@ -204,10 +255,8 @@ class Compiled:
             self.tell(f"{self.name} runs without compilation: {why}")
 
 
-def _run(traced: Traced, graph: Callable[..., Any], state: list[Tensor], leaves: list[Any]) -> Any:
-    tensors = _tensors(leaves)
-    with _unautocast(tensors):
-        return pytree.tree_unflatten(graph(*state, *tensors), traced.nest)
+def _as_it_is(x: Tensor) -> Tensor:
+    return x
 
 
 def _nesting(value: Any) -> Any:

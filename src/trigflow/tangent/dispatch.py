@@ -269,6 +269,11 @@ def traced() -> Any:
     return None if mode is None else mode.tracer.graph
 
 
+def is_traced() -> bool:
+    """Whether what runs is being recorded, as for `trigflow.tangent.compile`: values of tensors cannot be read."""
+    return traced() is not None
+
+
 class replayed_draws:
     """Let a function run twice on the same random draws, `rewind` between them, leaving the generators as after one run.
 

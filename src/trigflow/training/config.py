@@ -101,6 +101,9 @@ class LoopConfig:
     """Checkpoints kept: the newest."""
     keep_every: int = 0
     """Keep the checkpoints of multiples of so many iterations as well, and make them; 0 for none."""
+    compile: Annotated[Literal["auto", "on", "off", "graphs"], tyro.conf.arg(aliases=["--compile"])] = "auto"
+    """Compile the losses, tangents and all, and the average; graphs: as CUDA graphs too. auto: on CUDA alone. What cannot be
+    compiled runs as it is."""
     instruments: bool = False
     """Log the parts of the tangent, the time derivative of the embedding and the gradient by part of the network."""
 
@@ -138,8 +141,6 @@ class ParallelConfig:
     summed, and weights kept, in fp32."""
     recompute: bool = False
     """Keep only the inputs of the blocks for the backward pass, and compute the rest again: less memory, a third more work."""
-    compile: bool = False
-    """Compile the blocks of the networks that no tangent passes through: of a teacher, also while it is distilled."""
     timeout: float = 600.0
     """Seconds that a process waits for another before it gives up."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from trigflow.runtime.distributed import on_first
 from trigflow.runtime.distributed.shards import piece
 from trigflow.runtime.errors import UserError
+from trigflow.training.compiled import compiled
 from trigflow.training.config import EMAConfig
 from trigflow.training.log import warn
 from trigflow.training.snapshots import snapshot_path, write_snapshot
@@ -76,8 +78,9 @@ class EMA:
         tracked: the averages for snapshots by their length; one of them is `network` where the lengths agree.
     """
 
-    def __init__(self, config: EMAConfig, network: nn.Module) -> None:
+    def __init__(self, config: EMAConfig, network: nn.Module, compiles: bool = False) -> None:
         self.config = config
+        self.lerp: Callable[..., Any] = compiled(_lerp, "the average") if compiles else _lerp
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
         self.tracked: dict[float, nn.Module] = {}
         for sigma_rel in config.sigma_rels if config.snapshot_every else ():
@@ -93,10 +96,10 @@ class EMA:
     @torch.no_grad()
     def update(self, source: nn.Module, iteration: Count, batch_size: int, fine: Tensor | None = None) -> None:
         """Take in the weights after step `iteration` (from 1), unless `fine`, a number on the device, is 0."""
-        _blend(self.network, source, ema_decay(self.config, iteration, batch_size), fine)
+        self._blend(self.network, source, ema_decay(self.config, iteration, batch_size), fine)
         for sigma_rel, network in self.tracked.items():
             if network is not self.network:
-                _blend(network, source, power_decay(sigma_rel, iteration), fine)
+                self._blend(network, source, power_decay(sigma_rel, iteration), fine)
 
     def save_snapshots(self, run: Path, iteration: int, updates: int, last: int) -> bool:
         """Write the tracked averages into `run/ema`, when a snapshot is due at this iteration and not yet there.
@@ -122,15 +125,19 @@ class EMA:
                     warn(f"no snapshot of iteration {iteration}: {error}; training goes on")
         return due
 
+    def _blend(self, average: nn.Module, source: nn.Module, beta: Any, fine: Tensor | None) -> None:
+        """`average <- beta average + (1 - beta) source`, and copied buffers; with `fine` 0, nothing but the buffers."""
+        mine, theirs = [piece(p) for p in average.parameters()], [piece(p.detach()) for p in source.parameters()]
+        if fine is None:
+            torch._foreach_lerp_(mine, theirs, 1 - beta)
+        else:
+            self.lerp(mine, theirs, torch.where(fine > 0, 1 - beta, 0.0).float())
+        for buffer, new in zip(average.buffers(), source.buffers(), strict=True):
+            buffer.copy_(new)
 
-def _blend(average: nn.Module, source: nn.Module, beta: Any, fine: Tensor | None) -> None:
-    """`average <- beta average + (1 - beta) source`, and copied buffers; with `fine` 0, nothing but the buffers."""
-    mine, theirs = [piece(p) for p in average.parameters()], [piece(p.detach()) for p in source.parameters()]
-    if fine is None:
-        torch._foreach_lerp_(mine, theirs, 1 - beta)
-    else:
-        share = torch.where(fine > 0, 1 - beta, 0.0).float()  # no fused kernel takes one from the device
-        for a, b in zip(mine, theirs, strict=True):
-            a.lerp_(b, share)
-    for buffer, new in zip(average.buffers(), source.buffers(), strict=True):
-        buffer.copy_(new)
+
+def _lerp(mine: list[Tensor], theirs: list[Tensor], share: Tensor) -> list[Tensor]:
+    """`mine <- mine + share (theirs - mine)`; no fused kernel takes the share from the device, unless it is compiled."""
+    for a, b in zip(mine, theirs, strict=True):
+        a.lerp_(b, share)
+    return []

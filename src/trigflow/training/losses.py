@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,7 +13,9 @@ from torch import Tensor
 from trigflow.models.model import Model
 from trigflow.objectives import Distribution, Given, Loss, VelocityFunction
 from trigflow.samplers import guided_velocity, network_velocity
+from trigflow.tangent import Compiled
 from trigflow.training.batch import Batch, conditions_of
+from trigflow.training.compiled import compiled
 from trigflow.training.config import RunConfig
 from trigflow.training.learner import Learner
 from trigflow.training.scaling import LossScale
@@ -29,6 +32,7 @@ class Losses:
         fake: the fake score network, of an objective with one.
         negative: what the teacher is guided away from; None for classifier-free guidance.
         scale: factor of the losses when they are differentiated, for float16; None for none.
+        compiles: `loop.compile` where losses are compiled as a whole; None where they are not.
     """
 
     config: RunConfig
@@ -37,6 +41,8 @@ class Losses:
     fake: Learner | None = None
     negative: Model | None = None
     scale: LossScale | None = None
+    compiles: str | None = None
+    compiled: dict[str, Compiled] = field(default_factory=dict)
 
     def backward(
         self, batch: Batch, iteration: int, parts: int, last: bool = True
@@ -80,18 +86,38 @@ class Losses:
 
     # One loss each, in the precision of the run ----------------------------------------------------------------------
 
-    def given(self, batch: Batch, learner: Learner, weight: str, iteration: int = 0, teacher: bool = True) -> Given:
+    def given(
+        self, batch: Batch, learner: Learner, weight: str, iteration: int | Tensor = 0, teacher: bool = True
+    ) -> Given:
         """What an objective computes a loss of this learner from."""
         return Given(
             learner.network, self.config.process, batch, conditions_of(batch), iteration, self.config.loop.iterations,
             self.teacher_velocity(batch) if teacher and self.config.objective.distills else None, learner.weights.get(weight),
         )  # fmt: skip
 
+    def _run(self, function: Callable[..., Any], *args: Any) -> Any:
+        """`function(*args)`, a method of this class, compiled where that is asked for."""
+        if self.compiles is None:
+            return function(*args)
+        name = function.__name__
+        if name not in self.compiled:
+            self.compiled[name] = compiled(function, f"the loss '{name.strip('_')}'", self.compiles)
+        return self.compiled[name](*args)
+
     def first(self, batch: Batch, iteration: int) -> Loss:
         """The loss of the objective; of one with a fake score network the part without."""
+        now: int | Tensor = iteration
+        if self.compiles is not None:  # a number would be a constant of a graph
+            now = torch.tensor(iteration, dtype=torch.float64, device=batch["t"].device)
+        if not self.config.objective.compiles:
+            return Loss(*self._first(batch, iteration))
+        return Loss(*self._run(self._first, batch, now))
+
+    def _first(self, batch: Batch, iteration: int | Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         given = self.given(batch, self.student, "weight", iteration)
         with self.precision():
-            return self.config.objective.loss(given)
+            loss = self.config.objective.loss(given)
+        return loss.value, loss.figures
 
     def generate(self, batch: Batch) -> Tensor:
         """The student's samples, which score distillation and the fake score network look at."""
@@ -100,8 +126,15 @@ class Losses:
 
     def generated(self, batch: Batch) -> tuple[Tensor, Loss]:
         """The student's samples, detached, and the loss of score distillation on them."""
+        assert self.fake is not None
+        self.fake.network.eval()  # a graph belongs to the mode in which it is called
+        sample, value, figures = self._run(self._generated, batch)
+        return sample, Loss(value, figures)
+
+    def _generated(self, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         sample = self.generate(batch)
-        return sample.detach(), self.vsd(sample, batch)
+        loss = self.vsd(sample, batch)
+        return sample.detach(), loss.value, loss.figures
 
     def vsd(self, sample: Tensor, batch: Batch) -> Loss:
         """Score distillation of these samples."""
@@ -115,8 +148,13 @@ class Losses:
         """The loss of the fake score network on these samples."""
         assert self.fake is not None
         self.fake.network.train()
+        return Loss(*self._run(self._fake_score, sample, batch))
+
+    def _fake_score(self, sample: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        assert self.fake is not None
         with self.precision():
-            return self._distribution.fake_loss(sample, self.given(batch, self.fake, "fake_weight", teacher=False))
+            loss = self._distribution.fake_loss(sample, self.given(batch, self.fake, "fake_weight", teacher=False))
+        return loss.value, loss.figures
 
     def teacher_velocity(self, batch: Batch) -> VelocityFunction:
         """`v(x_t, t)` of the teacher for the conditions of the batch and its guidance scales, 1 where it has none."""

@@ -22,6 +22,7 @@ from trigflow.runtime.distributed import rank, world_size
 from trigflow.runtime.distributed.processes import averaging
 from trigflow.runtime.distributed.shards import is_sharded
 from trigflow.runtime.errors import UserError
+from trigflow.training.compiled import compiled
 from trigflow.training.config import ParallelConfig
 
 
@@ -73,16 +74,22 @@ class Parallel:
     Args:
         config: the settings.
         device: that of this process.
+        compiles: whether networks are to be compiled.
+
+    Attributes:
+        compiles_blocks: whether that is done block by block, and not for whole losses: the blocks of sharded networks are
+            gathered one by one, and those that are recomputed are called by the backward pass.
 
     Raises:
         UserError: for a number of shards that does not divide the processes.
     """
 
-    def __init__(self, config: ParallelConfig, device: torch.device) -> None:
+    def __init__(self, config: ParallelConfig, device: torch.device, compiles: bool = False) -> None:
         self.config = config
         self.device = device
         self.processes = world_size()
         self.sharded = config.mode == "fsdp" and self.processes > 1
+        self.compiles_blocks = compiles and (self.sharded or config.recompute)
         self.mesh = self._mesh() if self.sharded else None
 
     def _mesh(self) -> Any:
@@ -146,7 +153,7 @@ class Parallel:
         fully_shard(network, reshard_after_forward=True, **settings)
         return network
 
-    def ease(self, network: nn.Module, *, trained: bool = False, tangents: bool = False) -> None:
+    def ease(self, network: nn.Module, *, trained: bool = False) -> None:
         """Have the blocks of a network recomputed in the backward pass, or compiled, where that is configured.
 
         The blocks get a `forward` of that kind, in a class below their own; their names and parameters stay. This goes before
@@ -155,17 +162,16 @@ class Parallel:
         Args:
             network: changed in place.
             trained: whether there is a backward pass.
-            tangents: whether tangents pass through, which compiled code does not take.
         """
-        recompute, compiled = self.config.recompute and trained, self.config.compile and not tangents
+        recompute, compiles = self.config.recompute and trained, self.compiles_blocks
         classes: dict[type, type] = {}
-        for block in blocks_of(network) if recompute or compiled else ():
+        for block in blocks_of(network) if recompute or compiles else ():
             kind = type(block)
             if isinstance(block, _Eased) or any(is_sharded(p) for p in block.parameters()):
                 continue  # a teacher that has been here before
             if kind not in classes:
-                forward: Any = torch.compile(kind.forward) if compiled else kind.forward
-                forward = functools.partialmethod(_recomputed, forward) if recompute else forward
+                how: Any = functools.partial(_recomputed, compiles=compiles) if recompute else _compiled
+                forward = functools.partialmethod(how, kind.forward)
                 classes[kind] = type(kind.__name__, (_Eased, kind), {"forward": forward})
             block.__class__ = classes[kind]
 
@@ -194,12 +200,25 @@ class _Eased:
     """Marks the class of a block whose `forward` was changed; see `Parallel.ease`."""
 
 
-def _recomputed(self: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def _recomputed(self: nn.Module, forward: Callable[..., Any], *args: Any, compiles: bool, **kwargs: Any) -> Any:
     from torch.utils.checkpoint import checkpoint
 
+    forward = functools.partial(_compiled, self, forward, again=True) if compiles else functools.partial(forward, self)
     if not torch.is_grad_enabled():
-        return forward(self, *args, **kwargs)
-    return checkpoint(forward, self, *args, use_reentrant=False, **kwargs)
+        return forward(*args, **kwargs)
+    return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+
+
+def _compiled(self: nn.Module, forward: Callable[..., Any], *args: Any, again: bool = False, **kwargs: Any) -> Any:
+    """The block compiled for itself; blocks of one kind share the code that inductor keeps."""
+    found = vars(self).get("compiled")
+    if found is None:
+
+        def call(args: Any, kwargs: Any) -> Any:
+            return forward(self, *args, **kwargs)
+
+        found = vars(self)["compiled"] = compiled(call, f"a {type(self).__name__}", recomputed=again)
+    return found(args, kwargs)
 
 
 class _Reduced:

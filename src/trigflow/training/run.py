@@ -33,6 +33,7 @@ from trigflow.runtime.values import kind_of
 from trigflow.runtime.wrappers import unwrapped
 from trigflow.training.basis import basis_of, begun, check_same, numbered
 from trigflow.training.batch import Batches
+from trigflow.training.compiled import is_compiled
 from trigflow.training.config import RunConfig, origin_of
 from trigflow.training.ema import EMA
 from trigflow.training.grids import Grids
@@ -96,7 +97,8 @@ class RunParts:
 
         loop = config.loop
         share = share_of_batch(loop.batch_size, loop.accumulate)
-        self.parallel = parallel = Parallel(config.parallel, self.device)
+        compiles = is_compiled(loop.compile, self.device)
+        self.parallel = parallel = Parallel(config.parallel, self.device, compiles)
         if parallel.sharded and loop.instruments:
             raise UserError(
                 "loop.instruments with sharded weights, which no process has all of; expected parallel.mode ddp; "
@@ -113,10 +115,11 @@ class RunParts:
         fake = copy.deepcopy(built) if config.objective.fake else None  # starts from the teacher
         if start is not None:
             start_from(built, start.network, "start")
-        self.ema = EMA(config.ema, built)  # a copy, which what is sharded has none of
+        how = loop.compile if compiles and not parallel.compiles_blocks else None
+        self.ema = EMA(config.ema, built, compiles=how is not None)  # a copy, which what is sharded has none of
         for averaged in self.ema.modules.values():
             parallel.place(averaged, memory_format)
-        parallel.ease(built, trained=True, tangents=config.objective.has_tangent)
+        parallel.ease(built, trained=True)
         self.network = parallel.place(built, memory_format, trained=True)
         for model, sharded in ((teacher, True), (negative, False)):  # a negative is not called for every batch
             if model is not None:
@@ -140,7 +143,7 @@ class RunParts:
         )  # fmt: skip
         self.scale = LossScale() if loop.precision == "fp16" else None
         self.guard = Guard(config.guard, self.scale)
-        self.losses = Losses(config, self.student, teacher, self.fake, negative, self.scale)
+        self.losses = Losses(config, self.student, teacher, self.fake, negative, self.scale, how)
         self.instruments = self._instruments()
         self.order = self._order()
         self.share = share

@@ -98,7 +98,9 @@ def layer_norm(
             if dx.dtype != x.dtype:
                 dx = dx.to(x.dtype)
             values = x
-            if w is not None and w.dtype != x.dtype:  # half inputs beside float32 weights, on the CPU: so are mean and rstd
+            if (
+                w is not None and w.dtype != x.dtype
+            ):  # half inputs beside float32 weights, on the CPU: so are mean and rstd
                 dx, values = dx.to(w.dtype), x.to(w.dtype)
             t = aten.native_layer_norm_backward.default(dx, values, shape, mean, rstd, None, None, _FIRST)[0]
         xhat = torch.native_layer_norm(x, shape, None, None, eps)[0] if type(weight) is Dual else None
