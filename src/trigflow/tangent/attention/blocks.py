@@ -58,15 +58,8 @@ def from_flex(block_mask: Any) -> tuple[Tensor, Tensor]:
 
     batch, heads, rows, columns = block_mask.shape
     mask = create_mask(block_mask.mask_mod, batch, heads, rows, columns, device=block_mask.kv_indices.device)
-
-    def spread(counts: Tensor, indices: Tensor) -> Tensor:
-        listed = torch.arange(indices.shape[-1], device=indices.device) < counts[..., None]
-        table = torch.zeros_like(indices).scatter_reduce_(-1, indices.long(), listed.to(indices.dtype), "amax")
-        for axis, size in ((-2, block_mask.BLOCK_SIZE[0]), (-1, block_mask.BLOCK_SIZE[1])):
-            table = table.repeat_interleave(size, axis)
-        return table[..., :rows, :columns] > 0
-
-    mask = mask & spread(block_mask.kv_num_blocks, block_mask.kv_indices)
-    if block_mask.full_kv_num_blocks is not None:
-        mask = mask | spread(block_mask.full_kv_num_blocks, block_mask.full_kv_indices)
+    seen = block_mask.to_dense() > 0
+    for axis, size in zip((-2, -1), block_mask.BLOCK_SIZE, strict=True):
+        seen = seen.repeat_interleave(size, axis)
+    mask = mask & seen[..., :rows, :columns]
     return mask, blocks_of(mask)

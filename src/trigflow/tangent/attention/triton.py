@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -23,6 +23,35 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 
 _FIRST: dict[tuple[Any, ...], int] = {}
 """Which of the launches fits the device, once it is known."""
+
+
+class Form(NamedTuple):
+    """What a kernel is compiled for."""
+
+    E: int
+    """Features of queries and keys; `C` of values. `WIDE_E` and `WIDE_C` are powers of two that hold them."""
+    C: int
+    WIDE_E: int
+    WIDE_C: int
+    ROWS: int
+    """Queries of a tile."""
+    COLUMNS: int
+    """Keys of a tile."""
+    EVEN: bool
+    """No tile reaches over an end."""
+    PRECISION: str
+    WIDEN: bool
+    CAUSAL: bool
+    MASK: str
+    """none, boolean or added; it has one row for all queries unless `TABLE`."""
+    TABLE: bool
+    """Lists say which blocks to visit."""
+    MOVES_Q: bool = False
+    """Queries have a tangent; keys and values likewise."""
+    MOVES_K: bool = False
+    MOVES_V: bool = False
+    STORE_OUT: bool = False
+    BLOCK: int = table.BLOCK
 
 
 @triton.jit
@@ -46,32 +75,30 @@ def _lines(start, line, stride, lines, WIDTH: tl.constexpr, WIDE: tl.constexpr, 
 
 
 @triton.jit
-def _dot(x, y, total, PRECISION: tl.constexpr, WIDEN: tl.constexpr):
+def _dot(x, y, total, FORM: tl.constexpr):
     """`total + x y`, widened first for Triton's interpreter, which takes the bits of bfloat16 for integers."""
-    if WIDEN:
+    if FORM.WIDEN:
         x = x.to(tl.float32)
         y = y.to(tl.float32)
-    return tl.dot(x, y, total, input_precision=PRECISION)
+    return tl.dot(x, y, total, input_precision=FORM.PRECISION)
 
 
 @triton.jit
-def _seen(
-    scores, mask, stride, i, j, rows, columns, entry, CAUSAL: tl.constexpr, MASK: tl.constexpr, PER_ROW: tl.constexpr
-):
+def _seen(scores, mask, stride, i, j, rows, columns, entry, FORM: tl.constexpr):
     """Scores to the base 2 of queries i and keys j, which lie along different axes: -inf where i does not see j.
 
     An odd `entry` says that the mask has a say in this block.
     """
     seen = j < columns
-    if CAUSAL:
+    if FORM.CAUSAL:
         seen = seen & (j <= i)
-    if MASK != "none":
+    if FORM.MASK != "none":
         inside = j < entry % 2 * columns
         mask += j.to(tl.int64) * stride[3]
-        if PER_ROW:
+        if FORM.TABLE:
             mask += i.to(tl.int64) * stride[2]
             inside = inside & (i < rows)
-        if MASK == "boolean":
+        if FORM.MASK == "boolean":
             seen = seen & (tl.load(mask, mask=inside, other=1) != 0)
         else:
             scores += tl.load(mask, mask=inside, other=0.0).to(tl.float32) * LOG2_E
@@ -79,57 +106,35 @@ def _seen(
 
 
 @triton.jit
-def _visit(lists, at, TABLE: tl.constexpr, BLOCK: tl.constexpr):
+def _visit(lists, at, FORM: tl.constexpr):
     """First key (or query) of the tile at position `at`, and the entry of its block in the list."""
     first, entry = at, 1
-    if TABLE:
-        entry = tl.load(lists + 1 + at // BLOCK)
-        first = entry // 2 * BLOCK + at % BLOCK
+    if FORM.TABLE:
+        entry = tl.load(lists + 1 + at // FORM.BLOCK)
+        first = entry // 2 * FORM.BLOCK + at % FORM.BLOCK
     return first, entry
 
 
 @triton.jit
-def kernel(
-    tensors,
-    strides,
-    heads,
-    k_repeats,
-    v_repeats,
-    rows,
-    columns,
-    scale,
-    E: tl.constexpr,
-    C: tl.constexpr,
-    WIDE_E: tl.constexpr,
-    WIDE_C: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    CAUSAL: tl.constexpr,
-    MASK: tl.constexpr,
-    PER_ROW: tl.constexpr,
-    TABLE: tl.constexpr,
-    BLOCK: tl.constexpr,
-    MOVES_Q: tl.constexpr,
-    MOVES_K: tl.constexpr,
-    MOVES_V: tl.constexpr,
-    STORE_OUT: tl.constexpr,
-    EVEN: tl.constexpr,
-    PRECISION: tl.constexpr,
-    WIDEN: tl.constexpr,
-):
+def kernel(tensors, strides, numbers, FORM: tl.constexpr):
     """One program computes `ROWS` rows of the output and of its tangent for one head of one entry of the batch.
 
-    `MASK` is none, boolean or added, with one row for all queries unless `PER_ROW`; with `TABLE`, lists say which blocks of
-    keys to visit; with `EVEN`, no block reaches over an end.
+    `tensors` are q, k, v, dq, dk, dv, mask, lists, out and tangent, with their `strides`, and the log-sum-exp; `numbers` are
+    heads, heads of queries for one of keys and for one of values, queries, keys and the scale.
     """
+    WIDE_E: tl.constexpr = FORM.WIDE_E
+    WIDE_C: tl.constexpr = FORM.WIDE_C
+    ROWS: tl.constexpr = FORM.ROWS
+    COLUMNS: tl.constexpr = FORM.COLUMNS
     q, k, v, dq, dk, dv, mask, lists, out, tangent, lse = tensors
     q_s, k_s, v_s, dq_s, dk_s, dv_s, mask_s, lists_s, out_s, tangent_s = strides
-    SELECTS: tl.constexpr = MASK != "none" or TABLE
-    MOVES_S: tl.constexpr = MOVES_Q or MOVES_K
+    heads, k_repeats, v_repeats, rows, columns, scale = numbers
+    SELECTS: tl.constexpr = FORM.MASK != "none" or FORM.TABLE
+    MOVES_S: tl.constexpr = FORM.MOVES_Q or FORM.MOVES_K
     FIRST_PART: tl.constexpr = 1 if SELECTS else 0
     blocks = tl.cdiv(rows, ROWS)
     block = tl.program_id(0) % blocks
-    if CAUSAL:
+    if FORM.CAUSAL:
         block = blocks - 1 - block  # the rows that see most keys start first
     item = tl.program_id(0) // blocks
     batch, head = (item // heads).to(tl.int64), (item % heads).to(tl.int64)
@@ -137,37 +142,37 @@ def kernel(
 
     i = block * ROWS + tl.arange(0, ROWS)
     k, v = _at(k, k_s, batch, k_head), _at(v, v_s, batch, v_head)
-    x = _lines(_at(q, q_s, batch, head), i, q_s[2], rows, E, WIDE_E, not EVEN)
-    if MOVES_Q:
-        dx = _lines(_at(dq, dq_s, batch, head), i, dq_s[2], rows, E, WIDE_E, not EVEN)
-    if MOVES_K:
+    x = _lines(_at(q, q_s, batch, head), i, q_s[2], rows, FORM.E, WIDE_E, not FORM.EVEN)
+    if FORM.MOVES_Q:
+        dx = _lines(_at(dq, dq_s, batch, head), i, dq_s[2], rows, FORM.E, WIDE_E, not FORM.EVEN)
+    if FORM.MOVES_K:
         dk = _at(dk, dk_s, batch, k_head)
-    if MOVES_V:
+    if FORM.MOVES_V:
         dv = _at(dv, dv_s, batch, v_head)
-    if MASK != "none":
+    if FORM.MASK != "none":
         mask = _at(mask, mask_s, batch, head)
-    if TABLE:
-        lists = _at(lists, lists_s, batch, head) + block * ROWS // BLOCK * lists_s[2]
+    if FORM.TABLE:
+        lists = _at(lists, lists_s, batch, head) + block * ROWS // FORM.BLOCK * lists_s[2]
 
     # A constant added to a row of dS changes nothing. Taking off the mean over the first keys keeps P * dS small, and with
     # it the error of rounding P * dS to half precision.
     centre = tl.zeros([ROWS], tl.float32)
     if MOVES_S:
         near = tl.arange(0, COLUMNS)
-        if TABLE:
-            near += tl.load(lists + 1) // 2 * BLOCK
+        if FORM.TABLE:
+            near += tl.load(lists + 1) // 2 * FORM.BLOCK
         share = tl.where(near < columns, 1.0, 0.0)
-        if MASK != "none":
+        if FORM.MASK != "none":
             some = tl.zeros([ROWS, COLUMNS], tl.float32)
-            some = _seen(some, mask, mask_s, i[:, None], near[None, :], rows, columns, 1, False, MASK, PER_ROW)
+            some = _seen(some, mask, mask_s, i[:, None], near[None, :], rows, columns, 1, FORM)
             some = tl.where((some > float("-inf")) & (i < rows)[:, None], 1.0, 0.0)
             share = tl.max(some, 0)
         share = share / tl.maximum(tl.sum(share, 0), 1.0)
-        if MOVES_Q:
-            mean = tl.sum(share[:, None] * _lines(k, near, k_s[2], columns, E, WIDE_E, True).to(tl.float32), 0)
+        if FORM.MOVES_Q:
+            mean = tl.sum(share[:, None] * _lines(k, near, k_s[2], columns, FORM.E, WIDE_E, True).to(tl.float32), 0)
             centre += tl.sum(dx.to(tl.float32) * mean[None, :], 1)
-        if MOVES_K:
-            mean = tl.sum(share[:, None] * _lines(dk, near, dk_s[2], columns, E, WIDE_E, True).to(tl.float32), 0)
+        if FORM.MOVES_K:
+            mean = tl.sum(share[:, None] * _lines(dk, near, dk_s[2], columns, FORM.E, WIDE_E, True).to(tl.float32), 0)
             centre += tl.sum(x.to(tl.float32) * mean[None, :], 1)
         centre = centre * scale
 
@@ -178,7 +183,7 @@ def kernel(
     moved = tl.zeros([ROWS, WIDE_C], tl.float32)
     output = tl.zeros([ROWS, WIDE_C], tl.float32)
     # Part 0 visits the blocks in which every row sees every key, part 1 those cut by the diagonal, a mask or the end.
-    if CAUSAL:
+    if FORM.CAUSAL:
         whole = tl.minimum(columns, block * ROWS + 1) // COLUMNS * COLUMNS
         end = tl.minimum(columns, (block + 1) * ROWS)
     else:
@@ -186,23 +191,21 @@ def kernel(
         end = columns
     if SELECTS:
         whole = 0
-    if TABLE:
-        end = tl.load(lists) * BLOCK
+    if FORM.TABLE:
+        end = tl.load(lists) * FORM.BLOCK
     for part in tl.static_range(FIRST_PART, 2):
         if part == 0:
             low, high = 0, whole
         else:
             low, high = whole, end
         for at in range(low, high, COLUMNS):
-            first, entry = _visit(lists, at, TABLE, BLOCK)
+            first, entry = _visit(lists, at, FORM)
             j = first + tl.arange(0, COLUMNS)
-            y = _lines(k, j, k_s[2], columns, E, WIDE_E, part == 1 and not EVEN)
-            z = _lines(v, j, v_s[2], columns, C, WIDE_C, part == 1 and not EVEN)
-            scores = _dot(x, tl.trans(y), nothing, PRECISION, WIDEN) * (scale * LOG2_E)
+            y = _lines(k, j, k_s[2], columns, FORM.E, WIDE_E, part == 1 and not FORM.EVEN)
+            z = _lines(v, j, v_s[2], columns, FORM.C, WIDE_C, part == 1 and not FORM.EVEN)
+            scores = _dot(x, tl.trans(y), nothing, FORM) * (scale * LOG2_E)
             if part == 1:
-                scores = _seen(
-                    scores, mask, mask_s, i[:, None], j[None, :], rows, columns, entry, CAUSAL, MASK, PER_ROW
-                )
+                scores = _seen(scores, mask, mask_s, i[:, None], j[None, :], rows, columns, entry, FORM)
             new = tl.maximum(top, tl.max(scores, 1))
             level = new
             if part == 1:
@@ -215,36 +218,36 @@ def kernel(
             rounded = weights.to(z.dtype)
             if MOVES_S:
                 change = nothing
-                if MOVES_Q:
-                    change = _dot(dx, tl.trans(y), change, PRECISION, WIDEN)
-                if MOVES_K:
-                    dy = _lines(dk, j, dk_s[2], columns, E, WIDE_E, part == 1 and not EVEN)
-                    change = _dot(x, tl.trans(dy), change, PRECISION, WIDEN)
+                if FORM.MOVES_Q:
+                    change = _dot(dx, tl.trans(y), change, FORM)
+                if FORM.MOVES_K:
+                    dy = _lines(dk, j, dk_s[2], columns, FORM.E, WIDE_E, part == 1 and not FORM.EVEN)
+                    change = _dot(x, tl.trans(dy), change, FORM)
                 weighted = weights * (change * scale - centre[:, None])
                 inner = inner * fade + tl.sum(weighted, 1)
-                moved = _dot(weighted.to(z.dtype), z, moved, PRECISION, WIDEN)
-            if MOVES_S or STORE_OUT:
-                output = _dot(rounded, z, output * fade[:, None], PRECISION, WIDEN)
-            if MOVES_V:
-                dz = _lines(dv, j, dv_s[2], columns, C, WIDE_C, part == 1 and not EVEN)
-                moved = _dot(rounded, dz, moved, PRECISION, WIDEN)
+                moved = _dot(weighted.to(z.dtype), z, moved, FORM)
+            if MOVES_S or FORM.STORE_OUT:
+                output = _dot(rounded, z, output * fade[:, None], FORM)
+            if FORM.MOVES_V:
+                dz = _lines(dv, j, dv_s[2], columns, FORM.C, WIDE_C, part == 1 and not FORM.EVEN)
+                moved = _dot(rounded, dz, moved, FORM)
 
-    if STORE_OUT:
+    if FORM.STORE_OUT:
         tl.store(lse + (batch * heads + head) * rows + i, (top + tl.log2(total)) / LOG2_E, mask=i < rows)
     # Rows that saw no key have all sums zero, and stay zero.
     total = tl.where(total == 0.0, 1.0, total)
     output = output / total[:, None]
     moved = moved / total[:, None] - (inner / total)[:, None] * output
     c = tl.arange(0, WIDE_C)
-    inside = (i[:, None] < rows) & (c[None, :] < C)
+    inside = (i[:, None] < rows) & (c[None, :] < FORM.C)
     tangent = _at(tangent, tangent_s, batch, head)
     tl.store(tangent + i[:, None] * tangent_s[2] + c[None, :], moved.to(tangent.dtype.element_ty), mask=inside)
-    if STORE_OUT:
+    if FORM.STORE_OUT:
         out = _at(out, out_s, batch, head)
         tl.store(out + i[:, None] * out_s[2] + c[None, :], output.to(out.dtype.element_ty), mask=inside)
 
 
-def attention(
+def forward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -257,24 +260,7 @@ def attention(
     causal: bool = False,
     scale: float | None = None,
     grouped: bool = False,
-) -> Tensor:
-    """The tangent alone; arguments as for `with_output`."""
-    return _forward(arguments(q, k, v, dq, dk, dv, mask, None, scale, grouped), blocks, causal, store=False)[1]
-
-
-def with_output(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    dq: Tensor | None,
-    dk: Tensor | None,
-    dv: Tensor | None,
-    *,
-    mask: Tensor | None = None,
-    blocks: Tensor | None = None,
-    causal: bool = False,
-    scale: float | None = None,
-    grouped: bool = False,
+    store: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Attention and its tangent in one pass over the keys, with online softmax (Dao et al., 2022)::
 
@@ -293,17 +279,13 @@ def with_output(
         causal: let query i see keys 0..i only.
         scale: factor of the scores; `1 / sqrt(e)` by default.
         grouped: fewer heads in k and v than in q.
+        store: False if the tangent alone is needed; o and lse then mean nothing.
 
     Returns:
         `(o, do, lse)`: o and do are `(..., h, l, c)` in the dtype of q; lse is the logarithm of the sum of `exp(S)` over the
         keys, float32 `(..., h, l)`, -inf where no key is seen.
     """
     a = arguments(q, k, v, dq, dk, dv, mask, None, scale, grouped)
-    return _forward(a, blocks, causal, store=True)
-
-
-def _forward(a: Arguments, blocks: Tensor | None, causal: bool, store: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Output, tangent and log-sum-exp; the first and the last are made only where they are to be stored."""
     batch, heads, rows, _ = a.q.shape
     tangent = torch.empty((batch, heads, rows, a.v.shape[3]), dtype=a.q.dtype, device=a.q.device)
     out = torch.empty_like(tangent) if store else tangent
@@ -333,8 +315,7 @@ def masking(a: Arguments, blocks: Tensor | None, causal: bool, across: bool) -> 
     if blocks is not None:
         blocks = blocks.tril() if causal else blocks
         visits = table.lists(blocks.mT if across else blocks).expand(*a.q.shape[:2], -1, -1)
-    constants = {"CAUSAL": causal, "MASK": kind, "PER_ROW": per_row, "TABLE": blocks is not None, "BLOCK": table.BLOCK}
-    return a.q if mask is None else mask, visits, constants
+    return a.q if mask is None else mask, visits, {"CAUSAL": causal, "MASK": kind, "TABLE": blocks is not None}
 
 
 def launch(
@@ -362,26 +343,21 @@ def launch(
     wide_e, wide_c = max(16, triton.next_power_of_2(e)), max(16, triton.next_power_of_2(c))
     sizes = choices(max(wide_e, wide_c), a.q.element_size())
     kind = (choices, a.q.device, wide_e, wide_c, dtype)
+    precision, widen = _precision(dtype), a.q.device.type == "cpu" and dtype == torch.bfloat16
     for number in range(_FIRST.get(kind, 0), len(sizes)):
-        *tile, warps, stages = sizes[number]
+        row_block, column_block, warps, stages = sizes[number]
+        tile = (row_block, column_block)
         units = (table.BLOCK, table.BLOCK) if constants["TABLE"] else tile
-        items = heads if axis == 0 else heads // repeats[0]
+        even = rows % units[0] == 0 and columns % units[1] == 0
+        form = Form(e, c, wide_e, wide_c, *tile, even, precision, widen, **constants)
+        programs = (
+            triton.cdiv((rows, columns)[axis], tile[axis]) * batch * (heads if axis == 0 else heads // repeats[0])
+        )
+        strides = tuple(t.stride() for t in strided)
         try:
             with torch.cuda.device(a.q.device) if a.q.is_cuda else nullcontext():
-                kernel[(triton.cdiv((rows, columns)[axis], tile[axis]) * batch * items,)](
-                    (*strided, *packed),
-                    tuple(t.stride() for t in strided),
-                    *(heads, *repeats, rows, columns, a.scale),
-                    **constants,
-                    E=e,
-                    C=c,
-                    WIDE_E=wide_e,
-                    WIDE_C=wide_c,
-                    ROWS=tile[0],
-                    COLUMNS=tile[1],
-                    EVEN=rows % units[0] == 0 and columns % units[1] == 0,
-                    PRECISION=_precision(dtype),
-                    WIDEN=a.q.device.type == "cpu" and dtype == torch.bfloat16,
+                kernel[(programs,)](
+                    *((*strided, *packed), strides, (heads, *repeats, rows, columns, a.scale), form),
                     num_warps=warps,
                     num_stages=stages,
                     enable_fp_fusion=True,
