@@ -51,6 +51,8 @@ class Form(NamedTuple):
     MOVES_K: bool = False
     MOVES_V: bool = False
     STORE_OUT: bool = False
+    ACROSS: bool = False
+    """Programs own keys, not queries."""
     BLOCK: int = table.BLOCK
 
 
@@ -295,16 +297,18 @@ def forward(
     else:
         q, k, v = (unit_stride(t) for t in (a.q, a.k, a.v))
         moves = [x if t is None else unit_stride(t.to(x.dtype)) for t, x in ((a.dq, q), (a.dk, k), (a.dv, v))]
-        mask, lists, constants = masking(a, blocks, causal, across=False)
-        flags = {name: t is not None for name, t in (("MOVES_Q", a.dq), ("MOVES_K", a.dk), ("MOVES_V", a.dv))}
-        tensors = (q, k, v, *moves, mask, lists, out, tangent)
+        sees, constants = masking(a, blocks, causal)
+        constants |= {name: t is not None for name, t in (("MOVES_Q", a.dq), ("MOVES_K", a.dk), ("MOVES_V", a.dv))}
+        tensors = (q, k, v, *moves, *sees, out, tangent)
         repeats = (heads // k.shape[1], heads // v.shape[1])
-        launch(kernel, launches, a, 0, tensors, (lse,), repeats, {**constants, **flags, "STORE_OUT": store})
+        launch(kernel, launches, a, tensors, (lse,), (heads, *repeats), {**constants, "STORE_OUT": store})
     return out.view(a.shape), tangent.view(a.shape), lse.view(a.shape[:-1])
 
 
-def masking(a: Arguments, blocks: Tensor | None, causal: bool, across: bool) -> tuple[Tensor, Tensor, dict[str, Any]]:
-    """The mask, the lists of blocks to visit (of queries for each block of keys with `across`), and constants of kernels."""
+def masking(
+    a: Arguments, blocks: Tensor | None, causal: bool, across: bool = False
+) -> tuple[tuple[Tensor, Tensor], dict[str, Any]]:
+    """The mask and the lists of blocks to visit (of queries for each block of keys with `across`), and constants of kernels."""
     mask, kind = a.mask, "none"
     per_row = mask is not None and mask.stride(2) != 0 and mask.shape[2] > 1
     if mask is not None:
@@ -315,49 +319,41 @@ def masking(a: Arguments, blocks: Tensor | None, causal: bool, across: bool) -> 
     if blocks is not None:
         blocks = blocks.tril() if causal else blocks
         visits = table.lists(blocks.mT if across else blocks).expand(*a.q.shape[:2], -1, -1)
-    return a.q if mask is None else mask, visits, {"CAUSAL": causal, "MASK": kind, "TABLE": blocks is not None}
+    return (a.q if mask is None else mask, visits), {"CAUSAL": causal, "MASK": kind, "TABLE": blocks is not None}
 
 
 def launch(
     kernel: Any,
-    choices: Callable[[int, int], list[tuple[int, int, int, int]]],
+    choices: Callable[[int, int, bool], list[tuple[int, int, int, int]]],
     a: Arguments,
-    axis: int,
     strided: tuple[Tensor, ...],
     packed: tuple[Tensor, ...],
-    repeats: tuple[int, ...],
+    heads: tuple[int, int, int],
     constants: dict[str, Any],
 ) -> None:
-    """Run a kernel with the largest blocks that the device has room for.
+    """Run a kernel with the first of the choices (see `launches`) that the device has room for.
 
-    Args:
-        kernel: the kernel, of the tensors, the strides of the first of them, numbers, and constants.
-        choices: gives blocks, warps and stages in the order in which to try them, see `launches`.
-        a: arguments of the attention.
-        axis: 0 if a program takes a block of queries, 1 for a block of keys.
-        strided: tensors that come with strides; `packed` have none.
-        repeats: heads of queries for a head of keys, and of values.
+    The kernel takes tensors, the strides of the first of them, and the numbers: three for the heads, of which the first counts
+    programs, the length of a program's own axis (keys with ACROSS) and of the other one, and the scale.
     """
-    batch, heads, rows, e = a.q.shape
-    columns, c, dtype = a.k.shape[2], a.v.shape[3], a.q.dtype
+    (batch, _, rows, e), columns, c, dtype = a.q.shape, a.k.shape[2], a.v.shape[3], a.q.dtype
     wide_e, wide_c = max(16, triton.next_power_of_2(e)), max(16, triton.next_power_of_2(c))
-    sizes = choices(max(wide_e, wide_c), a.q.element_size())
-    kind = (choices, a.q.device, wide_e, wide_c, dtype)
+    across = constants.get("ACROSS", False)
+    own, other = (columns, rows) if across else (rows, columns)
+    sizes = choices(max(64, wide_e, wide_c), a.q.element_size(), across)
+    kind = (choices, across, a.q.device, wide_e, wide_c, dtype)
     precision, widen = _precision(dtype), a.q.device.type == "cpu" and dtype == torch.bfloat16
     for number in range(_FIRST.get(kind, 0), len(sizes)):
-        row_block, column_block, warps, stages = sizes[number]
-        tile = (row_block, column_block)
-        units = (table.BLOCK, table.BLOCK) if constants["TABLE"] else tile
+        tile_rows, tile_columns, warps, stages = sizes[number]
+        units = (table.BLOCK, table.BLOCK) if constants["TABLE"] else (tile_rows, tile_columns)
         even = rows % units[0] == 0 and columns % units[1] == 0
-        form = Form(e, c, wide_e, wide_c, *tile, even, precision, widen, **constants)
-        programs = (
-            triton.cdiv((rows, columns)[axis], tile[axis]) * batch * (heads if axis == 0 else heads // repeats[0])
-        )
+        form = Form(e, c, wide_e, wide_c, tile_rows, tile_columns, even, precision, widen, **constants)
+        programs = triton.cdiv(own, tile_columns if across else tile_rows) * batch * heads[0]
         strides = tuple(t.stride() for t in strided)
         try:
             with torch.cuda.device(a.q.device) if a.q.is_cuda else nullcontext():
                 kernel[(programs,)](
-                    *((*strided, *packed), strides, (heads, *repeats, rows, columns, a.scale), form),
+                    *((*strided, *packed), strides, (*heads, own, other, a.scale), form),
                     num_warps=warps,
                     num_stages=stages,
                     enable_fp_fusion=True,
@@ -370,13 +366,12 @@ def launch(
         break
 
 
-def launches(wide: int, itemsize: int) -> list[tuple[int, int, int, int]]:
+def launches(wide: int, itemsize: int, across: bool = False) -> list[tuple[int, int, int, int]]:
     """Queries and keys of a block, warps and pipeline stages, in the order in which to try them.
 
     Four tiles of keys and values and their tangents are in flight, beside two sums of the size of the output. The first
     choices fill the registers and the shared memory of a Hopper chip without spilling; smaller chips take a later one.
     """
-    wide = max(64, wide)
     if itemsize == 2:
         first = {
             64: [(128, 64, 8, 3), (128, 64, 8, 2)],
