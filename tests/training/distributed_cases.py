@@ -101,13 +101,10 @@ def run_case(name: str, folder: Path, changes: Changes, *, stop: bool = True) ->
 
 
 def note_graphs(trainer: Trainer, path: Path) -> None:
-    """Add a line: how many kinds of calls the losses and the blocks of a run were compiled for, and how many ran as they are."""
+    """Add a line: how many losses and blocks of a run were compiled, and how many kinds of their calls ran as they are."""
     losses = list(trainer.losses.compiled.values())
     blocks = [vars(block)["compiled"] for block in blocks_of(trainer.network) if "compiled" in vars(block)]
-    runs = [
-        run
-        for c in (*losses, *blocks, *(b.tangents for b in blocks if b.tangents))
-        for run in sum(c.kinds.values(), [])
-    ]
+    parts = [*losses, *blocks, *(block.tangents for block in blocks if block.tangents)]
+    plain = sum(runs.count(None) for part in parts for runs in part.kinds.values())
     with path.open("a") as file:
-        file.write(f"{len(losses)} {len(blocks)} {runs.count(None)}\n")
+        file.write(f"{len(losses)} {len(blocks)} {plain}\n")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trigflow.tangent.attention import chunked, operators, plain
+from trigflow.tangent.attention import operators, plain
+from trigflow.tangent.attention.blocks import blocks_of
 from trigflow.tangent.errors import error
 
-IMPLEMENTATIONS = ("auto", "plain", "chunked", "triton")
+IMPLEMENTATIONS = ("auto", "plain", "chunked", "triton", "fused")
 
 PLAIN_SCORES = {"cpu": 1 << 20}
 """By kind of device, the number of scores up to which plain attention is as fast as chunked; otherwise `MOST_SCORES`."""
@@ -34,9 +34,11 @@ def attention_implementation(name: str) -> Iterator[None]:
 
     * `"plain"`: the matrix of weights in memory; serves every case, dropout included.
     * `"chunked"`: memory linear in the sequence length, on any device; every case but dropout.
-    * `"triton"`: one kernel on CUDA devices, for float16, bfloat16 and float32, up to 256 features a head, causal or
-      with a boolean mask over keys `(b, 1, 1, s)`, without dropout.
-    * `"auto"`, the default: triton where it serves, else plain for few scores and chunked for many.
+    * `"triton"`: one kernel on CUDA devices, for float16, bfloat16 and float32, up to 256 features a head, with any mask
+      that has no tangent, without dropout.
+    * `"fused"`: the same kernel for the output as well, and kernels for its gradients, in place of PyTorch's attention.
+    * `"auto"`, the default: triton where it serves, else plain for few scores and chunked for many; fused only on CUDA,
+      for many scores, where PyTorch has no fused kernel for the output (see `fused`).
 
     Raises:
         TangentError: if there is no such implementation; and, when attention is met that the named one cannot compute.
@@ -87,7 +89,7 @@ def attention(
         grouped: fewer heads in k and v than in q; each serves `h / g` neighbouring query heads.
         dropped: the weights after dropout, where there was dropout: `P` times the scaled mask.
         out: the output o if it is known, which can save computing it.
-        implementation: "plain", "chunked", "triton" or "auto"; by default what `attention_implementation` says.
+        implementation: name as for `attention_implementation`, which decides by default; "fused" is "triton" here.
 
     Returns:
         `do`, `(..., h, l, c)`.
@@ -104,20 +106,96 @@ def attention(
         name = _choose(q, k, v, mask, dmask, dropped)
     elif name == "chunked" and dropped is not None:
         raise _cannot(name, "dropout", "attention without dropout")
-    elif name == "triton":
+    elif name in ("triton", "fused"):
+        name = "triton"
         reason = _triton_lacks(q, k, v, mask, dmask, dropped)
         if reason is not None:
             raise _cannot(name, *reason)
-    settings: dict[str, Any] = {"causal": causal, "scale": scale, "grouped": grouped}
     if name == "plain":
+        settings: dict[str, Any] = {"causal": causal, "scale": scale, "grouped": grouped}
         return plain.attention(q, k, v, dq, dk, dv, mask=mask, dmask=dmask, dropped=dropped, out=out, **settings)
-    if name == "chunked" and operators.traced():
-        tensors = (None if t is None else t.detach() for t in (q, k, v, dq, dk, dv, mask, dmask, out))
-        return operators.attention_tangent(*tensors, causal, scale, grouped)
-    if name == "chunked":
-        return chunked.attention(q, k, v, dq, dk, dv, mask=mask, dmask=dmask, out=out, **settings)
-    keep = None if mask is None else _over_keys(mask)
-    return _kernel().attention(q, k, v, dq, dk, dv, keep=keep, **settings)
+    tensors = (q, k, v, dq, dk, dv, mask, dmask, out)
+    if not operators.traced():
+        return operators.tangent(*tensors, causal, scale, grouped, name)
+    tensors = tuple(None if t is None else t.detach() for t in tensors)  # type: ignore[assignment]
+    return operators.attention_tangent(*tensors, causal, scale, grouped, name)
+
+
+def attention_with_tangent(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    dq: Tensor | None,
+    dk: Tensor | None,
+    dv: Tensor | None,
+    *,
+    mask: Tensor | None = None,
+    blocks: Tensor | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+    grouped: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Attention on the graph, and its tangent without one, by one Triton kernel; the backward is by two more.
+
+    It can be traced and compiled. The backward computes the weights again from q, k, v and the log-sum-exp of the scores:
+    nothing is kept of the tangent.
+
+    Args:
+        q: queries `(b, h, l, e)`; keys `(b, h or g, s, e)` and values `(b, h or g, s, c)` with as many heads; all in float16,
+            bfloat16 or float32, which autocast decides where it is on.
+        dq: tangent of the queries, None for zero; `dk` and `dv` likewise.
+        mask: boolean (True: take part) or added to the scores, broadcast to `(b, h, l, s)`.
+        blocks: what is seen in blocks of 128 queries and keys, as by `trigflow.tangent.attention.blocks`, so that empty blocks
+            are passed over. By default it is made at every call from a mask that differs between queries.
+        causal: let query i see keys 0..i only; `scale` and `grouped` as for `attention`.
+
+    Returns:
+        `(o, do)`, both `(b, h, l, c)`, zero where no key is seen.
+
+    Raises:
+        TangentError: if the kernels cannot compute this case, which the message names.
+    """
+    if torch.is_autocast_enabled(q.device.type):
+        dtype = torch.get_autocast_dtype(q.device.type)
+        q, k, v = (t.to(dtype) for t in (q, k, v))
+    reason = _fused_lacks(q, k, v, mask, None)
+    if reason is not None:
+        raise _cannot("fused", *reason)
+    mask = None if mask is None else mask.expand(*q.shape[:3], k.shape[2])
+    if blocks is None and mask is not None and mask.stride(2) != 0:
+        blocks = blocks_of(mask)
+    with torch.no_grad():
+        moves = (None if t is None else t.detach() for t in (dq, dk, dv))
+    out, tangent, _ = operators.attention_with_tangent(q, k, v, *moves, mask, blocks, causal, scale, grouped)
+    return out, tangent
+
+
+def fused(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dmask: Tensor | None, causal: bool, grouped: bool
+) -> bool:
+    """Whether the output, too, is to be computed by `attention_with_tangent`, in place of PyTorch's attention.
+
+    If "fused" was named, it is. By itself only on CUDA, for many scores, where all of PyTorch's fused kernels refuse the case
+    (an added mask with grouped queries, for example) and it would put the matrix of weights into memory. Everywhere else the
+    output and its gradients are, bit for bit, those of PyTorch.
+
+    Raises:
+        TangentError: if "fused" was named and the kernels cannot compute this case.
+    """
+    name = _NAMED.get()
+    if name != "fused" and (name != "auto" or not q.is_cuda or q.shape[:-1].numel() * k.shape[-2] <= MOST_SCORES):
+        return False
+    reason = _fused_lacks(q, k, v, mask, dmask)
+    if name == "fused" and reason is not None:
+        raise _cannot(name, *reason)
+    if name == "fused" or reason is not None:
+        return name == "fused"
+    cuda = torch.backends.cuda
+    if not (cuda.flash_sdp_enabled() or cuda.mem_efficient_sdp_enabled() or cuda.cudnn_sdp_enabled()):
+        return False  # the unfused one was asked for
+    case = cuda.SDPAParams(q, k, v, mask, 0.0, causal, grouped)
+    able = (cuda.can_use_flash_attention, cuda.can_use_efficient_attention, cuda.can_use_cudnn_attention)
+    return _choose(q, k, v, mask, dmask, None) == "triton" and not any(can(case) for can in able)
 
 
 def _known(name: str) -> str:
@@ -155,45 +233,41 @@ def _triton_lacks(
     """What of this case the kernel cannot compute, and what it could; None if it can."""
     if dropped is not None:
         return "dropout", "attention without dropout"
-    if dmask is not None or (mask is not None and _over_keys(mask) is None):
-        return "this mask", "a boolean mask over keys (b, 1, 1, s), or causal attention"
+    if dmask is not None:
+        return "a mask with a tangent", "a mask without one"
     if q.dtype not in (torch.float16, torch.bfloat16, torch.float32) or not q.dtype == k.dtype == v.dtype:
         return f"{q.dtype}, {k.dtype}, {v.dtype}", "queries, keys and values all float16, bfloat16 or float32"
     if max(q.shape[-1], v.shape[-1]) > 256:
         return f"heads of {max(q.shape[-1], v.shape[-1])} features", "at most 256"
     if any(
-        x.ndim < 2 or x.stride(-2) * x.shape[-2] >= 1 << 31 or type(x) not in (Tensor, torch.nn.Parameter)
+        x.ndim < 2
+        or x.stride(-2) * x.shape[-2] >= 1 << 31
+        or (type(x) not in (Tensor, torch.nn.Parameter) and not operators.traced())
         for x in (q, k, v)
     ):
         return "tensors of this kind", "ordinary strided tensors of less than 2^31 elements a head"
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     if not (interpreted or (q.is_cuda and _capable(q.device))):
         return f"tensors on {q.device}", "a CUDA device of compute capability 8.0 or more"
-    if _kernel() is None:
+    if operators.kernels() is None:
         return "anything here, because the package triton cannot be imported", "an installed triton"
     return None
 
 
-def _over_keys(mask: Tensor) -> Tensor | None:
-    """The mask `(b or 1, s)` that a boolean `(b, 1, 1, s)` stands for, written out or broadcast; None for any other."""
-    if mask.dtype != torch.bool or mask.ndim > 4:
-        return None
-    while mask.ndim < 4:
-        mask = mask.unsqueeze(0)
-    if any(mask.shape[axis] != 1 and mask.stride(axis) != 0 for axis in (1, 2)):
-        return None
-    return mask[:, 0, 0]
+def _fused_lacks(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dmask: Tensor | None) -> tuple[str, str] | None:
+    """What of this case the kernels for output, tangent and gradients cannot compute; None if they can."""
+    if not q.ndim == k.ndim == v.ndim == 4 or not q.shape[0] == k.shape[0] == v.shape[0]:
+        return "queries, keys and values of such shapes", "four axes each and the same batch"
+    if k.shape[1] != v.shape[1] or q.shape[1] % k.shape[1]:
+        return (
+            f"{q.shape[1]}, {k.shape[1]} and {v.shape[1]} heads",
+            "as many for keys as for values, a divisor of the queries'",
+        )
+    if mask is not None and mask.requires_grad and torch.is_grad_enabled():
+        return "the gradient of a mask", "a mask without one"
+    return _triton_lacks(q, k, v, mask, dmask, None)
 
 
 @cache
 def _capable(device: torch.device) -> bool:
     return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
-
-
-@cache
-def _kernel() -> Any:
-    """The module of the kernel, or None where triton is missing; imported when first needed."""
-    try:
-        return importlib.import_module("trigflow.tangent.attention.triton")
-    except ImportError:
-        return None

@@ -1,12 +1,14 @@
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
-"""Attention and its tangent in one pass of a Triton kernel, nothing larger than the output in memory.
+"""Attention, its tangent and its gradients by Triton kernels, nothing larger than the inputs in memory.
 
-Importing this file imports `triton`; `trigflow.tangent.attention` does so only when the kernel is about to run.
+Importing this file imports `triton`; `trigflow.tangent.attention` does so only when a kernel is about to run.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -14,12 +16,50 @@ import triton.language as tl
 from torch import Tensor
 from triton.runtime.errors import OutOfResources
 
+from trigflow.tangent.attention import blocks as table
 from trigflow.tangent.attention.layout import Arguments, arguments
 
-LOG2_E = 1.4426950408889634
+LOG2_E = tl.constexpr(1.4426950408889634)
 
-_FIRST: dict[tuple[torch.device, int, int, torch.dtype], int] = {}
-"""Which of `launches` fits the device, once it is known."""
+_FIRST: dict[tuple[Any, ...], int] = {}
+"""Which of the launches fits the device, once it is known."""
+
+
+class Form(NamedTuple):
+    """What a kernel is compiled for."""
+
+    E: int
+    """Features of queries and keys; `C` of values. `WIDE_E` and `WIDE_C` are powers of two that hold them."""
+    C: int
+    WIDE_E: int
+    WIDE_C: int
+    ROWS: int
+    """Queries of a tile."""
+    COLUMNS: int
+    """Keys of a tile."""
+    EVEN: bool
+    """No tile reaches over an end."""
+    PRECISION: str
+    WIDEN: bool
+    CAUSAL: bool
+    MASK: str
+    """none, boolean or added; it has one row for all queries unless `TABLE`."""
+    TABLE: bool
+    """Lists say which blocks to visit."""
+    MOVES_Q: bool = False
+    """Queries have a tangent; keys and values likewise."""
+    MOVES_K: bool = False
+    MOVES_V: bool = False
+    STORE_OUT: bool = False
+    ACROSS: bool = False
+    """Programs own keys, not queries."""
+    BLOCK: int = table.BLOCK
+
+
+@triton.jit
+def _at(start, strides, batch, head):
+    """Where the matrix of one head of one entry of the batch begins."""
+    return start + batch * strides[0] + head * strides[1]
 
 
 @triton.jit
@@ -37,109 +77,104 @@ def _lines(start, line, stride, lines, WIDTH: tl.constexpr, WIDE: tl.constexpr, 
 
 
 @triton.jit
-def _dot(x, y, total, PRECISION: tl.constexpr, WIDEN: tl.constexpr):
+def _dot(x, y, total, FORM: tl.constexpr):
     """`total + x y`, widened first for Triton's interpreter, which takes the bits of bfloat16 for integers."""
-    if WIDEN:
+    if FORM.WIDEN:
         x = x.to(tl.float32)
         y = y.to(tl.float32)
-    return tl.dot(x, y, total, input_precision=PRECISION)
+    return tl.dot(x, y, total, input_precision=FORM.PRECISION)
 
 
 @triton.jit
-def kernel(
-    q,
-    k,
-    v,
-    dq,
-    dk,
-    dv,
-    keep,
-    out,
-    tangent,
-    q_b,
-    q_h,
-    q_l,
-    k_b,
-    k_h,
-    k_l,
-    v_b,
-    v_h,
-    v_l,
-    dq_b,
-    dq_h,
-    dq_l,
-    dk_b,
-    dk_h,
-    dk_l,
-    dv_b,
-    dv_h,
-    dv_l,
-    keep_b,
-    out_b,
-    out_h,
-    out_l,
-    tangent_b,
-    tangent_h,
-    tangent_l,
-    heads,
-    k_repeats,
-    v_repeats,
-    rows,
-    columns,
-    scale,
-    E: tl.constexpr,
-    C: tl.constexpr,
-    WIDE_E: tl.constexpr,
-    WIDE_C: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    CAUSAL: tl.constexpr,
-    KEEP: tl.constexpr,
-    MOVES_Q: tl.constexpr,
-    MOVES_K: tl.constexpr,
-    MOVES_V: tl.constexpr,
-    STORE_OUT: tl.constexpr,
-    PRECISION: tl.constexpr,
-    WIDEN: tl.constexpr,
-    LOG2_E: tl.constexpr,
-):
-    """One program computes `ROWS` rows of the output and of its tangent for one head of one entry of the batch."""
-    MOVES_S: tl.constexpr = MOVES_Q or MOVES_K
-    FIRST_PART: tl.constexpr = 1 if KEEP else 0
+def _seen(scores, mask, stride, i, j, rows, columns, entry, FORM: tl.constexpr):
+    """Scores to the base 2 of queries i and keys j, which lie along different axes: -inf where i does not see j.
+
+    An odd `entry` says that the mask has a say in this block.
+    """
+    seen = j < columns
+    if FORM.CAUSAL:
+        seen = seen & (j <= i)
+    if FORM.MASK != "none":
+        inside = j < entry % 2 * columns
+        mask += j.to(tl.int64) * stride[3]
+        if FORM.TABLE:
+            mask += i.to(tl.int64) * stride[2]
+            inside = inside & (i < rows)
+        if FORM.MASK == "boolean":
+            seen = seen & (tl.load(mask, mask=inside, other=1) != 0)
+        else:
+            scores += tl.load(mask, mask=inside, other=0.0).to(tl.float32) * LOG2_E
+    return tl.where(seen, scores, float("-inf"))
+
+
+@triton.jit
+def _visit(lists, at, FORM: tl.constexpr):
+    """First key (or query) of the tile at position `at`, and the entry of its block in the list."""
+    first, entry = at, 1
+    if FORM.TABLE:
+        entry = tl.load(lists + 1 + at // FORM.BLOCK)
+        first = entry // 2 * FORM.BLOCK + at % FORM.BLOCK
+    return first, entry
+
+
+@triton.jit
+def kernel(tensors, strides, numbers, FORM: tl.constexpr):
+    """One program computes `ROWS` rows of the output and of its tangent for one head of one entry of the batch.
+
+    `tensors` are q, k, v, dq, dk, dv, mask, lists, out and tangent, with their `strides`, and the log-sum-exp; `numbers` are
+    heads, heads of queries for one of keys and for one of values, queries, keys and the scale.
+    """
+    WIDE_E: tl.constexpr = FORM.WIDE_E
+    WIDE_C: tl.constexpr = FORM.WIDE_C
+    ROWS: tl.constexpr = FORM.ROWS
+    COLUMNS: tl.constexpr = FORM.COLUMNS
+    q, k, v, dq, dk, dv, mask, lists, out, tangent, lse = tensors
+    q_s, k_s, v_s, dq_s, dk_s, dv_s, mask_s, lists_s, out_s, tangent_s = strides
+    heads, k_repeats, v_repeats, rows, columns, scale = numbers
+    SELECTS: tl.constexpr = FORM.MASK != "none" or FORM.TABLE
+    MOVES_S: tl.constexpr = FORM.MOVES_Q or FORM.MOVES_K
+    FIRST_PART: tl.constexpr = 1 if SELECTS else 0
     blocks = tl.cdiv(rows, ROWS)
     block = tl.program_id(0) % blocks
-    if CAUSAL:
+    if FORM.CAUSAL:
         block = blocks - 1 - block  # the rows that see most keys start first
     item = tl.program_id(0) // blocks
     batch, head = (item // heads).to(tl.int64), (item % heads).to(tl.int64)
     k_head, v_head = head // k_repeats, head // v_repeats
 
     i = block * ROWS + tl.arange(0, ROWS)
-    k += batch * k_b + k_head * k_h
-    v += batch * v_b + v_head * v_h
-    x = _lines(q + batch * q_b + head * q_h, i, q_l, rows, E, WIDE_E, True)
-    if MOVES_Q:
-        dx = _lines(dq + batch * dq_b + head * dq_h, i, dq_l, rows, E, WIDE_E, True)
-    if MOVES_K:
-        dk += batch * dk_b + k_head * dk_h
-    if MOVES_V:
-        dv += batch * dv_b + v_head * dv_h
-    keep += batch * keep_b
+    k, v = _at(k, k_s, batch, k_head), _at(v, v_s, batch, v_head)
+    x = _lines(_at(q, q_s, batch, head), i, q_s[2], rows, FORM.E, WIDE_E, not FORM.EVEN)
+    if FORM.MOVES_Q:
+        dx = _lines(_at(dq, dq_s, batch, head), i, dq_s[2], rows, FORM.E, WIDE_E, not FORM.EVEN)
+    if FORM.MOVES_K:
+        dk = _at(dk, dk_s, batch, k_head)
+    if FORM.MOVES_V:
+        dv = _at(dv, dv_s, batch, v_head)
+    if FORM.MASK != "none":
+        mask = _at(mask, mask_s, batch, head)
+    if FORM.TABLE:
+        lists = _at(lists, lists_s, batch, head) + block * ROWS // FORM.BLOCK * lists_s[2]
 
     # A constant added to a row of dS changes nothing. Taking off the mean over the first keys keeps P * dS small, and with
     # it the error of rounding P * dS to half precision.
     centre = tl.zeros([ROWS], tl.float32)
     if MOVES_S:
         near = tl.arange(0, COLUMNS)
+        if FORM.TABLE:
+            near += tl.load(lists + 1) // 2 * FORM.BLOCK
         share = tl.where(near < columns, 1.0, 0.0)
-        if KEEP:
-            share = tl.where(tl.load(keep + near, mask=near < columns, other=0) != 0, share, 0.0)
+        if FORM.MASK != "none":
+            some = tl.zeros([ROWS, COLUMNS], tl.float32)
+            some = _seen(some, mask, mask_s, i[:, None], near[None, :], rows, columns, 1, FORM)
+            some = tl.where((some > float("-inf")) & (i < rows)[:, None], 1.0, 0.0)
+            share = tl.max(some, 0)
         share = share / tl.maximum(tl.sum(share, 0), 1.0)
-        if MOVES_Q:
-            mean = tl.sum(share[:, None] * _lines(k, near, k_l, columns, E, WIDE_E, True).to(tl.float32), 0)
+        if FORM.MOVES_Q:
+            mean = tl.sum(share[:, None] * _lines(k, near, k_s[2], columns, FORM.E, WIDE_E, True).to(tl.float32), 0)
             centre += tl.sum(dx.to(tl.float32) * mean[None, :], 1)
-        if MOVES_K:
-            mean = tl.sum(share[:, None] * _lines(dk, near, dk_l, columns, E, WIDE_E, True).to(tl.float32), 0)
+        if FORM.MOVES_K:
+            mean = tl.sum(share[:, None] * _lines(dk, near, dk_s[2], columns, FORM.E, WIDE_E, True).to(tl.float32), 0)
             centre += tl.sum(x.to(tl.float32) * mean[None, :], 1)
         centre = centre * scale
 
@@ -150,31 +185,29 @@ def kernel(
     moved = tl.zeros([ROWS, WIDE_C], tl.float32)
     output = tl.zeros([ROWS, WIDE_C], tl.float32)
     # Part 0 visits the blocks in which every row sees every key, part 1 those cut by the diagonal, a mask or the end.
-    if CAUSAL:
+    if FORM.CAUSAL:
         whole = tl.minimum(columns, block * ROWS + 1) // COLUMNS * COLUMNS
         end = tl.minimum(columns, (block + 1) * ROWS)
     else:
         whole = columns // COLUMNS * COLUMNS
         end = columns
-    if KEEP:
+    if SELECTS:
         whole = 0
+    if FORM.TABLE:
+        end = tl.load(lists) * FORM.BLOCK
     for part in tl.static_range(FIRST_PART, 2):
         if part == 0:
             low, high = 0, whole
         else:
             low, high = whole, end
-        for first in range(low, high, COLUMNS):
+        for at in range(low, high, COLUMNS):
+            first, entry = _visit(lists, at, FORM)
             j = first + tl.arange(0, COLUMNS)
-            y = _lines(k, j, k_l, columns, E, WIDE_E, part == 1)
-            z = _lines(v, j, v_l, columns, C, WIDE_C, part == 1)
-            scores = _dot(x, tl.trans(y), nothing, PRECISION, WIDEN) * (scale * LOG2_E)
+            y = _lines(k, j, k_s[2], columns, FORM.E, WIDE_E, part == 1 and not FORM.EVEN)
+            z = _lines(v, j, v_s[2], columns, FORM.C, WIDE_C, part == 1 and not FORM.EVEN)
+            scores = _dot(x, tl.trans(y), nothing, FORM) * (scale * LOG2_E)
             if part == 1:
-                seen = (j < columns)[None, :]
-                if KEEP:
-                    seen = seen & (tl.load(keep + j, mask=j < columns, other=0) != 0)[None, :]
-                if CAUSAL:
-                    seen = seen & (j[None, :] <= i[:, None])
-                scores = tl.where(seen, scores, float("-inf"))
+                scores = _seen(scores, mask, mask_s, i[:, None], j[None, :], rows, columns, entry, FORM)
             new = tl.maximum(top, tl.max(scores, 1))
             level = new
             if part == 1:
@@ -187,34 +220,36 @@ def kernel(
             rounded = weights.to(z.dtype)
             if MOVES_S:
                 change = nothing
-                if MOVES_Q:
-                    change = _dot(dx, tl.trans(y), change, PRECISION, WIDEN)
-                if MOVES_K:
-                    dy = _lines(dk, j, dk_l, columns, E, WIDE_E, part == 1)
-                    change = _dot(x, tl.trans(dy), change, PRECISION, WIDEN)
+                if FORM.MOVES_Q:
+                    change = _dot(dx, tl.trans(y), change, FORM)
+                if FORM.MOVES_K:
+                    dy = _lines(dk, j, dk_s[2], columns, FORM.E, WIDE_E, part == 1 and not FORM.EVEN)
+                    change = _dot(x, tl.trans(dy), change, FORM)
                 weighted = weights * (change * scale - centre[:, None])
                 inner = inner * fade + tl.sum(weighted, 1)
-                moved = _dot(weighted.to(z.dtype), z, moved, PRECISION, WIDEN)
-            if MOVES_S or STORE_OUT:
-                output = _dot(rounded, z, output * fade[:, None], PRECISION, WIDEN)
-            if MOVES_V:
-                dz = _lines(dv, j, dv_l, columns, C, WIDE_C, part == 1)
-                moved = _dot(rounded, dz, moved, PRECISION, WIDEN)
+                moved = _dot(weighted.to(z.dtype), z, moved, FORM)
+            if MOVES_S or FORM.STORE_OUT:
+                output = _dot(rounded, z, output * fade[:, None], FORM)
+            if FORM.MOVES_V:
+                dz = _lines(dv, j, dv_s[2], columns, FORM.C, WIDE_C, part == 1 and not FORM.EVEN)
+                moved = _dot(rounded, dz, moved, FORM)
 
+    if FORM.STORE_OUT:
+        tl.store(lse + (batch * heads + head) * rows + i, (top + tl.log2(total)) / LOG2_E, mask=i < rows)
     # Rows that saw no key have all sums zero, and stay zero.
     total = tl.where(total == 0.0, 1.0, total)
     output = output / total[:, None]
     moved = moved / total[:, None] - (inner / total)[:, None] * output
     c = tl.arange(0, WIDE_C)
-    inside = (i[:, None] < rows) & (c[None, :] < C)
-    tangent += batch * tangent_b + head * tangent_h
-    tl.store(tangent + i[:, None] * tangent_l + c[None, :], moved.to(tangent.dtype.element_ty), mask=inside)
-    if STORE_OUT:
-        out += batch * out_b + head * out_h
-        tl.store(out + i[:, None] * out_l + c[None, :], output.to(out.dtype.element_ty), mask=inside)
+    inside = (i[:, None] < rows) & (c[None, :] < FORM.C)
+    tangent = _at(tangent, tangent_s, batch, head)
+    tl.store(tangent + i[:, None] * tangent_s[2] + c[None, :], moved.to(tangent.dtype.element_ty), mask=inside)
+    if FORM.STORE_OUT:
+        out = _at(out, out_s, batch, head)
+        tl.store(out + i[:, None] * out_s[2] + c[None, :], output.to(out.dtype.element_ty), mask=inside)
 
 
-def attention(
+def forward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -222,31 +257,16 @@ def attention(
     dk: Tensor | None,
     dv: Tensor | None,
     *,
-    keep: Tensor | None = None,
+    mask: Tensor | None = None,
+    blocks: Tensor | None = None,
     causal: bool = False,
     scale: float | None = None,
     grouped: bool = False,
-) -> Tensor:
-    """The tangent alone; arguments as for `with_output`."""
-    return _launch(arguments(q, k, v, dq, dk, dv, None, None, scale, grouped), keep, causal, None)
-
-
-def with_output(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    dq: Tensor | None,
-    dk: Tensor | None,
-    dv: Tensor | None,
-    *,
-    keep: Tensor | None = None,
-    causal: bool = False,
-    scale: float | None = None,
-    grouped: bool = False,
-) -> tuple[Tensor, Tensor]:
+    store: bool = True,
+) -> tuple[Tensor, Tensor, Tensor]:
     """Attention and its tangent in one pass over the keys, with online softmax (Dao et al., 2022)::
 
-        o = P v,   do = (P * dS) v + P dv - rowsum(P * dS) o,   P = softmax(S),   S = scale q k^T
+        o = P v,   do = (P * dS) v + P dv - rowsum(P * dS) o,   P = softmax(S),   S = scale q k^T + mask
 
     Sums are kept in float32. Products of float32 follow `torch.get_float32_matmul_precision()`.
 
@@ -255,86 +275,103 @@ def with_output(
         k: keys `(..., h or g, s, e)` of the same dtype.
         v: values `(..., h or g, s, c)` of the same dtype, with c at most 256.
         dq: tangent of the queries, None for zero; `dk` and `dv` likewise.
-        keep: boolean `(b or 1, s)`, True for the keys that take part.
+        mask: boolean (True: take part) or added to the scores, broadcast to `(..., h, l, s)`, read block by block.
+        blocks: what queries see in blocks of 128, as by `trigflow.tangent.attention.blocks.blocks_of`, which by default is
+            taken from a mask that differs between queries; without a mask, blocks that are not 0 are seen as a whole.
         causal: let query i see keys 0..i only.
         scale: factor of the scores; `1 / sqrt(e)` by default.
         grouped: fewer heads in k and v than in q.
+        store: False if the tangent alone is needed; o and lse then mean nothing.
 
     Returns:
-        `(o, do)`, both `(..., h, l, c)` in the dtype of q.
+        `(o, do, lse)`: o and do are `(..., h, l, c)` in the dtype of q; lse is the logarithm of the sum of `exp(S)` over the
+        keys, float32 `(..., h, l)`, -inf where no key is seen.
     """
-    a = arguments(q, k, v, dq, dk, dv, None, None, scale, grouped)
-    out = _empty(a)
-    tangent = _launch(a, keep, causal, out)
-    return out.view(a.shape), tangent
+    a = arguments(q, k, v, dq, dk, dv, mask, None, scale, grouped)
+    batch, heads, rows, _ = a.q.shape
+    tangent = torch.empty((batch, heads, rows, a.v.shape[3]), dtype=a.q.dtype, device=a.q.device)
+    out = torch.empty_like(tangent) if store else tangent
+    lse = torch.full(tangent.shape[:3], -float("inf"), dtype=torch.float32, device=a.q.device)
+    if tangent.numel() == 0 or a.k.shape[2] == 0:
+        out.zero_(), tangent.zero_()
+    else:
+        q, k, v = (unit_stride(t) for t in (a.q, a.k, a.v))
+        moves = [x if t is None else unit_stride(t.to(x.dtype)) for t, x in ((a.dq, q), (a.dk, k), (a.dv, v))]
+        sees, constants = masking(a, blocks, causal)
+        constants |= {name: t is not None for name, t in (("MOVES_Q", a.dq), ("MOVES_K", a.dk), ("MOVES_V", a.dv))}
+        tensors = (q, k, v, *moves, *sees, out, tangent)
+        repeats = (heads // k.shape[1], heads // v.shape[1])
+        launch(kernel, launches, a, tensors, (lse,), (heads, *repeats), {**constants, "STORE_OUT": store})
+    return out.view(a.shape), tangent.view(a.shape), lse.view(a.shape[:-1])
 
 
-def _empty(a: Arguments) -> Tensor:
-    return torch.empty((*a.q.shape[:3], a.v.shape[3]), dtype=a.q.dtype, device=a.q.device)
+def masking(
+    a: Arguments, blocks: Tensor | None, causal: bool, across: bool = False
+) -> tuple[tuple[Tensor, Tensor], dict[str, Any]]:
+    """The mask and the lists of blocks to visit (of queries for each block of keys with `across`), and constants of kernels."""
+    mask, kind = a.mask, "none"
+    per_row = mask is not None and mask.stride(2) != 0 and mask.shape[2] > 1
+    if mask is not None:
+        kind = "boolean" if mask.dtype == torch.bool else "added"
+        mask = mask.view(torch.uint8) if kind == "boolean" else mask.float() if mask.dtype == torch.float64 else mask
+        blocks = table.blocks_of(a.mask) if blocks is None and per_row else blocks  # type: ignore[arg-type]
+    visits = a.q
+    if blocks is not None:
+        blocks = blocks.tril() if causal else blocks
+        visits = table.lists(blocks.mT if across else blocks).expand(*a.q.shape[:2], -1, -1)
+    return (a.q if mask is None else mask, visits), {"CAUSAL": causal, "MASK": kind, "TABLE": blocks is not None}
 
 
-def _launch(a: Arguments, keep: Tensor | None, causal: bool, out: Tensor | None) -> Tensor:
-    """Run the kernel with the largest blocks that the device has room for; `out` receives the output."""
-    tangent = _empty(a)
-    batch, heads, rows, e = a.q.shape
-    columns, c = a.k.shape[2], a.v.shape[3]
-    if tangent.numel() == 0 or columns == 0:
-        if out is not None:
-            out.zero_()
-        return tangent.zero_().view(a.shape)
-    q, k, v = (_unit_stride(t) for t in (a.q, a.k, a.v))
-    dq, dk, dv = (x if t is None else _unit_stride(t.to(x.dtype)) for t, x in ((a.dq, q), (a.dk, k), (a.dv, v)))
-    seen = q if keep is None else keep.expand(batch, columns).contiguous().view(torch.uint8)
-    store = tangent if out is None else out
-    strides = [n for t in (q, k, v, dq, dk, dv) for n in t.stride()[:3]]
-    strides += [seen.stride(0), *store.stride()[:3], *tangent.stride()[:3]]
+def launch(
+    kernel: Any,
+    choices: Callable[[int, int, bool], list[tuple[int, int, int, int]]],
+    a: Arguments,
+    strided: tuple[Tensor, ...],
+    packed: tuple[Tensor, ...],
+    heads: tuple[int, int, int],
+    constants: dict[str, Any],
+) -> None:
+    """Run a kernel with the first of the choices (see `launches`) that the device has room for.
+
+    The kernel takes tensors, the strides of the first of them, and the numbers: three for the heads, of which the first counts
+    programs, the length of a program's own axis (keys with ACROSS) and of the other one, and the scale.
+    """
+    (batch, _, rows, e), columns, c, dtype = a.q.shape, a.k.shape[2], a.v.shape[3], a.q.dtype
     wide_e, wide_c = max(16, triton.next_power_of_2(e)), max(16, triton.next_power_of_2(c))
-    choices = launches(max(wide_e, wide_c), q.element_size())
-    kind = (q.device, wide_e, wide_c, q.dtype)
-    for number in range(_FIRST.get(kind, 0), len(choices)):
-        row_block, column_block, warps, stages = choices[number]
-        grid = (triton.cdiv(rows, row_block) * batch * heads,)
+    across = constants.get("ACROSS", False)
+    own, other = (columns, rows) if across else (rows, columns)
+    sizes = choices(max(64, wide_e, wide_c), a.q.element_size(), across)
+    kind = (choices, across, a.q.device, wide_e, wide_c, dtype)
+    precision, widen = _precision(dtype), a.q.device.type == "cpu" and dtype == torch.bfloat16
+    for number in range(_FIRST.get(kind, 0), len(sizes)):
+        tile_rows, tile_columns, warps, stages = sizes[number]
+        units = (table.BLOCK, table.BLOCK) if constants["TABLE"] else (tile_rows, tile_columns)
+        even = rows % units[0] == 0 and columns % units[1] == 0
+        form = Form(e, c, wide_e, wide_c, tile_rows, tile_columns, even, precision, widen, **constants)
+        programs = triton.cdiv(own, tile_columns if across else tile_rows) * batch * heads[0]
+        strides = tuple(t.stride() for t in strided)
         try:
-            with torch.cuda.device(q.device) if q.is_cuda else nullcontext():
-                kernel[grid](
-                    *(q, k, v, dq, dk, dv, seen, store, tangent),
-                    *strides,
-                    *(heads, heads // k.shape[1], heads // v.shape[1], rows, columns, a.scale),
-                    E=e,
-                    C=c,
-                    WIDE_E=wide_e,
-                    WIDE_C=wide_c,
-                    ROWS=row_block,
-                    COLUMNS=column_block,
-                    CAUSAL=causal,
-                    KEEP=keep is not None,
-                    MOVES_Q=a.dq is not None,
-                    MOVES_K=a.dk is not None,
-                    MOVES_V=a.dv is not None,
-                    STORE_OUT=out is not None,
-                    PRECISION=_precision(q.dtype),
-                    WIDEN=q.device.type == "cpu" and q.dtype == torch.bfloat16,
-                    LOG2_E=LOG2_E,
+            with torch.cuda.device(a.q.device) if a.q.is_cuda else nullcontext():
+                kernel[(programs,)](
+                    *((*strided, *packed), strides, (*heads, own, other, a.scale), form),
                     num_warps=warps,
                     num_stages=stages,
                     enable_fp_fusion=True,
                 )
         except OutOfResources:
-            if number + 1 == len(choices):
+            if number + 1 == len(sizes):
                 raise
             continue
         _FIRST[kind] = number
         break
-    return tangent.view(a.shape)
 
 
-def launches(wide: int, itemsize: int) -> list[tuple[int, int, int, int]]:
+def launches(wide: int, itemsize: int, across: bool = False) -> list[tuple[int, int, int, int]]:
     """Queries and keys of a block, warps and pipeline stages, in the order in which to try them.
 
     Four tiles of keys and values and their tangents are in flight, beside two sums of the size of the output. The first
     choices fill the registers and the shared memory of a Hopper chip without spilling; smaller chips take a later one.
     """
-    wide = max(64, wide)
     if itemsize == 2:
         first = {
             64: [(128, 64, 8, 3), (128, 64, 8, 2)],
@@ -346,7 +383,7 @@ def launches(wide: int, itemsize: int) -> list[tuple[int, int, int, int]]:
     return [*first, (64, 32, 4, 1), (32, 32, 4, 1), (16, 16, 4, 1)]
 
 
-def _unit_stride(x: Tensor) -> Tensor:
+def unit_stride(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 

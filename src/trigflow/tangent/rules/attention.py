@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from trigflow.tangent.attention import attention
+from trigflow.tangent.attention import attention, attention_with_tangent
+from trigflow.tangent.attention.select import fused
 from trigflow.tangent.dispatch import replayed_draws, traced, unsupported
 from trigflow.tangent.dual import Dual, no_grad, pair, strip
 from trigflow.tangent.table import register
@@ -24,8 +25,15 @@ def scaled_dot_product_attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Any:
-    """The primal keeps the fast backward of PyTorch's kernels; the tangent never touches the graph."""
+    """The primal keeps the fast backward of PyTorch's kernels (or our own, see `fused`); the tangent is off the graph."""
     q, k, v, mask = strip((query, key, value, attn_mask))
+    dq, dk, dv, dmask = (t.tangent if type(t) is Dual else None for t in (query, key, value, attn_mask))
+    if dropout_p == 0 and fused(q, k, v, mask, dmask, is_causal, enable_gqa):
+        return pair(
+            *attention_with_tangent(
+                *(q, k, v, dq, dk, dv), mask=mask, causal=is_causal, scale=scale, grouped=enable_gqa
+            )
+        )
     settings: dict[str, Any] = {"scale": scale, "enable_gqa": enable_gqa}
     dropped = None
     if dropout_p == 0:
@@ -45,7 +53,6 @@ def scaled_dot_product_attention(
                 if not torch.allclose(again, primal, rtol=1e-3, atol=1e-5, equal_nan=True):
                     raise unsupported(func, "the dropout mask of this attention kernel cannot be drawn again")
     with no_grad():
-        dq, dk, dv, dmask = (t.tangent if type(t) is Dual else None for t in (query, key, value, attn_mask))
         tangent = attention(
             *(q, k, v, dq, dk, dv),
             mask=mask,
