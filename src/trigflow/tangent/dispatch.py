@@ -11,7 +11,7 @@ from torch.autograd import forward_ad
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from trigflow.tangent.dual import HANDLERS, Dual, Handler, no_grad, pair, strip, value_read
+from trigflow.tangent.dual import HANDLERS, RUN, Dual, Handler, no_grad, pair, strip, value_read
 from trigflow.tangent.errors import DERIVATIVES, TangentError, error, function_name
 from trigflow.tangent.table import NAMES
 
@@ -116,7 +116,11 @@ class Decomposed:
         self.body = body
 
     def __call__(self, func: Any, *args: Any, **kwargs: Any) -> Any:
-        return self.body(*args, **kwargs)
+        now = RUN.get()
+        if now is None or now.watch is None:
+            return self.body(*args, **kwargs)
+        with now.watch:
+            return self.body(*args, **kwargs)
 
 
 def unsupported(func: Any, why: str) -> TangentError:

@@ -18,6 +18,7 @@ from torch.nn.modules._functions import BackwardHookFunction
 from trigflow.tangent.dispatch import replayed_draws, same_values, torchscript
 from trigflow.tangent.dual import HANDLERS, Dual, call, has_dual, no_grad, pair, strip
 from trigflow.tangent.errors import DERIVATIVES, TangentError, error
+from trigflow.tangent.written import lifted
 
 # Function.apply ends in super().apply, looked up at each call, which this base class does not define itself. A check
 # put there is met also by names bound long before, as in `custom = Custom.apply` at the top of a module.
@@ -26,6 +27,7 @@ BASE: Any = autograd_function._SingleLevelFunction
 
 def checked_apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
     """`autograd.Function.apply` for all arguments but duals, and for duals where the derivative is known."""
+    args, kwargs = lifted(args), lifted(kwargs)
     if has_dual(args) or has_dual(kwargs):
         known = cls is BackwardHookFunction or cls.jvp is not BASE.jvp
         if not known or kwargs or any(has_dual(a) for a in args if type(a) is not Dual):
@@ -92,7 +94,7 @@ def without_duals(original: Callable[..., Any]) -> Callable[..., Any]:
     """`original`, through which a transform of PyTorch takes its tensors, for all arguments but duals."""
 
     def checked(*args: Any, **kwargs: Any) -> Any:
-        if has_dual(args) or has_dual(kwargs):
+        if has_dual(lifted(args)) or has_dual(lifted(kwargs)):
             raise error("a tensor that carries a tangent in a transform of PyTorch", *DERIVATIVES)
         return original(*args, **kwargs)
 
@@ -103,8 +105,13 @@ def scripted(original: Callable[..., Any]) -> Callable[..., Any]:
     """The call of a function under `torch.jit.script` for all arguments but duals."""
 
     def checked(function: Any, *args: Any, **kwargs: Any) -> Any:
-        if has_dual(args) or has_dual(kwargs):
+        if has_dual(lifted(args)) or has_dual(lifted(kwargs)):
             raise torchscript(function.name)
         return original(function, *args, **kwargs)
 
     return checked
+
+
+def lifting(original: Callable[..., Any]) -> Callable[..., Any]:
+    """The call of a method in TorchScript, which asks no torch function mode."""
+    return lambda method, *args, **kwargs: original(method, *lifted(args), **lifted(kwargs))

@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 
 from trigflow.tangent import guard
 from trigflow.tangent.dual import RUN, Dual, Run, check_version, strip
+from trigflow.tangent.written import FACTORIES, end, lifted, noted
 
 
 @dataclasses.dataclass
@@ -46,7 +47,7 @@ def opened(value: Any) -> Any:
         check_version(x)
         return PlainDual(x.primal, x.tangent)
 
-    return _mapped(value, Dual, change)
+    return _mapped(lifted(value), Dual, change)
 
 
 def closed(value: Any) -> Any:
@@ -180,6 +181,10 @@ def _replacements() -> Iterator[tuple[Any, str, Any]]:
     """Owner, name and replacement, for those modules that have been imported."""
     yield guard.BASE, "apply", classmethod(guard.checked_apply)
     yield torch._C.ScriptFunction, "__call__", guard.scripted(torch._C.ScriptFunction.__call__)
+    for name in FACTORIES:
+        yield torch, name, noted(getattr(torch, name))
+    yield Tensor, "clone", noted(Tensor.clone)
+    yield torch._C.ScriptMethod, "__call__", guard.lifting(torch._C.ScriptMethod.__call__)
     yield nn.TransformerEncoder, "forward", _unpacked(nn.TransformerEncoder.forward)
     for name, door in _DOORS.items():
         module = sys.modules.get(name)
@@ -227,6 +232,7 @@ def prepared() -> Iterator[None]:
         yield
     finally:
         RUN.reset(token)
+        end(run)
         if run.stance is not None:
             run.stance.__exit__(None, None, None)
         with _lock:

@@ -1,0 +1,264 @@
+"""Tangents in plain tensors: `y = torch.zeros(n, d)`, `y[mask] = f(x)`, and whatever reads `y` afterwards.
+
+The variables of a function go on pointing at the plain tensor, so the tangent is kept beside it: the run has a `Shadow` for
+the tensor that owns the memory, and a view of it has the same view of the shadow. From the first such write to the end of
+the run a torch function mode gives every function a `Dual` in place of a plain tensor with a shadow. A network that never
+writes so never meets the mode; all it pays is the note taken of each call of a factory.
+
+Only a tensor made inside the call may take a tangent; one that outlives the call (a parameter, a buffer, a constant input, a
+variable outside) would lose it. PyTorch does not say when a tensor was made. It was inside if
+
+* a factory of PyTorch (`torch.zeros`, ...) that was called in the run returned it, or
+* its node on the autograd graph is younger than the run, and nothing had been written into it before, or
+* it is gone when the function has returned, or only the output holds it. This can be seen no sooner than then.
+
+Where none of these holds the write is refused: at once for parameters and leaves of the graph, when the function returns
+otherwise. By then the values have been written, as in a plain run.
+"""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, overrides
+from torch.utils import _pytree as pytree
+
+from trigflow.tangent import dual
+from trigflow.tangent.dual import OWN, RUN, VALUE_FREE, Dual, Run, has_dual, no_grad
+from trigflow.tangent.errors import TangentError, error, function_name
+
+FACTORIES = (
+    "zeros ones empty full zeros_like ones_like empty_like full_like empty_strided eye rand randn rand_like randn_like arange "
+    "linspace tensor scalar_tensor"
+).split()
+
+
+class Shadow(NamedTuple):
+    """The tangent of the tensor `owner` of a memory, in the same layout, right for one version of it."""
+
+    owner: Callable[[], Tensor | None]
+    tangent: Tensor
+    version: int
+
+
+def owner_of(x: Tensor) -> Tensor:
+    """The tensor of which `x` is a view, or itself."""
+    return x if x._base is None else x._base
+
+
+def noted(original: Callable[..., Any]) -> Callable[..., Any]:
+    """A factory of PyTorch that lets the run know what it has made."""
+
+    def factory(*args: Any, **kwargs: Any) -> Any:
+        made, now = original(*args, **kwargs), RUN.get()
+        if now is not None and isinstance(made, Tensor) and kwargs.get("out") is None:
+            now.made[id(made)] = weakref.ref(made)
+        return made
+
+    return factory
+
+
+def begin(duals: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Note how old the autograd graph is before the function meets its arguments."""
+    RUN.get().start = torch._C._autograd._get_sequence_nr()  # type: ignore[union-attr, attr-defined]
+    return duals
+
+
+def shadow_of(x: Tensor) -> Shadow | None:
+    """The shadow of the memory of `x` in this run."""
+    now = RUN.get()
+    if now is None or not now.shadows:
+        return None
+    owner = owner_of(x)
+    found: Shadow | None = now.shadows.get(id(owner))
+    return found if found is not None and found.owner() is owner else None
+
+
+def part(tangent: Tensor, x: Tensor) -> Tensor:
+    """The view of the tangent of its owner that corresponds to `x`."""
+    owner = owner_of(x)
+    if x is owner:
+        return tangent
+    return tangent.as_strided(x.shape, x.stride(), x.storage_offset() - owner.storage_offset())
+
+
+def adopt(func: Any, x: Any) -> Any:
+    """A plain tensor into which `func` is about to write a tangent, as a `Dual` with a tangent of zeros.
+
+    Tensors of integers take none: what is written into them is rounded.
+    """
+    now = RUN.get()
+    if not isinstance(x, Tensor) or now is None or x.layout != torch.strided:
+        raise _refused(func, "carries none")
+    if not (x.is_floating_point() or x.is_complex()):
+        return x
+    found, owner = shadow_of(x), owner_of(x)
+    if found is None:
+        if owner.dtype != x.dtype or owner.is_conj() != x.is_conj() or owner.is_neg() != x.is_neg():
+            raise _refused(func, "is a view of another type")
+        if owner.is_leaf and (owner.requires_grad or isinstance(owner, torch.nn.Parameter)):
+            raise _refused(func, "is a parameter or another leaf of the graph")
+        if not _made_inside(now, owner):
+            now.doubtful.append(
+                (weakref.ref(owner), _refused(func, "was made outside of the call, or is kept by something"))
+            )
+        with no_grad():
+            zeros = torch.empty_strided(owner.shape, owner.stride(), dtype=owner.dtype, device=owner.device).zero_()
+        now.shadows[id(owner)] = Shadow(weakref.ref(owner), zeros, owner._version)
+        if now.watch is None:
+            now.watch = Watch(now)
+            _beneath(now.watch)
+    lifting, now.lifting = now.lifting, True
+    try:
+        return lifted(x)
+    finally:
+        now.lifting = lifting
+
+
+def _made_inside(now: Run, owner: Tensor) -> bool:
+    made = now.made.get(id(owner))
+    if made is not None and made() is owner:
+        return True
+    node = owner.grad_fn
+    return node is not None and owner._version == 0 and node._sequence_nr() >= now.start  # type: ignore[attr-defined]
+
+
+def _refused(func: Any, why: str) -> TangentError:
+    return error(
+        f"{function_name(func)} writes a tangent into a tensor that {why}, where it would be lost",
+        "expected a tensor made inside the call",
+        "write into a .clone() of it or into torch.zeros(...), or use a function that returns its result",
+    )
+
+
+def record(x: Tensor, tangent: Tensor) -> None:
+    """Note the tangent of `x` after a write to it, if its memory has a shadow."""
+    found = shadow_of(x)
+    if found is None:
+        return
+    with no_grad():
+        whole = found.tangent.clone()  # the old one is lent to values that were read before
+        part(whole, x).copy_(tangent)
+    RUN.get().shadows[id(owner_of(x))] = found._replace(tangent=whole, version=x._version)  # type: ignore[union-attr]
+
+
+def known(x: Tensor) -> Tensor | None:
+    """The tangent of what the memory of `x` holds now, if it has a shadow."""
+    found = shadow_of(x)
+    if found is None:
+        return None
+    if found.version != x._version or x.dtype != found.tangent.dtype:
+        raise error(
+            "a tensor that carries a tangent was written in place or is read through another tensor that shares its memory",
+            "expected writes through the tensor that is used afterwards, and one type",
+            "copy one of the two with .clone() before the write, or use the form that returns a result",
+        )
+    return part(found.tangent, x)
+
+
+def lifted(value: Any) -> Any:
+    """`value` with every plain tensor that has a shadow, in nested tuples, lists and dicts, as a `Dual`; not inside of a rule."""
+    now = RUN.get()
+    if now is None or not now.lifting:
+        return value
+    now.lifting = False
+    try:
+        return _lifted(value)
+    finally:
+        now.lifting = True
+
+
+def _lifted(value: Any) -> Any:
+    kind = type(value)
+    if kind is Dual:
+        return value
+    if isinstance(value, Tensor):
+        tangent = known(value)
+        return value if tangent is None else Dual(value, tangent)
+    if kind is tuple or kind is list:
+        return kind(_lifted(v) for v in value)
+    if kind is dict:
+        return {k: _lifted(v) for k, v in value.items()}
+    return value
+
+
+class Watch(overrides.TorchFunctionMode):
+    """Gives torch functions the duals of plain tensors; does nothing while `run.lifting` is false, inside of a rule."""
+
+    def __init__(self, run: Run) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.owner = run
+        self.before: list[bool] = []
+
+    def __enter__(self) -> Any:
+        self.before.append(self.owner.lifting)
+        self.owner.lifting = True
+        return super().__enter__()  # type: ignore[no-untyped-call]
+
+    def __exit__(self, *reason: Any) -> None:
+        super().__exit__(*reason)  # type: ignore[no-untyped-call]
+        self.owner.lifting = self.before.pop()
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        field = _field(func) if name in ("__get__", "__set__") else None
+        if not self.owner.lifting or (name == "__get__" and field in VALUE_FREE):
+            return func(*args, **kwargs)
+        given, options = lifted(args), lifted(kwargs)
+        if not has_dual(given) and not has_dual(options):
+            return func(*args, **kwargs)
+        if field is not None and type(given[0]) is Dual:
+            return getattr(given[0], field) if name == "__get__" else setattr(given[0], field, *given[1:])
+        if name in OWN and getattr(Tensor, name, None) is func:
+            return getattr(Dual, name)(*given, **options)
+        return dual.call(func, given, options)
+
+    def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any:
+        """`dual.run`, on duals alone."""
+        args, kwargs = lifted(args), lifted(kwargs)
+        self.owner.lifting = False
+        try:
+            return dual.run(func, args, kwargs)
+        finally:
+            self.owner.lifting = True
+
+
+def _field(func: Any) -> str | None:
+    """The attribute that a getter or setter stands for."""
+    descriptor = getattr(func, "__self__", None)
+    name = getattr(descriptor, "__name__", None)
+    return name if name is not None else getattr(getattr(descriptor, "fget", None), "__name__", None)
+
+
+def _beneath(mode: Watch) -> None:
+    """Put a mode below all others of this thread, whose contexts take the topmost away when they end."""
+    above = [overrides._pop_mode() for _ in range(torch._C._len_torch_function_stack())]
+    for other in (mode, *reversed(above)):
+        overrides._push_mode(other)
+
+
+def end(run: Run) -> None:
+    """Take the mode of a run off the stack."""
+    if run.watch is not None:
+        modes = [overrides._pop_mode() for _ in range(torch._C._len_torch_function_stack())]
+        for other in reversed(modes):
+            if other is not run.watch:
+                overrides._push_mode(other)
+
+
+def check_kept(result: Any) -> None:
+    """Raise for a tensor that was written into and is still held by something else than the result."""
+    now, probe = RUN.get(), object()
+    for reference, reason in now.doubtful if now is not None else ():
+        owner = reference()
+        if owner is not None:
+            mine = sum(leaf is owner for leaf in pytree.tree_leaves(result))
+            if sys.getrefcount(owner) > sys.getrefcount(probe) + mine or owner._use_count() > 1:
+                raise reason
