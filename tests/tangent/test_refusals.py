@@ -13,7 +13,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from tangent.helpers import draw, relative_error
 from trigflow.tangent import Dual, TangentError, jvp
@@ -66,7 +65,6 @@ REFUSED: dict[str, tuple[Callable[[Any], Any], str]] = {
     "pickle": (lambda x: pickle.dumps(x), "pickling"),
     "other type of the same memory": (lambda x: x.view(torch.int64), "view"),
     "renormalized embedding": (lambda x: F.embedding(torch.tensor([0]), x[:, None], max_norm=1.0), "embedding"),
-    "reentrant checkpoint": (lambda x: checkpoint(torch.sin, x, use_reentrant=True), "use_reentrant=False"),
     "None": (lambda x: None, "None"),
     "number": (lambda x: (x, 3), "int"),
     "nested jvp": (lambda x: jvp(torch.sin, (x,), (DX,))[0], "inside jvp"),

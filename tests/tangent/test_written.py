@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -100,11 +101,8 @@ def test_tensors_made_inside(name: str) -> None:
             z, alias = y[1:], y
             y += x
             assert type(alias) is Tensor
-        shared = (alias,) if name == "function of a constant" else (alias, z.sum(), alias.mean(0), alias[:, 1])
-        del z
-        if len(shared) > 1:
-            shared += (checkpoint(lambda y: (y * x).exp(), alias, use_reentrant=False),)
-        return shared
+        kept = checkpoint(lambda y: (y * x).exp(), alias, use_reentrant=False)
+        return kept, z.sum(), alias.mean(0), alias
 
     check(fn, (X,))
     assert torch._C._len_torch_function_stack() == 0
@@ -190,32 +188,36 @@ class Holds(nn.Module):
         self.cache = [zeros()]
 
 
-HOLDER = Holds()
-OUTSIDE: dict[str, Callable[[Any, Any], Any]] = {
-    "parameter": lambda x, c: HOLDER.weight.add_(x),
-    "part of a parameter": lambda x, c: HOLDER.weight[0].add_(x[0]),
-    "buffer": lambda x, c: HOLDER.table.copy_(x) * 0,
-    "part of a buffer": lambda x, c: HOLDER.table[1].copy_(x[0]) * 0,
-    "in a list": lambda x, c: HOLDER.cache[0].copy_(x),
-    "constant input": lambda x, c: c.copy_(x),
-    "of the surroundings": lambda x, c: KEPT.index_add_(0, ROWS, x[:2] * 0),
-    "out": lambda x, c: torch.sin(x, out=c),
-    "kept by something": lambda x, c: HOLDER.cache.append((KEPT * 2).add_(x).primal) or x,
+OUTSIDE: dict[str, Callable[[Any, Any, Any], Any]] = {
+    "parameter": lambda x, c, net: net.weight.add_(x),
+    "part of a parameter": lambda x, c, net: net.weight[0].add_(x[0]),
+    "buffer": lambda x, c, net: net.table.copy_(x) * 0,
+    "part of a buffer": lambda x, c, net: net.table[1].copy_(x[0]) * 0,
+    "in a list": lambda x, c, net: net.cache[0].copy_(x),
+    "constant input": lambda x, c, net: c.copy_(x),
+    "of the surroundings": lambda x, c, net: KEPT.index_add_(0, ROWS, x[:2] * 0),
+    "out": lambda x, c, net: torch.sin(x, out=c),
+    "alias of a parameter": lambda x, c, net: net.weight.detach().add_(x),
+    "data of a parameter": lambda x, c, net: net.weight.data[0].add_(x[0]),
+    "alias of a buffer": lambda x, c, net: net.table.detach()[1].copy_(x[0]) * 0,
 }
 
 
 @pytest.mark.parametrize("name", OUTSIDE)
 @pytest.mark.parametrize("gradients", [True, False])
 def test_tensors_that_outlive_the_call_are_refused(name: str, gradients: bool) -> None:
+    net, fn, kept = Holds(), OUTSIDE[name], KEPT.clone()
     with torch.set_grad_enabled(gradients), pytest.raises(TangentError) as caught:
-        jvp(OUTSIDE[name], (X, zeros()), (DX, None))
+        jvp(lambda x, c: fn(x, c, net), (X, zeros()), (DX, None))
     message = str(caught.value)
-    assert "writes a tangent into a tensor that" in message
+    assert "writes a tangent into a tensor that was made outside of the call" in message
     assert "expected a tensor made inside the call" in message
     assert message.count(";") == 2
     assert torch._C._len_torch_function_stack() == 0
-    assert not coverage(lambda x: OUTSIDE[name](x, KEPT), X).complete
-    del HOLDER.cache[1:]
+    assert gc.isenabled()
+    assert not any(p.any() for p in (net.weight, net.table, *net.cache))
+    assert torch.equal(KEPT, kept)
+    assert not coverage(lambda x: fn(x, net.cache[0], net), X).complete
 
 
 @pytest.mark.filterwarnings("ignore:To copy construct from a tensor")

@@ -40,7 +40,7 @@ def _find(func: Any) -> Handler:
     if isinstance(func, torch._C.ScriptMethod):
         return scripted
     if isinstance(func, torch._ops.HigherOrderOperator):
-        return opaque
+        return NAMES.get(f"higher_order.{func.name()}", opaque)
     if isinstance(func, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
         known = str(func).startswith("aten") or "aten::" in str(getattr(func, "_qualified_op_name", ""))
         if known and name in NAMES:

@@ -32,19 +32,15 @@ class Run:
     Attributes:
         journal: writes into views, see inplace.py.
         stance: of the compiler, if it was loaded in this run, see surroundings.py.
-        start: age of the autograd graph at the start of the run.
-        made, shadows, doubtful, watch, lifting: plain tensors that carry tangents, see written.py.
+        shadows, watch, lifting: plain tensors that carry tangents, see written.py.
     """
 
-    __slots__ = ("doubtful", "journal", "lifting", "made", "shadows", "stance", "start", "watch")
+    __slots__ = ("journal", "lifting", "shadows", "stance", "watch")
 
     def __init__(self) -> None:
         self.journal: list[Any] = []
         self.stance: Any = None
-        self.start = 0
-        self.made: dict[int, Any] = {}
         self.shadows: dict[int, Any] = {}
-        self.doubtful: list[Any] = []
         self.watch: Any = None
         self.lifting = False
 
