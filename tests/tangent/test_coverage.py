@@ -56,3 +56,36 @@ def test_nothing_is_left_behind() -> None:
     assert w.grad is None
     assert torch.is_grad_enabled()
     assert (X @ w).requires_grad
+
+
+class Timed(nn.Module):
+    """A network whose time is embedded in one of several ways."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.way, self.table, self.drop = way, nn.Embedding(10, 4).double(), nn.Dropout(0.5)
+
+    def forward(self, x: Any, t: Any) -> Any:
+        if self.way == "table":
+            return self.drop(x) * self.table(t.round().long())[:, None]
+        return self.drop(x) * {"unused": 1.0, "smooth": torch.sin(t)[:, None, None]}[self.way]
+
+
+def test_does_the_output_move_with_the_time() -> None:
+    t = torch.tensor([3.4, 4.4, 0.9], dtype=torch.float64)
+    report = coverage(Timed("smooth"), X, t, time=1)
+    assert report.moves is not None
+    assert report.follows is not None
+    assert 0.5 < report.moves / report.follows < 2
+    assert "misses" not in str(report)
+    table = coverage(Timed("table"), X, t, time=1)
+    assert table.moves != 0  # some round up
+    assert table.follows == 0
+    assert table.complete
+    assert "the tangent misses the time: it is rounded" in str(table)
+    unused = coverage(Timed("unused"), X, t, time=1)
+    assert (unused.moves, unused.follows) == (0, 0)
+    steps = coverage(Timed("table"), X, torch.tensor([3, 4, 1]), time=1)
+    assert "misses the time" in str(steps)
+    assert coverage(Timed("smooth"), X, t).moves is None

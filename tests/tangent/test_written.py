@@ -210,7 +210,7 @@ def test_tensors_that_outlive_the_call_are_refused(name: str, gradients: bool) -
     with torch.set_grad_enabled(gradients), pytest.raises(TangentError) as caught:
         jvp(lambda x, c: fn(x, c, net), (X, zeros()), (DX, None))
     message = str(caught.value)
-    assert "writes a tangent into a tensor that was made outside of the call" in message
+    assert "writes a tangent into a tensor made outside of the call" in message
     assert "expected a tensor made inside the call" in message
     assert message.count(";") == 2
     assert torch._C._len_torch_function_stack() == 0

@@ -119,8 +119,11 @@ class Decomposed:
         now = RUN.get()
         if now is None or now.watch is None:
             return self.body(*args, **kwargs)
-        with now.watch:
+        lifting, now.lifting = now.lifting, True
+        try:
             return self.body(*args, **kwargs)
+        finally:
+            now.lifting = lifting
 
 
 def unsupported(func: Any, why: str) -> TangentError:

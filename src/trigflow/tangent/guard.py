@@ -8,6 +8,7 @@ identity behind the full backward hooks of modules.
 from __future__ import annotations
 
 import inspect
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -82,7 +83,10 @@ def recomputes(cls: Any, args: tuple[Any, ...]) -> bool:
         if code is None
         else {*code.co_names, *(n for c in code.co_consts if inspect.iscode(c) for n in c.co_names)}
     )
-    return bool(names & {"enable_grad", "set_grad_enabled"}) and sum(callable(a) and not _tensor(a) for a in args) == 1
+    return (
+        bool(names & {"enable_grad", "set_grad_enabled"})
+        and sum(callable(a) and not isinstance(a, Tensor) for a in args) == 1
+    )
 
 
 def recomputed(cls: Any, args: tuple[Any, ...]) -> Any:
@@ -93,8 +97,8 @@ def recomputed(cls: Any, args: tuple[Any, ...]) -> Any:
     its backward is the derivative of the callable is taken on trust: there is no other reason to run it with gradients.
     Parameters that only the callable holds get gradients too, and backward repeats its draws, even if the original did not.
     """
-    place = next(i for i, a in enumerate(args) if callable(a) and not _tensor(a))
-    recording = torch.is_grad_enabled() and any(_tensor(a) and a.requires_grad for a in args)
+    place = next(i for i, a in enumerate(args) if callable(a) and not isinstance(a, Tensor))
+    recording = torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args)
     results: list[Any] = []
 
     def body(*inputs: Any, **options: Any) -> Any:
@@ -102,27 +106,14 @@ def recomputed(cls: Any, args: tuple[Any, ...]) -> Any:
             results.append(torch.utils.checkpoint.checkpoint(args[place], *inputs, use_reentrant=False, **options))
         return results[-1]
 
+    methods = "save_for_backward save_for_forward mark_dirty mark_non_differentiable set_materialize_grads".split()
+    context = types.SimpleNamespace(**dict.fromkeys(methods, lambda *args: None))
+    context.needs_input_grad = tuple(isinstance(a, Tensor) and a.requires_grad for a in args)
     with torch.no_grad():
-        out = cls.forward(_Forgetful(args), *args[:place], body, *args[place + 1 :])
+        out = cls.forward(context, *args[:place], body, *args[place + 1 :])
     if len(results) != 1 or not all(a is b for a, b in zip(_tuple(out), _tuple(results[0]), strict=True)):
         raise refusal(cls, "it does more than to run its callable once")
     return out
-
-
-class _Forgetful:
-    """The context of a Function whose backward never runs."""
-
-    def __init__(self, args: tuple[Any, ...]) -> None:
-        self.needs_input_grad = (False, *(_tensor(a) and a.requires_grad for a in args))
-
-    def save_for_backward(self, *tensors: Any) -> None:
-        pass
-
-    mark_dirty = mark_non_differentiable = set_materialize_grads = save_for_forward = save_for_backward
-
-
-def _tensor(value: Any) -> bool:
-    return isinstance(value, Tensor)
 
 
 def _tuple(value: Any) -> tuple[Any, ...]:

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from trigflow.tangent.dual import Dual, has_dual, no_grad, run, strip
 from trigflow.tangent.errors import TangentError, error, function_name
-from trigflow.tangent.written import adopt, known, owner_of, record
+from trigflow.tangent.written import adopt, owner_of, record, tangent_of
 
 
 class Write(NamedTuple):
@@ -94,7 +94,7 @@ def refresh(x: Dual) -> None:
     Raises:
         TangentError: if the tangent of one of them is not known.
     """
-    tangent = known(x.primal)
+    tangent = tangent_of(x.primal)
     if tangent is not None:
         x.tangent, x.version = tangent, x.primal._version
         return
@@ -168,10 +168,8 @@ def in_place(func: Any, *args: Any, **kwargs: Any) -> Any:
     x = args[0] if args else kwargs.get("input", kwargs.get("self"))
     if type(x) is not Dual:
         x = adopt(func, x)
-        if type(x) is not Dual:
-            return func(*strip(args), **strip(kwargs))
         rest = {k: v for k, v in kwargs.items() if k not in ("input", "self")}
-        return x.run.watch.run(func, (x, *args[1:]), rest)  # type: ignore[union-attr]
+        return _adopted(x, func, (x, *args[1:]), rest)
     if name == "__setitem__":
         _write(func, x, args, kwargs, lambda: _assigned(x, *args[1:]))
         return None
@@ -202,14 +200,19 @@ def inplace_setting(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     return _write(func, x, args, kwargs, lambda: _tangent(run(func, args, {**kwargs, "inplace": False}), x))
 
 
+def _adopted(x: Any, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Write into a tensor that was plain before, or is one of integers."""
+    if type(x) is not Dual:
+        return func(*strip(args), **strip(kwargs))
+    return x.run.watch.run(func, args, kwargs)  # type: ignore[union-attr]
+
+
 def into(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """`f(x, out=y)`: the tangent is that of the form that returns its result."""
     x = kwargs["out"]
     if type(x) is not Dual:
         x = adopt(func, x)
-        if type(x) is not Dual:
-            return func(*strip(args), **strip(kwargs))
-        return x.run.watch.run(func, args, {**kwargs, "out": x})  # type: ignore[union-attr]
+        return _adopted(x, func, args, {**kwargs, "out": x})
     rest = {name: value for name, value in kwargs.items() if name != "out"}
     moving = has_dual(args) or has_dual(rest)
 

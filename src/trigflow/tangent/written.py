@@ -40,17 +40,13 @@ def owner_of(x: Tensor) -> Tensor:
     return x if x._base is None else x._base
 
 
-def shadow_of(x: Tensor) -> Shadow | None:
-    """The shadow of the memory of `x` in this run."""
-    now = RUN.get()
-    if now is None or not now.shadows:
-        return None
-    owner = owner_of(x)
-    found: Shadow | None = now.shadows.get(id(owner))
+def _shadow(x: Tensor) -> Shadow | None:
+    now, owner = RUN.get(), owner_of(x)
+    found = None if now is None else now.shadows.get(id(owner))
     return found if found is not None and found.owner() is owner else None
 
 
-def part(tangent: Tensor, x: Tensor) -> Tensor:
+def _part(tangent: Tensor, x: Tensor) -> Tensor:
     """The view of the tangent of its owner that corresponds to `x`."""
     owner = owner_of(x)
     if x is owner:
@@ -65,26 +61,23 @@ def adopt(func: Any, x: Any) -> Any:
     """
     now = RUN.get()
     if not isinstance(x, Tensor) or now is None or x.layout != torch.strided:
-        raise _refused(func, "carries none")
+        raise _refused(func, "that carries none")
     if not (x.is_floating_point() or x.is_complex()):
         return x
-    found, owner = shadow_of(x), owner_of(x)
-    if found is None:
+    owner = owner_of(x)
+    if _shadow(x) is None:
         if owner.dtype != x.dtype or owner.is_conj() != x.is_conj() or owner.is_neg() != x.is_neg():
-            raise _refused(func, "is a view of another type")
+            raise _refused(func, "of another type")
         if not _made_inside(now, owner):
-            raise _refused(func, "was made outside of the call")
+            raise _refused(func, "made outside of the call")
         with no_grad():
             zeros = torch.empty_strided(owner.shape, owner.stride(), dtype=owner.dtype, device=owner.device).zero_()
         now.shadows[id(owner)] = Shadow(weakref.ref(owner), zeros, owner._version)
         if now.watch is None:
             now.watch = Watch(now)
-            _beneath(now.watch)
-    lifting, now.lifting = now.lifting, True
-    try:
-        return lifted(x)
-    finally:
-        now.lifting = lifting
+            # Below all others: their contexts take the topmost mode away when they end.
+            _restack([now.watch, *overrides._get_current_function_mode_stack()])
+    return Dual(x, tangent_of(x))  # type: ignore[arg-type]
 
 
 def _made_inside(now: Run, owner: Tensor) -> bool:
@@ -93,17 +86,14 @@ def _made_inside(now: Run, owner: Tensor) -> bool:
     if not any(thing is owner for thing in young[start:]):
         return False
     memory = owner.untyped_storage()
-    shares = [t for t in young[start:] if isinstance(t, Tensor) and type(t) is not Dual and _memory(t) == memory._cdata]
-    return torch._C._storage_Use_Count(memory._cdata) <= len(shares) + 1  # and `memory` itself
+    tensors = [t for t in young[start:] if isinstance(t, Tensor) and type(t) is not Dual and t.layout == torch.strided]
+    shares = sum(t.untyped_storage()._cdata == memory._cdata for t in tensors)
+    return torch._C._storage_Use_Count(memory._cdata) <= shares + 1  # the one is `memory`
 
 
-def _memory(x: Tensor) -> Any:
-    return x.untyped_storage()._cdata if x.layout == torch.strided else None
-
-
-def _refused(func: Any, why: str) -> TangentError:
+def _refused(func: Any, which: str) -> TangentError:
     return error(
-        f"{function_name(func)} writes a tangent into a tensor that {why}, where it would be lost",
+        f"{function_name(func)} writes a tangent into a tensor {which}, where it would be lost",
         "expected a tensor made inside the call",
         "write into a .clone() of it or into torch.zeros(...), or use a function that returns its result",
     )
@@ -111,18 +101,17 @@ def _refused(func: Any, why: str) -> TangentError:
 
 def record(x: Tensor, tangent: Tensor) -> None:
     """Note the tangent of `x` after a write to it, if its memory has a shadow."""
-    found = shadow_of(x)
-    if found is None:
-        return
-    with no_grad():
-        whole = found.tangent.clone()  # the old one is lent to values that were read before
-        part(whole, x).copy_(tangent)
-    RUN.get().shadows[id(owner_of(x))] = found._replace(tangent=whole, version=x._version)  # type: ignore[union-attr]
+    found = _shadow(x)
+    if found is not None:
+        with no_grad():
+            whole = found.tangent.clone()  # the old one is lent to values that were read before
+            _part(whole, x).copy_(tangent)
+        RUN.get().shadows[id(owner_of(x))] = Shadow(found.owner, whole, x._version)  # type: ignore[union-attr]
 
 
-def known(x: Tensor) -> Tensor | None:
+def tangent_of(x: Tensor) -> Tensor | None:
     """The tangent of what the memory of `x` holds now, if it has a shadow."""
-    found = shadow_of(x)
+    found = _shadow(x)
     if found is None:
         return None
     if found.version != x._version or x.dtype != found.tangent.dtype:
@@ -131,7 +120,7 @@ def known(x: Tensor) -> Tensor | None:
             "expected writes through the tensor that is used afterwards, and one type",
             "copy one of the two with .clone() before the write, or use the form that returns a result",
         )
-    return part(found.tangent, x)
+    return _part(found.tangent, x)
 
 
 def lifted(value: Any) -> Any:
@@ -148,16 +137,12 @@ def lifted(value: Any) -> Any:
 
 def _lifted(value: Any) -> Any:
     kind = type(value)
-    if kind is Dual:
-        return value
-    if isinstance(value, Tensor):
-        tangent = known(value)
-        return value if tangent is None else Dual(value, tangent)
     if kind is tuple or kind is list:
         return kind(_lifted(v) for v in value)
     if kind is dict:
         return {k: _lifted(v) for k, v in value.items()}
-    return value
+    tangent = tangent_of(value) if isinstance(value, Tensor) and kind is not Dual else None
+    return value if tangent is None else Dual(value, tangent)
 
 
 class Watch(overrides.TorchFunctionMode):
@@ -166,23 +151,12 @@ class Watch(overrides.TorchFunctionMode):
     def __init__(self, run: Run) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.owner = run
-        self.before: list[bool] = []
-
-    def __enter__(self) -> Any:
-        self.before.append(self.owner.lifting)
-        self.owner.lifting = True
-        return super().__enter__()  # type: ignore[no-untyped-call]
-
-    def __exit__(self, *reason: Any) -> None:
-        super().__exit__(*reason)  # type: ignore[no-untyped-call]
-        self.owner.lifting = self.before.pop()
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        kwargs = kwargs or {}
-        name = getattr(func, "__name__", "")
-        field = _field(func) if name in ("__get__", "__set__") else None
+        kwargs, name = kwargs or {}, getattr(func, "__name__", "")
+        field = getattr(func.__self__, "__name__", None) if name in ("__get__", "__set__") else None
         if not self.owner.lifting or (name == "__get__" and field in VALUE_FREE):
             return func(*args, **kwargs)
         given, options = lifted(args), lifted(kwargs)
@@ -192,7 +166,8 @@ class Watch(overrides.TorchFunctionMode):
             return getattr(given[0], field) if name == "__get__" else setattr(given[0], field, *given[1:])
         if name in OWN and getattr(Tensor, name, None) is func:
             return getattr(Dual, name)(*given, **options)
-        return dual.call(func, given, options)
+        with self:  # PyTorch takes a mode off the stack while it works
+            return dual.call(func, given, options)
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any:
         """`dual.run`, on duals alone."""
@@ -204,24 +179,15 @@ class Watch(overrides.TorchFunctionMode):
             self.owner.lifting = True
 
 
-def _field(func: Any) -> str | None:
-    """The attribute that a getter or setter stands for."""
-    descriptor = getattr(func, "__self__", None)
-    name = getattr(descriptor, "__name__", None)
-    return name if name is not None else getattr(getattr(descriptor, "fget", None), "__name__", None)
-
-
-def _beneath(mode: Watch) -> None:
-    """Put a mode below all others of this thread, whose contexts take the topmost away when they end."""
-    above = [overrides._pop_mode() for _ in range(torch._C._len_torch_function_stack())]
-    for other in (mode, *reversed(above)):
-        overrides._push_mode(other)
+def _restack(modes: list[Any]) -> None:
+    """Make `modes` the torch function modes of this thread, the lowest first."""
+    while torch._C._len_torch_function_stack():
+        overrides._pop_mode()
+    for mode in modes:
+        overrides._push_mode(mode)
 
 
 def end(run: Run) -> None:
     """Take the mode of a run off the stack."""
     if run.watch is not None:
-        modes = [overrides._pop_mode() for _ in range(torch._C._len_torch_function_stack())]
-        for other in reversed(modes):
-            if other is not run.watch:
-                overrides._push_mode(other)
+        _restack([mode for mode in overrides._get_current_function_mode_stack() if mode is not run.watch])

@@ -76,7 +76,7 @@ def flex_attention(func: Any, query: Any, key: Any, value: Any, score_mod: Any, 
             return _math_attention_inner(q, k, wv, score_mod, *settings)[1].to(wide)
 
         try:
-            s, ds = torch.func.jvp(scores, (q.to(wide), wk), (dq.to(wide), dk))
+            s, ds, *_ = torch.func.jvp(scores, (q.to(wide), wk), (dq.to(wide), dk))
         except Exception as reason:
             first = str(reason).strip().split("\n")[0][:200]
             raise unsupported(func, f"its score function has no derivative, PyTorch says '{first}'") from reason
