@@ -14,6 +14,7 @@ from trigflow.tangent.dual import RUN, Dual, check_version, dispatch_modes, like
 from trigflow.tangent.errors import DERIVATIVES, TangentError, transform
 from trigflow.tangent.finite import central_difference
 from trigflow.tangent.surroundings import prepared, uncompiled
+from trigflow.tangent.written import lifted
 
 METHODS = ("exact", "finite-difference")
 
@@ -149,6 +150,7 @@ def split(value: Any) -> tuple[Any, Any]:
     Raises:
         TangentError: if something in it is not a tensor.
     """
+    value = lifted(value)
     if type(value) is Dual:
         check_version(value)
         tangent = value.tangent

@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from trigflow.tangent import api, dispatch, dual
 from trigflow.tangent.errors import TangentError, function_name
+from trigflow.tangent.finite import rms
 from trigflow.tangent.rules.plain import plain
 from trigflow.tangent.surroundings import prepared, uncompiled
 
@@ -26,6 +28,9 @@ class Coverage:
         constants: functions of zero derivative (comparisons, shapes, detach): their result is a constant.
         unsupported: functions through which no tangent can go; `jvp` raises at the first of them.
         messages: the error of each unsupported function.
+        moves: how far the output moves when the time moves by 0.2, relative to its size; None if no time was named.
+        follows: how far it moves then by its derivative along the time, 0.2 |df/dt| / |f|. Zero for a network that rounds its
+            time or looks it up in a table: its tangent misses the time without any error.
     """
 
     rules: Counter[str] = field(default_factory=Counter)
@@ -33,6 +38,8 @@ class Coverage:
     constants: Counter[str] = field(default_factory=Counter)
     unsupported: Counter[str] = field(default_factory=Counter)
     messages: dict[str, str] = field(default_factory=dict)
+    moves: float | None = None
+    follows: float | None = None
 
     @property
     def complete(self) -> bool:
@@ -46,10 +53,18 @@ class Coverage:
             lines.append(f"{kind}: {len(calls)} functions, {sum(calls.values())} calls")
             for name, count in sorted(calls.items(), key=lambda item: (-item[1], item[0])):
                 lines.append(f"  {count:5d}  {name}")
+        if self.moves is not None and self.follows is not None:
+            lines.append(
+                f"time: a step of 0.2 moves the output by {self.moves:.1e} of its size, {self.follows:.1e} by the tangent"
+            )
+            if self.follows == 0:
+                lines.append(
+                    "the tangent misses the time: it is rounded, looked up in a table, an integer or not used at all"
+                )
         return "\n".join(lines + list(self.messages.values()))
 
 
-def coverage(fn: Callable[..., Any], *inputs: Any) -> Coverage:
+def coverage(fn: Callable[..., Any], *inputs: Any, time: int | None = None) -> Coverage:
     """Run `fn(*inputs)` once, each floating-point input carrying a tangent of ones, and report every function it calls.
 
     Where `jvp` would raise, the report goes on with a zero tangent. Nothing is differentiated backwards, but buffers and
@@ -58,6 +73,11 @@ def coverage(fn: Callable[..., Any], *inputs: Any) -> Coverage:
     Args:
         fn: function or module, as for `jvp`.
         inputs: its arguments; integer tensors and other values count as constants.
+        time: which of them is the time, counted from 0. If given, and if the report is complete, three more runs tell
+            whether the output moves with the time and whether the tangent knows it.
+
+    Raises:
+        TangentError: inside a backward, a jvp or a transform of `torch.func`.
     """
     api.check_surroundings("coverage")
     report = Coverage()
@@ -92,4 +112,25 @@ def coverage(fn: Callable[..., Any], *inputs: Any) -> Coverage:
         report.messages["(outside torch functions)"] = str(reason)
     finally:
         dual.OBSERVER.reset(token)
+    if time is not None and report.complete:
+        with torch.no_grad():
+            report.moves, report.follows = _motion(fn, inputs, time)
     return report
+
+
+def _motion(fn: Callable[..., Any], inputs: tuple[Any, ...], time: int) -> tuple[float, float]:
+    """How far the output moves with a step of 0.2 in time about where it is, and by its derivative."""
+    t = inputs[time]
+    if not isinstance(t, Tensor) or not t.is_floating_point():
+        return 0.0, 0.0
+    along = tuple(torch.ones_like(t) if i == time else None for i in range(len(inputs)))
+    step = 0.1 / max(1.0, rms(t))
+    return (
+        _relative(*api.jvp(fn, inputs, along, method="finite-difference", step=step)),
+        _relative(*api.jvp(fn, inputs, along)),
+    )
+
+
+def _relative(out: Any, tangent: Any) -> float:
+    size, speed = (sum(float(x.abs().square().sum()) for x in pytree.tree_leaves(v)) ** 0.5 for v in (out, tangent))
+    return 0.2 * speed / max(size, 1e-300)

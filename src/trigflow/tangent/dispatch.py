@@ -11,7 +11,7 @@ from torch.autograd import forward_ad
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from trigflow.tangent.dual import HANDLERS, Dual, Handler, dispatch_modes, no_grad, pair, strip, value_read
+from trigflow.tangent.dual import HANDLERS, RUN, Dual, Handler, dispatch_modes, no_grad, pair, strip, value_read
 from trigflow.tangent.errors import DERIVATIVES, TangentError, error, function_name
 from trigflow.tangent.table import NAMES
 
@@ -40,7 +40,7 @@ def _find(func: Any) -> Handler:
     if isinstance(func, torch._C.ScriptMethod):
         return scripted
     if isinstance(func, torch._ops.HigherOrderOperator):
-        return opaque
+        return NAMES.get(f"higher_order.{func.name()}", opaque)
     if isinstance(func, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
         known = str(func).startswith("aten") or "aten::" in str(getattr(func, "_qualified_op_name", ""))
         if known and name in NAMES:
@@ -116,7 +116,14 @@ class Decomposed:
         self.body = body
 
     def __call__(self, func: Any, *args: Any, **kwargs: Any) -> Any:
-        return self.body(*args, **kwargs)
+        now = RUN.get()
+        if now is None or now.watch is None:
+            return self.body(*args, **kwargs)
+        lifting, now.lifting = now.lifting, True
+        try:
+            return self.body(*args, **kwargs)
+        finally:
+            now.lifting = lifting
 
 
 def unsupported(func: Any, why: str) -> TangentError:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils import _python_dispatch as python_dispatch
 
-from trigflow.tangent.errors import TangentError, error, function_name
+from trigflow.tangent.errors import TangentError, error
 
 Handler = Callable[..., Any]
 
@@ -32,13 +32,17 @@ class Run:
     Attributes:
         journal: writes into views, see inplace.py.
         stance: of the compiler, if it was loaded in this run, see surroundings.py.
+        shadows, watch, lifting: plain tensors that carry tangents, see written.py.
     """
 
-    __slots__ = ("journal", "stance")
+    __slots__ = ("journal", "lifting", "shadows", "stance", "watch")
 
     def __init__(self) -> None:
         self.journal: list[Any] = []
         self.stance: Any = None
+        self.shadows: dict[int, Any] = {}
+        self.watch: Any = None
+        self.lifting = False
 
 
 RUN: ContextVar[Run | None] = ContextVar("run", default=None)
@@ -217,6 +221,8 @@ def call(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any
 def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any:
     """Run `func` by its rule. Cold cases (no rule yet, out=, in place) leave the straight line."""
     now = RUN.get()
+    if now is not None and now.lifting:
+        return now.watch.run(func, args, kwargs)
     for a in args:
         if type(a) is Dual:
             if a.version != a.primal._version or a.run is not now:
@@ -237,11 +243,9 @@ def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any:
             check_version(a)
     if "out" in kwargs:
         if kwargs["out"] is not None:
-            raise error(
-                f"{function_name(func)} with out= would lose a tangent",
-                "expected a function that returns its result",
-                "leave out= away",
-            )
+            from trigflow.tangent.inplace import into
+
+            return into(func, args, kwargs)
         kwargs = {name: value for name, value in kwargs.items() if name != "out"}
     if kwargs.get("inplace"):
         from trigflow.tangent.inplace import inplace_setting
@@ -394,6 +398,9 @@ def _member(name: str) -> Any:
         return _method(of_tensor)
     return None if name.startswith("_") else _refused_attribute(name)
 
+
+OWN = frozenset(vars(Dual)) & frozenset(dir(Tensor))
+"""What a dual does in its own way, not by the rule of a torch function."""
 
 for _name in dir(Tensor):
     if _name not in vars(Dual) and (_found := _member(_name)) is not None:

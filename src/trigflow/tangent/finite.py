@@ -74,11 +74,11 @@ def _continuous(value: Any) -> bool:
 
 def _scale(xs: list[Tensor], dxs: list[Tensor]) -> float:
     """The h at which no input moves further than its own size, or than one where it is smaller; 1 if none moves."""
-    sizes = [(max(1.0, _rms(x)), _rms(dx)) for x, dx in zip(xs, dxs, strict=True)]
+    sizes = [(max(1.0, rms(x)), rms(dx)) for x, dx in zip(xs, dxs, strict=True)]
     return min((size / speed for size, speed in sizes if speed > 0), default=1.0)
 
 
-def _rms(x: Tensor) -> float:
+def rms(x: Tensor) -> float:
     work = torch.promote_types(x.dtype, torch.float32)
     return float(torch.linalg.vector_norm(x.detach().to(work))) / max(x.numel(), 1) ** 0.5
 

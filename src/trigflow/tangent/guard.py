@@ -1,11 +1,14 @@
 """What of PyTorch takes tensors past every torch function: while `jvp` runs, it refuses those that carry a tangent.
 
 These are the doors of the transforms of `torch.func` and others, TorchScript, and custom `torch.autograd.Function`s, but for
-those with a forward derivative (`jvp`) of their own and for PyTorch's identity behind the full backward hooks of modules.
+those with a forward derivative (`jvp`) of their own, for those that only run a function again in backward, and for PyTorch's
+identity behind the full backward hooks of modules.
 """
 
 from __future__ import annotations
 
+import inspect
+import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -20,6 +23,7 @@ from torch.nn.modules._functions import BackwardHookFunction
 from trigflow.tangent.dispatch import replayed_draws, same_values, torchscript
 from trigflow.tangent.dual import HANDLERS, Dual, call, has_dual, no_grad, pair, strip
 from trigflow.tangent.errors import DERIVATIVES, TangentError, error
+from trigflow.tangent.written import lifted
 
 # Function.apply ends in super().apply, looked up at each call, which this base class does not define itself. A check
 # put there is met also by names bound long before, as in `custom = Custom.apply` at the top of a module.
@@ -28,7 +32,10 @@ BASE: Any = autograd_function._SingleLevelFunction
 
 def checked_apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
     """`autograd.Function.apply` for all arguments but duals, and for duals where the derivative is known."""
+    args, kwargs = lifted(args), lifted(kwargs)
     if has_dual(args) or has_dual(kwargs):
+        if recomputes(cls, args) and not kwargs:
+            return recomputed(cls, args)
         known = cls is BackwardHookFunction or cls.jvp is not BASE.jvp
         if not known or kwargs or any(has_dual(a) for a in args if type(a) is not Dual):
             raise refusal(cls)
@@ -94,6 +101,47 @@ def _applied_to_duals(func: Any, cls: Any, *args: Any) -> Any:
     return outputs if isinstance(primal, tuple) else outputs[0]
 
 
+def recomputes(cls: Any, args: tuple[Any, ...]) -> bool:
+    """Whether a Function looks like activation checkpointing: given one callable, it enables gradients in its backward."""
+    code = getattr(inspect.unwrap(cls.backward), "__code__", None)
+    names = (
+        set()
+        if code is None
+        else {*code.co_names, *(n for c in code.co_consts if inspect.iscode(c) for n in c.co_names)}
+    )
+    return (
+        bool(names & {"enable_grad", "set_grad_enabled"})
+        and sum(callable(a) and not isinstance(a, Tensor) for a in args) == 1
+    )
+
+
+def recomputed(cls: Any, args: tuple[Any, ...]) -> Any:
+    """The result of a Function that only runs its callable, which is run under non-reentrant checkpointing instead.
+
+    Reentrant `torch.utils.checkpoint` and the `CheckpointFunction`s that others wrote are such. Their forward runs as it is,
+    once, with a context that remembers nothing; it must call the callable once and return its result itself, not a copy. That
+    its backward is the derivative of the callable is taken on trust: there is no other reason to run it with gradients.
+    Parameters that only the callable holds get gradients too, and backward repeats its draws, even if the original did not.
+    """
+    place = next(i for i, a in enumerate(args) if callable(a) and not isinstance(a, Tensor))
+    recording = torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args)
+    results: list[Any] = []
+
+    def body(*inputs: Any, **options: Any) -> Any:
+        with torch.set_grad_enabled(recording):
+            results.append(torch.utils.checkpoint.checkpoint(args[place], *inputs, use_reentrant=False, **options))
+        return results[-1]
+
+    methods = "save_for_backward save_for_forward mark_dirty mark_non_differentiable set_materialize_grads".split()
+    context = types.SimpleNamespace(**dict.fromkeys(methods, lambda *args: None))
+    context.needs_input_grad = tuple(isinstance(a, Tensor) and a.requires_grad for a in args)
+    with torch.no_grad():
+        out = cls.forward(context, *args[:place], body, *args[place + 1 :])
+    if len(results) != 1 or not all(a is b for a, b in zip(_tuple(out), _tuple(results[0]), strict=True)):
+        raise refusal(cls, "it does more than to run its callable once")
+    return out
+
+
 def _tuple(value: Any) -> tuple[Any, ...]:
     return value if isinstance(value, tuple) else (value,)
 
@@ -105,8 +153,6 @@ def refusal(cls: Any, why: str = "its forward runs outside the reach of any rule
     """`Function.apply` does not ask `__torch_function__`: its forward would run without a graph."""
     name = f"{cls.__module__}.{cls.__qualname__}"
     remedy = "write its forward with differentiable torch functions, or .detach() its input if a zero tangent is meant"
-    if cls is torch.utils.checkpoint.CheckpointFunction:
-        remedy = "use torch.utils.checkpoint.checkpoint(..., use_reentrant=False)"
     return error(
         f"autograd.Function {name} cannot carry a tangent: {why}",
         "expected torch functions, or a static jvp of its own",
@@ -118,7 +164,7 @@ def without_duals(original: Callable[..., Any]) -> Callable[..., Any]:
     """`original`, through which a transform of PyTorch takes its tensors, for all arguments but duals."""
 
     def checked(*args: Any, **kwargs: Any) -> Any:
-        if has_dual(args) or has_dual(kwargs):
+        if has_dual(lifted(args)) or has_dual(lifted(kwargs)):
             raise error("a tensor that carries a tangent in a transform of PyTorch", *DERIVATIVES)
         return original(*args, **kwargs)
 
@@ -129,8 +175,13 @@ def scripted(original: Callable[..., Any]) -> Callable[..., Any]:
     """The call of a function under `torch.jit.script` for all arguments but duals."""
 
     def checked(function: Any, *args: Any, **kwargs: Any) -> Any:
-        if has_dual(args) or has_dual(kwargs):
+        if has_dual(lifted(args)) or has_dual(lifted(kwargs)):
             raise torchscript(function.name)
         return original(function, *args, **kwargs)
 
     return checked
+
+
+def lifting(original: Callable[..., Any]) -> Callable[..., Any]:
+    """The call of a method in TorchScript, which asks no torch function mode."""
+    return lambda method, *args, **kwargs: original(method, *lifted(args), **lifted(kwargs))

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trigflow.tangent.dual import Dual, no_grad, run, strip
+from trigflow.tangent.dual import Dual, has_dual, no_grad, run, strip
 from trigflow.tangent.errors import TangentError, error, function_name
+from trigflow.tangent.written import adopt, owner_of, record, tangent_of
 
 
 class Write(NamedTuple):
@@ -35,10 +36,6 @@ class Write(NamedTuple):
 
 def _place(x: Tensor) -> tuple[Any, ...]:
     return x.dtype, x.shape, x.stride(), x.storage_offset()
-
-
-def _base(x: Tensor) -> Tensor:
-    return x if x._base is None else x._base
 
 
 def _repeats(x: Tensor) -> bool:
@@ -57,18 +54,18 @@ _ELEMENTWISE = frozenset(
 )
 
 
-def _check_sources(func: Any, x: Dual, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _check_sources(func: Any, x: Dual, sources: tuple[Any, ...]) -> None:
     """Refuse what PyTorch leaves undefined: to read from memory that the same call writes."""
     name, target = name_of(func), x.primal
     if name == "__setitem__":
         with no_grad():
-            part = target[strip(args[1])]
+            part = target[strip(sources[0])]
         target = part if _storage(part) == _storage(target) else target
-    for value in (*args[1:], *kwargs.values()):
+    for value in sources:
         source = strip(value)
         if not isinstance(source, Tensor) or source.layout != torch.strided or _storage(source) != _storage(target):
             continue
-        same = _place(source) == _place(target) and name in _ELEMENTWISE
+        same = _place(source) == _place(target) and (name in _ELEMENTWISE or f"{name}_" in _ELEMENTWISE)
         if not same and _overlap(source, target):
             raise error(
                 f"{function_name(func)} reads a part of the memory that it writes in place",
@@ -97,7 +94,11 @@ def refresh(x: Dual) -> None:
     Raises:
         TangentError: if the tangent of one of them is not known.
     """
-    here, base = _place(x.primal), _base(x.primal)
+    tangent = tangent_of(x.primal)
+    if tangent is not None:
+        x.tangent, x.version = tangent, x.primal._version
+        return
+    here, base = _place(x.primal), owner_of(x.primal)
     version, missed = x.version, []
     for write in x.run.journal if x.run is not None else []:
         if write.base is base and write.before == version and write.place[0] == here[0]:
@@ -166,11 +167,9 @@ def in_place(func: Any, *args: Any, **kwargs: Any) -> Any:
     name = name_of(func)
     x = args[0] if args else kwargs.get("input", kwargs.get("self"))
     if type(x) is not Dual:
-        raise error(
-            f"{function_name(func)} writes a tangent into a tensor that carries none, where it would be lost",
-            "expected a function that returns its result",
-            "make it with torch.empty_like(x) or x.new_zeros(...) of one that does, or use torch.cat or torch.where",
-        )
+        x = adopt(func, x)
+        rest = {k: v for k, v in kwargs.items() if k not in ("input", "self")}
+        return _adopted(x, func, (x, *args[1:]), rest)
     if name == "__setitem__":
         _write(func, x, args, kwargs, lambda: _assigned(x, *args[1:]))
         return None
@@ -185,6 +184,7 @@ def in_place(func: Any, *args: Any, **kwargs: Any) -> Any:
     if name == "detach_":
         func(x.primal)
         x.tangent = torch.zeros_like(x.tangent)
+        record(x.primal, x.tangent)
         return x
     other = twin(func)
     if other is None:
@@ -198,6 +198,31 @@ def inplace_setting(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     if type(x) is not Dual:
         raise refused(func)
     return _write(func, x, args, kwargs, lambda: _tangent(run(func, args, {**kwargs, "inplace": False}), x))
+
+
+def _adopted(x: Any, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Write into a tensor that was plain before, or is one of integers."""
+    if type(x) is not Dual:
+        return func(*strip(args), **strip(kwargs))
+    return x.run.watch.run(func, args, kwargs)  # type: ignore[union-attr]
+
+
+def into(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """`f(x, out=y)`: the tangent is that of the form that returns its result."""
+    x = kwargs["out"]
+    if type(x) is not Dual:
+        x = adopt(func, x)
+        return _adopted(x, func, args, {**kwargs, "out": x})
+    rest = {name: value for name, value in kwargs.items() if name != "out"}
+    moving = has_dual(args) or has_dual(rest)
+
+    def tangent() -> Tensor:
+        result = run(func, args, rest) if moving else x
+        if result.shape != x.shape:
+            raise refused(func)
+        return _tangent(result if moving else None, x)
+
+    return _write(func, x, args, {**rest, "out": x}, tangent)
 
 
 def refused(func: Any) -> TangentError:
@@ -233,7 +258,7 @@ def _write(func: Any, x: Dual, args: tuple[Any, ...], kwargs: dict[str, Any], ta
             "expected memory of its own for each element",
             "copy it with .clone() or .contiguous() before the write",
         )
-    _check_sources(func, x, args, kwargs)
+    _check_sources(func, x, (*args[0 if "out" in kwargs else 1 :], *[v for k, v in kwargs.items() if k != "out"]))
     generators = [v for v in (*args, *kwargs.values()) if isinstance(v, torch.Generator)]
     with replayed_draws(x.primal.device, generators) as draws:
         # PyTorch runs no function that writes under autocast.
@@ -249,4 +274,5 @@ def _write(func: Any, x: Dual, args: tuple[Any, ...], kwargs: dict[str, Any], ta
     x.tangent, x.version = tangent, x.primal._version
     if x.primal._base is not None and x.run is not None:
         x.run.journal.append(Write(x.primal._base, before, x.version, place, tangent))
+    record(x.primal, tangent)
     return x

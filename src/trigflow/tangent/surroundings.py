@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import gc
 import sys
 import threading
 import warnings
@@ -21,6 +22,7 @@ from torch.utils import _pytree as pytree
 
 from trigflow.tangent import guard
 from trigflow.tangent.dual import RUN, Dual, Run, check_version, strip
+from trigflow.tangent.written import end, lifted
 
 
 @dataclasses.dataclass
@@ -46,7 +48,7 @@ def opened(value: Any) -> Any:
         check_version(x)
         return PlainDual(x.primal, x.tangent)
 
-    return _mapped(value, Dual, change)
+    return _mapped(lifted(value), Dual, change)
 
 
 def closed(value: Any) -> Any:
@@ -180,6 +182,7 @@ def _replacements() -> Iterator[tuple[Any, str, Any]]:
     """Owner, name and replacement, for those modules that have been imported."""
     yield guard.BASE, "apply", classmethod(guard.checked_apply)
     yield torch._C.ScriptFunction, "__call__", guard.scripted(torch._C.ScriptFunction.__call__)
+    yield torch._C.ScriptMethod, "__call__", guard.lifting(torch._C.ScriptMethod.__call__)
     yield nn.TransformerEncoder, "forward", _unpacked(nn.TransformerEncoder.forward)
     for name, door in _DOORS.items():
         module = sys.modules.get(name)
@@ -207,6 +210,7 @@ def _replacements() -> Iterator[tuple[Any, str, Any]]:
 
 _lock = threading.Lock()
 _depth = 0
+_collects = False
 _before: list[tuple[Any, str, Any]] = []
 _ABSENT = object()
 
@@ -214,10 +218,12 @@ _ABSENT = object()
 @contextmanager
 def prepared() -> Iterator[None]:
     """While open, duals of one run may be made, and no part of PyTorch named above drops a tangent."""
-    global _depth
+    global _collects, _depth
     with _lock:
         _depth += 1
         if _depth == 1:
+            _collects = gc.isenabled()
+            gc.disable()  # see written.py
             for owner, name, replacement in list(_replacements()):
                 _before.append((owner, name, vars(owner).get(name, _ABSENT)))
                 setattr(owner, name, replacement)
@@ -227,10 +233,13 @@ def prepared() -> Iterator[None]:
         yield
     finally:
         RUN.reset(token)
+        end(run)
         if run.stance is not None:
             run.stance.__exit__(None, None, None)
         with _lock:
             _depth -= 1
+            if _depth == 0 and _collects:
+                gc.enable()
             while _depth == 0 and _before:
                 owner, name, original = _before.pop()
                 if original is _ABSENT:

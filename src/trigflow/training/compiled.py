@@ -12,7 +12,6 @@ from trigflow.data.cache import cache_folder
 from trigflow.tangent import Compiled
 from trigflow.training.log import warn
 
-
 BACKEND = "inductor"
 """Of `torch.compile`."""
 

@@ -1,7 +1,8 @@
-"""Scaled dot-product attention: primal by PyTorch's own kernels, tangent by trigflow.tangent.attention."""
+"""Scaled dot-product attention, primal by PyTorch's own kernels, tangent by trigflow.tangent.attention; flexible attention."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from trigflow.tangent.attention import attention, attention_with_tangent
 from trigflow.tangent.attention.select import fused
 from trigflow.tangent.dispatch import replayed_draws, traced, unsupported
 from trigflow.tangent.dual import Dual, no_grad, pair, strip
-from trigflow.tangent.table import register
+from trigflow.tangent.table import NAMES, register
 
 
 def scaled_dot_product_attention(
@@ -66,4 +67,43 @@ def scaled_dot_product_attention(
         return pair(primal, tangent)
 
 
+def flex_attention(func: Any, query: Any, key: Any, value: Any, score_mod: Any, *settings: Any) -> Any:
+    """The operator behind `torch.nn.attention.flex_attention`, on the whole matrix of scores, for masks and any score function.
+
+    With the modified scores `S`, their tangents `dS` and `P = softmax(S)`: `do = (P * dS) v + P dv - rowsum(P * dS) o`.
+    Tensors that the functions hold are constants. Statistics come in units of log 2.
+    """
+    from torch._higher_order_ops.flex_attention import _math_attention_inner
+
+    q, k, v = strip((query, key, value))
+    with no_grad():
+        dq, dk, dv = (x.tangent if type(x) is Dual else torch.zeros_like(x) for x in (query, key, value))
+        groups, wide = q.shape[1] // k.shape[1], torch.promote_types(q.dtype, torch.float32)
+        wk, wv, dk, dv = (
+            x.repeat_interleave(groups, 1).expand(q.shape[0], -1, -1, -1).to(wide) for x in (k, v, dk, dv)
+        )
+
+        def scores(q: Any, k: Any) -> Any:
+            return _math_attention_inner(q, k, wv, score_mod, *settings)[1].to(wide)
+
+        try:
+            s, ds, *_ = torch.func.jvp(scores, (q.to(wide), wk), (dq.to(wide), dk))
+        except Exception as reason:
+            first = str(reason).strip().split("\n")[0][:200]
+            raise unsupported(func, f"its score function has no derivative, PyTorch says '{first}'") from reason
+        p = torch.softmax(s, -1).nan_to_num(0.0)  # a row without keys attends to nothing
+        moved = p * ds.masked_fill(s == -torch.inf, 0.0)
+        total = moved.sum(-1)
+        tangent = torch.matmul(moved, wv) + torch.matmul(p, dv) - total[..., None] * torch.matmul(p, wv)
+        largest = ds.gather(-1, s.argmax(-1, keepdim=True))[..., 0]
+    # The tangent first: make_fx loses tensors that the functions hold if it meets them inside of the operator first.
+    primal = func(q, k, v, score_mod, *settings)
+    with no_grad():
+        return tuple(
+            pair(x, dx) if x.shape == dx.shape else x
+            for x, dx in zip(primal, (tangent, total / math.log(2), largest / math.log(2)), strict=True)
+        )
+
+
+NAMES["higher_order.flex_attention"] = flex_attention
 register(scaled_dot_product_attention, "scaled_dot_product_attention")

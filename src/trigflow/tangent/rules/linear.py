@@ -110,6 +110,13 @@ def added_product(func: Any, input: Any, a: Any, b: Any, *, beta: Any = 1, alpha
     return pair(primal, tangent)
 
 
+def grouped(func: Any, a: Any, b: Any, offs: Any = None, bias: Any = None, out_dtype: Any = None) -> Any:
+    """`torch.nn.functional.grouped_mm`: products of groups of rows with matrices of their own."""
+    if bias is not None:
+        return fallback(func, a, b, offs, bias, out_dtype)
+    return product(func, a, b, offs=offs, out_dtype=out_dtype)
+
+
 def bilinear(func: Any, input1: Any, input2: Any, weight: Any, bias: Any = None) -> Any:
     """`x1^T W x2 + b` for each output."""
     factors = (input1, input2, weight)
@@ -136,4 +143,5 @@ for _d in (1, 2, 3):
 register(einsum, "einsum")
 register(added_product, *"addmm baddbmm addmv addr addbmm".split())
 register(multi_product, "linalg.multi_dot")
+register(grouped, "_grouped_mm")
 register(bilinear, "bilinear")
