@@ -5,11 +5,14 @@ Each is like a class of those tests: what builds the network, and what it is cal
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import diffusers
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -29,6 +32,14 @@ class Configuration:
 
 def draw(seed: int, *shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def resizes_without_torchvision() -> None:
+    """Cosmos resizes its padding mask with torchvision, which is nowhere else needed; PyTorch can do it as well."""
+    cosmos = importlib.import_module("diffusers.models.transformers.transformer_cosmos")
+    if not hasattr(cosmos, "transforms"):
+        functional = SimpleNamespace(resize=lambda x, size, interpolation: F.interpolate(x, size, mode=interpolation))
+        cosmos.transforms = SimpleNamespace(functional=functional, InterpolationMode=SimpleNamespace(NEAREST="nearest"))  # type: ignore[attr-defined]
 
 
 TIMES = torch.tensor([0.5, 0.75])
