@@ -52,7 +52,7 @@ from trigflow.tangent import jvp
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "networks.json"
-LATENTS = ("sample", "hidden_states", "x", "noisy_latents", "latents", "decoder_input_tokens", "bb_ca")
+LATENTS = ("sample", "hidden_states", "x", "noisy_latents", "latents", "decoder_input_tokens", "bb_ca", "vision_tokens")
 TIMES = (
     "timestep",
     "timesteps",
