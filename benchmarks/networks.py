@@ -3,6 +3,10 @@
     git clone https://github.com/huggingface/diffusers && git -C diffusers checkout 58eb52c
     python benchmarks/networks.py --diffusers diffusers                 # hours on two cores; goes on where it was
     python benchmarks/networks.py --diffusers diffusers --only Flux     # classes with that in their name
+    python benchmarks/networks.py --page                                # write docs/networks.md again, from the file
+    python benchmarks/networks.py --check                               # only compare it with what would be written
+
+The tests of diffusers import accelerate, parameterized and requests_mock.
 
 Every class of `tests/models/unets` and `tests/models/transformers` of the checkout that says how to build a network
 (`get_init_dict`) and what to call it with (`get_dummy_inputs`) is one configuration. Weights are random, none are zero;
@@ -19,7 +23,7 @@ directions are in the latents and the time at once. For each:
 
 In float64 everything that a network casts to a shorter type is kept in float64, so that differences have all their digits.
 
-Writes benchmarks/results/networks.json after each configuration, and the table of docs/networks.md.
+Writes benchmarks/results/networks.json after each configuration, and docs/networks.md at the end.
 """
 
 from __future__ import annotations
@@ -38,8 +42,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from network_parts.cases import cases, resizes_without_torchvision
+from network_parts.page import page
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
@@ -47,10 +53,11 @@ from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 
 from trigflow.lab.demo import machine
-from trigflow.runtime.files import ensure_folder, read_json, write_json
+from trigflow.runtime.files import ensure_folder, read_json, write_json, write_text
 from trigflow.tangent import jvp
 
 ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs" / "networks.md"
 RESULTS = ROOT / "benchmarks" / "results" / "networks.json"
 LATENTS = ("sample", "hidden_states", "x", "noisy_latents", "latents", "decoder_input_tokens", "bb_ca", "vision_tokens")
 TIMES = (
@@ -376,8 +383,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--only", nargs="*", default=[], help="parts of names of classes")
     parser.add_argument("--compiled", nargs="*", default=COMPILED, help="classes to compile with inductor")
     parser.add_argument("--json", type=Path, default=RESULTS)
+    parser.add_argument("--page", action="store_true", help="write docs/networks.md and measure nothing")
+    parser.add_argument("--check", action="store_true", help="compare docs/networks.md and measure nothing")
     parser.add_argument("--again", action="store_true", help="measure what the file already has")
     args = parser.parse_args(arguments)
+    if args.page or args.check:
+        text = page(read_json(args.json, "results"))
+        if args.page:
+            write_text(PAGE, text)
+        sys.exit(int(PAGE.read_text() != text))
+    if args.diffusers is None:
+        parser.error("--diffusers is needed")
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     resizes_without_torchvision()
@@ -404,8 +420,11 @@ def main(arguments: list[str] | None = None) -> None:
             rows[key] = {"class": network, **measure(test, columns)}
         print(key, json.dumps(rows[key]), flush=True)
         ensure_folder(args.json.parent)
-        write_json(args.json, {"machine": machine(), "summary": summary(rows), "configurations": rows})
+        about = {"machine": machine(), "diffusers": diffusers.__version__, "summary": summary(rows)}
+        write_json(args.json, {**about, "configurations": rows})
     print(summary(rows))
+    if args.json == RESULTS:
+        write_text(PAGE, page(read_json(RESULTS, "results")))
 
 
 if __name__ == "__main__":
