@@ -18,7 +18,7 @@ directions are in the latents and the time at once. For each:
     checkpointed   the same three with `enable_gradient_checkpointing()`, against the training mode without it
     bfloat16       output and gradients in bfloat16, bit for bit
     traced         relative error of the graph that `make_fx` makes of the call of `jvp`, at inputs that it was not made at
-    compiled       the same of that graph compiled by inductor, for the first classes of each family (`--compiled`)
+    compiled       the same of that graph compiled by inductor, for some classes (`--compiled`)
     time           how far the output moves when the time moves by 0.2 of a unit, relative to the output
 
 In float64 everything that a network casts to a shorter type is kept in float64, so that differences have all their digits.
@@ -73,9 +73,10 @@ TIMES = (
 )
 EXACT = 1e-6
 COMPILED = (
-    "UNet2DModel UNet2DConditionModel UNet1DModel DiTTransformer2DModel SD3Transformer2DModel FluxTransformer2DModel "
-    "SanaTransformer2DModel PixArtTransformer2DModel WanTransformer3DModel LTXVideoTransformer3DModel "
-    "CogVideoXTransformer3DModel QwenImageTransformer2DModel AuraFlowTransformer2DModel ChromaTransformer2DModel"
+    "DiTTransformer2DModel PixArtTransformer2DModel FluxTransformer2DModel LTXVideoTransformer3DModel UNet1DModel "
+    "AllegroTransformer3DModel ErnieImageTransformer2DModel GlmImageTransformer2DModel HunyuanDiT2DModel "
+    "LatteTransformer3DModel CogView3PlusTransformer2DModel CogVideoXTransformer3DModel ChromaTransformer2DModel "
+    "BriaTransformer2DModel Flux2Transformer2DModel SanaTransformer2DModel"
 ).split()
 SHORT = {torch.float32: torch.float64, torch.float16: torch.float64, torch.bfloat16: torch.float64}
 SHORT |= {torch.complex64: torch.complex128}
