@@ -191,6 +191,8 @@ def _restack(modes: list[Any]) -> None:
 
 
 def end(run: Run) -> None:
-    """Take the mode of a run off the stack."""
+    """Take the mode of a run off the stack, and let go of its tangents."""
     if run.watch is not None:
         _restack([mode for mode in overrides._get_current_function_mode_stack() if mode is not run.watch])
+        run.watch, run.lifting = None, False
+        run.shadows.clear()
