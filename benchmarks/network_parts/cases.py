@@ -1,6 +1,7 @@
 """Classes of diffusers that its own tests of models leave out, in configurations of a few thousand parameters.
 
-Each is like a class of those tests: what builds the network, and what it is called with.
+Each is like a class of those tests: what builds the network, and what it is called with. UVit2DModel is left out, which takes
+tokens, and so are adapters and decoders that denoise nothing.
 """
 
 from __future__ import annotations
@@ -394,6 +395,29 @@ CASES: dict[str, tuple[dict[str, Any], Callable[[], dict[str, Any]]]] = {
             "timestep": torch.tensor([[[100.2, 200.3, 300.4]]]),
             "encoder_hidden_states": draw(2, 1, 1, 5, 12),
             "encoder_attention_mask": torch.ones(1, 5, dtype=torch.bool),
+        },
+    ),
+    "SanaWMLTX2RefinerTransformer3DModel": (
+        {
+            "in_channels": 4,
+            "out_channels": 4,
+            "num_attention_heads": 2,
+            "attention_head_dim": 8,
+            "cross_attention_dim": 16,
+            "audio_in_channels": 4,
+            "audio_out_channels": 4,
+            "audio_num_attention_heads": 2,
+            "audio_attention_head_dim": 4,
+            "audio_cross_attention_dim": 8,
+            "num_layers": 2,
+            "caption_channels": 12,
+        },
+        lambda: {
+            "hidden_states": draw(1, 2, 6, 4),
+            "encoder_hidden_states": draw(2, 2, 5, 12),
+            "timestep": 1000 * TIMES[:, None].expand(2, 6),
+            "video_rotary_emb": (draw(3, 1, 6, 16).cos(), draw(3, 1, 6, 16).sin()),
+            "encoder_attention_mask": torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]),
         },
     ),
     "RFD4ProteinaTransformer": (

@@ -77,8 +77,9 @@ def _applied_to_duals(func: Any, cls: Any, *args: Any) -> Any:
 
 def recomputes(cls: Any, args: tuple[Any, ...]) -> bool:
     """Whether a Function looks like activation checkpointing: given one callable, it enables gradients in its backward."""
-    code = inspect.unwrap(cls.backward).__code__
-    names = {name for c in (code, *code.co_consts) for name in getattr(c, "co_names", ())}
+    code = getattr(inspect.unwrap(cls.backward), "__code__", None)
+    codes = (code, *getattr(code, "co_consts", ()))
+    names = {name for c in codes for name in getattr(c, "co_names", ())}
     callables = sum(callable(a) and not isinstance(a, Tensor) for a in args)
     return callables == 1 and bool(names & {"enable_grad", "set_grad_enabled"})
 
