@@ -82,13 +82,16 @@ def adopt(func: Any, x: Any) -> Any:
 
 def _made_inside(now: Run, owner: Tensor) -> bool:
     young = gc.get_objects(generation=0)
-    start = next((i for i, thing in enumerate(young) if thing is now), len(young))
-    if not any(thing is owner for thing in young[start:]):
-        return False
+    places = {id(thing): place for place, thing in enumerate(young)}
+    start = places.get(id(now), len(young))
     memory = owner.untyped_storage()
-    tensors = [t for t in young[start:] if isinstance(t, Tensor) and type(t) is not Dual and t.layout == torch.strided]
-    shares = sum(t.untyped_storage()._cdata == memory._cdata for t in tensors)
-    return torch._C._storage_Use_Count(memory._cdata) <= shares + 1  # the one is `memory`
+    others = torch._C._storage_Use_Count(memory._cdata) - 2  # beside `memory` and `owner`
+    if others > 0:
+        tensors = (
+            t for t in young[start:] if isinstance(t, Tensor) and type(t) is not Dual and t.layout == torch.strided
+        )
+        others -= sum(t is not owner and t.untyped_storage()._cdata == memory._cdata for t in tensors)
+    return places.get(id(owner), -1) > start and others <= 0
 
 
 def _refused(func: Any, which: str) -> TangentError:
@@ -188,6 +191,8 @@ def _restack(modes: list[Any]) -> None:
 
 
 def end(run: Run) -> None:
-    """Take the mode of a run off the stack."""
+    """Take the mode of a run off the stack, and let go of its tangents."""
     if run.watch is not None:
         _restack([mode for mode in overrides._get_current_function_mode_stack() if mode is not run.watch])
+        run.watch, run.lifting = None, False
+        run.shadows.clear()
