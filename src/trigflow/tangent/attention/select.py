@@ -135,19 +135,15 @@ def attention_with_tangent(
     scale: float | None = None,
     grouped: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Attention on the graph, and its tangent without one, by one Triton kernel; the backward is by two more.
+    """Attention on the graph, and its tangent without one, by one Triton kernel; gradients by another.
 
-    It can be traced and compiled. The backward computes the weights again from q, k, v and the log-sum-exp of the scores:
-    nothing is kept of the tangent.
+    It can be traced and compiled. The backward computes the weights again from q, k, v and the log-sum-exp of the scores,
+    and keeps nothing of the tangent. Arguments as for `attention`, with four axes each, keys and values of as many heads,
+    all float16, bfloat16 or float32 (autocast decides where it is on), and:
 
     Args:
-        q: queries `(b, h, l, e)`; keys `(b, h or g, s, e)` and values `(b, h or g, s, c)` with as many heads; all in float16,
-            bfloat16 or float32, which autocast decides where it is on.
-        dq: tangent of the queries, None for zero; `dk` and `dv` likewise.
-        mask: boolean (True: take part) or added to the scores, broadcast to `(b, h, l, s)`.
-        blocks: what is seen in blocks of 128 queries and keys, as by `trigflow.tangent.attention.blocks`, so that empty blocks
-            are passed over. By default it is made at every call from a mask that differs between queries.
-        causal: let query i see keys 0..i only; `scale` and `grouped` as for `attention`.
+        blocks: what is seen in blocks of 128 queries and keys, as by `trigflow.tangent.attention.blocks`; empty ones are
+            passed over. By default it is made at every call from a mask that differs between queries.
 
     Returns:
         `(o, do)`, both `(b, h, l, c)`, zero where no key is seen.
@@ -164,8 +160,7 @@ def attention_with_tangent(
     mask = None if mask is None else mask.expand(*q.shape[:3], k.shape[2])
     if blocks is None and mask is not None and mask.stride(2) != 0:
         blocks = blocks_of(mask)
-    with torch.no_grad():
-        moves = (None if t is None else t.detach() for t in (dq, dk, dv))
+    moves = (None if t is None else t.detach() for t in (dq, dk, dv))
     out, tangent, _ = operators.attention_with_tangent(q, k, v, *moves, mask, blocks, causal, scale, grouped)
     return out, tangent
 
@@ -246,6 +241,8 @@ def _triton_lacks(
         for x in (q, k, v)
     ):
         return "tensors of this kind", "ordinary strided tensors of less than 2^31 elements a head"
+    if torch.compiler.is_compiling():
+        return None  # the machine is seen when the kernel runs
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     if not (interpreted or (q.is_cuda and _capable(q.device))):
         return f"tensors on {q.device}", "a CUDA device of compute capability 8.0 or more"

@@ -17,7 +17,7 @@ from torch import Tensor
 from triton.runtime.errors import OutOfResources
 
 from trigflow.tangent.attention import blocks as table
-from trigflow.tangent.attention.layout import Arguments, arguments
+from trigflow.tangent.attention.layout import Arguments
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 
@@ -249,21 +249,7 @@ def kernel(tensors, strides, numbers, FORM: tl.constexpr):
         tl.store(out + i[:, None] * out_s[2] + c[None, :], output.to(out.dtype.element_ty), mask=inside)
 
 
-def forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    dq: Tensor | None,
-    dk: Tensor | None,
-    dv: Tensor | None,
-    *,
-    mask: Tensor | None = None,
-    blocks: Tensor | None = None,
-    causal: bool = False,
-    scale: float | None = None,
-    grouped: bool = False,
-    store: bool = True,
-) -> tuple[Tensor, Tensor, Tensor]:
+def forward(a: Arguments, blocks: Tensor | None, causal: bool, store: bool = True) -> tuple[Tensor, Tensor, Tensor]:
     """Attention and its tangent in one pass over the keys, with online softmax (Dao et al., 2022)::
 
         o = P v,   do = (P * dS) v + P dv - rowsum(P * dS) o,   P = softmax(S),   S = scale q k^T + mask
@@ -271,23 +257,16 @@ def forward(
     Sums are kept in float32. Products of float32 follow `torch.get_float32_matmul_precision()`.
 
     Args:
-        q: queries `(..., h, l, e)` in float16, bfloat16 or float32, with e at most 256.
-        k: keys `(..., h or g, s, e)` of the same dtype.
-        v: values `(..., h or g, s, c)` of the same dtype, with c at most 256.
-        dq: tangent of the queries, None for zero; `dk` and `dv` likewise.
-        mask: boolean (True: take part) or added to the scores, broadcast to `(..., h, l, s)`, read block by block.
+        a: queries, keys and values, all float16, bfloat16 or float32, of at most 256 features; their tangents; a mask.
         blocks: what queries see in blocks of 128, as by `trigflow.tangent.attention.blocks.blocks_of`, which by default is
             taken from a mask that differs between queries; without a mask, blocks that are not 0 are seen as a whole.
         causal: let query i see keys 0..i only.
-        scale: factor of the scores; `1 / sqrt(e)` by default.
-        grouped: fewer heads in k and v than in q.
         store: False if the tangent alone is needed; o and lse then mean nothing.
 
     Returns:
         `(o, do, lse)`: o and do are `(..., h, l, c)` in the dtype of q; lse is the logarithm of the sum of `exp(S)` over the
         keys, float32 `(..., h, l)`, -inf where no key is seen.
     """
-    a = arguments(q, k, v, dq, dk, dv, mask, None, scale, grouped)
     batch, heads, rows, _ = a.q.shape
     tangent = torch.empty((batch, heads, rows, a.v.shape[3]), dtype=a.q.dtype, device=a.q.device)
     out = torch.empty_like(tangent) if store else tangent
