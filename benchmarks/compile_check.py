@@ -4,11 +4,11 @@
     python benchmarks/compile_check.py --only unet dit --ratio
     python benchmarks/compile_check.py --backend aot_eager     # the graphs, without what inductor makes of them
 
-For each network: output, tangent and gradients of all parameters of the loss of a consistency step, compiled, against those of
-the engine, in float32; and the losses and updates of ten training steps with Adam from the same weights. Errors are relative, of
-norms; a network is equal where none exceeds 1e-3. Nothing is drawn at random. With `--ratio` the consistency step is timed against
-the compiled plain step of the same network, in turns, forward and backward without an optimizer; the U-Net has 1.15M parameters
-and a batch of 64 images of 28x28, and the others are too small for their times to mean much.
+For each network: output, tangent and gradients of all parameters of the loss of a consistency step, compiled, against those
+of the engine, in float32; and the losses and updates of ten training steps with Adam from the same weights. Errors are
+relative, of norms; a network is equal where none exceeds 1e-3. Nothing is drawn at random. With `--ratio` the consistency
+step is timed against the compiled plain step of the same network, in turns, forward and backward without an optimizer; the
+U-Net has 1.15M parameters and a batch of 64 images of 28x28, and the others are too small for their times to mean much.
 
 The last line says how many are equal; exit code 1 where one is not, or where one ran without being compiled.
 """

@@ -132,7 +132,7 @@ def _speeds(folder: Path) -> list[dict[str, Any]]:
                     })  # fmt: skip
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(
-                f"'{path}' cannot be used (no measurement); expected a file of 'trigflow bench --json'; delete it or write it anew"
+                f"'{path}' cannot be used (no measurement); expected a file of 'trigflow bench --json'; remove or replace it"
             ) from error
     return rows
 
