@@ -386,6 +386,7 @@ def test_code_is_found_again(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> 
     from torch._dynamo.utils import counters
 
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    monkeypatch.setattr("torch._inductor.config.compile_threads", 1)  # no pool of processes for a single kernel
     found = []
     for _ in range(2):
         counters.clear()
