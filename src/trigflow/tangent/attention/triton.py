@@ -303,7 +303,7 @@ def masking(
 
 def launch(
     kernel: Any,
-    choices: Callable[[int, int, bool], list[tuple[int, int, int, int]]],
+    choices: Callable[[int, int, bool, bool], list[tuple[int, int, int, int]]],
     a: Arguments,
     strided: tuple[Tensor, ...],
     packed: tuple[Tensor, ...],
@@ -319,8 +319,8 @@ def launch(
     wide_e, wide_c = max(16, triton.next_power_of_2(e)), max(16, triton.next_power_of_2(c))
     across = constants.get("ACROSS", False)
     own, other = (columns, rows) if across else (rows, columns)
-    sizes = choices(max(64, wide_e, wide_c), a.q.element_size(), across)
-    kind = (choices, across, a.q.device, wide_e, wide_c, dtype)
+    sizes = choices(max(64, wide_e, wide_c), a.q.element_size(), across, constants["TABLE"])
+    kind = (choices, across, constants["TABLE"], a.q.device, wide_e, wide_c, dtype)
     precision, widen = _precision(dtype), a.q.device.type == "cpu" and dtype == torch.bfloat16
     for number in range(_FIRST.get(kind, 0), len(sizes)):
         tile_rows, tile_columns, warps, stages = sizes[number]
@@ -345,7 +345,7 @@ def launch(
         break
 
 
-def launches(wide: int, itemsize: int, across: bool = False) -> list[tuple[int, int, int, int]]:
+def launches(wide: int, itemsize: int, across: bool = False, listed: bool = False) -> list[tuple[int, int, int, int]]:
     """Queries and keys of a block, warps and pipeline stages, in the order in which to try them.
 
     Four tiles of keys and values and their tangents are in flight, beside two sums of the size of the output. The first
@@ -354,7 +354,7 @@ def launches(wide: int, itemsize: int, across: bool = False) -> list[tuple[int, 
     if itemsize == 2:
         first = {
             64: [(128, 64, 8, 3), (128, 64, 8, 2)],
-            128: [(128, 64, 8, 2), (64, 32, 4, 2)],
+            128: [(128, 32 if listed else 64, 8, 2), (64, 32, 4, 2)],
             256: [(64, 32, 8, 2), (64, 16, 8, 2)],
         }[wide]
     else:
