@@ -22,7 +22,7 @@ from gpu_parts.kernels import relative_error
 from gpu_parts.record import Record
 from gpu_parts.steps import CASES, TINY, Step, rounds_of
 from trigflow.objectives import diffusion_loss, flow_map_loss, objective_of, tangents
-from trigflow.tangent import attention_implementation, jvp
+from trigflow.tangent import jvp
 
 SCD = objective_of("scd")
 
@@ -47,7 +47,7 @@ class Compiled:
             def forward(x: Tensor, t: Tensor) -> Tensor:
                 return functional_call(self.net, parameters, (x, t), self.step.conditions)
 
-            with self._autocast(), attention_implementation("plain"):
+            with self._autocast():
                 out, tangent = jvp(forward, (x, t), (dx, dt))
             return out, tangent.detach()
 
