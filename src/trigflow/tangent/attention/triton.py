@@ -26,33 +26,30 @@ _FIRST: dict[tuple[Any, ...], int] = {}
 
 
 class Form(NamedTuple):
-    """What a kernel is compiled for."""
+    """What a kernel is compiled for.
+
+    Features E of queries and keys and C of values, in widths that are powers of two; ROWS queries and COLUMNS keys of a tile,
+    EVEN if none reaches over an end; MASK is none, boolean or added, with one row for all queries unless there is a TABLE of
+    blocks to visit; MOVES_Q if queries have a tangent; programs that own keys, not queries, if ACROSS.
+    """
 
     E: int
-    """Features of queries and keys; `C` of values. `WIDE_E` and `WIDE_C` are powers of two that hold them."""
     C: int
     WIDE_E: int
     WIDE_C: int
     ROWS: int
-    """Queries of a tile."""
     COLUMNS: int
-    """Keys of a tile."""
     EVEN: bool
-    """No tile reaches over an end."""
     PRECISION: str
     WIDEN: bool
     CAUSAL: bool
     MASK: str
-    """none, boolean or added; it has one row for all queries unless `TABLE`."""
     TABLE: bool
-    """Lists say which blocks to visit."""
     MOVES_Q: bool = False
-    """Queries have a tangent; keys and values likewise."""
     MOVES_K: bool = False
     MOVES_V: bool = False
     STORE_OUT: bool = False
     ACROSS: bool = False
-    """Programs own keys, not queries."""
     BLOCK: int = table.BLOCK
 
 
