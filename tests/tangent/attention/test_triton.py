@@ -36,7 +36,7 @@ def within_bounds(name: str, figures: dict[str, float]) -> None:
     case = CASES.get(name) or LARGE.get(name) or {"dtype": "float32"}
     for part, error in figures.items():
         exact = name in SPECIAL and part in ("output", "gradients", "order")
-        bound = case.get("bound", TOLERANCE["float16" if part.startswith("half") else case["dtype"]])
+        bound = case.get("bound", TOLERANCE.get(part.split()[0], TOLERANCE[case["dtype"]]))
         assert error == 0 if exact else error < bound, f"{part}: {error}"
 
 

@@ -90,6 +90,7 @@ SPECIAL = (
     "through jvp",
     "through jvp with a mask",
     "through jvp, fused",
+    "through jvp, fused, autocast",
     "tiles that do not fit",
     "no keys",
     "log-sum-exp",
@@ -244,20 +245,21 @@ def through_jvp(name: str, q: Tensor, k: Tensor, v: Tensor, t: tuple[Tensor, ...
         return F.scaled_dot_product_attention(q, k, v, mask)
 
     leaves = tuple(x.clone().requires_grad_() for x in (q, k, v))
-    with attention_implementation("fused" if "fused" in name else "triton"):
+    cast = torch.autocast(q.device.type, torch.bfloat16, enabled="autocast" in name)
+    with cast, attention_implementation("fused" if "fused" in name else "triton"):
         out, tangent = jvp(net, leaves, t)
     stock = net(*leaves)
-    weight = draw(8, *out.shape, dtype=torch.float32).to(q)
-    pairs = zip(torch.autograd.grad(out, leaves, weight), torch.autograd.grad(stock, leaves, weight), strict=True)
+    weight = draw(8, *out.shape, dtype=torch.float32).to(out)
+    pairs = zip(
+        torch.autograd.grad(out, leaves, weight), torch.autograd.grad(stock, leaves, weight.to(stock)), strict=True
+    )
     exact = plain.attention(*(x.double() for x in (q, k, v, *t)), mask=mask)
     figures = {"tangent": relative_error(tangent.double(), exact)}
     if "fused" in name:
         assert "attention_with_tangent" in out.grad_fn.name()
-        return {
-            **figures,
-            "output of jvp": relative_error(out, stock),
-            "gradient": max(relative_error(*p) for p in pairs),
-        }
+        assert out.dtype == (torch.bfloat16 if "autocast" in name else torch.float32)
+        figures |= {"output of jvp": relative_error(out, stock), "gradient": max(relative_error(*p) for p in pairs)}
+        return {f"{out.dtype} {part}".removeprefix("torch."): error for part, error in figures.items()}
     figures["output"] = float((out - stock).detach().abs().max())
     figures["gradients"] = max(float((a - b).abs().max()) for a, b in pairs)
     return figures
@@ -328,12 +330,12 @@ def blockwise(name: str, device: str) -> dict[str, float]:
     with torch.no_grad():
         moved = plain.attention(*wide, mask=mask)
     figures = {
-        "half output": relative_error(out.double(), stock),
-        "half tangent": relative_error(tangent.double(), moved),
+        "float16 output": relative_error(out.double(), stock),
+        "float16 tangent": relative_error(tangent.double(), moved),
     }
-    figures["half gradients"] = max(relative_error(a.double(), b) for a, b in zip(found, exact, strict=True))
+    figures["float16 gradients"] = max(relative_error(a.double(), b) for a, b in zip(found, exact, strict=True))
     if "flex" in name:
-        figures["half flex"] = relative_error(out, expected)
+        figures["float16 flex"] = relative_error(out, expected)
     return figures
 
 
