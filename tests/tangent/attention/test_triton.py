@@ -36,7 +36,7 @@ def within_bounds(name: str, figures: dict[str, float]) -> None:
     case = CASES.get(name) or LARGE.get(name) or {"dtype": "float32"}
     for part, error in figures.items():
         exact = name in SPECIAL and part in ("output", "gradients", "order")
-        bound = case.get("bound", TOLERANCE["float16" if part.startswith("half") else case["dtype"]])
+        bound = case.get("bound", TOLERANCE.get(part.split()[0], TOLERANCE[case["dtype"]]))
         assert error == 0 if exact else error < bound, f"{part}: {error}"
 
 
@@ -80,8 +80,8 @@ def build(kernel, kind, chip, strided, packed, whole, **constants):
     print(built.metadata.shared)
 
 flags = dict(MOVES_Q=True, MOVES_K=True, MOVES_V=True)
-size = dict(E=64, C=64, WIDE_E=64, WIDE_C=64, ROWS=64, COLUMNS=32)
-odd = dict(E=24, C=40, WIDE_E=32, WIDE_C=64, ROWS=64, COLUMNS=32)
+size = dict(E=32, C=32, WIDE_E=32, WIDE_C=32, ROWS=64, COLUMNS=32)
+odd = dict(E=12, C=24, WIDE_E=16, WIDE_C=32, ROWS=32, COLUMNS=32)
 dense = dict(CAUSAL=True, MASK="none", TABLE=False)
 sparse = dict(CAUSAL=False, MASK="boolean", TABLE=True)
 build(forward.kernel, "bf16", 90, "fffffffiff", "s", 5, **size, **dense, **flags, STORE_OUT=True)

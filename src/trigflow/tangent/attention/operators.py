@@ -38,12 +38,11 @@ def kernels(name: str = "triton") -> Any:
 
 
 def tangent(*given: Any) -> Tensor:
-    """The tangent; arguments as in `TANGENT`, the implementation "chunked" or "triton"."""
+    """The tangent; the implementation is "chunked" or "triton"."""
     q, k, v, dq, dk, dv, mask, dmask, out, causal, scale, grouped, implementation = given
     if implementation == "triton":
-        return kernels().forward(arguments(q, k, v, dq, dk, dv, mask, None, scale, grouped), None, causal, store=False)[
-            1
-        ]
+        a = arguments(q, k, v, dq, dk, dv, mask, None, scale, grouped)
+        return kernels().forward(a, None, causal, store=False)[1]
     settings: dict[str, Any] = {"mask": mask, "dmask": dmask, "causal": causal, "scale": scale, "grouped": grouped}
     return chunked.attention(q, k, v, dq, dk, dv, out=out, **settings)
 
@@ -71,14 +70,15 @@ def _backward(ctx: Any, grad: Tensor, *rest: Any) -> tuple[Tensor | None, ...]:
     return *attention_gradients(grad, *ctx.saved_tensors, *ctx.settings), *[None] * 8
 
 
+def _shapes(q: Tensor, v: Tensor) -> list[tuple[Any, torch.dtype]]:
+    output = (*q.shape[:3], v.shape[3])
+    return [(output, q.dtype), (output, q.dtype), (q.shape[:3], torch.float32)]
+
+
 DUALS = "Tensor q, Tensor k, Tensor v, Tensor? dq, Tensor? dk, Tensor? dv, Tensor? mask"
+KNOWN = "Tensor grad, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor? mask"
 SETTINGS = "bool causal, float? scale, bool grouped"
-TANGENT = f"({DUALS}, Tensor? dmask, Tensor? out, {SETTINGS}, str implementation) -> Tensor"
-FUSED = f"({DUALS}, Tensor? blocks, {SETTINGS}) -> (Tensor, Tensor, Tensor)"
-GRADIENTS = (
-    "(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor? mask, Tensor? blocks, "
-    f"{SETTINGS}) -> (Tensor, Tensor, Tensor)"
-)
+THREE = "(Tensor, Tensor, Tensor)"
 
 
 def _operator(name: str, function: Any, schema: str, fake: Any) -> Any:
@@ -90,19 +90,19 @@ def _operator(name: str, function: Any, schema: str, fake: Any) -> Any:
 attention_tangent = _operator(
     "attention_tangent",
     tangent,
-    TANGENT,
+    f"({DUALS}, Tensor? dmask, Tensor? out, {SETTINGS}, str implementation) -> Tensor",
     lambda q, k, v, *rest: q.new_empty(arguments(q, k, v, None, None, None, None, None, None, rest[-2]).shape),
 )
 attention_with_tangent = _operator(
     "attention_with_tangent",
     _fused,
-    FUSED,
-    lambda q, k, v, *rest: (
-        *(q.new_empty((*q.shape[:3], v.shape[3])) for _ in range(2)),
-        q.new_empty(q.shape[:3], dtype=torch.float32),
-    ),
+    f"({DUALS}, Tensor? blocks, {SETTINGS}) -> {THREE}",
+    lambda q, k, v, *_: tuple(q.new_empty(n, dtype=d) for n, d in _shapes(q, v)),
 )
 attention_with_tangent.register_autograd(_backward, setup_context=_save)
 attention_gradients = _operator(
-    "attention_gradients", _gradients, GRADIENTS, lambda grad, *qkv, **_: tuple(x.new_empty(x.shape) for x in qkv[:3])
+    "attention_gradients",
+    _gradients,
+    f"({KNOWN}, Tensor? blocks, {SETTINGS}) -> {THREE}",
+    lambda grad, *known: tuple(x.new_empty(x.shape) for x in known[:3]),
 )

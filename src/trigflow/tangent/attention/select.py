@@ -151,9 +151,7 @@ def attention_with_tangent(
     Raises:
         TangentError: if the kernels cannot compute this case, which the message names.
     """
-    if torch.is_autocast_enabled(q.device.type):
-        dtype = torch.get_autocast_dtype(q.device.type)
-        q, k, v = (t.to(dtype) for t in (q, k, v))
+    q, k, v = (t.to(_cast(t)) for t in (q, k, v))
     reason = _fused_lacks(q, k, v, mask, None)
     if reason is not None:
         raise _cannot("fused", *reason)
@@ -177,20 +175,33 @@ def fused(
     Raises:
         TangentError: if "fused" was named and the kernels cannot compute this case.
     """
-    name = _NAMED.get()
-    if name != "fused" and (name != "auto" or not q.is_cuda or q.shape[:-1].numel() * k.shape[-2] <= MOST_SCORES):
+    name, case = _NAMED.get(), (q, k, v, mask, dmask)
+    if name == "fused":
+        if (reason := _fused_lacks(*case)) is not None:
+            raise _cannot(name, *reason)
+        return True
+    long = q.is_cuda and q.shape[:-1].numel() * k.shape[-2] > MOST_SCORES
+    if name != "auto" or not long or _fused_lacks(*case) is not None or _choose(*case, None) != "triton":
         return False
-    reason = _fused_lacks(q, k, v, mask, dmask)
-    if name == "fused" and reason is not None:
-        raise _cannot(name, *reason)
-    if name == "fused" or reason is not None:
-        return name == "fused"
     cuda = torch.backends.cuda
     if not (cuda.flash_sdp_enabled() or cuda.mem_efficient_sdp_enabled() or cuda.cudnn_sdp_enabled()):
         return False  # the unfused one was asked for
-    case = cuda.SDPAParams(q, k, v, mask, 0.0, causal, grouped)
+    q, k, v = (_as_cast(t) for t in (q, k, v))
+    stock = cuda.SDPAParams(q, k, v, None if mask is None else _as_cast(mask), 0.0, causal, grouped)
     able = (cuda.can_use_flash_attention, cuda.can_use_efficient_attention, cuda.can_use_cudnn_attention)
-    return _choose(q, k, v, mask, dmask, None) == "triton" and not any(can(case) for can in able)
+    return not any(can(stock) for can in able)
+
+
+def _cast(x: Tensor) -> torch.dtype:
+    """The dtype in which PyTorch's attention computes with `x`."""
+    kind = x.device.type
+    casts = torch.is_autocast_enabled(kind) and x.dtype not in (torch.bool, torch.float64)
+    return torch.get_autocast_dtype(kind) if casts else x.dtype
+
+
+def _as_cast(x: Tensor) -> Tensor:
+    """`x` as autocast will hand it over, with any values."""
+    return x if x.dtype == _cast(x) else torch.empty_like(x, dtype=_cast(x)).requires_grad_(x.requires_grad)
 
 
 def _known(name: str) -> str:

@@ -26,33 +26,30 @@ _FIRST: dict[tuple[Any, ...], int] = {}
 
 
 class Form(NamedTuple):
-    """What a kernel is compiled for."""
+    """What a kernel is compiled for.
+
+    Features E of queries and keys and C of values, in widths that are powers of two; ROWS queries and COLUMNS keys of a tile,
+    EVEN if none reaches over an end; MASK is none, boolean or added, with one row for all queries unless there is a TABLE of
+    blocks to visit; MOVES_Q if queries have a tangent; programs that own keys, not queries, if ACROSS.
+    """
 
     E: int
-    """Features of queries and keys; `C` of values. `WIDE_E` and `WIDE_C` are powers of two that hold them."""
     C: int
     WIDE_E: int
     WIDE_C: int
     ROWS: int
-    """Queries of a tile."""
     COLUMNS: int
-    """Keys of a tile."""
     EVEN: bool
-    """No tile reaches over an end."""
     PRECISION: str
     WIDEN: bool
     CAUSAL: bool
     MASK: str
-    """none, boolean or added; it has one row for all queries unless `TABLE`."""
     TABLE: bool
-    """Lists say which blocks to visit."""
     MOVES_Q: bool = False
-    """Queries have a tangent; keys and values likewise."""
     MOVES_K: bool = False
     MOVES_V: bool = False
     STORE_OUT: bool = False
     ACROSS: bool = False
-    """Programs own keys, not queries."""
     BLOCK: int = table.BLOCK
 
 
@@ -303,7 +300,7 @@ def masking(
 
 def launch(
     kernel: Any,
-    choices: Callable[[int, int, bool], list[tuple[int, int, int, int]]],
+    choices: Callable[[int, int, bool, bool], list[tuple[int, int, int, int]]],
     a: Arguments,
     strided: tuple[Tensor, ...],
     packed: tuple[Tensor, ...],
@@ -319,8 +316,8 @@ def launch(
     wide_e, wide_c = max(16, triton.next_power_of_2(e)), max(16, triton.next_power_of_2(c))
     across = constants.get("ACROSS", False)
     own, other = (columns, rows) if across else (rows, columns)
-    sizes = choices(max(64, wide_e, wide_c), a.q.element_size(), across)
-    kind = (choices, across, a.q.device, wide_e, wide_c, dtype)
+    sizes = choices(max(64, wide_e, wide_c), a.q.element_size(), across, constants["TABLE"])
+    kind = (choices, across, constants["TABLE"], a.q.device, wide_e, wide_c, dtype)
     precision, widen = _precision(dtype), a.q.device.type == "cpu" and dtype == torch.bfloat16
     for number in range(_FIRST.get(kind, 0), len(sizes)):
         tile_rows, tile_columns, warps, stages = sizes[number]
@@ -345,7 +342,7 @@ def launch(
         break
 
 
-def launches(wide: int, itemsize: int, across: bool = False) -> list[tuple[int, int, int, int]]:
+def launches(wide: int, itemsize: int, across: bool = False, listed: bool = False) -> list[tuple[int, int, int, int]]:
     """Queries and keys of a block, warps and pipeline stages, in the order in which to try them.
 
     Four tiles of keys and values and their tangents are in flight, beside two sums of the size of the output. The first
@@ -354,7 +351,7 @@ def launches(wide: int, itemsize: int, across: bool = False) -> list[tuple[int, 
     if itemsize == 2:
         first = {
             64: [(128, 64, 8, 3), (128, 64, 8, 2)],
-            128: [(128, 64, 8, 2), (64, 32, 4, 2)],
+            128: [(128, 32 if listed else 64, 8, 2), (64, 32, 4, 2)],
             256: [(64, 32, 8, 2), (64, 16, 8, 2)],
         }[wide]
     else:

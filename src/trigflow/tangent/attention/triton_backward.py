@@ -125,7 +125,7 @@ def gradients(
     return totals  # type: ignore[return-value]
 
 
-def launches(wide: int, itemsize: int, across: bool) -> list[tuple[int, int, int, int]]:
+def launches(wide: int, itemsize: int, across: bool, listed: bool) -> list[tuple[int, int, int, int]]:
     """As `trigflow.tangent.attention.triton.launches`."""
     first = {
         (64, 2): ((128, 64, 8, 2), (64, 128, 8, 2)),
