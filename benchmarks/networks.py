@@ -16,7 +16,7 @@ directions are in the latents and the time at once. For each:
     output         equal to that of a plain call, bit for bit
     gradients      of all parameters, bit for bit
     checkpointed   the same three with `enable_gradient_checkpointing()`, against the training mode without it
-    bfloat16       output and gradients in bfloat16, bit for bit
+    bfloat16       output and gradients in bfloat16, bit for bit; none where a plain call fails
     traced         relative error of the graph that `make_fx` makes of the call of `jvp`, at inputs that it was not made at
     compiled       the same of that graph compiled by inductor, for some classes (`--compiled`)
     time           how far the output moves when the time moves by 0.2 of a unit, relative to the output
@@ -275,7 +275,10 @@ def checkpointed(test: Any) -> dict[str, Any]:
 
 def bfloat16(test: Any) -> dict[str, Any]:
     case = Case(test, torch.bfloat16)
-    expected, right = plain(case)
+    try:
+        expected, right = plain(case)
+    except RuntimeError:  # casts to other types that no weight has
+        return {"bfloat16": None}
     others = [right, *(plain(case)[1] for _ in range(3))]
     out, tangent, gradients = step(case)
     finite = all(bool(t.isfinite().all()) for t in tangent)

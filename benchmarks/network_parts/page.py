@@ -19,12 +19,13 @@ of a plain call in {bfloat16}. Compiled by inductor, {compiled} graphs are exact
   shorter type kept in float64, directions in the latents and the time at once, random weights of which none are zero. Output
   and gradients of all parameters equal those of a plain call bit for bit wherever the tangent is exact.
 * *checkpointed*: output and gradients in training mode bit for bit, and the tangent, with gradient checkpointing as without.
-* *bfloat16*: output and gradients in bfloat16, bit for bit, where the kernels of PyTorch repeat their own.
+* *bfloat16*: output and gradients in bfloat16, bit for bit, where the kernels of PyTorch repeat their own; empty for a network
+  that does not run in it.
 * *traced*: relative error of the graph that `make_fx` makes of the call of `jvp`, at inputs other than those it was made at,
   and the nodes of that graph. *compiled*: the same for the graph compiled by inductor, for some of the classes.
 * *time*: how far the output moves when the time moves by 0.2, relative to its size, at the times of the configuration. Where it
-  is 0 the network has no time or rounds it: its tangent along the time is zero, without an error. `coverage(..., time=1)` says
-  so of any network.
+  is 0 the network takes no time, rounds it, or leaves it out of this pass: its tangent along the time is zero, without an
+  error. `coverage(..., time=1)` says so of any network.
 
 Flexible attention has no backward on the CPU in PyTorch; the parameters of classes that use it were frozen there.
 
@@ -51,7 +52,7 @@ def _cells(group: list[dict[str, Any]]) -> list[str]:
         _size(max(row["parameters"] for row in group)),
         _error([row.get("tangent") for row in group]),
         _verdict([row.get("checkpointed", False) for row in group if row.get("checkpointed", False) is not None]),
-        _verdict([row.get("bfloat16", False) for row in group]),
+        _verdict([row.get("bfloat16", False) for row in group if row.get("bfloat16", False) is not None]),
         _error([row.get("traced") for row in group if "traced" in (*row, *row["failures"])]),
         next((str(row["nodes"]) for row in group if "nodes" in row), ""),
         _error([row["compiled"] for row in group if "compiled" in row]),
