@@ -8,8 +8,8 @@ Where the package is not installed, `PYTHONPATH=src` is enough; `--dry` names wh
 
 Each part runs in a process of its own, within a limit of its own, and writes what it has found after every measurement: a part
 that fails, or a machine that is taken away, costs that part alone. First, together, since no clock counts there: the kernels of
-attention against double precision, the networks under `jvp`, tests of the suite on the device, resumed and sharded training,
-the demo with three seeds, and, as an experiment that is no part of the library, tracing and compiling a step with its tangent.
+attention against double precision, the networks under `jvp` and compiled, tests of the suite on the device, resumed and sharded
+training, the demo with three seeds, and the compilation of steps with their tangents.
 Then, one after the other: compiled steps, steps of the published networks, attention alone, drawing in two steps.
 
 Writes gpu.json (with the card, versions, the commit, and seconds of each part), and gpu.log, into the folder. A part that did
@@ -77,6 +77,7 @@ PARTS = [
     Part("compiled edm2-s", 10, alone=True, prepared=True),
     *(Part(f"kernels {i}", 110) for i in range(KERNELS)),
     Part("networks", 80),
+    Part("compile-check", 150),
     Part("tests needs", 120),
     Part("tests engine", 130),
     Part("tests training", 130),
@@ -319,6 +320,10 @@ def function_of(name: str) -> Callable[[Any, bool], None]:
         from gpu_parts import steps
 
         return functools.partial(steps.run, name=argument)
+    if kind == "compile-check":
+        from gpu_parts import checked
+
+        return checked.run
     if kind == "attention":
         from gpu_parts import attention
 

@@ -85,7 +85,15 @@ def checks(parts: dict[str, Any]) -> str:
             rows.append([part.get("what", name), outcomes])
         if name.startswith("compiled"):
             took = ", ".join(f"{what} {s:.0f} s" for what, s in part.get("preparation_seconds", {}).items())
-            rows.append([f"{name} (an experiment)", f"{took}; {part.get('ended', part.get('stage'))}"])
+            rows.append([name, f"{took}; {part.get('ended', part.get('stage'))}"])
+        if name == "compile-check":
+            found = part.get("networks", [])
+            rows.append(
+                [
+                    "compiled consistency steps against eager ones",
+                    f"{sum(r['equal'] for r in found)} of {len(found)} equal",
+                ]
+            )
         if name == "networks":
             for case in part.get("cases", []):
                 error = case.get("float64", {}).get("tangent against torch.func.jvp")

@@ -216,8 +216,6 @@ def test_bf16_is_close_and_leaves_the_network_alone(name: str) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["int8", "fp8"])
 def test_eight_bits_are_close(name: str) -> None:
-    if name == "fp8":
-        pytest.importorskip("torchao")
     net = small("dit")
     variant = build_variant(name, net, (4, 8, 8))
     inputs = given(net, 3)
@@ -241,12 +239,6 @@ def test_onnx_without_onnxruntime_names_the_extra(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(UserError, match=r"trigflow\[onnx\]"):
         build_variant("onnx", small("unet"), (1, 8, 8))
-
-
-def test_fp8_without_torchao_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torchao.quantization", None)
-    with pytest.raises(UserError, match=r"trigflow\[fp8\]"):
-        build_variant("fp8", small("dit"), (4, 8, 8))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ onnx        onnxruntime on the CPU (extra `onnx`)                               
 bf16        convolutions and linear layers in bfloat16, conditioning in float32                    some by a few levels
 fp16        the same in float16, on CUDA                                                           some by a few levels
 int8        linear layers in int8, conditioning and convolutions in float32, on the CPU            some by a few levels
-fp8         weights of linear layers in 8-bit floating point, the rest in float32 (extra `fp8`)    some by a few levels
+fp8         weights of linear layers in 8-bit floating point, the rest in float32                  some by a few levels
 ==========  =====================================================================================  ===================
 """
 
@@ -22,8 +22,10 @@ import copy
 import threading
 import warnings
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trigflow.conditions import in_order, null, null_rows, takes
@@ -33,7 +35,7 @@ from trigflow.models.model import Model
 from trigflow.networks.embeddings import Conditioning
 from trigflow.networks.layers import AdaptiveNorm
 from trigflow.networks.magnitude import FixedConv
-from trigflow.runtime.errors import MissingExtraError, UserError
+from trigflow.runtime.errors import UserError
 
 
 def ready_to_draw(network: nn.Module) -> nn.Module:
@@ -129,12 +131,27 @@ class Float8(Variant):
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__(copy.deepcopy(network))
-        names = set(linear_layers(network, "fp8"))
-        try:
-            from torchao.quantization import Float8WeightOnlyConfig, quantize_
-        except ImportError as error:
-            raise MissingExtraError("the variant fp8", "torchao", "fp8") from error
-        quantize_(self.network, Float8WeightOnlyConfig(), filter_fn=lambda module, name: name in names)
+        for name in linear_layers(network, "fp8"):
+            self.network.set_submodule(name, Linear8(self.network.get_submodule(name)))
+
+
+class Linear8(nn.Module):
+    """`x (s W8)^T + b`: row i of W8 is that of a linear layer over `s_i = max_j |W_ij| / 448`, rounded to float8_e4m3."""
+
+    weight: Tensor
+    scale: Tensor
+    bias: Tensor | None
+
+    def __init__(self, linear: Any) -> None:
+        super().__init__()
+        largest = torch.finfo(torch.float8_e4m3fn).max
+        scale = linear.weight.abs().amax(1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny) / largest
+        self.register_buffer("scale", scale)
+        self.register_buffer("weight", (linear.weight / scale).to(torch.float8_e4m3fn))
+        self.register_buffer("bias", linear.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(self.scale.dtype) * self.scale, self.bias)
 
 
 def linear_layers(network: nn.Module, variant: str) -> list[str]:

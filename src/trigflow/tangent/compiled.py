@@ -224,7 +224,8 @@ class Compiled:
 
                 # On a CPU inductor would have the images of convolutions channels-last in forwards with tangents, and each
                 # of them copied for the backward: 1.51 s a step of the U-Net of docs/tangent.md instead of 1.30.
-                return compile_fx(graph, given, config_patches={"layout_optimization": False})  # type: ignore[no-any-return]
+                compiled: Any = compile_fx(graph, given, config_patches={"layout_optimization": False})
+                return compiled  # type: ignore[no-any-return]
             return lookup_backend(self.backend)(graph, given)  # type: ignore[no-any-return]
 
     def _run(self, traced: Traced, graph: Callable[..., Any], state: list[Tensor], leaves: list[Any]) -> Any:
