@@ -27,8 +27,8 @@ ALONE = ("tangent", "runtime")
 """Import nothing else of the package."""
 ANYWHERE = ("runtime", "tangent", "version")
 """May be imported by everything."""
-OUTSIDE = ("", "__main__", "moved")
-"""The package itself, which imports what it offers when it is asked for."""
+OUTSIDE = ("", "__main__", "hub")
+"""The package itself, which imports what it offers when it is asked for, and names that files of format 1 hold."""
 
 
 @functools.cache

@@ -6,8 +6,6 @@ that line and leaves with exit code 2; from Python it is an ordinary exception.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-
 EXIT_FAILED = 2
 """Exit code for input that cannot be used, with one line on stderr."""
 EXIT_INTERRUPTED = 130
@@ -32,19 +30,3 @@ class MissingExtraError(UserError):
             f"{purpose} needs {package}, which is not installed; expected the '{extra}' extra; "
             f'run: pip install "trigflow[{extra}]"'
         )
-
-
-def renamed(module: str, names: Mapping[str, str]) -> Callable[[str], object]:
-    """The `__getattr__` of a module some of whose names have gone: an old one raises an ImportError with what it is now.
-
-    Args:
-        module: its name.
-        names: from old ones to how they are spelled now.
-    """
-
-    def find(name: str) -> object:
-        if name in names:
-            raise ImportError(f"{module}.{name} is now {names[name]}; use it by that name")
-        raise AttributeError(f"module '{module}' has no attribute '{name}'")
-
-    return find
