@@ -102,11 +102,7 @@ class Distill:
                 network=with_dropout_of(named.network, teacher.spec) if self.preset in RUNS else teacher.spec,
                 teacher=config.teacher,
             )  # fmt: skip
-            default = as_kind_of(RunConfig(), config)
-            layers = [
-                ("default", default), (f"preset {self.preset}", named), ("teacher", given), ("command line", config),
-            ]  # fmt: skip
-            print_settings(layers, config, self.out)
+            print_settings(config, self.out, **{f"preset {self.preset}": named, "teacher": given})
             return
         student = distill(
             config,

@@ -6,9 +6,8 @@ import dataclasses
 from pathlib import Path
 
 from trigflow.data.config import load_data
-from trigflow.lab.recipes.settings import SettingsLayer, origins_as_lines
 from trigflow.objectives import as_kind
-from trigflow.training.config import RunConfig
+from trigflow.training.config import RunConfig, flattened, to_dict
 from trigflow.training.setup import fit_network
 
 
@@ -17,13 +16,26 @@ def as_kind_of(config: RunConfig, other: RunConfig) -> RunConfig:
     return dataclasses.replace(config, objective=as_kind(config.objective, other.objective.kind))
 
 
-def print_settings(layers: list[SettingsLayer], config: RunConfig, out: Path) -> None:
+def print_settings(config: RunConfig, out: Path, **decided: RunConfig) -> None:
     """Print every setting that a run of this configuration would have, those that the data decide among them.
+
+    Beside its value stands the first layer that it is like this from: the defaults, what has `decided` on top of these by its
+    name, in order, then the command line, then the data.
 
     Raises:
         UserError: as the run would, for settings that make no sense or data that cannot be read.
     """
     config.validate()
     fitted = fit_network(config, load_data(config.data, progress=False))
-    print("\n".join(origins_as_lines([*layers, ("data", fitted)])))
+    layers = {"default": as_kind_of(RunConfig(), config), **decided, "command line": config, "data": fitted}
+    flat = {name: flattened(to_dict(layer)) for name, layer in layers.items()}
+    for setting, value in flat["data"].items():
+        if setting == "format":
+            continue
+        origin = "data"
+        for name, values in reversed(flat.items()):
+            if setting not in values or values[setting] != value:
+                break
+            origin = name
+        print(f"{setting:40} {value!s:28} {origin}")
     print(f"nothing was trained; without --dry this run goes to {out}")

@@ -61,24 +61,13 @@ class Train:
             )
         require_data(self.data.source)
         config = RunConfig(
-            self.data,
-            self.process,
-            self.network,
-            self.objective,
-            self.optimizer,
-            self.ema,
-            self.loop,
-            self.parallel,
-            self.guard,
-        )
+            self.data, self.process, self.network, self.objective,
+            self.optimizer, self.ema, self.loop, self.parallel, self.guard,
+        )  # fmt: skip
         if self.dry:
-            named = as_kind_of(preset(self.preset, "train"), config)
-            layers = [
-                ("default", as_kind_of(RunConfig(), config)),
-                (f"preset {self.preset}", named),
-                ("command line", config),
-            ]
-            print_settings(layers, config, self.out)
+            print_settings(
+                config, self.out, **{f"preset {self.preset}": as_kind_of(preset(self.preset, "train"), config)}
+            )
             return
         train(config, self.out, resume=RESUME[self.resume], progress=not self.quiet)
         print(f"Trained. Draw with: trigflow sample {self.out}; distill with: trigflow distill {self.out} --out RUN")

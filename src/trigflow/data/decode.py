@@ -23,7 +23,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 from torch import Tensor
 
-from trigflow.runtime.errors import UserError
+from trigflow.runtime.errors import UserError, on_one_line
 
 READERS: dict[bytes, type[Any]] = {
     b"\x89PNG\r\n\x1a\n": PngImageFile,
@@ -75,7 +75,7 @@ def decode(data: bytes, name: str, *, channels: int | None, resize: int | None, 
         except MemoryError:
             raise
         except Exception as error:  # decoders meet bad bytes with any kind of exception
-            raise CorruptImageError(name, _in_few_words(error)) from error
+            raise CorruptImageError(name, on_one_line(error, 80)) from error
     if channels is not None:
         plain = _convert(plain, "L" if channels == 1 else "RGB")
     return to_tensor(plain)
@@ -98,7 +98,7 @@ def open_image(data: bytes, name: str) -> Image.Image:
     except MemoryError:
         raise
     except Exception as error:
-        raise CorruptImageError(name, _in_few_words(error)) from error
+        raise CorruptImageError(name, on_one_line(error, 80)) from error
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and image.width * image.height > limit:
         raise UserError(
@@ -148,10 +148,6 @@ def is_turned(image: Image.Image) -> bool:
 
 def _convert(image: Image.Image, mode: str) -> Image.Image:
     return image if image.mode == mode else image.convert(mode)
-
-
-def _in_few_words(error: Exception) -> str:
-    return " ".join(str(error).split())[:80] or type(error).__name__
 
 
 def _to_gray_or_rgb(image: Image.Image) -> Image.Image:

@@ -35,7 +35,7 @@ from trigflow.data.sources.hub import (
     load_table,
     undecoded,
 )
-from trigflow.runtime.errors import UserError
+from trigflow.runtime.errors import UserError, on_one_line
 
 NO_LABEL = -1
 
@@ -72,10 +72,9 @@ class Shards:
         except (MemoryError, UserError):
             raise
         except Exception as error:  # the library has no base class for what can go wrong between here and the hub
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise UserError(
-                f"shard {shard} of {self.where!r} cannot be read ({reason}); expected a stream that stays within reach; check "
-                "the network and go on with --resume"
+                f"shard {shard} of {self.where!r} cannot be read ({on_one_line(error)}); expected a stream that stays within "
+                "reach; check the network and go on with --resume"
             ) from error
 
     def decode(self, row: dict[str, Any], name: str) -> Tensor:

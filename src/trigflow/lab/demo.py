@@ -23,7 +23,7 @@ from trigflow.runtime.errors import MissingExtraError, UserError
 from trigflow.runtime.files import ensure_folder, read_json, write_json, write_text
 from trigflow.runtime.places import check_place
 from trigflow.samplers import search_times
-from trigflow.training.config import RunConfig, from_dict, to_dict
+from trigflow.training.config import RunConfig, read_config, to_dict
 from trigflow.training.runs import distill, train
 from trigflow.training.setup import compare_configs
 from trigflow.version import __version__
@@ -115,7 +115,7 @@ def run_demo(
         raise UserError(f"'{out}' is not empty and holds no demo; expected a new folder; choose another --out")
     for folder, run in ((out / "teacher", runs.teacher), (out, runs.student)):
         if (folder / "config.json").is_file():
-            begun = to_dict(from_dict(read_json(folder / "config.json", "configuration")))
+            begun = to_dict(read_config(folder))
             for part in ("data", "loop"):
                 compare_configs(begun[part], to_dict(run)[part], f"{part}.")
     ensure_folder(out)

@@ -30,3 +30,13 @@ class MissingExtraError(UserError):
             f"{purpose} needs {package}, which is not installed; expected the '{extra}' extra; "
             f'run: pip install "trigflow[{extra}]"'
         )
+
+
+def first_line(error: object) -> str:
+    """What an error says in its first line, without a full stop; its class where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+
+
+def on_one_line(error: object, most: int = 200) -> str:
+    """All that an error says, on one line and cut where it is long; its class where it says nothing."""
+    return " ".join(str(error).split())[:most] or type(error).__name__

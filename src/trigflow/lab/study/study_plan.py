@@ -15,11 +15,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from trigflow.lab.recipes.settings import flattened
 from trigflow.lab.study.spec import Arm, Base, Changes, Draw, Study
 from trigflow.objectives import as_kind, objective_of
 from trigflow.runtime.errors import UserError
-from trigflow.training.config import RunConfig, to_dict
+from trigflow.training.config import RunConfig, flattened, to_dict
 from trigflow.training.runs import with_dropout_of
 
 
