@@ -20,13 +20,10 @@ from tyro import MISSING, MISSING_NONPROP
 from tyro.conf import subcommand
 
 from trigflow.cli.commands import COMMANDS, Command
-from trigflow.cli.convert import Convert
-from trigflow.cli.demo import Demo
-from trigflow.cli.distill import Distill
-from trigflow.cli.evaluate import Evaluate
-from trigflow.cli.reference import Reference
-from trigflow.cli.sample import Sample
-from trigflow.cli.train import Train
+from trigflow.cli.evaluation import Evaluate, Reference
+from trigflow.cli.lab import Demo
+from trigflow.cli.models import Sample
+from trigflow.cli.training import Convert, Distill, Train
 from trigflow.lab.recipes import RUNS, preset, recipe_for
 from trigflow.objectives import as_kind
 from trigflow.plugins import load_plugin
