@@ -46,8 +46,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 
-from trigflow.lab.demo import machine
 from trigflow.runtime.files import ensure_folder, read_json, write_json
+from trigflow.runtime.machine import machine
 from trigflow.tangent import jvp
 
 ROOT = Path(__file__).parent.parent

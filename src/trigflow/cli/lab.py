@@ -215,7 +215,7 @@ class Plan:
 
     def run(self) -> None:
         from trigflow.lab.plan import make_plan
-        from trigflow.lab.plan.text import describe
+        from trigflow.lab.plan.run_plan import describe
 
         plan = make_plan(
             self.recipe,

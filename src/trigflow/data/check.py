@@ -27,7 +27,7 @@ from trigflow.data.labels import find_labels, label_files, pair
 from trigflow.data.latent_files import ENDING as LATENT_ENDING
 from trigflow.data.latent_files import parse
 from trigflow.data.loader import in_order
-from trigflow.data.scan import chunks_of
+from trigflow.data.rows import chunks_of
 from trigflow.data.sources.containers import examine_container
 from trigflow.data.sources.files import Files
 from trigflow.data.sources.opening import EMBEDDED

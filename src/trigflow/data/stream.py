@@ -87,7 +87,7 @@ class Shards:
         return decode(content, name, channels=self.channels, resize=self.resize, crop=self.crop)
 
     def examine(self, shard: int) -> tuple[list[tuple[int, ...]], list[Any], list[int], npt.NDArray[np.int64]]:
-        """Shape of every image of a shard, 0 for the corrupt, their labels, and what `trigflow.data.scan.Scan` has of them."""
+        """Shape of every image of a shard, 0 for the corrupt, their labels, and what `trigflow.data.rows.Scan` has of them."""
         shapes: list[tuple[int, ...]] = []
         labels: list[Any] = []
         checksums: list[int] = []

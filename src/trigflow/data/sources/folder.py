@@ -17,8 +17,7 @@ from tqdm import tqdm
 from trigflow.data.dataset import ImageDataset, digest_of
 from trigflow.data.labels import find_labels
 from trigflow.data.loader import in_order
-from trigflow.data.rows import Decoder, ImageRows
-from trigflow.data.scan import Scan, chunks_of, scan
+from trigflow.data.rows import Decoder, ImageRows, Scan, chunks_of, scan
 from trigflow.data.sources.files import ENDINGS, Files
 from trigflow.runtime.errors import UserError
 

@@ -23,12 +23,13 @@ from trigflow.data import LatentDataset
 from trigflow.data.config import load_data
 from trigflow.evaluation import Reference
 from trigflow.evaluation.evaluate_model import make_reference, score
-from trigflow.lab.demo import machine, trained
-from trigflow.lab.study.locks import lock_of, locked
+from trigflow.lab.demo import trained
+from trigflow.lab.study.pool import lock_of, locked
 from trigflow.lab.study.spec import Draw
 from trigflow.models.model import Model, load
 from trigflow.runtime.errors import DivergedError, UserError, first_line
 from trigflow.runtime.files import read_json, write_json
+from trigflow.runtime.machine import machine
 from trigflow.samplers import search_times_and_gamma
 from trigflow.training.config import RunConfig, from_dict
 from trigflow.training.log import read_metrics

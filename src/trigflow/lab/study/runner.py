@@ -17,9 +17,8 @@ from typing import Any
 
 from trigflow.lab.recipes import preset, require_data, shrink
 from trigflow.lab.study.figure import figure, require_matplotlib
-from trigflow.lab.study.locks import locked
 from trigflow.lab.study.pace import ROUNDS
-from trigflow.lab.study.pool import CellPool, RawResult, read_result, spawn, stop, stopped_by, threads_for
+from trigflow.lab.study.pool import CellPool, RawResult, locked, read_result, spawn, stop, stopped_by, threads_for
 from trigflow.lab.study.results import CellResult, Results, load_results, save_results
 from trigflow.lab.study.spec import Arm, Base, Changes, Draw, Study
 from trigflow.lab.study.study_plan import Cell, StudyPlan, change, choose_arms, expand, key_of, resolve_arm, settings_of
