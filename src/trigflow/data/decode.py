@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,34 @@ class CorruptImageError(Exception):
         super().__init__(name, reason)
         self.name = name
         self.reason = reason
+
+
+def sizes_differ(first: str, size: Sequence[int], name: str, other: Sequence[int]) -> UserError:
+    """The error for images of two sizes, height and width each."""
+    return UserError(
+        f"images differ in size: {first!r} is {size[1]}x{size[0]} and {name!r} is {other[1]}x{other[0]} "
+        "(width x height); expected one size; use --resize N"
+    )
+
+
+REMEDIES = {
+    "images": ("PNG, JPEG or WebP", "copy or download them again", "replace them"),
+    "latents": (".npy", "encode the images again", "encode the images again"),
+}
+"""Of what files are, what to do where all are damaged, and where some are."""
+
+
+def check_corrupt(what: str, where: str, corrupt: Sequence[str], total: int, skip: bool = False) -> None:
+    """Raise a UserError where some of so many images or latents are corrupt, or with `skip` all of them."""
+    kind, get, mend = REMEDIES[what]
+    listed = ", ".join(map(repr, corrupt[:3])) + (", ..." if len(corrupt) > 3 else "")
+    faults = f"corrupt or truncated: {listed}; expected whole {kind} files"
+    if len(corrupt) == total:
+        raise UserError(f"all {total} {what} in {where!r} are {faults}; {get}")
+    if corrupt and not skip:
+        raise UserError(
+            f"{len(corrupt)} of {total} {what} in {where!r} {faults}; {mend}, or leave them out with --skip-corrupt"
+        )
 
 
 def decode(data: bytes, name: str, *, channels: int | None, resize: int | None, crop: bool) -> Tensor:

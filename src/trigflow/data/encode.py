@@ -26,9 +26,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from trigflow.codecs.vae import DEFAULT_VAE, VAE, PixelRange, VAESource
-from trigflow.data.decode import CorruptImageError, decode
+from trigflow.data.decode import sizes_differ
 from trigflow.data.labels import LABEL_FILE, find_labels
 from trigflow.data.loader import in_order
+from trigflow.data.rows import Decoder
 from trigflow.data.sources.files import Files
 from trigflow.data.sources.folder import image_files
 from trigflow.data.sources.opening import list_files
@@ -257,15 +258,8 @@ class _Images:
 
     def read(self, index: int) -> tuple[Tensor, Fingerprint]:
         """One image, uint8 `(3, h, w)`, and the fingerprint of its file."""
-        name = self.files.names[index]
-        try:
-            content = self.files.read(index)
-            return decode(content, name, channels=3, resize=self.resize, crop=True), Fingerprint.of(content)
-        except CorruptImageError:
-            raise UserError(
-                f"image {name!r} in {self.files.where!r} is corrupt or truncated; expected a whole PNG, JPEG or WebP file; "
-                "replace or remove it"
-            ) from None
+        image, content = Decoder(self.files, 3, self.resize, crop=True).whole(index)
+        return image, Fingerprint.of(content)
 
 
 @dataclass(frozen=True)
@@ -279,12 +273,8 @@ class _Read:
         batch, sources = zip(*map(self.images.read, indices), strict=True)
         names = self.images.files.names
         for index, image in zip(indices, batch, strict=True):
-            _, height, width = image.shape
-            if (height, width) != self.size:
-                raise UserError(
-                    f"images differ in size: {names[0]!r} is {self.size[1]}x{self.size[0]} and {names[index]!r} is "
-                    f"{width}x{height} (width x height); expected one size; use --resize N"
-                )
+            if image.shape[1:] != self.size:
+                raise sizes_differ(names[0], self.size, names[index], image.shape[1:])
         return torch.stack(batch), list(sources)
 
 

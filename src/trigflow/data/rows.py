@@ -43,6 +43,21 @@ class Decoder:
         content, name = self.files.read(index), self.files.names[index]
         return decode(content, name, channels=self.channels, resize=self.resize, crop=self.crop)
 
+    def whole(self, index: int) -> tuple[Tensor, bytes]:
+        """One image, which has to be whole, and the content of its file.
+
+        Raises:
+            UserError: if it is not, or cannot be read.
+        """
+        content, name = self.files.read(index), self.files.names[index]
+        try:
+            return decode(content, name, channels=self.channels, resize=self.resize, crop=self.crop), content
+        except CorruptImageError:
+            raise UserError(
+                f"image {name!r} in {self.files.where!r} is corrupt or truncated; expected a whole PNG, JPEG or WebP file; "
+                "replace or remove it"
+            ) from None
+
     def several(self, indices: Sequence[int]) -> list[tuple[int, Tensor | None]]:
         """For each index the CRC-32 of the file and the image, or None where it is corrupt."""
         images: list[tuple[int, Tensor | None]] = []
