@@ -21,7 +21,7 @@ from tyro.conf import subcommand
 
 from trigflow.cli.commands import COMMANDS, Command
 from trigflow.cli.evaluation import Evaluate, Reference
-from trigflow.cli.lab import Demo
+from trigflow.cli.lab import Demo, Study
 from trigflow.cli.models import Sample
 from trigflow.cli.training import Convert, Distill, Train
 from trigflow.lab.recipes import RUNS, preset, recipe_for
@@ -88,7 +88,7 @@ def _device(command: Command) -> tuple[str, str]:
     """The device that a command is told, and the option that says it."""
     if isinstance(command, Distill | Train):
         return command.loop.device, "--loop.device"
-    return getattr(command, "device", "auto"), "--device"
+    return getattr(command.settings if isinstance(command, Study) else command, "device", "auto"), "--device"
 
 
 @contextlib.contextmanager

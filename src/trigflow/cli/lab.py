@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
-from tyro.conf import Positional, arg
+from tyro.conf import OmitArgPrefixes, Positional, arg
 
+from trigflow.lab.study.spec import Base, Settings
 from trigflow.runtime.errors import UserError
-
-if TYPE_CHECKING:
-    from trigflow.lab.study.spec import Base
 
 
 @dataclass(frozen=True)
@@ -60,8 +58,6 @@ class Study:
 
     study: Annotated[Positional[str], arg(metavar="STUDY")]
     """Name of a study, all, or list."""
-    out: Path = Path("runs/lab")
-    """Folder of all studies."""
     base: str | None = None
     """Teacher and student that the study changes, sized for it: digits (the default) or mnist."""
     teacher_preset: str | None = None
@@ -70,27 +66,12 @@ class Study:
     """Instead of a base: preset of the student."""
     data: str | None = None
     """Other data than those of base or presets: digits, mnist, a folder or zip of images."""
-    only: Annotated[tuple[str, ...], arg(metavar="ARM ...")] = ()
-    """Run only these arms, and those they start from."""
-    seeds: Annotated[tuple[int, ...], arg(metavar="SEED ...")] = ()
-    """One teacher and one student of every arm for each; by default those of the study, 0 1 2 for most."""
-    jobs: int = 1
-    """Cells at a time, each in a process of its own with an equal share of the cores."""
-    device: str = "auto"
-    """cpu, cuda, or auto."""
-    num: int = 2000
-    """Samples behind every score."""
-    retry: bool = False
-    """Run failed cells again."""
-    smoke: bool = False
-    """Only see that it works: one seed and a few steps of the first two arms, in miniature."""
-    quiet: bool = False
-    """Print no line for each cell."""
+    settings: OmitArgPrefixes[Settings] = field(default_factory=Settings)
 
     def run(self) -> None:
         from trigflow.lab.study.judge import judge
         from trigflow.lab.study.paper_studies import STUDIES
-        from trigflow.lab.study.runner import Settings, run_study
+        from trigflow.lab.study.runner import run_study
 
         if self.study == "list":
             print("\n".join(f"{s.name:14} {s.title} ({', '.join(s.bases)})" for s in STUDIES.values()))
@@ -100,18 +81,15 @@ class Study:
                 f"unknown study '{self.study}'; expected one of {', '.join(STUDIES)}, all or list; correct the name"
             )
         name, base = self._base()
-        if self.study == "all" and self.only:
+        if self.study == "all" and self.settings.only:
             raise UserError("--only with all studies, whose arms differ; expected one study; name it")
-        settings = Settings(
-            self.out, self.seeds, self.only, self.jobs, self.device, self.num, self.retry, self.smoke, self.quiet
-        )
         failed = 0
         named = self.student_preset is None
         every = [study for study in STUDIES.values() if not named or name in study.bases]
         for study in every if self.study == "all" else [STUDIES[self.study]]:
-            results = run_study(study, base, name, settings)
+            results = run_study(study, base, name, self.settings)
             failed += sum(cell.status == "failed" for cell in results.cells)
-            folder = self.out / f"{study.name}-{name}{'-smoke' if self.smoke else ''}"
+            folder = self.settings.folder(study, name)
             print(f"{study.title}: {folder / 'table.md'}, {folder / 'figure.png'}")
             print("\n".join(f"  {verdict.text}" for verdict in judge(results)), flush=True)
         if failed:

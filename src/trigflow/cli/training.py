@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from tyro.conf import Positional, arg
+from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from trigflow.data.config import DataConfig, data_of, load_data
 from trigflow.lab.recipes import RUNS, preset, require_data
@@ -27,6 +27,7 @@ from trigflow.training.config import (
     flattened,
     to_dict,
 )
+from trigflow.training.convert import ConvertSettings
 from trigflow.training.setup import fit_network
 
 
@@ -307,43 +308,21 @@ class Convert:
     """Run folder to create."""
     data: str | None = None
     """Other data than the run was trained on: digits, mnist, a folder or a zip."""
-    iterations: int = 2000
-    """Optimizer steps of the fine-tuning; 0 for none."""
-    lr: float = 1e-4
-    """Learning rate of the fine-tuning: after a short warmup a cosine to zero."""
-    batch_size: int = 128
-    """Samples per optimizer step of the fine-tuning."""
-    fit_iterations: int = 1000
-    """Steps of the fit of the time embedding, which needs no data; 0 for its closed form alone."""
-    modulation: Literal["keep", "double"] = "keep"
-    """keep: as the teacher has it. double: adaptive double normalization in place of EDM2's gain or DDPM++'s addition."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Arithmetic of the fine-tuning."""
-    seed: int = 0
-    """Seed of everything random."""
     device: str = "auto"
     """cpu, cuda, or auto."""
     resume: bool = False
     """Go on with a fine-tuning that was interrupted, with the same settings."""
     quiet: bool = False
     """No progress bar."""
+    settings: OmitArgPrefixes[ConvertSettings] = field(default_factory=ConvertSettings)
 
     def run(self) -> None:
-        from trigflow.training.convert import ConvertSettings, convert
+        from trigflow.training.convert import convert
 
-        settings = ConvertSettings(
-            iterations=self.iterations,
-            lr=self.lr,
-            batch_size=self.batch_size,
-            fit_iterations=self.fit_iterations,
-            modulation=self.modulation,
-            precision=self.precision,
-            seed=self.seed,
-        )
         result = convert(
             self.run_folder,
             self.out,
-            settings,
+            self.settings,
             data=self.data,
             device=self.device,
             resume=self.resume,
