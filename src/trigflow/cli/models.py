@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
@@ -14,18 +14,16 @@ from trigflow.runtime.files import write_json
 from trigflow.runtime.places import check_outside, check_place
 from trigflow.serve.limits import Limits
 
+if TYPE_CHECKING:
+    from trigflow.models.model import Model
+
 
 @dataclass(frozen=True)
-class Sample:
-    """Draw images from a run folder: a grid, or single files.
-
-    Example: trigflow sample runs/demo --steps 2 --labels 3 7 --num 64 --out grid.png
-    """
+class Drawing:
+    """What a command that draws from a run folder is told about how."""
 
     run_folder: Annotated[Positional[Path], arg(metavar="RUN")]
     """Run folder of a teacher or a student."""
-    out: Annotated[str, arg(metavar="PATH")] = "samples.png"
-    """A file (.png, .webp, .jpg) for a grid; anything else, or with / at its end, is a folder that gets one PNG per image."""
     steps: int | None = None
     """Evaluations of a student (default 2; of one with segments their number, and no other), or solver steps of a teacher
     (default 18, that is 35 evaluations)."""
@@ -36,18 +34,8 @@ class Sample:
     negative: Annotated[Path | None, arg(metavar="RUN")] = None
     """Run folder of a worse teacher (smaller, or trained for less time) to guide away from; by default the model without
     the class."""
-    labels: tuple[str, ...] = ()
-    """Classes to draw, by number or name, in turn; all of them by default."""
-    conditions: Annotated[tuple[str, ...], arg(metavar="NAME=VALUE")] = ()
-    """What else is said to the model, such as wind=0.5,-1; numbers are parted by commas."""
-    gamma: float | None = None
-    """Of a student of any jump: how much fresh noise comes between steps, from 0 to 1."""
     seed: int = 0
-    """Seed; the same seed starts every model from the same noise."""
-    num: int = 64
-    """Number of images."""
-    columns: int | None = None
-    """Images per row of a grid."""
+    """Seed; the same seed starts every model from the same noise, which each sample has by its number."""
     solver: str = "heun"
     """Solver of a teacher: heun, dpm2s, dpm++2m or ddim."""
     vae: str | None = None
@@ -57,19 +45,48 @@ class Sample:
     quiet: bool = False
     """No progress bar."""
 
+    def model(self) -> tuple[Model, dict[str, Any]]:
+        """The model, and the arguments of `Model.sample` that say how to draw from it."""
+        from trigflow.models.model import load
+
+        negative = None if self.negative is None else load(self.negative, self.device)
+        model = load(self.run_folder, self.device)
+        if self.vae is not None:
+            model.codec = model.codec.with_autoencoder(self.vae)
+        names = ("steps", "guidance", "guidance_interval", "seed", "solver")
+        return model, {"negative": negative, **{name: getattr(self, name) for name in names}}
+
+
+@dataclass(frozen=True)
+class Sample(Drawing):
+    """Draw images from a run folder: a grid, or single files.
+
+    Example: trigflow sample runs/demo --steps 2 --labels 3 7 --num 64 --out grid.png
+    """
+
+    out: Annotated[str, arg(metavar="PATH")] = "samples.png"
+    """A file (.png, .webp, .jpg) for a grid; anything else, or with / at its end, is a folder that gets one PNG per image."""
+    labels: tuple[str, ...] = ()
+    """Classes to draw, by number or name, in turn; all of them by default."""
+    conditions: Annotated[tuple[str, ...], arg(metavar="NAME=VALUE")] = ()
+    """What else is said to the model, such as wind=0.5,-1; numbers are parted by commas."""
+    gamma: float | None = None
+    """Of a student of any jump: how much fresh noise comes between steps, from 0 to 1."""
+    num: int = 64
+    """Number of images."""
+    columns: int | None = None
+    """Images per row of a grid."""
+
     def run(self) -> None:
         from trigflow.codecs import codec_from_state
-        from trigflow.models.model import check_run, load, read_description, source_of
+        from trigflow.models.model import check_run, read_description, source_of
         from trigflow.runtime.distributed import gather_rows, is_first, share_of, world_size
 
         codec_from_state(read_description(check_run(self.run_folder) / "model.json")["codec"]).check_save(
             self.out, self.num
         )
         check_outside(self.out, source_of(self.run_folder))
-        negative = None if self.negative is None else load(self.negative, self.device)
-        model = load(self.run_folder, self.device)
-        if self.vae is not None:
-            model.codec = model.codec.with_autoencoder(self.vae)
+        model, how = self.model()
         first, num = 0, self.num
         if world_size() > 1:
             share = share_of(self.num)
@@ -81,16 +98,11 @@ class Sample:
         drawn = model.sample(
             num,
             first=first,
-            steps=self.steps,
             labels=list(self.labels) or None,
             conditions=_said(self.conditions),
             gamma=self.gamma,
-            guidance=self.guidance,
-            guidance_interval=self.guidance_interval,
-            negative=negative,
-            seed=self.seed,
-            solver=self.solver,
             progress=not self.quiet and is_first(),
+            **how,
         )
         images = gather_rows(drawn)
         if images is None:

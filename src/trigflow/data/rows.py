@@ -40,8 +40,7 @@ class Decoder:
         Raises:
             UserError, CorruptImageError: as `Files.read` and `decode`.
         """
-        content, name = self.files.read(index), self.files.names[index]
-        return decode(content, name, channels=self.channels, resize=self.resize, crop=self.crop)
+        return self._decoded(index, self.files.read(index))
 
     def whole(self, index: int) -> tuple[Tensor, bytes]:
         """One image, which has to be whole, and the content of its file.
@@ -49,13 +48,13 @@ class Decoder:
         Raises:
             UserError: if it is not, or cannot be read.
         """
-        content, name = self.files.read(index), self.files.names[index]
+        content = self.files.read(index)
         try:
-            return decode(content, name, channels=self.channels, resize=self.resize, crop=self.crop), content
-        except CorruptImageError:
+            return self._decoded(index, content), content
+        except CorruptImageError as error:
             raise UserError(
-                f"image {name!r} in {self.files.where!r} is corrupt or truncated; expected a whole PNG, JPEG or WebP file; "
-                "replace or remove it"
+                f"image {error.name!r} in {self.files.where!r} is corrupt or truncated; expected a whole PNG, JPEG or WebP "
+                "file; replace or remove it"
             ) from None
 
     def several(self, indices: Sequence[int]) -> list[tuple[int, Tensor | None]]:
@@ -64,13 +63,16 @@ class Decoder:
         for index in indices:
             checksum = 0
             try:
-                content, name = self.files.read(index), self.files.names[index]
+                content = self.files.read(index)
                 checksum = zlib.crc32(content)
-                image = decode(content, name, channels=self.channels, resize=self.resize, crop=self.crop)
-                images.append((checksum, image))
+                images.append((checksum, self._decoded(index, content)))
             except CorruptImageError:
                 images.append((checksum, None))
         return images
+
+    def _decoded(self, index: int, content: bytes) -> Tensor:
+        name = self.files.names[index]
+        return decode(content, name, channels=self.channels, resize=self.resize, crop=self.crop)
 
 
 @dataclass(frozen=True, eq=False)
