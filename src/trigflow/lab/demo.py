@@ -116,7 +116,7 @@ def run_demo(
         if (folder / "config.json").is_file():
             begun = to_dict(read_config(folder))
             for part in ("data", "loop"):
-                compare_configs(begun[part], to_dict(run)[part], f"{part}.")
+                compare_configs({part: begun[part]}, {part: to_dict(run)[part]})
     ensure_folder(out)
     dataset = load_data(runs.teacher.data)
 
