@@ -28,6 +28,7 @@ from trigflow.serve.requests import FrameRequest, ImagesRequest, PictureRequest,
 from trigflow.serve.wire import encode
 
 Result = TypeVar("Result")
+Figure = TypeVar("Figure", Counter, Gauge, Histogram)
 
 
 async def within(seconds: float, work: Coroutine[Any, Any, Result]) -> Result:
@@ -58,30 +59,22 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.requests = Counter(
-            "trigflow_requests", "HTTP requests by path and status", ["path", "status"], registry=self.registry
-        )
-        self.images = Counter("trigflow_images", "Pictures drawn", ["model"], registry=self.registry)
-        self.frames = Counter("trigflow_frames", "Frames sent to streams", ["model"], registry=self.registry)
-        self.dropped = Counter(
-            "trigflow_dropped",
-            "Work not done: the client left, a newer request of the stream took its place",
-            ["reason"],
-            registry=self.registry,
-        )
-        self.streams = Gauge("trigflow_streams", "Open streams", registry=self.registry)
-        self.closed = Counter("trigflow_closed", "Streams that the server closed", ["code"], registry=self.registry)
-        self.batch = Histogram(
-            "trigflow_batch_images", "Pictures drawn at once", ["model"], buckets=SIZES, registry=self.registry
-        )
-        self.seconds = Histogram(
-            "trigflow_seconds",
-            "Seconds of a request in the queue, in its batch (network) and in encoding",
-            ["model", "part"],
-            buckets=SECONDS,
-            registry=self.registry,
-        )
-        self.queue = Gauge("trigflow_queue_images", "Pictures that wait to be drawn", ["model"], registry=self.registry)
+        self.requests = self._made(Counter, "requests", "HTTP requests by path and status", ["path", "status"])
+        self.images = self._made(Counter, "images", "Pictures drawn", ["model"])
+        self.frames = self._made(Counter, "frames", "Frames sent to streams", ["model"])
+        why = "Work not done: the client left, a newer request of the stream took its place"
+        self.dropped = self._made(Counter, "dropped", why, ["reason"])
+        self.streams = self._made(Gauge, "streams", "Open streams")
+        self.closed = self._made(Counter, "closed", "Streams that the server closed", ["code"])
+        self.batch = self._made(Histogram, "batch_images", "Pictures drawn at once", ["model"], buckets=SIZES)
+        what = "Seconds of a request in the queue, in its batch (network) and in encoding"
+        self.seconds = self._made(Histogram, "seconds", what, ["model", "part"], buckets=SECONDS)
+        self.queue = self._made(Gauge, "queue_images", "Pictures that wait to be drawn", ["model"])
+
+    def _made(
+        self, kind: Callable[..., Figure], name: str, text: str, labels: Sequence[str] = (), **more: Any
+    ) -> Figure:
+        return kind(f"trigflow_{name}", text, labels, registry=self.registry, **more)
 
     def watch_queue(self, name: str, waiting: Callable[[], int]) -> None:
         """Report `waiting()` as the queue of this model."""
