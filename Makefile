@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 OUT    ?= runs/demo
 SEED   ?= 0
 
-.PHONY: demo test test-browser lab-smoke gpu lint format clean
+.PHONY: demo test test-browser lab-smoke compile-check gpu lint format clean
 
 demo: $(STAMP)
 	$(BIN)/trigflow demo --out $(OUT) --seed $(SEED)
@@ -24,6 +24,10 @@ test-browser: $(STAMP)
 lab-smoke: $(STAMP)
 	rm -rf runs/lab-smoke
 	$(BIN)/trigflow study all --smoke --out runs/lab-smoke
+
+# Are compiled tangents those of the engine? On a CPU about ten minutes, less with a warm cache.
+compile-check: $(STAMP)
+	$(BIN)/python benchmarks/compile_check.py --ratio --json runs/compile-check.json
 
 # On a machine with CUDA: are its paths right, and what do steps cost? See docs/gpu.md.
 gpu: $(STAMP)

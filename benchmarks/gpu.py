@@ -85,7 +85,7 @@ PARTS = [
     *(Part(f"demo {seed}", 160) for seed in SEEDS),
     Part("steps ddpmpp", 38, alone=True),
     Part("steps edm2-s", 28, alone=True),
-    Part("attention", 15, alone=True),
+    Part("attention", 30, alone=True),
     Part("steps edm2-xxl", 30, alone=True),
     Part("drawing", 30, alone=True),
     Part("steps dit-xl", 18, alone=True),
@@ -102,7 +102,8 @@ class Child:
         self.path = folder / f"{part.name.replace(' ', '-')}.json"
         command = [sys.executable, str(Path(__file__).resolve()), "--part", part.name, "--out", str(self.path)]
         command += ["--dry"] if dry else []
-        environment = {**os.environ, "TRITON_INTERPRET": "1"} if dry and "kernels" in part.name else None
+        interpreted = "kernels" in part.name or part.name == "attention"
+        environment = {**os.environ, "TRITON_INTERPRET": "1"} if dry and interpreted else None
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,

@@ -1,11 +1,15 @@
-"""Attention alone: output and tangent by each method at hand, against the forward of PyTorch's flash attention.
+"""Attention alone: output, tangent and gradients by each method at hand, against PyTorch's flash attention.
 
-Forward takes two products of n x n x width a head, output and tangent together six; each counts two operations a term,
-causal or not. `engine` is what `jvp` does: PyTorch's attention, whose backward is kept, and the kernel for the tangent.
+Forward takes two products of n x n x width a head, output and tangent together six, a backward five more; each counts two
+operations a term, whether a mask hides it or not. `engine` is what `jvp` does: PyTorch's attention, whose backward is kept,
+and the kernel for the tangent. `fused` is the kernels for all three. With `frames`, queries see their own quarter of the
+sequence and those before it; FlexAttention is compiled. On a CPU the kernels run in Triton's interpreter, or not at all.
 """
 
 from __future__ import annotations
 
+import functools
+import os
 from collections.abc import Callable
 from statistics import median
 from typing import Any
@@ -18,7 +22,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from gpu_parts.kernels import relative_error
 from gpu_parts.record import Record
 from gpu_parts.steps import measured
-from trigflow.tangent.attention import attention
+from trigflow.tangent.attention import attention, attention_with_tangent
+from trigflow.tangent.attention.blocks import blocks_of
 
 SHAPES = (
     (16, 16, 1024, 64),
@@ -29,39 +34,77 @@ SHAPES = (
     (64, 16, 256, 72),
 )
 """Batch, heads, tokens, width."""
-TINY = ((1, 2, 32, 16),)
+TINY = ((1, 1, 16, 16),)
 
 
 def methods(inputs: list[Tensor]) -> dict[str, tuple[int, Callable[[], Any]]]:
     """From a name to the number of products and the call."""
     q, k, v, *tangents = inputs
     cuda = q.is_cuda
+    kernels = cuda or os.environ.get("TRITON_INTERPRET") == "1"
 
-    def flash() -> Tensor:
+    def flash(q: Tensor = q, k: Tensor = k, v: Tensor = v) -> Tensor:
         with sdpa_kernel([SDPBackend.FLASH_ATTENTION] if cuda else [SDPBackend.MATH]):
             return F.scaled_dot_product_attention(q, k, v)
 
-    def engine(implementation: str) -> tuple[Tensor, Tensor]:
+    def engine(q: Tensor, k: Tensor, v: Tensor, implementation: str) -> tuple[Tensor, Tensor]:
         out = F.scaled_dot_product_attention(q, k, v)
-        return out, attention(q, k, v, *tangents, out=out, implementation=implementation)
+        with torch.no_grad():
+            return out, attention(q, k, v, *tangents, out=out, implementation=implementation)
+
+    def fused(q: Tensor, k: Tensor, v: Tensor, **settings: Any) -> tuple[Tensor, Tensor]:
+        return attention_with_tangent(q, k, v, *tangents, **settings)
+
+    def trained(call: Callable[..., Any]) -> Any:
+        with torch.enable_grad():
+            leaves = [x.detach().requires_grad_() for x in (q, k, v)]
+            found = call(*leaves)
+            out = found if isinstance(found, Tensor) else found[0]
+            torch.autograd.grad(out, leaves, torch.ones_like(out))
+        return found
+
+    n = q.shape[2]
+    frame = torch.arange(n, device=q.device) * 4 // n
+    mask = (frame[:, None] >= frame)[None, None]
+    blocks = blocks_of(mask)
 
     found: dict[str, tuple[int, Callable[[], Any]]] = {
         "flash forward": (2, flash),
         "forward": (2, lambda: F.scaled_dot_product_attention(q, k, v)),
-        "chunked": (6, lambda: engine("chunked")),
-        "plain": (6, lambda: engine("plain")),
+        "flash forward, backward": (7, lambda: trained(flash)),
+        "forward of frames": (2, lambda: F.scaled_dot_product_attention(q, k, v, mask)),
+        "chunked": (6, lambda: engine(q, k, v, "chunked")),
+        "plain": (6, lambda: engine(q, k, v, "plain")),
     }
+    if kernels:
+        found |= {
+            "kernel": (6, lambda: fused(q, k, v)),
+            "engine": (6, lambda: engine(q, k, v, "triton")),
+            "engine, backward": (11, lambda: trained(functools.partial(engine, implementation="triton"))),
+            "fused, backward": (11, lambda: trained(fused)),
+            "fused of frames": (6, lambda: fused(q, k, v, mask=mask, blocks=blocks)[0]),
+            "fused of frames, backward": (
+                11,
+                lambda: trained(functools.partial(fused, mask=mask, blocks=blocks))[0],
+            ),
+        }
     if cuda:
-        from trigflow.tangent.attention.triton import with_output
+        from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-        found["kernel"] = (6, lambda: with_output(*inputs))
-        found["engine"] = (6, lambda: engine("triton"))
+        made = create_block_mask(lambda b, h, i, j: frame[i] >= frame[j], None, None, n, n, q.device.type)
+        compiled = torch.compile(flex_attention)
+        found["flex forward of frames"] = (2, lambda: compiled(q, k, v, block_mask=made))
     try:
         from jvp_flash_attention.jvp_attention import JVPAttn  # type: ignore[import-not-found]
     except ImportError:
         return found
     if cuda:
-        found["jvp-flash-attention"] = (6, lambda: torch.func.jvp(JVPAttn.fwd_dual, (q, k, v), tuple(tangents)))
+
+        def rival(q: Tensor, k: Tensor, v: Tensor) -> Any:
+            return torch.func.jvp(JVPAttn.fwd_dual, (q, k, v), tuple(tangents))
+
+        found["jvp-flash-attention"] = (6, lambda: rival(q, k, v))
+        found["jvp-flash-attention, backward"] = (11, lambda: trained(rival))
     return found
 
 
@@ -103,7 +146,7 @@ def time_method(
     value = call()
     found = {} if isinstance(value, Tensor) else {"tangent_error": relative_error(value[1][:1], expected)}
     del value
-    repeats = 2 if tiny else 20
+    repeats = 1 if tiny else 20
     call()
     seconds = [measured(call, device) for _ in range(repeats)]
     if device == "cuda":

@@ -1,4 +1,4 @@
-"""The Triton kernel of attention against double precision: output, tangent and gradients through `jvp`."""
+"""The Triton kernels of attention against double precision: output, tangent and gradients, alone and through `jvp`."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gpu_parts.record import Record
 from trigflow.tangent import attention_implementation, jvp
-from trigflow.tangent.attention import plain
+from trigflow.tangent.attention import attention_with_tangent, plain
 
-WIDTHS = (32, 40, 64, 128, 256)
+WIDTHS = (16, 40, 64, 72, 80, 96, 128, 160, 256)
 DTYPES = ("float32", "bfloat16", "float16")
-FORMS = ("full", "causal", "mask over keys", "other length", "grouped")
+FORMS = ("full", "causal", "mask over keys", "other length", "grouped", "frames", "added")
 BOUNDS = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 1.5e-2}
 """Relative errors up to which a case counts as right."""
 
@@ -25,7 +25,12 @@ def run(record: Record, tiny: bool, share: int = 0, shares: int = 1) -> None:
     """Every `shares`-th case, beginning with `share`. On the CPU this needs TRITON_INTERPRET=1."""
     cases = list(itertools.product(WIDTHS, DTYPES, FORMS))
     if tiny:
-        cases = [(16, "float32", "full"), (16, "float16", "causal")]
+        cases = [
+            (16, "float32", "full"),
+            (16, "float16", "causal"),
+            (16, "float32", "frames"),
+            (16, "float32", "added"),
+        ]
     for width, dtype, form in cases[share::shares]:
         name = f"{dtype}, {width} features, {form}"
         if record.left() < 3:
@@ -39,8 +44,6 @@ def run(record: Record, tiny: bool, share: int = 0, shares: int = 1) -> None:
 
 def case(width: int, dtype: str, form: str, tiny: bool) -> dict[str, float]:
     """Relative errors against double precision of what the kernel computes, and of the gradients that `jvp` leaves."""
-    from trigflow.tangent.attention import triton
-
     device = "cuda" if torch.cuda.is_available() else "cpu"
     rows = 24 if tiny else 300
     keys = 2 * rows + 5 if form == "other length" else rows
@@ -52,12 +55,19 @@ def case(width: int, dtype: str, form: str, tiny: bool) -> dict[str, float]:
         return numbers.to(device, getattr(torch, dtype))
 
     q, k, v, dq, dk, dv = (draw(h, n) for h, n in 2 * ((heads, rows), (groups, keys), (groups, keys)))
-    keep = (torch.randn(2, keys, generator=generator) > -0.5).to(device) if form == "mask over keys" else None
-    mask = None if keep is None else keep[:, None, None]
+    mask = None
+    if form == "mask over keys":
+        mask = (torch.randn(2, 1, 1, keys, generator=generator) > -0.5).to(device)
+    if form == "frames":  # of 100 tokens; a query sees its own and the one before
+        apart = torch.arange(rows, device=device)[:, None] // 100 - torch.arange(keys, device=device) // 100
+        mask = (apart >= 0) & (apart < 2)
+    if form == "added":
+        mask = torch.randn(1, heads, rows, keys, generator=generator).to(q)
     causal, grouped = form == "causal", form == "grouped"
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, enable_gqa=grouped)
+        seen = mask if mask is None or mask.dtype == torch.bool else mask.to(q.dtype)
+        return F.scaled_dot_product_attention(q, k, v, seen, is_causal=causal, enable_gqa=grouped)
 
     wide = [x.double().requires_grad_() for x in (q, k, v)]
     with sdpa_kernel(SDPBackend.MATH):
@@ -67,14 +77,16 @@ def case(width: int, dtype: str, form: str, tiny: bool) -> dict[str, float]:
     with torch.no_grad():
         moved = plain.attention(*wide, dq.double(), dk.double(), dv.double(), mask=mask, causal=causal, grouped=grouped)
 
-    out, tangent = triton.with_output(q, k, v, dq, dk, dv, keep=keep, causal=causal, grouped=grouped)
     leaves = [x.clone().requires_grad_() for x in (q, k, v)]
+    out, tangent = attention_with_tangent(*leaves, dq, dk, dv, mask=mask, causal=causal, grouped=grouped)
+    alone = torch.autograd.grad(out, leaves, weight.to(out.dtype))
     with attention_implementation("triton"):
         through, through_tangent = jvp(attend, tuple(leaves), (dq, dk, dv))
     gradients = torch.autograd.grad(through, leaves, weight.to(through.dtype))
     return {
         "output": relative_error(out, exact),
         "tangent": relative_error(tangent, moved),
+        "gradients": max(relative_error(a, b) for a, b in zip(alone, exact_gradients, strict=True)),
         "output of jvp": relative_error(through, exact),
         "tangent of jvp": relative_error(through_tangent, moved),
         "gradients of jvp": max(relative_error(a, b) for a, b in zip(gradients, exact_gradients, strict=True)),

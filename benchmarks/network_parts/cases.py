@@ -1,15 +1,19 @@
 """Classes of diffusers that its own tests of models leave out, in configurations of a few thousand parameters.
 
-Each is like a class of those tests: what builds the network, and what it is called with.
+Each is like a class of those tests: what builds the network, and what it is called with. UVit2DModel is left out, which takes
+tokens, and so are adapters and decoders that denoise nothing.
 """
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import diffusers
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -29,6 +33,14 @@ class Configuration:
 
 def draw(seed: int, *shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def resizes_without_torchvision() -> None:
+    """Cosmos resizes its padding mask with torchvision, which is nowhere else needed; PyTorch can do it as well."""
+    cosmos = importlib.import_module("diffusers.models.transformers.transformer_cosmos")
+    if not hasattr(cosmos, "transforms"):
+        functional = SimpleNamespace(resize=lambda x, size, interpolation: F.interpolate(x, size, mode=interpolation))
+        cosmos.transforms = SimpleNamespace(functional=functional, InterpolationMode=SimpleNamespace(NEAREST="nearest"))  # type: ignore[attr-defined]
 
 
 TIMES = torch.tensor([0.5, 0.75])
@@ -52,7 +64,56 @@ CASES: dict[str, tuple[dict[str, Any], Callable[[], dict[str, Any]]]] = {
             "encoder_hidden_states_mask": torch.ones(2, 5, dtype=torch.bool),
         },
     ),
-    "Kandinsky6SRTransformer3DModel": (  # flexible attention
+    "Cosmos3OmniTransformer": (  # the same with pictures, text and their places in one sequence
+        {
+            "head_dim": 12,
+            "hidden_size": 24,
+            "intermediate_size": 32,
+            "latent_channel": 3,
+            "latent_patch_size": 1,
+            "num_attention_heads": 2,
+            "num_hidden_layers": 2,
+            "num_key_value_heads": 1,
+            "patch_latent_dim": 3,
+            "rope_axes_dim": [2, 2, 2],
+            "timestep_scale": 1.0,
+            "vocab_size": 16,
+        },
+        lambda: {
+            "input_ids": torch.tensor([1, 2]),
+            "text_indexes": torch.tensor([0, 1]),
+            "position_ids": torch.arange(18).view(3, 6) % 4,
+            "und_len": 2,
+            "sequence_length": 6,
+            "vision_tokens": [draw(1, 1, 3, 1, 2, 2)],
+            "vision_token_shapes": [(1, 2, 2)],
+            "vision_sequence_indexes": torch.arange(2, 6),
+            "vision_mse_loss_indexes": torch.arange(2, 6),
+            "vision_timesteps": 0.7 * torch.ones(4),
+            "vision_noisy_frame_indexes": [torch.tensor([0])],
+        },
+    ),
+    "AnyFlowFARTransformer3DModel": (  # flexible attention
+        {
+            "num_attention_heads": 2,
+            "attention_head_dim": 12,
+            "in_channels": 3,
+            "out_channels": 3,
+            "text_dim": 10,
+            "freq_dim": 16,
+            "ffn_dim": 20,
+            "num_layers": 2,
+            "rope_max_seq_len": 16,
+        },
+        lambda: {
+            "hidden_states": draw(1, 1, 2, 3, 8, 8),
+            "timestep": torch.tensor([[300.5, 700.25]]),
+            "r_timestep": torch.tensor([[100.0, 500.0]]),
+            "encoder_hidden_states": draw(2, 1, 5, 10),
+            "chunk_partition": [1, 1],
+        },
+    ),
+    "Kandinsky6SRTransformer3DModel": (
         {
             "in_visual_dim": 2,
             "out_visual_dim": 3,
@@ -334,6 +395,29 @@ CASES: dict[str, tuple[dict[str, Any], Callable[[], dict[str, Any]]]] = {
             "timestep": torch.tensor([[[100.2, 200.3, 300.4]]]),
             "encoder_hidden_states": draw(2, 1, 1, 5, 12),
             "encoder_attention_mask": torch.ones(1, 5, dtype=torch.bool),
+        },
+    ),
+    "SanaWMLTX2RefinerTransformer3DModel": (
+        {
+            "in_channels": 4,
+            "out_channels": 4,
+            "num_attention_heads": 2,
+            "attention_head_dim": 8,
+            "cross_attention_dim": 16,
+            "audio_in_channels": 4,
+            "audio_out_channels": 4,
+            "audio_num_attention_heads": 2,
+            "audio_attention_head_dim": 4,
+            "audio_cross_attention_dim": 8,
+            "num_layers": 2,
+            "caption_channels": 12,
+        },
+        lambda: {
+            "hidden_states": draw(1, 2, 6, 4),
+            "encoder_hidden_states": draw(2, 2, 5, 12),
+            "timestep": 1000 * TIMES[:, None].expand(2, 6),
+            "video_rotary_emb": (draw(3, 1, 6, 16).cos(), draw(3, 1, 6, 16).sin()),
+            "encoder_attention_mask": torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]),
         },
     ),
     "RFD4ProteinaTransformer": (

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tangent_parts.memory import added_peak, added_peak_on_cuda, in_fresh_process, map_large_blocks
 from tangent_parts.steps import first_line, relative_error, timed
-from trigflow.tangent.attention import attention
+from trigflow.tangent.attention import attention, attention_with_tangent
 
 WIDTH = 64
 """Features of a head."""
@@ -52,8 +52,6 @@ def methods(inputs: list[Tensor]) -> dict[str, Callable[[], Any]]:
     * `plain`: PyTorch's attention, and the tangent with the matrix of weights in memory.
     * `package`: the public package jvp-flash-attention, where it is installed.
     """
-    from trigflow.tangent.attention.triton import with_output
-
     q, k, v, *tangents = inputs
 
     def fused(implementation: str) -> tuple[Tensor, Tensor]:
@@ -61,7 +59,7 @@ def methods(inputs: list[Tensor]) -> dict[str, Callable[[], Any]]:
         return out, attention(*inputs, out=out, implementation=implementation)
 
     found: dict[str, Callable[[], Any]] = {
-        "kernel": lambda: with_output(*inputs),
+        "kernel": lambda: attention_with_tangent(*inputs),
         "engine": lambda: fused("triton"),
         "plain": lambda: fused("plain"),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,20 @@ def test_figures_of_a_demo_and_of_evaluations(tmp_path: Path) -> None:
 
 def test_no_figures(tmp_path: Path) -> None:
     assert figures_of(tmp_path) == []
+    rows = [
+        {"variant": name, "batch": batch, "p50": 4.0 * batch, "difference": difference}
+        for batch in (4, 1)
+        for name, difference in (("plain", 0), ("graph", 1))
+    ]
+    measured = {"steps": 2, "device": "cpu", "pick": "graph", "rows": rows}
+    (tmp_path / "bench.json").write_text(json.dumps(measured), encoding="utf-8")
+    card = model_card(student(), figures_of(tmp_path), pictured=False)
+    assert "| graph (the pick) | 2 | 1 | 4 | 1 | cpu |" in card
+    assert "Not measured." in card
+    (tmp_path / "bench.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(UserError, match="no measurement"):
+        figures_of(tmp_path)
+    (tmp_path / "bench.json").unlink()
     assert "Not measured." in model_card(student(), [], pictured=False)
     write_json(tmp_path / "evaluation.json", {"loss": 1})
     with pytest.raises(UserError, match="hold no Frechet distance"):

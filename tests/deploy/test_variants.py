@@ -214,9 +214,12 @@ def test_bf16_is_close_and_leaves_the_network_alone(name: str) -> None:
 
 
 @torch.no_grad()
-def test_int8_is_close() -> None:
+@pytest.mark.parametrize("name", ["int8", "fp8"])
+def test_eight_bits_are_close(name: str) -> None:
+    if name == "fp8":
+        pytest.importorskip("torchao")
     net = small("dit")
-    variant = build_variant("int8", net, (4, 8, 8))
+    variant = build_variant(name, net, (4, 8, 8))
     inputs = given(net, 3)
     expected = net(**inputs)
     error = float((variant(**inputs) - expected).norm() / expected.norm())
@@ -240,6 +243,12 @@ def test_onnx_without_onnxruntime_names_the_extra(monkeypatch: pytest.MonkeyPatc
         build_variant("onnx", small("unet"), (1, 8, 8))
 
 
+def test_fp8_without_torchao_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchao.quantization", None)
+    with pytest.raises(UserError, match=r"trigflow\[fp8\]"):
+        build_variant("fp8", small("dit"), (4, 8, 8))
+
+
 @pytest.mark.parametrize(
     ("name", "net", "said"),
     [
@@ -249,6 +258,7 @@ def test_onnx_without_onnxruntime_names_the_extra(monkeypatch: pytest.MonkeyPatc
         ("graph", "unet", "CUDA"),
         ("graph-bf16", "unet", "CUDA"),
         ("int8", "unet", "without linear layers"),
+        ("fp8", "unet", "without linear layers"),
     ],
 )
 def test_what_does_not_work_here_says_why(name: str, net: str, said: str) -> None:

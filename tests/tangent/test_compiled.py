@@ -6,6 +6,8 @@ graphs is looked at for whole networks by `make compile-check`.
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -377,6 +379,24 @@ def test_a_part_of_what_jvp_runs() -> None:
     assert not inner.kinds
     assert inner.tangents is not None
     assert one_kind(inner.tangents)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
+def test_code_is_found_again(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._dynamo.utils import counters
+
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    monkeypatch.setattr("torch._inductor.config.compile_threads", 1)  # no pool of processes for a single kernel
+    found = []
+    for _ in range(2):
+        counters.clear()
+        step = quiet(lambda x: x.sin(), backend="inductor", cache=tmp_path)
+        torch.testing.assert_close(step((X,), (DX,))[1], X.cos() * DX)
+        found.append(dict(counters["aot_autograd"]))
+        torch._dynamo.reset()
+    assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ
+    assert found[0]["autograd_cache_miss"] == 1
+    assert found[1]["autograd_cache_hit"] == 1
 
 
 def no_compiler(*_: Any) -> str:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gc
+import time
+import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -16,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tangent.helpers import check, draw, gradients, relative_error, same
 from trigflow.tangent import TangentError, coverage, jvp
+from trigflow.tangent.dual import RUN
 
 X, Y = draw(1, 4, 6), draw(2, 4, 6)
 DX, DY = draw(3, 4, 6), draw(4, 4, 6)
@@ -288,3 +292,50 @@ def test_networks_that_never_write_do_not_meet_the_mode(monkeypatch: pytest.Monk
     monkeypatch.setattr(written, "Watch", lambda run: pytest.fail("the mode was entered"))
     net = nn.Sequential(nn.Linear(6, 6), nn.SiLU(), nn.LayerNorm(6)).double()
     jvp(lambda x: net(x) + torch.zeros_like(x) + zeros(), (X,), (DX,))
+
+
+def test_nothing_outlives_the_call() -> None:
+    kept: list[Any] = []
+
+    def fn(x: Any) -> Any:
+        y = zeros()
+        y[0] = x[0]
+        (shadow,) = RUN.get().shadows.values()  # type: ignore[union-attr]
+        kept.extend(map(weakref.ref, (y, shadow.tangent, RUN.get().watch)))  # type: ignore[union-attr]
+        return y.sum()
+
+    gc.disable()
+    try:
+        jvp(fn, (X,), (DX,))
+        assert not gc.isenabled()
+        assert [ref() for ref in kept] == [None] * 3
+    finally:
+        gc.enable()
+
+
+def test_a_function_that_collects_garbage_is_refused_writes_into_what_it_made_before() -> None:
+    def fn(x: Any, late: bool) -> Any:
+        y = zeros()
+        gc.collect()
+        y = zeros() if late else y
+        y += x
+        return y
+
+    assert torch.equal(jvp(lambda x: fn(x, True), (X,), (DX,))[1], DX)
+    with pytest.raises(TangentError, match="made outside of the call"):
+        jvp(lambda x: fn(x, False), (X,), (DX,))
+
+
+def test_threads() -> None:
+    def fn(x: Any) -> Any:
+        y = zeros()
+        for i in range(4):
+            time.sleep(0.001)
+            y[i] = x[i].sin()
+        return y * x
+
+    expected = jvp(fn, (X,), (DX,))
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(lambda _: jvp(fn, (X,), (DX,)), range(16)):
+            assert all(map(torch.equal, found, expected))
+    assert gc.isenabled()

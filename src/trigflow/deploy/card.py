@@ -61,7 +61,7 @@ images = pipe({arguments}generator=generator).images
 
 {figures}
 
-## Recipe
+{speed}## Recipe
 
 {recipe}
 
@@ -93,9 +93,10 @@ def description_of(model: Model) -> dict[str, Any]:
 
 
 def figures_of(folder: Path) -> list[dict[str, Any]]:
-    """Rows of figures found in a run folder: of the `report.json` of a demo, and of every `evaluation*.json`.
+    """Rows of figures found in a run folder: of the `report.json` of a demo, every `evaluation*.json` and every `bench*.json`.
 
-    The latter are what `trigflow evaluate RUN --out RUN/evaluation.json` writes.
+    The latter are what `trigflow evaluate RUN --out RUN/evaluation.json` and `trigflow bench RUN --json RUN/bench.json` write.
+    Rows of a measurement of speed have a `variant`.
 
     Raises:
         UserError: for such a file that holds no figures.
@@ -111,6 +112,28 @@ def figures_of(folder: Path) -> list[dict[str, Any]]:
     for path in sorted(folder.glob("evaluation*.json")):
         raw = _figures(path)
         rows.append({"model": "student", **{key: raw[key] for key in COLUMNS if key in raw}})
+    return rows + _speeds(folder)
+
+
+def _speeds(folder: Path) -> list[dict[str, Any]]:
+    """How fast each variant draws its smallest batch."""
+    rows = []
+    for path in sorted(folder.glob("bench*.json")):
+        raw = read_json(path, "measurement")
+        try:
+            least = min(row["batch"] for row in raw["rows"])
+            for row in raw["rows"]:
+                if row["batch"] == least:
+                    picked = " (the pick)" if row["variant"] == raw["pick"] else ""
+                    rows.append({
+                        "variant": row["variant"] + picked, "steps": raw["steps"], "batch": least,
+                        "milliseconds": row["p50"], "largest difference from float32, of 255": row["difference"],
+                        "device": raw["device"],
+                    })  # fmt: skip
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"'{path}' cannot be used (no measurement); expected a file of 'trigflow bench --json'; remove or replace it"
+            ) from error
     return rows
 
 
@@ -123,6 +146,8 @@ def model_card(model: Model, figures: list[dict[str, Any]], pictured: bool, run:
         pictured: whether there is a `samples.png` beside the card.
         run: the configuration of the run, where it is known.
     """
+    speeds = [row for row in figures if "variant" in row]
+    quality = [row for row in figures if "variant" not in row]
     channels, *sides = model.shape
     content = "images" if model.codec.pictured else model.codec.kind
     content += f" of {'x'.join(map(str, sides))} with {channels} channel{'s' * (channels > 1)}"
@@ -145,7 +170,8 @@ def model_card(model: Model, figures: list[dict[str, Any]], pictured: bool, run:
         picture="![samples](samples.png)\n\nTwo steps from seed 0, not selected.\n\n" if pictured else "",
         arguments="class_labels=[0, 1], num_inference_steps=2, " if model.num_classes else "num_inference_steps=2, ",
         conditions="\n\n".join(lines),
-        figures=table(figures) if figures else "Not measured.",
+        figures=table(quality) if quality else "Not measured.",
+        speed=f"## Speed\n\n{table(speeds)}\n\n" if speeds else "",
         recipe=table(_recipe(from_dict(run)) if run else _known(model)),
     )
 

@@ -12,6 +12,7 @@ onnx        onnxruntime on the CPU (extra `onnx`)                               
 bf16        convolutions and linear layers in bfloat16, conditioning in float32                    some by a few levels
 fp16        the same in float16, on CUDA                                                           some by a few levels
 int8        linear layers in int8, conditioning and convolutions in float32, on the CPU            some by a few levels
+fp8         weights of linear layers in 8-bit floating point, the rest in float32 (extra `fp8`)    some by a few levels
 ==========  =====================================================================================  ===================
 """
 
@@ -32,7 +33,7 @@ from trigflow.models.model import Model
 from trigflow.networks.embeddings import Conditioning
 from trigflow.networks.layers import AdaptiveNorm
 from trigflow.networks.magnitude import FixedConv
-from trigflow.runtime.errors import UserError, first_line
+from trigflow.runtime.errors import MissingExtraError, UserError, first_line
 
 
 def ready_to_draw(network: nn.Module) -> nn.Module:
@@ -110,16 +111,7 @@ class Quantized(Variant):
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__(network)
-        apart = (Conditioning, AdaptiveNorm)
-        exact = {id(inner) for module in network.modules() if isinstance(module, apart) for inner in module.modules()}
-        names = [
-            name for name, module in network.named_modules() if type(module) is nn.Linear and id(module) not in exact
-        ]
-        if not names:
-            raise UserError(
-                "int8 for a network without linear layers beside its conditioning; expected one that has some, such as a dit; "
-                "use another variant"
-            )
+        names = linear_layers(network, "int8")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             chosen = dict.fromkeys(names, torch.ao.quantization.default_dynamic_qconfig)
@@ -127,6 +119,35 @@ class Quantized(Variant):
 
     def forward(self, x: Tensor, t: Tensor, **conditions: Tensor) -> Tensor:
         return self.quantized(x, t, **conditions)
+
+
+class Float8(Variant):
+    """Weights of linear layers in float8_e4m3 with a scale for each row, 3 significant bits in a quarter of the memory.
+
+    A draw at batch 1 mostly waits for weights. Activations stay as they are, and so does what `Quantized` leaves out.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__(copy.deepcopy(network))
+        names = set(linear_layers(network, "fp8"))
+        try:
+            from torchao.quantization import Float8WeightOnlyConfig, quantize_
+        except ImportError as error:
+            raise MissingExtraError("the variant fp8", "torchao", "fp8") from error
+        quantize_(self.network, Float8WeightOnlyConfig(), filter_fn=lambda module, name: name in names)
+
+
+def linear_layers(network: nn.Module, variant: str) -> list[str]:
+    """Names of the linear layers beside the path from time, label and guidance to scales and shifts."""
+    apart = (Conditioning, AdaptiveNorm)
+    exact = {id(inner) for module in network.modules() if isinstance(module, apart) for inner in module.modules()}
+    names = [name for name, module in network.named_modules() if type(module) is nn.Linear and id(module) not in exact]
+    if not names:
+        raise UserError(
+            f"{variant} for a network without linear layers beside its conditioning; expected one that has some, such as a "
+            "dit; use another variant"
+        )
+    return names
 
 
 def _half(dtype: torch.dtype) -> Builder:
@@ -159,6 +180,7 @@ VARIANTS: dict[str, Builder] = {
     "bf16": _half(torch.bfloat16),
     "fp16": _half(torch.float16),
     "int8": lambda network, inputs: Quantized(network),
+    "fp8": lambda network, inputs: Float8(network),
 }
 """From the name to what makes it of a network that is ready to draw and inputs for a batch of 3."""
 DEVICES = {"graph": "cuda", "graph-bf16": "cuda", "fp16": "cuda", "onnx": "cpu", "int8": "cpu"}

@@ -48,7 +48,7 @@ def jvp(
 
     Raises:
         TangentError: if a tangent does not match its primal, if `fn` does something through which a tangent would be
-            lost (reads values, writes into constants, calls a function without a derivative), inside a backward,
+            lost (reads values, writes into tensors from outside, calls a function without a derivative), inside a backward,
             another jvp or a transform of `torch.func`, or for an unknown method.
     """
     if method not in METHODS:

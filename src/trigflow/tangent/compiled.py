@@ -176,6 +176,8 @@ class Compiled:
 
     def _first(self, kind: Kind, leaves: list[Any], nest: Any, args: tuple[Any, ...]) -> Any:
         """The first call of a kind: trace, compile, run; or, where one of them fails, the function itself."""
+        from torch._functorch import config
+
         from trigflow.tangent.tracing import Untraceable, trace  # what it imports takes half a second
 
         runs = self.kinds.setdefault(kind, [])
@@ -184,7 +186,8 @@ class Compiled:
             runs.append(None)
             return self.function(*args)
         try:
-            with self._cached():
+            # The backward is compiled now too, where a failure can be caught.
+            with self._cached(), config.patch(force_non_lazy_backward_lowering=True):
                 # What tracing saves is for no backward: activation checkpointing is not to count it.
                 with saved_tensors_hooks(_as_it_is, _as_it_is):
                     traced = trace(self.function, leaves, nest, self.dynamic)
@@ -208,12 +211,15 @@ class Compiled:
                 torch._dynamo.mark_static_address(x, guard=False)
             return torch.compile(graph, backend=self.backend, mode=self.mode)  # type: ignore[return-value]
         from torch._dynamo import lookup_backend
-        from torch._functorch import config
+        from torch._guards import TracingContext, tracing
+        from torch._subclasses.fake_tensor import FakeTensorMode
+        from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-        # What torch.compile does for a graph, without Dynamo, whose guards `_kind` and `read` stand for. The backward is
-        # compiled now too, where a failure can be caught.
-        with config.patch(force_non_lazy_backward_lowering=True), _unautocast(inputs):
-            return lookup_backend(self.backend)(graph, [*state, *inputs])  # type: ignore[no-any-return]
+        # What torch.compile does for a graph, without Dynamo, whose guards `_kind` and `read` stand for.
+        fake = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv())
+        with tracing(TracingContext(fake)), _unautocast(inputs):
+            given: list[Any] = [fake.from_tensor(x, static_shapes=True) for x in (*state, *inputs)]
+            return lookup_backend(self.backend)(graph, given)  # type: ignore[no-any-return]
 
     def _run(self, traced: Traced, graph: Callable[..., Any], state: list[Tensor], leaves: list[Any]) -> Any:
         tensors = _tensors(leaves)

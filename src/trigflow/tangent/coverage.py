@@ -53,14 +53,14 @@ class Coverage:
             lines.append(f"{kind}: {len(calls)} functions, {sum(calls.values())} calls")
             for name, count in sorted(calls.items(), key=lambda item: (-item[1], item[0])):
                 lines.append(f"  {count:5d}  {name}")
-        if self.moves is not None and self.follows is not None:
+        if self.moves is not None:
             lines.append(
                 f"time: a step of 0.2 moves the output by {self.moves:.1e} of its size, {self.follows:.1e} by the tangent"
             )
-            if self.follows == 0:
-                lines.append(
-                    "the tangent misses the time: it is rounded, looked up in a table, an integer or not used at all"
-                )
+        if self.follows == 0:
+            lines.append(
+                "the tangent misses the time: it is rounded, looked up in a table, an integer or not used at all"
+            )
         return "\n".join(lines + list(self.messages.values()))
 
 

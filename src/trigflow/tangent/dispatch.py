@@ -121,7 +121,8 @@ class Decomposed:
             return self.body(*args, **kwargs)
         lifting, now.lifting = now.lifting, True
         try:
-            return self.body(*args, **kwargs)
+            with now.watch:
+                return self.body(*args, **kwargs)
         finally:
             now.lifting = lifting
 

@@ -47,10 +47,7 @@ DERIVATIVES = "expected no derivative around or inside of jvp", "use torch.func.
 _BATCH = "expected functions of a whole batch", "batch by hand, with torch functions that take the batch dimension"
 _ITSELF = "expected the function itself", "leave the transform away, or do it outside of jvp"
 _CONTROL = "expected a branch or loop of Python", "write if, for or while"
-_ATTENTION = (
-    "expected score and mask functions that hold constants",
-    "use torch.nn.functional.scaled_dot_product_attention",
-)
+_ATTENTION = "expected score and mask functions of constants", "use torch.nn.functional.scaled_dot_product_attention"
 _TRANSFORMS = (
     ("torch.func", "vmap", _BATCH),
     ("torch.func", "grad grad_and_value vjp jvp linearize jacrev jacfwd", DERIVATIVES),

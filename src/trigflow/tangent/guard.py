@@ -104,15 +104,10 @@ def _applied_to_duals(func: Any, cls: Any, *args: Any) -> Any:
 def recomputes(cls: Any, args: tuple[Any, ...]) -> bool:
     """Whether a Function looks like activation checkpointing: given one callable, it enables gradients in its backward."""
     code = getattr(inspect.unwrap(cls.backward), "__code__", None)
-    names = (
-        set()
-        if code is None
-        else {*code.co_names, *(n for c in code.co_consts if inspect.iscode(c) for n in c.co_names)}
-    )
-    return (
-        bool(names & {"enable_grad", "set_grad_enabled"})
-        and sum(callable(a) and not isinstance(a, Tensor) for a in args) == 1
-    )
+    codes = (code, *getattr(code, "co_consts", ()))
+    names = {name for c in codes for name in getattr(c, "co_names", ())}
+    callables = sum(callable(a) and not isinstance(a, Tensor) for a in args)
+    return callables == 1 and bool(names & {"enable_grad", "set_grad_enabled"})
 
 
 def recomputed(cls: Any, args: tuple[Any, ...]) -> Any:

@@ -9,7 +9,7 @@ Only a tensor made inside the call may take a tangent; with one that outlives it
 variable outside) it would be lost. PyTorch does not say when a tensor was made, Python does: its garbage collector lists
 young objects in the order in which they were made, and does not move them while `jvp` runs, because it is switched off. A
 tensor was made inside if it comes after its `Run` in that list, and no tensor that does not has a part in its memory, as
-there is behind `parameter.detach()`. A function that calls `gc.collect()` itself is refused such writes after it.
+there is behind `parameter.detach()`. After a `gc.collect()` of its own, a function cannot write into what it made before.
 """
 
 from __future__ import annotations
@@ -82,13 +82,16 @@ def adopt(func: Any, x: Any) -> Any:
 
 def _made_inside(now: Run, owner: Tensor) -> bool:
     young = gc.get_objects(generation=0)
-    start = next((i for i, thing in enumerate(young) if thing is now), len(young))
-    if not any(thing is owner for thing in young[start:]):
-        return False
+    places = {id(thing): place for place, thing in enumerate(young)}
+    start = places.get(id(now), -1)  # if it has grown old, all that are young were made since
     memory = owner.untyped_storage()
-    tensors = [t for t in young[start:] if isinstance(t, Tensor) and type(t) is not Dual and t.layout == torch.strided]
-    shares = sum(t.untyped_storage()._cdata == memory._cdata for t in tensors)
-    return torch._C._storage_Use_Count(memory._cdata) <= shares + 1  # the one is `memory`
+    others = torch._C._storage_Use_Count(memory._cdata) - 2  # beside `memory` and `owner`
+    if others > 0:
+        tensors = (
+            t for t in young[start + 1 :] if isinstance(t, Tensor) and type(t) is not Dual and t.layout == torch.strided
+        )
+        others -= sum(t is not owner and t.untyped_storage()._cdata == memory._cdata for t in tensors)
+    return places.get(id(owner), -1) > start and others <= 0
 
 
 def _refused(func: Any, which: str) -> TangentError:
@@ -166,17 +169,21 @@ class Watch(overrides.TorchFunctionMode):
             return getattr(given[0], field) if name == "__get__" else setattr(given[0], field, *given[1:])
         if name in OWN and getattr(Tensor, name, None) is func:
             return getattr(Dual, name)(*given, **options)
-        with self:  # PyTorch takes a mode off the stack while it works
-            return dual.call(func, given, options)
+        return dual.call(func, given, options)
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any:
-        """`dual.run`, on duals alone."""
-        args, kwargs = lifted(args), lifted(kwargs)
-        self.owner.lifting = False
+        """`dual.run`, on duals alone, with the mode out of the way of what a rule calls."""
+        hidden = overrides._get_current_function_mode() is self
+        if hidden:
+            overrides._pop_mode()
         try:
+            args, kwargs = lifted(args), lifted(kwargs)
+            self.owner.lifting = False
             return dual.run(func, args, kwargs)
         finally:
             self.owner.lifting = True
+            if hidden:
+                overrides._push_mode(self)
 
 
 def _restack(modes: list[Any]) -> None:
@@ -188,6 +195,8 @@ def _restack(modes: list[Any]) -> None:
 
 
 def end(run: Run) -> None:
-    """Take the mode of a run off the stack."""
+    """Take the mode of a run off the stack, and let go of its tangents."""
     if run.watch is not None:
         _restack([mode for mode in overrides._get_current_function_mode_stack() if mode is not run.watch])
+        run.watch, run.lifting = None, False
+        run.shadows.clear()

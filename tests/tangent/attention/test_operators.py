@@ -74,7 +74,7 @@ def test_the_operator_keeps_its_promises(name: str) -> None:
     queries, keys, settings = CASES[name]
     q, k, v = draw(1, *queries), draw(2, *keys), draw(3, *keys[:-1], 5)
     settings = {"causal": False, "scale": None, "grouped": False, **settings}
-    arguments = (q, k, v, q, None, v, None, None, None, *settings.values())
+    arguments = (q, k, v, q, None, v, None, None, None, *settings.values(), "chunked")
     torch.library.opcheck(OPERATOR, arguments)
     value = OPERATOR(*arguments)
     assert torch.equal(value, chunked.attention(q, k, v, q, None, v, **settings))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tangent.helpers import draw, relative_error
 from trigflow.tangent import TangentError, attention_implementation, jvp
-from trigflow.tangent.attention import attention, chunked, plain, select
+from trigflow.tangent.attention import attention, attention_with_tangent, chunked, operators, plain, select
 
 Q, K, V = draw(1, 2, 4, 5, 3), draw(2, 2, 4, 7, 3), draw(3, 2, 4, 7, 6)
 
@@ -92,6 +92,54 @@ def test_on_cuda_the_kernel_where_it_serves(monkeypatch: pytest.MonkeyPatch) -> 
     assert choice(1 << 14, 64, torch.bfloat16) == "chunked"
 
 
+def test_on_cuda_the_output_too_where_pytorch_would_hold_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = torch.backends.cuda
+    able = {"flash": False, "efficient": False, "cudnn": False}
+    on = {"flash": True, "mem_efficient": True, "cudnn": True}
+    for kind in able:
+        monkeypatch.setattr(cuda, f"can_use_{kind}_attention", lambda case, kind=kind: able[kind])
+    for kind in on:
+        monkeypatch.setattr(cuda, f"{kind}_sdp_enabled", lambda kind=kind: on[kind])
+    monkeypatch.setattr(cuda, "SDPAParams", lambda *case: case)
+    monkeypatch.setattr(select, "_fused_lacks", lambda *case: None)
+    monkeypatch.setattr(select, "_triton_lacks", lambda *case: None)
+
+    def choice(length: int, cuda: bool = True) -> bool:
+        shape = torch.Size((1, 2, length, 64))
+        x: Any = SimpleNamespace(is_cuda=cuda, device=torch.device("cuda"), dtype=torch.bfloat16, shape=shape)
+        return select.fused(x, x, x, None, None, False, True)
+
+    assert choice(1 << 14)
+    assert not choice(1 << 11)
+    assert not choice(1 << 14, cuda=False)
+    with attention_implementation("triton"):
+        assert not choice(1 << 14)
+    able["efficient"] = True
+    assert not choice(1 << 14)
+    able["efficient"] = False
+    on.update(dict.fromkeys(on, False))
+    assert not choice(1 << 14)  # torch.nn.attention.sdpa_kernel(SDPBackend.MATH)
+
+
+def test_fused_refuses_what_it_cannot_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    q, k, v = single(Q, K, K)
+
+    def refused(part: str, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> None:
+        with pytest.raises(TangentError) as caught:
+            attention_with_tangent(q, k, v, None, None, None, mask=mask)
+        one_line(caught, "fused", part)
+
+    refused("such shapes", q[0], k[0], v[0])
+    refused("such shapes", q, k[:1], v[:1])
+    refused("4, 4 and 2 heads", q, k, v[:, :2])
+    refused("4, 3 and 3 heads", q, k[:, :3], v[:, :3])
+    refused("gradient of a mask", q, k, v, torch.zeros(5, 7, requires_grad=True))
+    refused("on cpu", q, k, v)
+    with pytest.raises(TangentError) as caught, attention_implementation("fused"):
+        run()
+    one_line(caught, "fused", "float64")
+
+
 def one_line(caught: Any, *parts: str) -> None:
     message = str(caught.value)
     assert "\n" not in message
@@ -103,7 +151,7 @@ def one_line(caught: Any, *parts: str) -> None:
 def test_an_unknown_name_is_refused() -> None:
     with pytest.raises(TangentError) as caught, attention_implementation("flash"):
         pass
-    one_line(caught, "'flash'", "auto, plain, chunked, triton")
+    one_line(caught, "'flash'", "auto, plain, chunked, triton, fused")
     with pytest.raises(TangentError) as caught:
         attention(Q, K, V, Q, K, V, implementation="flash")
     one_line(caught, "'flash'")
@@ -129,9 +177,7 @@ def single(*values: Tensor) -> tuple[Tensor, ...]:
     [
         ({}, "cpu"),
         ({"dropped": torch.ones(2, 4, 5, 7)}, "dropout"),
-        ({"mask": torch.zeros(5, 7)}, "mask"),
-        ({"mask": torch.ones(5, 7, dtype=torch.bool)}, "mask"),
-        ({"mask": torch.zeros(2, 1, 1, 7), "dmask": torch.ones(2, 1, 1, 7)}, "mask"),
+        ({"mask": torch.zeros(2, 1, 1, 7), "dmask": torch.ones(2, 1, 1, 7)}, "a mask with a tangent"),
     ],
 )
 def test_triton_refuses_what_it_cannot_do(change: dict[str, Any], part: str) -> None:
@@ -155,20 +201,11 @@ def test_triton_refuses_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> 
         raise ModuleNotFoundError(name)
 
     monkeypatch.setenv("TRITON_INTERPRET", "1")  # so that tensors on the CPU are no obstacle
-    monkeypatch.setattr(select.importlib, "import_module", missing)
-    monkeypatch.setattr(select, "_kernel", select._kernel.__wrapped__)
+    monkeypatch.setattr(operators.importlib, "import_module", missing)
+    monkeypatch.setattr(operators, "kernels", operators.kernels.__wrapped__)
     with pytest.raises(TangentError) as caught:
         attention(*single(Q, K, V, Q, K, V), implementation="triton")
     one_line(caught, "cannot be imported")
-
-
-def test_a_mask_over_keys_is_recognized() -> None:
-    keys = draw(4, 2, 7) > 0
-    for mask in (keys[:, None, None, :], keys[:, None, None, :].expand(2, 4, 5, 7)):
-        assert torch.equal(select._over_keys(mask), keys)
-    assert torch.equal(select._over_keys(keys[0]), keys[:1])
-    for mask in (keys, keys[:, None], keys[:, None, None].expand(2, 4, 5, 7).clone(), keys[:, None, None].double()):
-        assert select._over_keys(mask) is None
 
 
 def test_key_mask_is_a_short_form() -> None:

@@ -37,66 +37,25 @@ def kernels(name: str = "triton") -> Any:
         return None
 
 
-def tangent(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    dq: Tensor | None,
-    dk: Tensor | None,
-    dv: Tensor | None,
-    mask: Tensor | None,
-    dmask: Tensor | None,
-    out: Tensor | None,
-    causal: bool,
-    scale: float | None,
-    grouped: bool,
-    implementation: str,
-) -> Tensor:
-    """The tangent by the implementation "chunked" or "triton"."""
-    settings: dict[str, Any] = {"mask": mask, "causal": causal, "scale": scale, "grouped": grouped}
+def tangent(*given: Any) -> Tensor:
+    """The tangent; the implementation is "chunked" or "triton"."""
+    q, k, v, dq, dk, dv, mask, dmask, out, causal, scale, grouped, implementation = given
     if implementation == "triton":
-        return kernels().forward(q, k, v, dq, dk, dv, **settings, store=False)[1]
-    return chunked.attention(q, k, v, dq, dk, dv, dmask=dmask, out=out, **settings)
+        a = arguments(q, k, v, dq, dk, dv, mask, None, scale, grouped)
+        return kernels().forward(a, None, causal, store=False)[1]
+    settings: dict[str, Any] = {"mask": mask, "dmask": dmask, "causal": causal, "scale": scale, "grouped": grouped}
+    return chunked.attention(q, k, v, dq, dk, dv, out=out, **settings)
 
 
-attention_tangent = torch.library.custom_op("trigflow::attention_tangent", tangent, mutates_args=())
+def _fused(*given: Any) -> Three:
+    q, k, v, dq, dk, dv, mask, blocks, causal, scale, grouped = given
+    return kernels().forward(arguments(q, k, v, dq, dk, dv, mask, None, scale, grouped), blocks, causal)
 
 
-@attention_tangent.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Tensor:
-    return q.new_empty(arguments(q, k, v, None, None, None, None, None, None, rest[-2]).shape)
-
-
-SETTINGS = "Tensor? mask, Tensor? blocks, bool causal, float? scale, bool grouped"
-SCHEMAS = (
-    f"(Tensor q, Tensor k, Tensor v, Tensor? dq, Tensor? dk, Tensor? dv, {SETTINGS}) -> (Tensor, Tensor, Tensor)",
-    f"(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, {SETTINGS}) -> (Tensor, Tensor, Tensor)",
-)
-
-
-def _settings(values: tuple[Any, ...]) -> dict[str, Any]:
-    return dict(zip(("mask", "blocks", "causal", "scale", "grouped"), values, strict=True))
-
-
-@torch.library.custom_op("trigflow::attention_with_tangent", mutates_args=(), schema=SCHEMAS[0])
-def attention_with_tangent(*given: Any) -> Three:
-    return kernels().forward(*given[:6], **_settings(given[6:]))
-
-
-@attention_with_tangent.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Three:
-    shape = (*q.shape[:3], v.shape[3])
-    return q.new_empty(shape), q.new_empty(shape), q.new_empty(q.shape[:3], dtype=torch.float32)
-
-
-@torch.library.custom_op("trigflow::attention_gradients", mutates_args=(), schema=SCHEMAS[1])
-def attention_gradients(*given: Any) -> Three:
-    return kernels("triton_backward").gradients(*given[:6], **_settings(given[6:]))
-
-
-@attention_gradients.register_fake
-def _(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Three:
-    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+def _gradients(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *rest: Any) -> Three:
+    mask, blocks, causal, scale, grouped = rest
+    a = arguments(q, k, v, None, None, None, mask, None, scale, grouped)
+    return kernels("triton_backward").gradients(a, grad, out, lse, blocks, causal)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Three) -> None:
@@ -111,4 +70,39 @@ def _backward(ctx: Any, grad: Tensor, *rest: Any) -> tuple[Tensor | None, ...]:
     return *attention_gradients(grad, *ctx.saved_tensors, *ctx.settings), *[None] * 8
 
 
+def _shapes(q: Tensor, v: Tensor) -> list[tuple[Any, torch.dtype]]:
+    output = (*q.shape[:3], v.shape[3])
+    return [(output, q.dtype), (output, q.dtype), (q.shape[:3], torch.float32)]
+
+
+DUALS = "Tensor q, Tensor k, Tensor v, Tensor? dq, Tensor? dk, Tensor? dv, Tensor? mask"
+KNOWN = "Tensor grad, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor? mask"
+SETTINGS = "bool causal, float? scale, bool grouped"
+THREE = "(Tensor, Tensor, Tensor)"
+
+
+def _operator(name: str, function: Any, schema: str, fake: Any) -> Any:
+    operator = torch.library.custom_op(f"trigflow::{name}", function, mutates_args=(), schema=schema)
+    operator.register_fake(fake)
+    return operator
+
+
+attention_tangent = _operator(
+    "attention_tangent",
+    tangent,
+    f"({DUALS}, Tensor? dmask, Tensor? out, {SETTINGS}, str implementation) -> Tensor",
+    lambda q, k, v, *rest: q.new_empty(arguments(q, k, v, None, None, None, None, None, None, rest[-2]).shape),
+)
+attention_with_tangent = _operator(
+    "attention_with_tangent",
+    _fused,
+    f"({DUALS}, Tensor? blocks, {SETTINGS}) -> {THREE}",
+    lambda q, k, v, *_: tuple(q.new_empty(n, dtype=d) for n, d in _shapes(q, v)),
+)
 attention_with_tangent.register_autograd(_backward, setup_context=_save)
+attention_gradients = _operator(
+    "attention_gradients",
+    _gradients,
+    f"({KNOWN}, Tensor? blocks, {SETTINGS}) -> {THREE}",
+    lambda grad, *known: tuple(x.new_empty(x.shape) for x in known[:3]),
+)

@@ -135,19 +135,15 @@ def attention_with_tangent(
     scale: float | None = None,
     grouped: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Attention on the graph, and its tangent without one, by one Triton kernel; the backward is by two more.
+    """Attention on the graph, and its tangent without one, by one Triton kernel; gradients by another.
 
-    It can be traced and compiled. The backward computes the weights again from q, k, v and the log-sum-exp of the scores:
-    nothing is kept of the tangent.
+    It can be traced and compiled. The backward computes the weights again from q, k, v and the log-sum-exp of the scores,
+    and keeps nothing of the tangent. Arguments as for `attention`, with four axes each, keys and values of as many heads,
+    all float16, bfloat16 or float32 (autocast decides where it is on), and:
 
     Args:
-        q: queries `(b, h, l, e)`; keys `(b, h or g, s, e)` and values `(b, h or g, s, c)` with as many heads; all in float16,
-            bfloat16 or float32, which autocast decides where it is on.
-        dq: tangent of the queries, None for zero; `dk` and `dv` likewise.
-        mask: boolean (True: take part) or added to the scores, broadcast to `(b, h, l, s)`.
-        blocks: what is seen in blocks of 128 queries and keys, as by `trigflow.tangent.attention.blocks`, so that empty blocks
-            are passed over. By default it is made at every call from a mask that differs between queries.
-        causal: let query i see keys 0..i only; `scale` and `grouped` as for `attention`.
+        blocks: what is seen in blocks of 128 queries and keys, as by `trigflow.tangent.attention.blocks`; empty ones are
+            passed over. By default it is made at every call from a mask that differs between queries.
 
     Returns:
         `(o, do)`, both `(b, h, l, c)`, zero where no key is seen.
@@ -155,17 +151,14 @@ def attention_with_tangent(
     Raises:
         TangentError: if the kernels cannot compute this case, which the message names.
     """
-    if torch.is_autocast_enabled(q.device.type):
-        dtype = torch.get_autocast_dtype(q.device.type)
-        q, k, v = (t.to(dtype) for t in (q, k, v))
+    q, k, v = (t.to(_cast(t)) for t in (q, k, v))
     reason = _fused_lacks(q, k, v, mask, None)
     if reason is not None:
         raise _cannot("fused", *reason)
     mask = None if mask is None else mask.expand(*q.shape[:3], k.shape[2])
     if blocks is None and mask is not None and mask.stride(2) != 0:
         blocks = blocks_of(mask)
-    with torch.no_grad():
-        moves = (None if t is None else t.detach() for t in (dq, dk, dv))
+    moves = (None if t is None else t.detach() for t in (dq, dk, dv))
     out, tangent, _ = operators.attention_with_tangent(q, k, v, *moves, mask, blocks, causal, scale, grouped)
     return out, tangent
 
@@ -182,20 +175,33 @@ def fused(
     Raises:
         TangentError: if "fused" was named and the kernels cannot compute this case.
     """
-    name = _NAMED.get()
-    if name != "fused" and (name != "auto" or not q.is_cuda or q.shape[:-1].numel() * k.shape[-2] <= MOST_SCORES):
+    name, case = _NAMED.get(), (q, k, v, mask, dmask)
+    if name == "fused":
+        if (reason := _fused_lacks(*case)) is not None:
+            raise _cannot(name, *reason)
+        return True
+    long = q.is_cuda and q.shape[:-1].numel() * k.shape[-2] > MOST_SCORES
+    if name != "auto" or not long or _fused_lacks(*case) is not None or _choose(*case, None) != "triton":
         return False
-    reason = _fused_lacks(q, k, v, mask, dmask)
-    if name == "fused" and reason is not None:
-        raise _cannot(name, *reason)
-    if name == "fused" or reason is not None:
-        return name == "fused"
     cuda = torch.backends.cuda
     if not (cuda.flash_sdp_enabled() or cuda.mem_efficient_sdp_enabled() or cuda.cudnn_sdp_enabled()):
         return False  # the unfused one was asked for
-    case = cuda.SDPAParams(q, k, v, mask, 0.0, causal, grouped)
+    q, k, v = (_as_cast(t) for t in (q, k, v))
+    stock = cuda.SDPAParams(q, k, v, None if mask is None else _as_cast(mask), 0.0, causal, grouped)
     able = (cuda.can_use_flash_attention, cuda.can_use_efficient_attention, cuda.can_use_cudnn_attention)
-    return _choose(q, k, v, mask, dmask, None) == "triton" and not any(can(case) for can in able)
+    return not any(can(stock) for can in able)
+
+
+def _cast(x: Tensor) -> torch.dtype:
+    """The dtype in which PyTorch's attention computes with `x`."""
+    kind = x.device.type
+    casts = torch.is_autocast_enabled(kind) and x.dtype not in (torch.bool, torch.float64)
+    return torch.get_autocast_dtype(kind) if casts else x.dtype
+
+
+def _as_cast(x: Tensor) -> Tensor:
+    """`x` as autocast will hand it over, with any values."""
+    return x if x.dtype == _cast(x) else torch.empty_like(x, dtype=_cast(x)).requires_grad_(x.requires_grad)
 
 
 def _known(name: str) -> str:
@@ -246,6 +252,8 @@ def _triton_lacks(
         for x in (q, k, v)
     ):
         return "tensors of this kind", "ordinary strided tensors of less than 2^31 elements a head"
+    if torch.compiler.is_compiling():
+        return None  # the machine is seen when the kernel runs
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     if not (interpreted or (q.is_cuda and _capable(q.device))):
         return f"tensors on {q.device}", "a CUDA device of compute capability 8.0 or more"

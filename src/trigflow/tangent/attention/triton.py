@@ -17,7 +17,7 @@ from torch import Tensor
 from triton.runtime.errors import OutOfResources
 
 from trigflow.tangent.attention import blocks as table
-from trigflow.tangent.attention.layout import Arguments, arguments
+from trigflow.tangent.attention.layout import Arguments
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 
@@ -26,33 +26,30 @@ _FIRST: dict[tuple[Any, ...], int] = {}
 
 
 class Form(NamedTuple):
-    """What a kernel is compiled for."""
+    """What a kernel is compiled for.
+
+    Features E of queries and keys and C of values, in widths that are powers of two; ROWS queries and COLUMNS keys of a tile,
+    EVEN if none reaches over an end; MASK is none, boolean or added, with one row for all queries unless there is a TABLE of
+    blocks to visit; MOVES_Q if queries have a tangent; programs that own keys, not queries, if ACROSS.
+    """
 
     E: int
-    """Features of queries and keys; `C` of values. `WIDE_E` and `WIDE_C` are powers of two that hold them."""
     C: int
     WIDE_E: int
     WIDE_C: int
     ROWS: int
-    """Queries of a tile."""
     COLUMNS: int
-    """Keys of a tile."""
     EVEN: bool
-    """No tile reaches over an end."""
     PRECISION: str
     WIDEN: bool
     CAUSAL: bool
     MASK: str
-    """none, boolean or added; it has one row for all queries unless `TABLE`."""
     TABLE: bool
-    """Lists say which blocks to visit."""
     MOVES_Q: bool = False
-    """Queries have a tangent; keys and values likewise."""
     MOVES_K: bool = False
     MOVES_V: bool = False
     STORE_OUT: bool = False
     ACROSS: bool = False
-    """Programs own keys, not queries."""
     BLOCK: int = table.BLOCK
 
 
@@ -249,21 +246,7 @@ def kernel(tensors, strides, numbers, FORM: tl.constexpr):
         tl.store(out + i[:, None] * out_s[2] + c[None, :], output.to(out.dtype.element_ty), mask=inside)
 
 
-def forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    dq: Tensor | None,
-    dk: Tensor | None,
-    dv: Tensor | None,
-    *,
-    mask: Tensor | None = None,
-    blocks: Tensor | None = None,
-    causal: bool = False,
-    scale: float | None = None,
-    grouped: bool = False,
-    store: bool = True,
-) -> tuple[Tensor, Tensor, Tensor]:
+def forward(a: Arguments, blocks: Tensor | None, causal: bool, store: bool = True) -> tuple[Tensor, Tensor, Tensor]:
     """Attention and its tangent in one pass over the keys, with online softmax (Dao et al., 2022)::
 
         o = P v,   do = (P * dS) v + P dv - rowsum(P * dS) o,   P = softmax(S),   S = scale q k^T + mask
@@ -271,23 +254,16 @@ def forward(
     Sums are kept in float32. Products of float32 follow `torch.get_float32_matmul_precision()`.
 
     Args:
-        q: queries `(..., h, l, e)` in float16, bfloat16 or float32, with e at most 256.
-        k: keys `(..., h or g, s, e)` of the same dtype.
-        v: values `(..., h or g, s, c)` of the same dtype, with c at most 256.
-        dq: tangent of the queries, None for zero; `dk` and `dv` likewise.
-        mask: boolean (True: take part) or added to the scores, broadcast to `(..., h, l, s)`, read block by block.
+        a: queries, keys and values, all float16, bfloat16 or float32, of at most 256 features; their tangents; a mask.
         blocks: what queries see in blocks of 128, as by `trigflow.tangent.attention.blocks.blocks_of`, which by default is
             taken from a mask that differs between queries; without a mask, blocks that are not 0 are seen as a whole.
         causal: let query i see keys 0..i only.
-        scale: factor of the scores; `1 / sqrt(e)` by default.
-        grouped: fewer heads in k and v than in q.
         store: False if the tangent alone is needed; o and lse then mean nothing.
 
     Returns:
         `(o, do, lse)`: o and do are `(..., h, l, c)` in the dtype of q; lse is the logarithm of the sum of `exp(S)` over the
         keys, float32 `(..., h, l)`, -inf where no key is seen.
     """
-    a = arguments(q, k, v, dq, dk, dv, mask, None, scale, grouped)
     batch, heads, rows, _ = a.q.shape
     tangent = torch.empty((batch, heads, rows, a.v.shape[3]), dtype=a.q.dtype, device=a.q.device)
     out = torch.empty_like(tangent) if store else tangent
@@ -324,7 +300,7 @@ def masking(
 
 def launch(
     kernel: Any,
-    choices: Callable[[int, int, bool], list[tuple[int, int, int, int]]],
+    choices: Callable[[int, int, bool, bool], list[tuple[int, int, int, int]]],
     a: Arguments,
     strided: tuple[Tensor, ...],
     packed: tuple[Tensor, ...],
@@ -340,8 +316,8 @@ def launch(
     wide_e, wide_c = max(16, triton.next_power_of_2(e)), max(16, triton.next_power_of_2(c))
     across = constants.get("ACROSS", False)
     own, other = (columns, rows) if across else (rows, columns)
-    sizes = choices(max(64, wide_e, wide_c), a.q.element_size(), across)
-    kind = (choices, across, a.q.device, wide_e, wide_c, dtype)
+    sizes = choices(max(64, wide_e, wide_c), a.q.element_size(), across, constants["TABLE"])
+    kind = (choices, across, constants["TABLE"], a.q.device, wide_e, wide_c, dtype)
     precision, widen = _precision(dtype), a.q.device.type == "cpu" and dtype == torch.bfloat16
     for number in range(_FIRST.get(kind, 0), len(sizes)):
         tile_rows, tile_columns, warps, stages = sizes[number]
@@ -366,7 +342,7 @@ def launch(
         break
 
 
-def launches(wide: int, itemsize: int, across: bool = False) -> list[tuple[int, int, int, int]]:
+def launches(wide: int, itemsize: int, across: bool = False, listed: bool = False) -> list[tuple[int, int, int, int]]:
     """Queries and keys of a block, warps and pipeline stages, in the order in which to try them.
 
     Four tiles of keys and values and their tangents are in flight, beside two sums of the size of the output. The first
@@ -375,7 +351,7 @@ def launches(wide: int, itemsize: int, across: bool = False) -> list[tuple[int, 
     if itemsize == 2:
         first = {
             64: [(128, 64, 8, 3), (128, 64, 8, 2)],
-            128: [(128, 64, 8, 2), (64, 32, 4, 2)],
+            128: [(128, 32 if listed else 64, 8, 2), (64, 32, 4, 2)],
             256: [(64, 32, 8, 2), (64, 16, 8, 2)],
         }[wide]
     else:

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trigflow.tangent.attention.layout import arguments
+from trigflow.tangent.attention.layout import Arguments
 from trigflow.tangent.attention.triton import LOG2_E, _at, _dot, _lines, _seen, _visit, launch, masking, unit_stride
 
 
@@ -66,7 +66,7 @@ def kernel(tensors, strides, numbers, FORM: tl.constexpr):
                 low = block * OWN // OTHER * OTHER
             else:
                 high = tl.minimum(other, (block + 1) * OWN)
-        masks, visits = mask, lists
+        p_head, q_head, masks, visits = _at(p, p_s, batch, away), _at(q, q_s, batch, away), mask, lists
         if FORM.MASK != "none":
             masks = _at(mask, mask_s, batch, away if ACROSS else head)
         if FORM.TABLE:
@@ -75,8 +75,8 @@ def kernel(tensors, strides, numbers, FORM: tl.constexpr):
         for at in range(low, high, OTHER):
             first, entry = _visit(visits, at, FORM)
             n = first + tl.arange(0, OTHER)
-            p_tile = _lines(_at(p, p_s, batch, away), n, p_s[2], other, FORM.E, WIDE_E, not FORM.EVEN)
-            q_tile = _lines(_at(q, q_s, batch, away), n, q_s[2], other, FORM.C, WIDE_C, not FORM.EVEN)
+            p_tile = _lines(p_head, n, p_s[2], other, FORM.E, WIDE_E, not FORM.EVEN)
+            q_tile = _lines(q_head, n, q_s[2], other, FORM.C, WIDE_C, not FORM.EVEN)
             scores = _dot(x, tl.trans(p_tile), nothing, FORM) * (scale * LOG2_E)
             change = _dot(y, tl.trans(q_tile), nothing, FORM)
             if ACROSS:
@@ -99,18 +99,7 @@ def kernel(tensors, strides, numbers, FORM: tl.constexpr):
 
 
 def gradients(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    *,
-    mask: Tensor | None = None,
-    blocks: Tensor | None = None,
-    causal: bool = False,
-    scale: float | None = None,
-    grouped: bool = False,
+    a: Arguments, grad: Tensor, out: Tensor, lse: Tensor, blocks: Tensor | None, causal: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of attention with respect to queries, keys and values, with `g` that of the output (Dao, 2023)::
 
@@ -119,26 +108,24 @@ def gradients(
     Every sum is taken by one program in one order, so that two runs give the same bits.
 
     Args:
+        a: queries `(b, h, l, e)`, keys `(b, h or g, s, e)`, values `(b, h or g, s, c)`, and the mask.
         grad: gradient of the output, `(b, h, l, c)`.
-        q: queries `(b, h, l, e)`; keys `(b, h or g, s, e)` and values `(b, h or g, s, c)` with as many heads.
         out: output and `lse` log-sum-exp, as by `trigflow.tangent.attention.triton.forward`; so are the others.
     """
-    a = arguments(q, k, v, None, None, None, mask, None, scale, grouped)
-    totals = [torch.zeros(t.shape, dtype=t.dtype, device=t.device) for t in (q, k, v)]
-    if grad.numel() and k.shape[2]:
-        q, k, v, grad, out = (unit_stride(t) for t in (q, k, v, grad.to(q.dtype), out))
-        delta, groups = torch.empty_like(lse), k.shape[1]
-        repeats = q.shape[1] // groups
+    totals = tuple(torch.zeros(t.shape, dtype=t.dtype, device=t.device) for t in (a.q, a.k, a.v))
+    if grad.numel() and a.k.shape[2]:
+        q, k, v, grad, out = (unit_stride(t) for t in (a.q, a.k, a.v, grad.to(a.q.dtype), out))
+        delta, (heads, groups) = torch.empty_like(lse), (q.shape[1], k.shape[1])
         sees, constants = masking(a, blocks, causal)
-        tensors = (q, grad, k, v, *sees, totals[0], out)
-        launch(kernel, launches, a, tensors, (lse, delta), (q.shape[1], 1, repeats), constants)
+        strided: tuple[Tensor, ...] = (q, grad, k, v, *sees, totals[0], out)
+        launch(kernel, launches, a, strided, (lse, delta), (heads, 1, heads // groups), constants)
         sees, constants = masking(a, blocks, causal, across=True)
-        tensors = (k, v, q, grad, *sees, totals[1], totals[2])
-        launch(kernel, launches, a, tensors, (lse, delta), (groups, repeats, 1), {**constants, "ACROSS": True})
-    return totals[0], totals[1], totals[2]
+        strided = (k, v, q, grad, *sees, *totals[1:])
+        launch(kernel, launches, a, strided, (lse, delta), (groups, heads // groups, 1), {**constants, "ACROSS": True})
+    return totals  # type: ignore[return-value]
 
 
-def launches(wide: int, itemsize: int, across: bool) -> list[tuple[int, int, int, int]]:
+def launches(wide: int, itemsize: int, across: bool, listed: bool) -> list[tuple[int, int, int, int]]:
     """As `trigflow.tangent.attention.triton.launches`."""
     first = {
         (64, 2): ((128, 64, 8, 2), (64, 128, 8, 2)),

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from trigflow.tangent.dispatch import fallback, unsupported
 from trigflow.tangent.dual import Dual, has_dual, no_grad, pair, strip, value_read
 from trigflow.tangent.table import register
@@ -24,15 +22,6 @@ def filled(func: Any, input: Any, *args: Any, **kwargs: Any) -> Any:
     if has_dual(args) or has_dual(kwargs):
         return fallback(func, strip(input), *args, **kwargs)
     return func(strip(input), *args, **kwargs)
-
-
-def blank(func: Any, input: Any, *args: Any, **kwargs: Any) -> Any:
-    """`empty_like(x)`, `x.new_zeros(size)`: made to be written into, hence with a tangent, of zeros, to write into as well."""
-    primal = func(strip(input), *args, **kwargs)
-    if primal.layout != torch.strided or not (primal.is_floating_point() or primal.is_complex()):
-        return primal
-    with no_grad():
-        return pair(primal, torch.zeros_like(primal, requires_grad=False))
 
 
 def fresh(func: Any, input: Any, data: Any, *args: Any, **kwargs: Any) -> Any:
@@ -76,14 +65,14 @@ register(
     *"dim ndimension nelement numel stride storage_offset element_size get_device result_type can_cast".split(),
     *"dim_order is_tensor is_storage is_distributed is_set_to has_names type_name sym_size".split(),
     # fresh tensors
-    *"ones_like rand_like randn_like randint_like new_ones bernoulli multinomial poisson empty_strided".split(),
+    *"empty_like zeros_like new_empty new_zeros new_empty_strided ones_like rand_like randn_like randint_like".split(),
+    *"new_ones bernoulli multinomial poisson empty_strided".split(),
     # a zero tangent on purpose
     "detach",
     # hooks on the primal's graph
     *"register_hook register_post_accumulate_grad_hook retain_grad".split(),
 )
 register(plain, *"int long short char byte bool".split())
-register(blank, *"empty_like zeros_like new_empty new_zeros new_empty_strided".split())
 register(filled, "full_like", "new_full")
 register(fresh, "new_tensor")
 register(signed, "sgn")
