@@ -23,11 +23,11 @@ from typing import Any
 import torch
 
 from trigflow.data.config import load_data
-from trigflow.lab.demo import machine
 from trigflow.lab.recipes import get_recipe
 from trigflow.models.model import Model
 from trigflow.networks import build
 from trigflow.runtime.files import write_json
+from trigflow.runtime.machine import machine
 from trigflow.training.config import RunConfig
 from trigflow.training.setup import fit_network
 from trigflow.training.trainer import Trainer

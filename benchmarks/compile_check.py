@@ -35,10 +35,10 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 from trigflow.data.cache import cache_folder
-from trigflow.lab.demo import machine
 from trigflow.networks import build
 from trigflow.runtime.files import ensure_folder, write_json
 from trigflow.runtime.heap import freed_memory_kept
+from trigflow.runtime.machine import machine
 from trigflow.tangent import Compiled, jvp
 
 MOST = 1e-3

@@ -32,8 +32,8 @@ from PIL import Image
 
 from trigflow.data import ImageDataset, Loader, open_dataset
 from trigflow.data.rows import ImageRows
-from trigflow.lab.demo import machine
 from trigflow.runtime.files import write_json
+from trigflow.runtime.machine import machine
 
 BATCH = 256
 AHEAD = 2

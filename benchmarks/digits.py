@@ -23,8 +23,9 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from trigflow.lab.demo import machine, run_demo
+from trigflow.lab.demo import run_demo
 from trigflow.runtime.files import write_json
+from trigflow.runtime.machine import machine
 
 Bar = tuple[str, float, str, float]
 """What was measured, its value, `<=` or `>=`, and the bar."""

@@ -123,8 +123,8 @@ def main() -> None:
     torch.set_num_threads(1)
     from fault_cases.runs import Bench
 
-    from trigflow.lab.demo import machine
     from trigflow.runtime.files import write_json
+    from trigflow.runtime.machine import machine
 
     folder = Path(tempfile.mkdtemp(prefix="faults-")) if args.folder is None else args.folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)

@@ -84,7 +84,7 @@ def main() -> None:
             before, peak = json.loads(in_process("--measure", path, out))
             seconds = time.perf_counter() - began
             size, written = path.stat().st_size, (out / "network.safetensors").stat().st_size
-        from trigflow.lab.demo import machine
+        from trigflow.runtime.machine import machine
 
         result = {
             "command": f"python benchmarks/import_memory.py --mib {args.mib:g}",

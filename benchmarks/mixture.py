@@ -31,11 +31,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trigflow.lab.demo import machine
 from trigflow.networks import MLP, ConditioningConfig, MLPConfig
 from trigflow.objectives import AdaptiveWeight, Distribution, Given, Objective, StepDraws, TangentConfig, objective_of
 from trigflow.process import Proposal, TrigFlow
 from trigflow.runtime.files import read_json, write_json
+from trigflow.runtime.machine import machine
 from trigflow.samplers import consistency_times, flow_map_sample, heun, meanflow_times, network_velocity, sigma_grid
 
 PROCESS = TrigFlow(sigma_data=0.5)

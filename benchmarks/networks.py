@@ -52,8 +52,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 
-from trigflow.lab.demo import machine
 from trigflow.runtime.files import ensure_folder, read_json, write_json, write_text
+from trigflow.runtime.machine import machine
 from trigflow.tangent import jvp
 
 ROOT = Path(__file__).parent.parent

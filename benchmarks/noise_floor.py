@@ -19,8 +19,8 @@ from torch import Tensor
 
 from trigflow.data import open_dataset
 from trigflow.evaluation import Reference, evaluate, feature_extractor
-from trigflow.lab.demo import machine
 from trigflow.runtime.files import write_json
+from trigflow.runtime.machine import machine
 
 PAIRS = (("digits", "digits"), ("digits", "pixels"), ("mnist", "mnist"), ("mnist", "pixels"))
 

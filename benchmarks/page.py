@@ -28,8 +28,8 @@ from typing import Any
 
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from trigflow.lab.demo import machine
 from trigflow.runtime.files import write_json
+from trigflow.runtime.machine import machine
 
 PROBE = """
 window.seen = { frames: [], slides: [], event: null, events: new Map(), taken: -1 }

@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from tangent_parts.memory import added_peak, can_measure, in_fresh_process, map_large_blocks
 
-from trigflow.lab.demo import machine
 from trigflow.lab.plan import Step
 from trigflow.lab.recipes import NamedRun, get_run
 from trigflow.runtime.files import write_json
+from trigflow.runtime.machine import machine
 
 TOLERANCE = 0.2
 """The plan is to come this close."""

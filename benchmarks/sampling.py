@@ -35,12 +35,12 @@ import torch
 from torch import Tensor, nn
 
 from trigflow import samplers
-from trigflow.lab.demo import machine
 from trigflow.networks import build
 from trigflow.networks.edm2 import EDM2Config, edm2_config
 from trigflow.process import TrigFlow
 from trigflow.runtime.errors import UserError
 from trigflow.runtime.files import ensure_folder, write_json
+from trigflow.runtime.machine import machine
 
 PAPER_SECONDS = 0.11
 """Lu and Song 2025: 1.5B student, two steps, batch of one, A100."""

@@ -27,7 +27,6 @@ from typing import Any
 import torch
 
 from trigflow.data.config import load_data
-from trigflow.lab.demo import machine
 from trigflow.lab.recipes import get_recipe
 from trigflow.models.model import Model
 from trigflow.networks import UNetConfig, build
@@ -35,6 +34,7 @@ from trigflow.objectives import as_kind
 from trigflow.runtime.distributed import is_first, process_group
 from trigflow.runtime.files import write_json
 from trigflow.runtime.heap import freed_memory_kept
+from trigflow.runtime.machine import machine
 from trigflow.training.config import ParallelConfig, RunConfig
 from trigflow.training.log import read_metrics
 from trigflow.training.setup import fit_network

@@ -43,9 +43,9 @@ import torch
 from websockets.sync.client import connect
 
 from trigflow.deploy import Engine
-from trigflow.lab.demo import machine
 from trigflow.models.model import Model, load
 from trigflow.runtime.files import write_json
+from trigflow.runtime.machine import machine
 from trigflow.serve.limits import Limits
 from trigflow.serve.wire import unpack
 

@@ -54,9 +54,9 @@ from tangent_parts.steps import (
     try_variants,
 )
 
-from trigflow.lab.demo import machine
 from trigflow.runtime.files import ensure_folder, write_json
 from trigflow.runtime.heap import freed_memory_kept
+from trigflow.runtime.machine import machine
 
 LENGTHS = (1024, 2048, 4096, 8192)
 KERNEL_LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16_384)

@@ -23,7 +23,7 @@ from PIL import Image
 import programs
 from trigflow.cli import entry as cli_module
 from trigflow.cli.commands import COMMANDS
-from trigflow.cli.reports import Info
+from trigflow.cli.training import Info
 from trigflow.models.model import load
 from trigflow.training.checkpoint import list_checkpoints
 from trigflow.training.config import read_config

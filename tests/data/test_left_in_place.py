@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from trigflow.data import ImageDataset, open_dataset
-from trigflow.data import scan as scan_module
+from trigflow.data import rows as scan_module
 from trigflow.data.sources.files import Names, OpenArchives
 from trigflow.data.sources.zips import ZipFiles
 from trigflow.runtime.errors import UserError

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from trigflow.deploy.fixed import PADDING, SIZES, cut
-from trigflow.deploy.record import operations
+from trigflow.deploy.traced import operations
 from trigflow.runtime.errors import UserError
 
 X, T = torch.linspace(-1, 1, 12).reshape(3, 4), torch.tensor([0.1, 0.2, 0.3])

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from trigflow.serve.within import within
+from trigflow.serve.service import within
 
 
 async def value(delay: float) -> int:

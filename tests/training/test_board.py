@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 
 import programs
-from trigflow.training.board import Appended, Board
-from trigflow.training.log import MetricLog, read_metrics
+from trigflow.training.log import Appended, Board, MetricLog, read_metrics
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="limits the size of files as Linux does")
 
@@ -110,7 +109,7 @@ def test_the_writer_of_pytorch_reads_the_same(tmp_path: Path) -> None:
         "from torch.utils.tensorboard import SummaryWriter\n"
         "from tensorboard.backend.event_processing.event_accumulator import EventAccumulator\n"
         "import json\n"
-        "from trigflow.training.board import Board\n"
+        "from trigflow.training.log import Board\n"
         "theirs = SummaryWriter(sys.argv[1] + '/theirs', purge_step=2)\n"
         "mine = Board(__import__('pathlib').Path(sys.argv[1]) / 'mine', 2)\n"
         "for i in (2, 3):\n"

@@ -19,10 +19,9 @@ from trigflow.runtime.errors import DivergedError, UserError
 from trigflow.runtime.files import read_tensors
 from trigflow.training.checkpoint import list_checkpoints
 from trigflow.training.config import GuardConfig
-from trigflow.training.guard import Guard, not_finite
+from trigflow.training.guard import Guard, Spikes, not_finite
 from trigflow.training.log import read_metrics
 from trigflow.training.scaling import LossScale
-from trigflow.training.spikes import Spikes
 from trigflow.training.trainer import Trainer
 
 Changes = dict[str, Any]

@@ -1,5 +1,4 @@
-"""The command `trigflow`: `entry` parses and calls, and every command is a dataclass: those that only look in `reports`,
-the others in files of their own."""
+"""The command `trigflow`: `entry` parses and calls, and every command is a dataclass, in one file for each room."""
 
 from trigflow.cli.entry import main
 

@@ -7,22 +7,11 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from trigflow.cli.bench import Bench
-from trigflow.cli.checkpoint import Checkpoint
-from trigflow.cli.convert import Convert
-from trigflow.cli.demo import Demo
-from trigflow.cli.distill import Distill
-from trigflow.cli.ema import Ema
-from trigflow.cli.encode import Encode
-from trigflow.cli.evaluate import Evaluate
-from trigflow.cli.export import Export
-from trigflow.cli.import_ import Import
-from trigflow.cli.reference import Reference
-from trigflow.cli.reports import Data, Doctor, Info, Plan, Recipes
-from trigflow.cli.sample import Sample
-from trigflow.cli.serve import Serve
-from trigflow.cli.study import Study
-from trigflow.cli.train import Train
+from trigflow.cli.data import Data, Encode
+from trigflow.cli.evaluation import Evaluate, Reference
+from trigflow.cli.lab import Demo, Doctor, Plan, Recipes, Study
+from trigflow.cli.models import Bench, Export, Import, Sample, Serve
+from trigflow.cli.training import Checkpoint, Convert, Distill, Ema, Info, Train
 
 
 class Command(Protocol):

@@ -20,13 +20,10 @@ from tyro import MISSING, MISSING_NONPROP
 from tyro.conf import subcommand
 
 from trigflow.cli.commands import COMMANDS, Command
-from trigflow.cli.convert import Convert
-from trigflow.cli.demo import Demo
-from trigflow.cli.distill import Distill
-from trigflow.cli.evaluate import Evaluate
-from trigflow.cli.reference import Reference
-from trigflow.cli.sample import Sample
-from trigflow.cli.train import Train
+from trigflow.cli.evaluation import Evaluate, Reference
+from trigflow.cli.lab import Demo, Study
+from trigflow.cli.models import Sample
+from trigflow.cli.training import Convert, Distill, Train
 from trigflow.lab.recipes import RUNS, preset, recipe_for
 from trigflow.objectives import as_kind
 from trigflow.plugins import load_plugin
@@ -91,7 +88,7 @@ def _device(command: Command) -> tuple[str, str]:
     """The device that a command is told, and the option that says it."""
     if isinstance(command, Distill | Train):
         return command.loop.device, "--loop.device"
-    return getattr(command, "device", "auto"), "--device"
+    return getattr(command.settings if isinstance(command, Study) else command, "device", "auto"), "--device"
 
 
 @contextlib.contextmanager
@@ -187,20 +184,8 @@ def _of_kind(given: list[str], recipe: RunConfig) -> RunConfig:
     """The settings of a preset with the objective that `--objective.kind` names, whose own settings are then options.
 
     Raises:
-        UserError: for an unknown kind, or settings as earlier versions spelled them; the message says how they are spelled now.
+        UserError: for an unknown kind.
     """
-    for word in given:
-        flag = word.split("=")[0].replace("_", "-")
-        if flag.startswith("--objective.meanflow."):
-            name = flag.removeprefix("--objective.meanflow.")
-            now = {
-                "mean": "proposal.mean (of log sigma, which is log 0.5 lower)",
-                "std": "proposal.std",
-                "equal": "anchor",
-            }
-            raise UserError(
-                f"{flag} is now --objective.{now.get(name, name)}; expected it by that name; correct the command line"
-            )
     kind = _option(given, "--objective.kind", recipe.objective.kind)
     return dataclasses.replace(recipe, objective=as_kind(recipe.objective, kind))
 

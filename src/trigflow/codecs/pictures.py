@@ -118,18 +118,17 @@ def is_folder(path: str | Path) -> bool:
     return str(path).endswith(("/", os.sep)) or ending not in (*PICTURES, *OTHERS)
 
 
-def label_panels(panels: Mapping[str, Tensor], columns: int = 10, *, across: int = 2) -> Image.Image:
-    """Several grids with a line of text above each, `across` of them side by side, on one white sheet.
+def label_panels(panels: Mapping[str, Tensor], columns: int = 10) -> Image.Image:
+    """Several grids with a line of text above each, two of them side by side, on one white sheet.
 
     Args:
         panels: text to images uint8 `(n, c, h, w)`, all of one shape.
         columns: images per row of each grid.
-        across: grids per row.
     """
     grids = {text: make_grid(images, columns).convert("RGB") for text, images in panels.items()}
     width = max(grid.width for grid in grids.values())
     height = max(grid.height for grid in grids.values())
-    margin, line = 12, 26
+    margin, line, across = 12, 26, 2
     rows = math.ceil(len(grids) / across)
     sheet = Image.new("RGB", (across * (width + margin) + margin, rows * (height + line + margin) + margin), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=17)

@@ -19,7 +19,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
-from trigflow.runtime.errors import MissingExtraError, UserError
+from trigflow.runtime.errors import MissingExtraError, UserError, first_line
 
 DEFAULT_VAE = "stabilityai/sd-vae-ft-mse"
 CHANNELS = 4
@@ -203,10 +203,9 @@ def _read(name: str) -> Any:
     except MemoryError:
         raise
     except Exception as error:  # diffusers and the hub raise all kinds
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise UserError(
-            f"the VAE '{name}' cannot be loaded ({reason}); expected a folder that diffusers wrote, with safetensors, or an id "
-            "of the Hugging Face hub; check the name, or the connection"
+            f"the VAE '{name}' cannot be loaded ({first_line(error)}); expected a folder that diffusers wrote, with "
+            "safetensors, or an id of the Hugging Face hub; check the name, or the connection"
         ) from None
     absent = [*report["missing_keys"], *report["unexpected_keys"]]
     if absent:

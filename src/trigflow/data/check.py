@@ -5,6 +5,7 @@ Problems are what training would stop at, pass over or learn wrongly. Notes are 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from collections import Counter
@@ -27,7 +28,7 @@ from trigflow.data.labels import find_labels, label_files, pair
 from trigflow.data.latent_files import ENDING as LATENT_ENDING
 from trigflow.data.latent_files import parse
 from trigflow.data.loader import in_order
-from trigflow.data.scan import chunks_of
+from trigflow.data.rows import chunks_of
 from trigflow.data.sources.containers import examine_container
 from trigflow.data.sources.files import Files
 from trigflow.data.sources.opening import EMBEDDED
@@ -127,8 +128,7 @@ def check_data(
     report.of = "latents" if latents and not len(images) else "images"
     report.images = len(chosen)
     names, labels = _labels(files, chosen, report)
-    examine: Callable[[Sequence[int]], Examined]
-    examine = _ExamineLatents(chosen) if report.of == "latents" else _ExamineImages(chosen, resize)
+    examine = _Examine(chosen, _see_latent if report.of == "latents" else functools.partial(_see_image, resize=resize))
     seen, moments = list[Seen](), Moments()
     with tqdm(total=len(chosen), desc="checking", unit="image", disable=not progress) as bar:
         for part, sums in in_order(examine, chunks_of(len(chosen)), workers):
@@ -151,30 +151,11 @@ def check_data(
 
 
 @dataclass(frozen=True)
-class _ExamineImages:
+class _Examine:
+    """Looks at some files; `see` gives the values of one, and what is unusual about how they are stored."""
+
     files: Files
-    resize: int | None
-
-    def __call__(self, indices: Sequence[int]) -> Examined:
-        moments = Moments()
-        return [self._examine(index, moments) for index in indices], moments
-
-    def _examine(self, index: int, moments: Moments) -> Seen:
-        name = self.files.names[index]
-        try:
-            content = self.files.read(index)
-            image = decode(content, name, channels=None, resize=self.resize, crop=True).contiguous()
-        except CorruptImageError as error:
-            return Seen(error.reason)
-        except UserError as error:
-            return Seen(str(error).split(";")[0])
-        moments.add(image)
-        return Seen(None, tuple(image.shape), _digest(image), _traits(content, name))
-
-
-@dataclass(frozen=True)
-class _ExamineLatents:
-    files: Files
+    see: Callable[[bytes, str], tuple[Tensor, tuple[str, ...]]]
 
     def __call__(self, indices: Sequence[int]) -> Examined:
         moments = Moments()
@@ -182,13 +163,22 @@ class _ExamineLatents:
 
     def _examine(self, index: int, moments: Moments) -> Seen:
         try:
-            latent = parse(self.files.read(index), self.files.names[index])
+            values, traits = self.see(self.files.read(index), self.files.names[index])
         except CorruptImageError as error:
             return Seen(error.reason)
         except UserError as error:
             return Seen(str(error).split(";")[0])
-        moments.add(latent)
-        return Seen(None, tuple(latent.shape), _digest(latent))
+        moments.add(values)
+        return Seen(None, tuple(values.shape), _digest(values), traits)
+
+
+def _see_image(content: bytes, name: str, resize: int | None) -> tuple[Tensor, tuple[str, ...]]:
+    image = decode(content, name, channels=None, resize=resize, crop=True).contiguous()
+    return image, _traits(content, name)
+
+
+def _see_latent(content: bytes, name: str) -> tuple[Tensor, tuple[str, ...]]:
+    return parse(content, name), ()
 
 
 def _digest(values: Tensor) -> bytes:

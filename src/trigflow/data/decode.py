@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 from torch import Tensor
 
-from trigflow.runtime.errors import UserError
+from trigflow.runtime.errors import UserError, on_one_line
 
 READERS: dict[bytes, type[Any]] = {
     b"\x89PNG\r\n\x1a\n": PngImageFile,
@@ -54,6 +55,34 @@ class CorruptImageError(Exception):
         self.reason = reason
 
 
+def sizes_differ(first: str, size: Sequence[int], name: str, other: Sequence[int]) -> UserError:
+    """The error for images of two sizes, height and width each."""
+    return UserError(
+        f"images differ in size: {first!r} is {size[1]}x{size[0]} and {name!r} is {other[1]}x{other[0]} "
+        "(width x height); expected one size; use --resize N"
+    )
+
+
+REMEDIES = {
+    "images": ("PNG, JPEG or WebP", "copy or download them again", "replace them"),
+    "latents": (".npy", "encode the images again", "encode the images again"),
+}
+"""Of what files are, what to do where all are damaged, and where some are."""
+
+
+def check_corrupt(what: str, where: str, corrupt: Sequence[str], total: int, skip: bool = False) -> None:
+    """Raise a UserError where some of so many images or latents are corrupt, or with `skip` all of them."""
+    kind, get, mend = REMEDIES[what]
+    listed = ", ".join(map(repr, corrupt[:3])) + (", ..." if len(corrupt) > 3 else "")
+    faults = f"corrupt or truncated: {listed}; expected whole {kind} files"
+    if len(corrupt) == total:
+        raise UserError(f"all {total} {what} in {where!r} are {faults}; {get}")
+    if corrupt and not skip:
+        raise UserError(
+            f"{len(corrupt)} of {total} {what} in {where!r} {faults}; {mend}, or leave them out with --skip-corrupt"
+        )
+
+
 def decode(data: bytes, name: str, *, channels: int | None, resize: int | None, crop: bool) -> Tensor:
     """The image in `data`, uint8, shape `(c, h, w)`.
 
@@ -75,7 +104,7 @@ def decode(data: bytes, name: str, *, channels: int | None, resize: int | None, 
         except MemoryError:
             raise
         except Exception as error:  # decoders meet bad bytes with any kind of exception
-            raise CorruptImageError(name, _in_few_words(error)) from error
+            raise CorruptImageError(name, on_one_line(error, 80)) from error
     if channels is not None:
         plain = _convert(plain, "L" if channels == 1 else "RGB")
     return to_tensor(plain)
@@ -98,7 +127,7 @@ def open_image(data: bytes, name: str) -> Image.Image:
     except MemoryError:
         raise
     except Exception as error:
-        raise CorruptImageError(name, _in_few_words(error)) from error
+        raise CorruptImageError(name, on_one_line(error, 80)) from error
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and image.width * image.height > limit:
         raise UserError(
@@ -148,10 +177,6 @@ def is_turned(image: Image.Image) -> bool:
 
 def _convert(image: Image.Image, mode: str) -> Image.Image:
     return image if image.mode == mode else image.convert(mode)
-
-
-def _in_few_words(error: Exception) -> str:
-    return " ".join(str(error).split())[:80] or type(error).__name__
 
 
 def _to_gray_or_rgb(image: Image.Image) -> Image.Image:

@@ -1,4 +1,9 @@
-"""A folder or zip of images to a zip of latents, in the layout of EDM2: one `.npy` an image and a `dataset.json`."""
+"""A folder or zip of images to a zip of latents, in the layout of EDM2: one `.npy` an image and a `dataset.json`.
+
+The zip grows entry by entry and can be taken up again after a kill. Entries are stored uncompressed, in a fixed order, with
+fixed dates, so that the same entries give the same file, bit for bit, however often its writing was interrupted. Each carries
+the fingerprint of what it was made from in an extra field, which other programs pass over.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +11,14 @@ import io
 import json
 import os
 import posixpath
-from collections.abc import Sequence
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -17,10 +26,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from trigflow.codecs.vae import DEFAULT_VAE, VAE, PixelRange, VAESource
-from trigflow.data.archive import SIGNATURE, Entry, Fingerprint, appending, whole_entries
-from trigflow.data.decode import CorruptImageError, decode
+from trigflow.data.decode import sizes_differ
 from trigflow.data.labels import LABEL_FILE, find_labels
 from trigflow.data.loader import in_order
+from trigflow.data.rows import Decoder
 from trigflow.data.sources.files import Files
 from trigflow.data.sources.folder import image_files
 from trigflow.data.sources.opening import list_files
@@ -28,6 +37,90 @@ from trigflow.migrations import FORMATS
 from trigflow.runtime.errors import UserError
 from trigflow.runtime.files import ensure_folder
 from trigflow.runtime.places import check_place
+
+SIGNATURE = b"PK\3\4"
+LOCAL_HEADER = struct.Struct("<4sHHHHHIIIHH")
+EXTRA = struct.Struct("<HHIQ")
+EXTRA_ID = 0x6674
+"""Of our extra field: CRC and length of the source of an entry."""
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """CRC-32 and length of some bytes."""
+
+    crc: int
+    length: int
+
+    @classmethod
+    def of(cls, data: bytes) -> Fingerprint:
+        """That of these bytes."""
+        return cls(zlib.crc32(data), len(data))
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A whole entry of the file: what the zip's index needs to know of it, and what it was made from."""
+
+    info: zipfile.ZipInfo
+    source: Fingerprint
+    end: int
+    """Where the next entry begins."""
+
+
+def entry_info(name: str, source: Fingerprint) -> zipfile.ZipInfo:
+    """The header of an entry, the same whenever and wherever it is written."""
+    info = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
+    info.create_system = 3
+    info.external_attr = 0o644 << 16
+    info.extra = EXTRA.pack(EXTRA_ID, EXTRA.size - 4, source.crc, source.length)
+    return info
+
+
+def whole_entries(file: BinaryIO) -> Iterator[tuple[Entry, bytes]]:
+    """The entries from the beginning of the file and their contents, up to the first that is not whole."""
+    start = 0
+    while True:
+        file.seek(start)
+        header = file.read(LOCAL_HEADER.size)
+        if len(header) < LOCAL_HEADER.size:
+            return
+        signature, _, _, method, _, _, crc, packed, size, name_length, extra_length = LOCAL_HEADER.unpack(header)
+        rest = file.read(name_length + extra_length)
+        name, extra = rest[:name_length], rest[name_length:]
+        data = file.read(size)
+        if signature != SIGNATURE or method != zipfile.ZIP_STORED or packed != size or len(extra) != EXTRA.size:
+            return
+        extra_id, _, source_crc, source_length = EXTRA.unpack(extra)
+        if extra_id != EXTRA_ID or len(data) != size or zlib.crc32(data) != crc:
+            return
+        source = Fingerprint(source_crc, source_length)
+        try:
+            info = entry_info(name.decode(), source)
+        except UnicodeDecodeError:
+            return
+        info.CRC, info.compress_size, info.file_size, info.header_offset = crc, size, size, start
+        start = file.tell()
+        yield Entry(info, source, start), data
+
+
+Add = Callable[[str, Fingerprint, bytes], None]
+
+
+@contextmanager
+def appending(path: Path, entries: list[Entry]) -> Iterator[Add]:
+    """A function that adds an entry (name, source, data) behind these, which the file begins with; the rest of it is cut off.
+
+    When the block ends the file is a zip of all entries.
+    """
+    end = entries[-1].end if entries else 0
+    with open(path, "r+b" if entries else "wb") as file:
+        file.truncate(end)
+        file.seek(end)
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.infolist().extend(entry.info for entry in entries)
+            yield lambda name, source, data: archive.writestr(entry_info(name, source), data)
+
 
 PARTIAL = ".partial"
 """Added to the name of the zip until it is whole."""
@@ -165,15 +258,8 @@ class _Images:
 
     def read(self, index: int) -> tuple[Tensor, Fingerprint]:
         """One image, uint8 `(3, h, w)`, and the fingerprint of its file."""
-        name = self.files.names[index]
-        try:
-            content = self.files.read(index)
-            return decode(content, name, channels=3, resize=self.resize, crop=True), Fingerprint.of(content)
-        except CorruptImageError:
-            raise UserError(
-                f"image {name!r} in {self.files.where!r} is corrupt or truncated; expected a whole PNG, JPEG or WebP file; "
-                "replace or remove it"
-            ) from None
+        image, content = Decoder(self.files, 3, self.resize, crop=True).whole(index)
+        return image, Fingerprint.of(content)
 
 
 @dataclass(frozen=True)
@@ -187,12 +273,8 @@ class _Read:
         batch, sources = zip(*map(self.images.read, indices), strict=True)
         names = self.images.files.names
         for index, image in zip(indices, batch, strict=True):
-            _, height, width = image.shape
-            if (height, width) != self.size:
-                raise UserError(
-                    f"images differ in size: {names[0]!r} is {self.size[1]}x{self.size[0]} and {names[index]!r} is "
-                    f"{width}x{height} (width x height); expected one size; use --resize N"
-                )
+            if image.shape[1:] != self.size:
+                raise sizes_differ(names[0], self.size, names[index], image.shape[1:])
         return torch.stack(batch), list(sources)
 
 

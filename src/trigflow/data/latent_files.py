@@ -10,7 +10,6 @@ import io
 import json
 import os
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +20,7 @@ from tqdm import tqdm
 from trigflow.codecs.vae import CHANNELS, VAESource
 from trigflow.conditions import check_class_names
 from trigflow.data.dataset import digest_of
-from trigflow.data.decode import CorruptImageError
+from trigflow.data.decode import CorruptImageError, check_corrupt
 from trigflow.data.labels import LABEL_FILE, find_labels, label_file, read_named
 from trigflow.data.latents import LatentDataset, LatentRows
 from trigflow.data.sources.files import Files
@@ -68,7 +67,7 @@ def read_latents(files: Files, *, skip_corrupt: bool, progress: bool, memory_lim
     rows, kept, corrupt = None, list(range(len(names))), list[str]()
     if gib <= memory_limit_gib:
         images, kept, corrupt, checksums = _read_all(latents, shape, progress)
-        _check_corrupt(files.where, corrupt, len(names), skip_corrupt)
+        check_corrupt("latents", files.where, corrupt, len(names), skip_corrupt)
     else:
         images, rows = torch.empty(0, *shape, dtype=torch.float32), _leave_in_zip(latents, shape, progress)
         if rows is None or not isinstance(latents, ZipFiles):
@@ -172,7 +171,8 @@ def _first_shape(files: Files) -> tuple[int, ...]:
             return tuple(parse(files.read(index), name).shape)
         except CorruptImageError:
             continue
-    raise _all_corrupt(files.where, len(files), files.names)
+    check_corrupt("latents", files.where, files.names, len(files))
+    raise AssertionError
 
 
 def _read_all(files: Files, shape: tuple[int, ...], progress: bool) -> tuple[Tensor, list[int], list[str], Tensor]:
@@ -232,27 +232,6 @@ def _check_same(first: str, expected: tuple[int, ...], name: str, shape: tuple[i
             f"latents differ in shape: {first!r} is {expected} and {name!r} is {shape}; expected one shape; "
             "encode the images with one --resize N"
         )
-
-
-def _all_corrupt(where: str, total: int, corrupt: Sequence[str]) -> UserError:
-    return UserError(
-        f"all {total} latents in {where!r} are corrupt or truncated: {_listed(corrupt)}; expected whole .npy files; "
-        "encode the images again"
-    )
-
-
-def _check_corrupt(where: str, corrupt: Sequence[str], total: int, skip_corrupt: bool) -> None:
-    if len(corrupt) == total:
-        raise _all_corrupt(where, total, corrupt)
-    if corrupt and not skip_corrupt:
-        raise UserError(
-            f"{len(corrupt)} of {total} latents in {where!r} corrupt or truncated: {_listed(corrupt)}; expected whole .npy "
-            "files; encode the images again, or leave these out with --skip-corrupt"
-        )
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(repr(name) for name in names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def _description(files: Files, num_classes: int) -> tuple[VAESource, tuple[str, ...]]:

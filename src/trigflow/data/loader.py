@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from trigflow.data.dataset import Dataset
-from trigflow.runtime.errors import UserError
+from trigflow.runtime.errors import UserError, on_one_line
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -255,9 +255,8 @@ def _take(results: Any) -> Any:
         value, problem = next(results)
     except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
         # The second to fourth: while a tensor was being handed over.
-        reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
-            f"a process that reads data has died ({reason}); expected it to live; make memory (and "
+            f"a process that reads data has died ({on_one_line(error)}); expected it to live; make memory (and "
             "/dev/shm) free, or lower the number of workers"
         ) from error
     if problem is not None:

@@ -35,7 +35,7 @@ from trigflow.data.sources.hub import (
     load_table,
     undecoded,
 )
-from trigflow.runtime.errors import UserError
+from trigflow.runtime.errors import UserError, on_one_line
 
 NO_LABEL = -1
 
@@ -72,10 +72,9 @@ class Shards:
         except (MemoryError, UserError):
             raise
         except Exception as error:  # the library has no base class for what can go wrong between here and the hub
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise UserError(
-                f"shard {shard} of {self.where!r} cannot be read ({reason}); expected a stream that stays within reach; check "
-                "the network and go on with --resume"
+                f"shard {shard} of {self.where!r} cannot be read ({on_one_line(error)}); expected a stream that stays within "
+                "reach; check the network and go on with --resume"
             ) from error
 
     def decode(self, row: dict[str, Any], name: str) -> Tensor:
@@ -88,7 +87,7 @@ class Shards:
         return decode(content, name, channels=self.channels, resize=self.resize, crop=self.crop)
 
     def examine(self, shard: int) -> tuple[list[tuple[int, ...]], list[Any], list[int], npt.NDArray[np.int64]]:
-        """Shape of every image of a shard, 0 for the corrupt, their labels, and what `trigflow.data.scan.Scan` has of them."""
+        """Shape of every image of a shard, 0 for the corrupt, their labels, and what `trigflow.data.rows.Scan` has of them."""
         shapes: list[tuple[int, ...]] = []
         labels: list[Any] = []
         checksums: list[int] = []

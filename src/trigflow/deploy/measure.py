@@ -15,7 +15,7 @@ from torch import Tensor
 from trigflow.deploy.engine import Engine
 from trigflow.deploy.variants import VARIANTS
 from trigflow.models.model import Model
-from trigflow.runtime.errors import UserError
+from trigflow.runtime.errors import UserError, first_line
 
 LEAST = 5
 """Draws of each variant and batch, however long they take."""
@@ -157,8 +157,7 @@ def _one_batch(engines: dict[str, Engine], batch: int, seconds: float) -> tuple[
         except (UserError, RuntimeError) as error:
             if name == "plain":
                 raise
-            lines = str(error).splitlines() or [""]
-            failed[name] = f"failed at batch {batch}: {lines[0]}"
+            failed[name] = f"failed at batch {batch}: {first_line(error)}"
     working = [name for name in engines if name not in failed]
     times: dict[str, list[float]] = {name: [] for name in working}
     while any(len(times[name]) < LEAST or sum(times[name]) < seconds for name in working):

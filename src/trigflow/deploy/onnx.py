@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from trigflow.deploy.fixed import Variant
-from trigflow.runtime.errors import MissingExtraError, UserError
+from trigflow.runtime.errors import MissingExtraError, UserError, first_line
 
 
 class Onnx(Variant):
@@ -91,7 +91,7 @@ def exported(module: nn.Module, inputs: Mapping[str, Tensor], output: str) -> An
             graph = torch.export.export(module, tuple(inputs.values()), dynamic_shapes=shapes)
         except Exception as error:  # torch raises all kinds
             raise UserError(
-                f"the network cannot be exported for every batch size ({str(error).splitlines()[0]}); expected a forward that "
+                f"the network cannot be exported for every batch size ({first_line(error)}); expected a forward that "
                 "takes sizes from tensor.shape, not by len; correct the network, or use torchscript"
             ) from error
         return torch.onnx.export(graph, input_names=list(inputs), output_names=[output], dynamo=True, verbose=False)

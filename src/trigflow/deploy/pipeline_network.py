@@ -15,7 +15,7 @@ from torch import Tensor
 
 from trigflow.models.model import Model, current_description, described
 from trigflow.networks import CustomConfig
-from trigflow.runtime.errors import MissingExtraError, UserError
+from trigflow.runtime.errors import MissingExtraError, UserError, first_line
 from trigflow.runtime.files import read_json, write_json
 
 try:
@@ -126,7 +126,7 @@ def local_folder(source: str | Path, options: dict[str, Any]) -> Path:
         return Path(snapshot_download(str(source), allow_patterns=DOWNLOADED, **options))
     except Exception as error:  # the hub raises all kinds
         raise UserError(
-            f"'{source}' cannot be opened ({_reason(error)}); expected a folder that save_pretrained wrote, or an id of the "
+            f"'{source}' cannot be opened ({first_line(error)}); expected a folder that save_pretrained wrote, or an id of the "
             "Hugging Face hub; check the name"
         ) from None
 
@@ -175,8 +175,4 @@ def _told(folder: Path, expected: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # diffusers raises all kinds
-        raise UserError(f"'{folder}' cannot be read ({_reason(error)}); expected {expected}") from None
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise UserError(f"'{folder}' cannot be read ({first_line(error)}); expected {expected}") from None

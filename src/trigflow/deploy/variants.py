@@ -35,7 +35,7 @@ from trigflow.models.model import Model
 from trigflow.networks.embeddings import Conditioning
 from trigflow.networks.layers import AdaptiveNorm
 from trigflow.networks.magnitude import FixedConv
-from trigflow.runtime.errors import UserError
+from trigflow.runtime.errors import UserError, first_line
 
 
 def ready_to_draw(network: nn.Module) -> nn.Module:
@@ -244,10 +244,9 @@ def _tried(
     except UserError:
         raise
     except Exception as error:  # compilers and runtimes raise what they like
-        lines = str(error).strip().splitlines() or [""]
         raise UserError(
-            f"the variant {name} cannot be built here ({type(error).__name__}: {lines[0][:120]}); expected one that works with "
-            "this network and machine; use plain"
+            f"the variant {name} cannot be built here ({type(error).__name__}: {first_line(error)[:120]}); expected one "
+            "that works with this network and machine; use plain"
         ) from error
     return variant
 

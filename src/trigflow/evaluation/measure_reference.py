@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from trigflow.data import open_dataset
-from trigflow.data.decode import CorruptImageError, decode
-from trigflow.data.sources.files import Files
+from trigflow.data.decode import sizes_differ
+from trigflow.data.rows import Decoder
 from trigflow.data.sources.folder import image_files
 from trigflow.data.sources.opening import EMBEDDED, list_files
 from trigflow.evaluation import (
@@ -136,32 +136,14 @@ def _open(
         yield _Source(len(dataset), lambda start, stop: dataset.batch(torch.arange(start, stop))[0])
         return
     files = processes.agree(lambda: image_files(list_files(data)))
+    decoder = Decoder(files, 3, resize, crop)
     with ThreadPoolExecutor(THREADS) as pool:
 
         def read(start: int, stop: int) -> Tensor:
-            return _stack(list(pool.map(lambda index: _decode(files, index, resize, crop), range(start, stop))))
+            images = [image for image, _ in pool.map(decoder.whole, range(start, stop))]
+            for index, image in enumerate(images, start):
+                if image.shape != images[0].shape:
+                    raise sizes_differ(files.names[start], images[0].shape[1:], files.names[index], image.shape[1:])
+            return torch.stack(images)
 
         yield _Source(len(files), read)
-
-
-def _decode(files: Files, index: int, resize: int | None, crop: bool) -> tuple[str, Tensor]:
-    name = files.names[index]
-    try:
-        return name, decode(files.read(index), name, channels=3, resize=resize, crop=crop)
-    except CorruptImageError:
-        raise UserError(
-            f"image {name!r} in {files.where!r} is corrupt or truncated; expected a whole PNG, JPEG or WebP file; replace or "
-            "remove it"
-        ) from None
-
-
-def _stack(images: list[tuple[str, Tensor]]) -> Tensor:
-    first, expected = images[0][0], images[0][1].shape
-    for name, image in images:
-        if image.shape != expected:
-            sizes = [f"{shape[2]}x{shape[1]}" for shape in (expected, image.shape)]
-            raise UserError(
-                f"images differ in size: {first!r} is {sizes[0]} and {name!r} is {sizes[1]} (width x height); expected one "
-                "size; use --resize N"
-            )
-    return torch.stack([image for _, image in images])

@@ -23,19 +23,17 @@ class Processes:
     Attributes:
         rank: of this process, from 0.
         count: of all.
-        group: a group of `torch.distributed`; None for all its processes.
     """
 
     rank: int = 0
     count: int = 1
-    group: Any = None
 
     @classmethod
-    def present(cls, group: Any = None) -> Processes:
-        """Those of an initialized `torch.distributed` (of one group, where it is given), else this one alone."""
+    def present(cls) -> Processes:
+        """Those of an initialized `torch.distributed`, else this one alone."""
         if not (dist.is_available() and dist.is_initialized()):
             return cls()
-        return cls(dist.get_rank(group), dist.get_world_size(group), group)
+        return cls(dist.get_rank(), dist.get_world_size())
 
     def together(self, compute: Callable[[], T]) -> list[T]:
         """What `compute` gives in each process, in the order of the ranks; every process gets all of it.
@@ -54,7 +52,7 @@ class Processes:
         except Exception as raised:
             error = raised
         outcomes: list[Any] = [None] * self.count
-        dist.all_gather_object(outcomes, (value, _described(error)), group=self.group)
+        dist.all_gather_object(outcomes, (value, _described(error)))
         if error is not None:
             raise error
         for rank, (_, failure) in enumerate(outcomes):

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from trigflow.evaluation.frechet import GaussianStatistics
-from trigflow.runtime.errors import UserError
+from trigflow.runtime.errors import UserError, first_line
 from trigflow.runtime.files import replacing
 
 EDM2_METRICS = {"fid": "inception", "fd_dinov2": "dinov2"}
@@ -112,7 +112,7 @@ def _read_npz(path: Path, features: str | None) -> ReferenceStatistics:
     except (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError) as error:
         if isinstance(error, UserError):
             raise
-        raise _refusal(path, f"is damaged ({_first_line(error)})") from None
+        raise _refusal(path, f"is damaged ({first_line(error)})") from None
     extractor = _text(path, arrays, "extractor") or features or "inception"
     if features is not None and features != extractor:
         raise UserError(
@@ -144,7 +144,7 @@ def _array(path: Path, archive: zipfile.ZipFile, name: str) -> Array:
     except MemoryError:
         raise _refusal(path, f"announces more numbers in '{name}' than it holds") from None
     except Exception as error:  # damaged headers end in all kinds of exceptions
-        raise _refusal(path, f"has a damaged array '{name}' ({_first_line(error)})") from None
+        raise _refusal(path, f"has a damaged array '{name}' ({first_line(error)})") from None
     return data
 
 
@@ -213,7 +213,3 @@ def _refusal(path: Path, fault: str) -> UserError:
         f"reference '{path}' {fault}; expected statistics with a mean 'mu' (d,) and a covariance 'sigma' (d, d), in a .npz or "
         "in EDM2's .pkl; write one with: trigflow reference"
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import platform
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +20,12 @@ from trigflow.migrations import migrated, stamped
 from trigflow.models.model import Model, load
 from trigflow.runtime.errors import MissingExtraError, UserError
 from trigflow.runtime.files import ensure_folder, read_json, write_json, write_text
+from trigflow.runtime.machine import machine
 from trigflow.runtime.places import check_place
 from trigflow.samplers import search_times
-from trigflow.training.config import RunConfig, from_dict, to_dict
+from trigflow.training.config import RunConfig, read_config, to_dict
 from trigflow.training.runs import distill, train
 from trigflow.training.setup import compare_configs
-from trigflow.version import __version__
 
 DEMOS = ("digits", "mnist")
 """Recipes that are small enough to be trained from nothing while one looks on."""
@@ -115,9 +114,9 @@ def run_demo(
         raise UserError(f"'{out}' is not empty and holds no demo; expected a new folder; choose another --out")
     for folder, run in ((out / "teacher", runs.teacher), (out, runs.student)):
         if (folder / "config.json").is_file():
-            begun = to_dict(from_dict(read_json(folder / "config.json", "configuration")))
+            begun = to_dict(read_config(folder))
             for part in ("data", "loop"):
-                compare_configs(begun[part], to_dict(run)[part], f"{part}.")
+                compare_configs({part: begun[part]}, {part: to_dict(run)[part]})
     ensure_folder(out)
     dataset = load_data(runs.teacher.data)
 
@@ -167,26 +166,6 @@ def run_demo(
     write_text(out / "report.html", _render(template, report, picture))
     write_json(out / "report.json", stamped("report", figures))
     return report
-
-
-def machine() -> dict[str, Any]:
-    """What a figure depends on: processor, threads, versions."""
-    return {
-        "processor": _processor(),
-        "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "trigflow": __version__,
-    }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def _seeded(recipe: Recipe, seed: int, quick: bool) -> Recipe:

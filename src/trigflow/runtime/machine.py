@@ -1,13 +1,17 @@
-"""Where tensors live, and whether the same step gives the same bits there."""
+"""Where tensors live, whether the same step gives the same bits there, and what machine it is."""
 
 from __future__ import annotations
 
 import contextlib
+import platform
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from trigflow.runtime.errors import UserError
+from trigflow.version import __version__
 
 
 @contextlib.contextmanager
@@ -71,3 +75,23 @@ def repeatable(device: torch.device) -> Iterator[None]:
         yield
     finally:
         torch.backends.cudnn.deterministic = before
+
+
+def machine() -> dict[str, Any]:
+    """What a figure depends on: processor, threads, versions."""
+    return {
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "trigflow": __version__,
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

@@ -10,10 +10,9 @@
     app         HTTP
     stream      the WebSocket
     server      the socket
-    within      time limits
     listen      all of it, from a run folder
 
-`app`, `stream`, `server`, `requests`, `metrics` and `service` need the extra `serve`.
+`app`, `stream`, `server`, `requests` and `service` need the extra `serve`.
 """
 
 from trigflow.serve.limits import Limits

@@ -22,10 +22,9 @@ from trigflow.serve.limits import Limits
 from trigflow.serve.offers import Offer
 from trigflow.serve.pages import add_page
 from trigflow.serve.requests import check, parse_json
-from trigflow.serve.service import Service
+from trigflow.serve.service import Service, within
 from trigflow.serve.stream import serve_stream
 from trigflow.serve.wire import MEDIA_TYPES, columns_of
-from trigflow.serve.within import within
 from trigflow.version import __version__
 
 CLIENT_LEFT = 499

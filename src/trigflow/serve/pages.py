@@ -51,13 +51,13 @@ class PageFile:
         return Response(self.content, media_type=self.type, headers=headers)
 
 
-def add_page(app: FastAPI, folder: Path = FOLDER) -> None:
-    """Answer `/` with index.html and `/page/NAME` with the other files of the folder.
+def add_page(app: FastAPI) -> None:
+    """Answer `/` with index.html and `/page/NAME` with the other files of `FOLDER`.
 
     They hold nothing secret and need no token: what the page knows of the model it asks for as any client does. No name
     reaches the file system, so that there is nothing to find but these files.
     """
-    files = {path.name: PageFile(path) for path in sorted(folder.iterdir()) if path.suffix in TYPES}
+    files = {path.name: PageFile(path) for path in sorted(FOLDER.iterdir()) if path.suffix in TYPES}
 
     async def index(request: Request) -> Response:
         return files["index.html"].answer(request)

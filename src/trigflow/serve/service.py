@@ -1,4 +1,6 @@
-"""Everything that the parts of one server share."""
+"""Everything that the parts of one server share: its models and who may use them, figures for Prometheus, and a time limit that
+never swallows a cancellation.
+"""
 
 from __future__ import annotations
 
@@ -7,22 +9,85 @@ import functools
 import re
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import torch
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from trigflow.conditions import quoted
 from trigflow.runtime.errors import UserError
 from trigflow.serve.batching import Batcher, Drawn
 from trigflow.serve.drawing import Order, draw_together
 from trigflow.serve.limits import Limits, check_token
-from trigflow.serve.metrics import Metrics
 from trigflow.serve.noise import NoiseSource
 from trigflow.serve.offers import Offer
 from trigflow.serve.requests import FrameRequest, ImagesRequest, PictureRequest, bounded
 from trigflow.serve.wire import encode
+
+Result = TypeVar("Result")
+Figure = TypeVar("Figure", Counter, Gauge, Histogram)
+
+
+async def within(seconds: float, work: Coroutine[Any, Any, Result]) -> Result:
+    """The result of `work`, which is cancelled after this time.
+
+    `asyncio.wait_for` of Python 3.11 and before returns the result when it is cancelled in the moment the work is done, and
+    the task goes on as if nobody had cancelled it.
+
+    Raises:
+        TimeoutError: `asyncio.TimeoutError`, when the time is over.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        done, _ = await asyncio.wait({task}, timeout=seconds)
+    finally:
+        task.cancel()
+    if not done:
+        raise asyncio.TimeoutError
+    return task.result()
+
+
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+class Metrics:
+    """Counters of one server, in a registry of its own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = self._made(Counter, "requests", "HTTP requests by path and status", ["path", "status"])
+        self.images = self._made(Counter, "images", "Pictures drawn", ["model"])
+        self.frames = self._made(Counter, "frames", "Frames sent to streams", ["model"])
+        why = "Work not done: the client left, a newer request of the stream took its place"
+        self.dropped = self._made(Counter, "dropped", why, ["reason"])
+        self.streams = self._made(Gauge, "streams", "Open streams")
+        self.closed = self._made(Counter, "closed", "Streams that the server closed", ["code"])
+        self.batch = self._made(Histogram, "batch_images", "Pictures drawn at once", ["model"], buckets=SIZES)
+        what = "Seconds of a request in the queue, in its batch (network) and in encoding"
+        self.seconds = self._made(Histogram, "seconds", what, ["model", "part"], buckets=SECONDS)
+        self.queue = self._made(Gauge, "queue_images", "Pictures that wait to be drawn", ["model"])
+
+    def _made(
+        self, kind: Callable[..., Figure], name: str, text: str, labels: Sequence[str] = (), **more: Any
+    ) -> Figure:
+        return kind(f"trigflow_{name}", text, labels, registry=self.registry, **more)
+
+    def watch_queue(self, name: str, waiting: Callable[[], int]) -> None:
+        """Report `waiting()` as the queue of this model."""
+        self.queue.labels(name).set_function(waiting)
+
+    def observe(self, name: str, queue: float, network: float, encode: float) -> None:
+        """Record the seconds of one request or frame."""
+        for part, seconds in (("queue", queue), ("network", network), ("encode", encode)):
+            self.seconds.labels(name, part).observe(seconds)
+
+    def text(self) -> bytes:
+        """All figures in Prometheus' text format."""
+        return generate_latest(self.registry)
 
 
 class Service:

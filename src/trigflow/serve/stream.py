@@ -13,9 +13,8 @@ from trigflow.runtime.errors import UserError
 from trigflow.serve.batching import BusyError, Drawn, Job
 from trigflow.serve.drawing import Order
 from trigflow.serve.requests import FrameRequest, Taken, check, parse_json
-from trigflow.serve.service import Service
+from trigflow.serve.service import Service, within
 from trigflow.serve.wire import columns_of, pack
-from trigflow.serve.within import within
 
 PROTOCOL = "trigflow.v1"
 """Subprotocol that a client must offer if it sends its token as another one."""

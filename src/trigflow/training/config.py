@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -260,7 +261,18 @@ def read_config(folder: str | Path) -> RunConfig:
     Raises:
         UserError: when there is none, it is damaged, or only a newer version reads it.
     """
-    return from_dict(read_json(Path(folder) / "config.json", "configuration"))
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise UserError(f"'{folder}' holds no config.json; expected a run folder written by trigflow; check the path")
+    return from_dict(read_json(path, "configuration"))
+
+
+def flattened(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted name."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        flat |= flattened(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
 
 
 def from_dict(raw: dict[str, Any]) -> RunConfig:

@@ -11,7 +11,7 @@ from trigflow.runtime.errors import UserError
 from trigflow.runtime.files import read_json, write_folder, write_json, write_tensors
 from trigflow.runtime.places import check_place
 from trigflow.training.checkpoint import check_checkpoint, list_checkpoints, open_checkpoint
-from trigflow.training.config import from_dict, to_dict
+from trigflow.training.config import read_config, to_dict
 
 
 def describe_checkpoints(run: str | Path) -> str:
@@ -53,7 +53,7 @@ def consolidate(run: str | Path, out: str | Path, *, at: int | None = None, ever
             f"'{run}' has no checkpoint of iteration {at}; expected one of {', '.join(map(str, found))}; change --at"
         )
     path = found[max(found) if at is None else at]
-    config = to_dict(from_dict(read_json(run / "config.json", "configuration")))
+    config = to_dict(read_config(run))
     with open_checkpoint(path) as stored:
         model = _description(run, path)
 

@@ -45,15 +45,15 @@ class ConvertSettings:
     iterations: int = 2000
     """Optimizer steps of the fine-tuning; 0 for none."""
     lr: float = 1e-4
-    """Learning rate of the fine-tuning: this after a short warmup, then a cosine to zero."""
+    """Learning rate of the fine-tuning: after a short warmup a cosine to zero."""
     batch_size: int = 128
     """Samples per optimizer step of the fine-tuning."""
     fit_iterations: int = 1000
-    """Steps of the regression of the time path, which needs no data; 0 for the closed form alone."""
+    """Steps of the fit of the time embedding, which needs no data; 0 for its closed form alone."""
     modulation: ModulationChoice = "keep"
-    """keep: as the teacher has it (gain, add). double: adaptive double normalization, as in the paper."""
+    """keep: as the teacher has it. double: adaptive double normalization in place of EDM2's gain or DDPM++'s addition."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """fp32, or bf16 for autocast in the fine-tuning."""
+    """Arithmetic of the fine-tuning."""
     seed: int = 0
     """Seed of everything random."""
 

@@ -8,9 +8,8 @@ from typing import Any
 
 from trigflow.conditions import null
 from trigflow.models.model import load
-from trigflow.runtime.errors import UserError
 from trigflow.training.checkpoint import list_checkpoints
-from trigflow.training.config import to_dict
+from trigflow.training.config import flattened, to_dict
 from trigflow.training.log import read_metrics
 from trigflow.training.setup import config_of
 
@@ -23,8 +22,6 @@ def describe_run(folder: str | Path, *, as_json: bool = False) -> str:
     """
     folder = Path(folder)
     finished = (folder / "model.json").is_file()
-    if not finished and not (folder / "config.json").is_file():
-        raise UserError(f"'{folder}' holds no config.json; expected a run folder written by trigflow; check the path")
     model = load(folder, "cpu") if finished else None
     config = to_dict(config_of(folder, model))
     metrics, checkpoints = read_metrics(folder), list_checkpoints(folder)
@@ -58,12 +55,5 @@ def describe_run(folder: str | Path, *, as_json: bool = False) -> str:
         origin = {} if model is None else {"origin": model.origin}
         return json.dumps({**facts, **origin, "config": config}, indent=2)
     lines = [f"{name:24} {value}" for name, value in facts.items()]
-    lines += ["", "settings"] + [f"  {name:36} {value}" for name, value in _flat(config)]
+    lines += ["", "settings"] + [f"  {name:36} {value}" for name, value in flattened(config).items()]
     return "\n".join(lines)
-
-
-def _flat(config: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    rows: list[tuple[str, Any]] = []
-    for name, value in config.items():
-        rows += _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [(f"{prefix}{name}", value)]
-    return rows

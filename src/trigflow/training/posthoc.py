@@ -49,6 +49,7 @@ from trigflow.models.weights import load_weights
 from trigflow.runtime.errors import UserError
 from trigflow.runtime.files import read_tensors, write_folder, write_json
 from trigflow.runtime.places import check_place
+from trigflow.training.config import read_config
 from trigflow.training.ema import power_exponent
 from trigflow.training.snapshots import Snapshot, list_snapshots
 
@@ -213,8 +214,7 @@ def choose_snapshots(run: Path, sigma_rel: float, iteration: int | None) -> tupl
     """
     if not 0 < sigma_rel < 0.28:
         raise UserError(f"relative EMA width {sigma_rel}; expected a number in (0, 0.28); change --sigma-rel")
-    if not (run / "config.json").is_file():
-        raise UserError(f"'{run}' holds no config.json; expected a run folder written by trigflow; check the path")
+    read_config(run)  # or it is no run folder
     snapshots = list_snapshots(run)
     if not snapshots:
         raise UserError(

@@ -23,19 +23,23 @@ from trigflow.runtime.errors import UserError
 from trigflow.runtime.files import ensure_folder
 from trigflow.runtime.wrappers import entries
 from trigflow.training.checkpoint import clear_unfinished
-from trigflow.training.config import RunConfig, read_config, to_dict
+from trigflow.training.config import RunConfig, flattened, read_config, to_dict
 
 MAY_CHANGE = frozenset(
     {
-        "device", "log_every", "sample_every", "checkpoint_every", "checkpoint_minutes", "keep", "keep_every", "iterations",
-        "instruments", "accumulate",
+        *("data.memory_gib", "data.workers", "data.ahead"),  # how data are read, which has no say in what is read
+        *(
+            "loop.device",
+            "loop.iterations",
+            "loop.accumulate",
+            "loop.instruments",
+            "loop.log_every",
+            "loop.sample_every",
+        ),
+        *("loop.checkpoint_every", "loop.checkpoint_minutes", "loop.keep", "loop.keep_every"),
     }
-)  # fmt: skip
-"""Loop settings that a resumed run may have otherwise than before; and all of those of `parallel` and `guard`."""
-
-
-READING = frozenset({"data.memory_gib", "data.workers", "data.ahead"})
-"""How data are read, which has no say in what is read."""
+)
+"""Settings that a resumed run may have otherwise than before; and all of those of `parallel` and `guard`."""
 PATHS = frozenset({"data.source", "teacher", "start", "negative"})
 """Settings that name a file or folder, where `photos` and `./photos/` are the same."""
 
@@ -207,22 +211,15 @@ def claim_folder(folder: Path, config: RunConfig, resume: bool) -> Path:
     return folder
 
 
-def compare_configs(old: dict[str, Any], new: dict[str, Any], path: str = "") -> None:
+def compare_configs(old: dict[str, Any], new: dict[str, Any]) -> None:
     """Raise a UserError naming the first setting that a resumed run may not change."""
-    for name in {**old, **new}:
-        where = f"{path}{name}"
-        a, b = old.get(name), new.get(name)
-        if isinstance(a, dict) and isinstance(b, dict):
-            compare_configs(a, b, f"{where}.")
-        elif (
-            a != b
-            and not (where in PATHS and _same_path(a, b))
-            and path not in ("parallel.", "guard.")
-            and where not in READING
-            and not (path == "loop." and name in MAY_CHANGE)
-        ):
+    before, now = flattened(old), flattened(new)
+    for name in {**before, **now}:
+        a, b = before.get(name), now.get(name)
+        free = name in MAY_CHANGE or name.startswith(("parallel.", "guard."))
+        if a != b and not free and not (name in PATHS and _same_path(a, b)):
             raise UserError(
-                f"the run to resume has {where} = {a}, now it is {b}; expected the same; restore the setting or start anew"
+                f"the run to resume has {name} = {a}, now it is {b}; expected the same; restore the setting or start anew"
             )
 
 

@@ -15,7 +15,7 @@ import torch
 
 from lab.study.lab import STUDY, tiny_base
 from trigflow.lab.study import cell as cells
-from trigflow.lab.study.locks import is_locked, lock_of, locked
+from trigflow.lab.study.pool import is_locked, lock_of, locked
 from trigflow.lab.study.spec import Draw
 from trigflow.lab.study.study_plan import Cell, StudyPlan, expand
 from trigflow.models.model import load

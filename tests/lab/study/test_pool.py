@@ -18,8 +18,7 @@ import programs
 from lab.study.lab import STUDY, tiny_base
 from trigflow.lab.study import pool
 from trigflow.lab.study.cell import run_cell
-from trigflow.lab.study.locks import is_locked, lock_of, locked
-from trigflow.lab.study.pool import CellPool, threads_for
+from trigflow.lab.study.pool import CellPool, is_locked, lock_of, locked, threads_for
 from trigflow.lab.study.study_plan import StudyPlan, expand
 from trigflow.models.model import load
 from trigflow.runtime.errors import UserError

@@ -6,7 +6,6 @@ They stay in memory, decoded, if they fit. Otherwise they stay where they are an
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,10 +14,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from trigflow.data.dataset import ImageDataset, digest_of
+from trigflow.data.decode import check_corrupt, sizes_differ
 from trigflow.data.labels import find_labels
 from trigflow.data.loader import in_order
-from trigflow.data.rows import Decoder, ImageRows
-from trigflow.data.scan import Scan, chunks_of, scan
+from trigflow.data.rows import Decoder, ImageRows, Scan, chunks_of, scan
 from trigflow.data.sources.files import ENDINGS, Files
 from trigflow.runtime.errors import UserError
 
@@ -60,7 +59,7 @@ class ImageStack:
             self._images = self._allocate(channels, height, width)
         _, stored_channels, *size = self._images.shape
         if [height, width] != size:
-            raise _sizes_differ(self.first, size, name, (height, width))
+            raise sizes_differ(self.first, size, name, (height, width))
         if channels > stored_channels:
             gray = self.images
             self._images = self._allocate(channels, height, width)
@@ -97,14 +96,18 @@ def read_images(
     images = image_files(files)
     labels, class_names = find_labels(files, images.names)
     decoder = Decoder(images, channels, resize, crop)
+
+    def check(corrupt: list[int]) -> None:
+        check_corrupt("images", images.where, [images.names[i] for i in corrupt], len(images), skip_corrupt)
+
     try:
         stack, corrupt, checksums = _into_memory(decoder, memory_limit_gib, workers, progress)
-        _check_corrupt(images, corrupt, skip_corrupt)
+        check(corrupt)
         content: dict[str, Any] = {"values": stack.images, "digest": digest_of(checksums)}
     except MemoryLimitError:
         found = scan(decoder, workers=workers, progress=progress)
         corrupt = (found.channels == 0).nonzero()[:, 0].tolist()
-        _check_corrupt(images, corrupt, skip_corrupt)
+        check(corrupt)
         content = _left_in_place(decoder, found)
     kept = torch.ones(len(images), dtype=torch.bool)
     kept[corrupt] = False
@@ -161,7 +164,7 @@ def _left_in_place(decoder: Decoder, found: Scan) -> dict[str, Any]:
     if len(others):
         other = int(whole[others[0, 0]])
         names = decoder.files.names
-        raise _sizes_differ(names[first], found.sizes[first].tolist(), names[other], found.sizes[other].tolist())
+        raise sizes_differ(names[first], found.sizes[first].tolist(), names[other], found.sizes[other].tolist())
     channels, (height, width) = int(found.channels.max()), sizes[0].tolist()
     files = decoder.files.only(whole.tolist()) if len(whole) < len(decoder.files) else decoder.files
     return {
@@ -170,25 +173,3 @@ def _left_in_place(decoder: Decoder, found: Scan) -> dict[str, Any]:
         "counts": found.counts_of(channels),
         "digest": digest_of(found.checksums),
     }
-
-
-def _sizes_differ(first: str, size: Sequence[int], name: str, other: Sequence[int]) -> UserError:
-    return UserError(
-        f"images differ in size: {first!r} is {size[1]}x{size[0]} and {name!r} is {other[1]}x{other[0]} "
-        "(width x height); expected one size; use --resize N"
-    )
-
-
-def _check_corrupt(images: Files, corrupt: Sequence[int], skip_corrupt: bool) -> None:
-    names, total, path = [images.names[index] for index in corrupt[:3]], len(images), images.where
-    listed = ", ".join(repr(name) for name in names) + (", ..." if len(corrupt) > 3 else "")
-    if len(corrupt) == total:
-        raise UserError(
-            f"all {total} images in {path!r} are corrupt or truncated: {listed}; "
-            "expected whole PNG, JPEG or WebP files; copy or download them again"
-        )
-    if corrupt and not skip_corrupt:
-        raise UserError(
-            f"{len(corrupt)} of {total} images in {path!r} corrupt or truncated: {listed}; "
-            "expected whole PNG, JPEG or WebP files; replace them, or leave them out with --skip-corrupt"
-        )

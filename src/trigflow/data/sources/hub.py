@@ -22,7 +22,7 @@ import numpy.typing as npt
 from trigflow.data.dataset import number_classes
 from trigflow.data.decode import CorruptImageError
 from trigflow.data.sources.files import Files, Names, read_file
-from trigflow.runtime.errors import MissingExtraError, UserError
+from trigflow.runtime.errors import MissingExtraError, UserError, on_one_line
 
 PREFIX = "hf:"
 SETTINGS = {"split": "train", "config": "", "revision": "", "image": "", "label": "", "stream": "0", "window": "1024"}
@@ -177,10 +177,9 @@ def load_table(address: Address) -> Any:
     except MemoryError:
         raise
     except Exception as error:  # the library has no base class for what can go wrong between here and the hub
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(
-            f"{address.text!r} cannot be opened ({reason}); expected a data set that datasets.load_dataset opens; check its "
-            "name, split and config, and the network"
+            f"{address.text!r} cannot be opened ({on_one_line(error)}); expected a data set that datasets.load_dataset opens; "
+            "check its name, split and config, and the network"
         ) from error
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -101,17 +102,13 @@ def open_dataset(
         return REGISTERED[source]()
     if isinstance(source, str) and source in EMBEDDED:
         return _embedded(source, resize, crop, channels, memory_limit_gib)
+    options: dict[str, Any] = {
+        "resize": resize, "crop": crop, "channels": channels,
+        "skip_corrupt": skip_corrupt, "progress": progress, "workers": workers,
+    }  # fmt: skip
     address = Address.parse(os.fspath(source)) if os.fspath(source).startswith(PREFIX) else None
     if address is not None and address.streams:
-        return open_stream(
-            address,
-            channels=channels,
-            resize=resize,
-            crop=crop,
-            skip_corrupt=skip_corrupt,
-            progress=progress,
-            workers=workers,
-        )
+        return open_stream(address, **options)
     files = list_files(os.fspath(source))
     if holds_latents(files):
         if resize is not None or channels is not None:
@@ -120,16 +117,7 @@ def open_dataset(
                 "size"
             )
         return read_latents(files, skip_corrupt=skip_corrupt, progress=progress, memory_limit_gib=memory_limit_gib)
-    return read_images(
-        files,
-        resize=resize,
-        crop=crop,
-        channels=channels,
-        skip_corrupt=skip_corrupt,
-        progress=progress,
-        memory_limit_gib=memory_limit_gib,
-        workers=workers,
-    )
+    return read_images(files, memory_limit_gib=memory_limit_gib, **options)
 
 
 def list_files(source: str) -> Files:

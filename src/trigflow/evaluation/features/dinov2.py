@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trigflow.evaluation.features.extractors import as_rgb
-from trigflow.runtime.errors import MissingExtraError, UserError
+from trigflow.runtime.errors import MissingExtraError, UserError, first_line
 
 NAME = "facebook/dinov2-large"
 """ViT-L/14 on the Hugging Face hub."""
@@ -94,10 +94,9 @@ def load_dinov2(weights: str | None = None) -> Dinov2:
     except MemoryError:
         raise
     except Exception as error:  # transformers and the hub raise all kinds
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise UserError(
-            f"the DINOv2 weights '{path}' cannot be loaded ({reason}); expected an id of the Hugging Face hub, or a folder "
-            "that transformers wrote, with safetensors; check the connection, or pass a folder with --weights FOLDER"
+            f"the DINOv2 weights '{path}' cannot be loaded ({first_line(error)}); expected an id of the Hugging Face hub, or a "
+            "folder that transformers wrote, with safetensors; check the connection, or pass a folder with --weights FOLDER"
         ) from None
     absent = sorted(report["missing_keys"])
     sizes = (network.config.num_channels, SIZE % network.config.patch_size)

@@ -107,15 +107,11 @@ class PixelFeatures(nn.Module):
     runs on one data set with each other, nothing like FID.
     """
 
-    def __init__(self, size: int = 8) -> None:
-        super().__init__()
-        self.size = size
-
     def forward(self, images: Tensor) -> Tensor:
         check_images(images)
         height, width = images.shape[2:]
         x = images.to(torch.float32) / 127.5 - 1
-        return F.adaptive_avg_pool2d(x, (min(height, self.size), min(width, self.size))).flatten(1)
+        return F.adaptive_avg_pool2d(x, (min(height, 8), min(width, 8))).flatten(1)
 
 
 @in_float32()

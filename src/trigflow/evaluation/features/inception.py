@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trigflow.evaluation.features.extractors import as_rgb
-from trigflow.runtime.errors import UserError
+from trigflow.runtime.errors import UserError, first_line
 from trigflow.runtime.files import read_tensors
 
 URL = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
@@ -275,7 +275,7 @@ def _download(progress: bool) -> Any:
     except Exception as error:  # no network, a proxy's page, a full disk, a damaged file in the cache
         reason = error.reason if isinstance(error, urllib.error.URLError) else error
         raise UserError(
-            f"the weights of the Inception network cannot be downloaded ({_first_line(reason)}); expected to find {URL}; check "
+            f"the weights of the Inception network cannot be downloaded ({first_line(reason)}); expected to find {URL}; check "
             "the connection, or pass a copy with --weights FILE"
         ) from None
 
@@ -289,11 +289,7 @@ def _read(path: Path) -> Any:
         raise
     except Exception as error:  # torch raises all kinds for files that are no weights
         missing = isinstance(error, FileNotFoundError)
-        fault = "do not exist" if missing else f"cannot be read ({_first_line(error)})"
+        fault = "do not exist" if missing else f"cannot be read ({first_line(error)})"
         raise UserError(
             f"the weights '{path}' {fault}; expected a file of tensors (.pth or .safetensors); download them from {URL}"
         ) from None
-
-
-def _first_line(error: object) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,19 +1,158 @@
 """What can be wrong with a training, how it shows, and what to do about it: one function for each.
 
-Every check looks at the medians of the last quarter of the log, so that neither the first steps nor a single line decides.
-The thresholds lie between what healthy runs show and what runs broken on purpose show, with a wide margin to both sides.
+Numbers that went wrong are told by what the run itself has counted. Every other check looks at the medians of the last quarter
+of the log, so that neither the first steps nor a single line decides. The thresholds lie between what healthy runs show and
+what runs broken on purpose show, with a wide margin to both sides.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
-from trigflow.lab.doctor.numbers import gone_back, loss_scale, non_finite, spikes
-from trigflow.lab.doctor.outcome import Diagnosis, NotSeen, Outcome, Sound
 from trigflow.lab.doctor.run_record import LogLine, RunRecord
 from trigflow.objectives import StudentObjective
 from trigflow.training.instruments import LONGER
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Something is wrong."""
+
+    name: str = field(default="", kw_only=True)
+    """Of the check, which sets it."""
+    title: str
+    """In plain words."""
+    evidence: str
+    """Numbers from the run."""
+    remedy: str
+    """Which setting to change."""
+
+
+@dataclass(frozen=True)
+class Sound:
+    """Looked at, nothing found."""
+
+    name: str = field(default="", kw_only=True)
+    seen: str
+    """What was looked at, with numbers."""
+
+
+@dataclass(frozen=True)
+class NotSeen:
+    """Could not be looked at."""
+
+    name: str = field(default="", kw_only=True)
+    reason: str
+    """Why, and what would help."""
+
+
+Outcome = Diagnosis | Sound | NotSeen
+Check = Callable[[RunRecord], Outcome]
+
+CHECKS: list[Check] = []
+"""In the order in which they are reported, which is that of this file: causes before what they cause."""
+
+
+def check(name: str) -> Callable[[Check], Check]:
+    """Decorator that makes a function a check of this name."""
+
+    def add(function: Check) -> Check:
+        @functools.wraps(function)
+        def named(record: RunRecord) -> Outcome:
+            return replace(function(record), name=name)
+
+        CHECKS.append(named)
+        return named
+
+    return add
+
+
+OFTEN = 0.05
+"""Share of steps that overflow where the scale of the loss has found its size: one in thousands."""
+SMALL = 16.0
+"""Scale of the loss below which gradients of float16 are hardly better than unscaled ones."""
+MANY = 0.01
+"""Share of steps that are spikes from which on they are no chance."""
+
+
+@check("non-finite")
+def non_finite(record: RunRecord) -> Outcome:
+    """Steps whose loss or gradient was infinite or no number; they change nothing and are counted in `skipped`."""
+    skipped = _count(record, "skipped")
+    if not skipped:
+        return Sound(f"no step of {record.iteration} was left out")
+    half = record.config.loop.precision != "fp32"
+    return Diagnosis(
+        "Some steps had a loss or gradient that was not finite.",
+        f"{skipped} of {record.iteration} steps were left out, the first by iteration {_first(record, 'skipped')}.",
+        _lower(record)
+        + ("; try loop.precision fp32 for some steps to see whether the precision is the cause." if half else "."),
+    )
+
+
+@check("rollbacks")
+def gone_back(record: RunRecord) -> Outcome:
+    """Returns to a checkpoint, because steps failed one after the other or weights and moments were no numbers any more."""
+    rollbacks = _count(record, "rollbacks")
+    if not rollbacks:
+        return Sound("the run never went back to a checkpoint")
+    return Diagnosis(
+        "The run went back to a checkpoint because its numbers went wrong.",
+        f"It went back {rollbacks} times of at most {record.config.guard.rollbacks}, the first time to before iteration "
+        f"{_first(record, 'rollbacks')}.",
+        f"{_lower(record)}; where the run now goes on well, nothing has to be done.",
+    )
+
+
+@check("loss-scale")
+def loss_scale(record: RunRecord) -> Outcome:
+    """In float16 the scale of the loss settles where overflows are rare, far above 1."""
+    scale = record.value("loss_scale")
+    if record.config.loop.precision != "fp16" or scale is None:
+        return Sound(f"{record.config.loop.precision} needs none")
+    overflows = _count(record, "overflows")
+    seen = f"{overflows} of {record.iteration} steps overflowed, and the loss is scaled by {scale:g}"
+    if scale >= SMALL and overflows <= max(OFTEN * record.iteration, 20):
+        return Sound(seen)
+    return Diagnosis(
+        "The gradient does not fit into float16.",
+        _sentence([seen]),
+        f"Set loop.precision bf16, which has the range of float32, or fp32; or {_lower(record).lower()}.",
+    )
+
+
+@check("spikes")
+def spikes(record: RunRecord) -> Outcome:
+    """Losses or gradient norms far above those of the steps before."""
+    found = _count(record, "spikes")
+    seen = f"{found} of {record.iteration} steps had a loss or gradient norm far above those before"
+    if record.config.guard.spikes == "off":
+        return NotSeen("guard.spikes is off")
+    if found <= max(MANY * record.iteration, 3):
+        return Sound(seen)
+    return Diagnosis(
+        "The loss or the gradient spikes.",
+        f"{seen[0].upper()}{seen[1:]}, the first by iteration {_first(record, 'spikes')}.",
+        f"{_lower(record)}, or leave such steps out with guard.spikes skip.",
+    )
+
+
+def _count(record: RunRecord, name: str) -> int:
+    """At the end of the log; 0 in the log of a version that did not count it."""
+    return int(record.lines[-1].get(name) or 0)
+
+
+def _first(record: RunRecord, name: str) -> int:
+    """Iteration of the first line with a count that is not zero."""
+    return next(int(line["iteration"]) for line in record.lines if line.get(name))
+
+
+def _lower(record: RunRecord) -> str:
+    return f"Lower optimizer.lr (now {record.config.optimizer.lr:g}) or set optimizer.clip to 1"
+
 
 STEEP = 8.0
 """||de/dt|| / ||e|| of a time embedding: 0.2 to 2 for positional features, 30 or more for Fourier features of scale 16."""
@@ -39,15 +178,62 @@ SCALE = 1.2
 """Factor between measured and assumed standard deviation."""
 
 
+@check("half-precision")
+def half_precision(record: RunRecord) -> Outcome:
+    """The time embedding and all that follows up to scales and shifts belong in float32, also under autocast."""
+    operations, half = record.value("time_operations"), record.value("time_half")
+    if operations is None or half is None:
+        return NotSeen(f"the log does not say in which arithmetic the time embedding is computed; {_ask(record)}")
+    dtype = next(line["time_dtype"] for line in reversed(record.lines) if line.get("time_dtype"))
+    if not half:
+        return Sound(f"all {operations:.0f} operations of the time embedding are in {dtype} or finer")
+    return Diagnosis(
+        "The time embedding is computed in half precision.",
+        f"{half:.0f} of the {operations:.0f} operations between t and the image features are in {dtype}, in which a time near "
+        f"pi/2 is known to {_spacing(dtype)} only; the tangent contains the derivative of that path.",
+        "In the network's forward, compute the time embedding and the scales, shifts and gates made from it inside "
+        "`with torch.autocast(device_type, enabled=False)` on float32 inputs and weights, or set loop.precision fp32.",
+    )
+
+
+@check("time-embedding")
+def steep_embedding(record: RunRecord) -> Outcome:
+    """A time embedding that oscillates in t makes the time derivative of the network large at all times.
+
+    Source: Lu and Song 2025, section 4.1, on Fourier features.
+    """
+    if not record.student:
+        return NotSeen("only sct, scd and scd-vsd differentiate the time embedding")
+    embedding = record.by_time("embedding_derivative_by_time")
+    if embedding is None:
+        return NotSeen(f"no derivative of the time embedding in the log and none from the weights; {_ask(record)}")
+    typical = _median(embedding)
+    if typical <= STEEP:
+        return Sound(f"the time embedding changes by {typical:.3g} times its size in a unit of time")
+    conditioning, clock = record.config.network.conditioning, record.value("probe_clock")
+    space = record.value("probe_space")
+    seen = [f"it changes by {typical:.3g} times its own size in a unit of time; below 1 is usual"]
+    if clock is not None and space is not None:
+        seen.append(f"the tangent's part through the time is {clock:.3g}, that through the image {space:.3g}")
+    fourier = conditioning.time_embedding == "fourier"
+    now = f"fourier of scale {conditioning.fourier_scale:g}" if fourier else conditioning.time_embedding
+    return Diagnosis(
+        "The time embedding is too steep for a consistency model.",
+        _sentence(seen),
+        f"Train with network.conditioning.time-embedding positional, or fourier with fourier-scale 0.02 (now {now}), the "
+        "teacher too; `trigflow convert` gives a teacher that was trained otherwise the stable time embedding.",
+    )
+
+
+@check("tangent-end")
 def tangent_at_the_end(record: RunRecord) -> Outcome:
     """The tangent has a factor cos(t), so towards pi/2 it falls, unless the derivative of the network grows as fast.
 
     Seen in the time embedding, whose derivative grows without bound with `c_noise = log(sd tan t)`, or in the tangent itself.
     Source: Lu and Song 2025, section 4.1.
     """
-    name = "tangent-end"
     if not record.student:
-        return NotSeen(name, "only sct, scd and scd-vsd have a tangent")
+        return NotSeen("only sct, scd and scd-vsd have a tangent")
     embedding, end = record.by_time("embedding_derivative_by_time"), record.value("embedding_derivative_end")
     tangent = record.by_time("tangent_norm_by_time")
     evidence: list[str] = []
@@ -65,7 +251,7 @@ def tangent_at_the_end(record: RunRecord) -> Outcome:
             said = f"the tangent is {last:.3g} in the last time bin, {last / middle:.2g} times what it is from pi/8 to 3 pi/8"
             (evidence if last > middle else sound).append(said)
     if not evidence:
-        return Sound(name, "; ".join(sound)) if sound else NotSeen(name, "the log has no tangent by time")
+        return Sound("; ".join(sound)) if sound else NotSeen("the log has no tangent by time")
     clock = record.by_time("probe_clock_by_time")
     if clock is not None and clock[-1] is not None:
         sound.append(
@@ -74,7 +260,6 @@ def tangent_at_the_end(record: RunRecord) -> Outcome:
     conditioning = record.config.network.conditioning
     told = f"(now {conditioning.time_map}, {conditioning.time_embedding})"
     return Diagnosis(
-        name,
         "The tangent diverges near t = pi/2.",
         _sentence([*evidence, *sound]),
         f"Train with network.conditioning.time-map identity and time-embedding positional {told}, the teacher too; "
@@ -82,57 +267,7 @@ def tangent_at_the_end(record: RunRecord) -> Outcome:
     )
 
 
-def steep_embedding(record: RunRecord) -> Outcome:
-    """A time embedding that oscillates in t makes the time derivative of the network large at all times.
-
-    Source: Lu and Song 2025, section 4.1, on Fourier features.
-    """
-    name = "time-embedding"
-    if not record.student:
-        return NotSeen(name, "only sct, scd and scd-vsd differentiate the time embedding")
-    embedding = record.by_time("embedding_derivative_by_time")
-    if embedding is None:
-        return NotSeen(
-            name, f"no derivative of the time embedding in the log and none from the weights; {_ask(record)}"
-        )
-    typical = _median(embedding)
-    if typical <= STEEP:
-        return Sound(name, f"the time embedding changes by {typical:.3g} times its size in a unit of time")
-    conditioning, clock = record.config.network.conditioning, record.value("probe_clock")
-    space = record.value("probe_space")
-    seen = [f"it changes by {typical:.3g} times its own size in a unit of time; below 1 is usual"]
-    if clock is not None and space is not None:
-        seen.append(f"the tangent's part through the time is {clock:.3g}, that through the image {space:.3g}")
-    fourier = conditioning.time_embedding == "fourier"
-    now = f"fourier of scale {conditioning.fourier_scale:g}" if fourier else conditioning.time_embedding
-    return Diagnosis(
-        name,
-        "The time embedding is too steep for a consistency model.",
-        _sentence(seen),
-        f"Train with network.conditioning.time-embedding positional, or fourier with fourier-scale 0.02 (now {now}), the "
-        "teacher too; `trigflow convert` gives a teacher that was trained otherwise the stable time embedding.",
-    )
-
-
-def half_precision(record: RunRecord) -> Outcome:
-    """The time embedding and all that follows up to scales and shifts belong in float32, also under autocast."""
-    name = "half-precision"
-    operations, half = record.value("time_operations"), record.value("time_half")
-    if operations is None or half is None:
-        return NotSeen(name, f"the log does not say in which arithmetic the time embedding is computed; {_ask(record)}")
-    dtype = next(line["time_dtype"] for line in reversed(record.lines) if line.get("time_dtype"))
-    if not half:
-        return Sound(name, f"all {operations:.0f} operations of the time embedding are in {dtype} or finer")
-    return Diagnosis(
-        name,
-        "The time embedding is computed in half precision.",
-        f"{half:.0f} of the {operations:.0f} operations between t and the image features are in {dtype}, in which a time near "
-        f"pi/2 is known to {_spacing(dtype)} only; the tangent contains the derivative of that path.",
-        "In the network's forward, compute the time embedding and the scales, shifts and gates made from it inside "
-        "`with torch.autocast(device_type, enabled=False)` on float32 inputs and weights, or set loop.precision fp32.",
-    )
-
-
+@check("learning-rate")
 def learning_rate(record: RunRecord) -> Outcome:
     """Training should make a student more consistent and a teacher's error smaller.
 
@@ -141,15 +276,12 @@ def learning_rate(record: RunRecord) -> Outcome:
     velocities, and the better its network, the more of that noise its derivative passes on.) Of a teacher: the error is
     above its lowest.
     """
-    name = "learning-rate"
     optimizer, objective = record.config.optimizer, record.config.objective
     remedy = f"Lower optimizer.lr (now {optimizer.lr:g}), by a factor of 4 to begin with"
     if not record.student or not isinstance(objective, StudentObjective):
-        return _rising_error(record, name, f"{remedy}, or raise optimizer.warmup (now {optimizer.warmup}).")
+        return _rising_error(record, f"{remedy}, or raise optimizer.warmup (now {optimizer.warmup}).")
     if isinstance(steep_embedding(record), Diagnosis):
-        return NotSeen(
-            name, "the tangent of a steep time embedding says nothing of the learning rate; see time-embedding"
-        )
+        return NotSeen("the tangent of a steep time embedding says nothing of the learning rate; see time-embedding")
     tangent = objective.tangent
     remedy += f"; then raise objective.tangent.warmup (now {tangent.warmup})."
     evidence: list[str] = []
@@ -168,41 +300,41 @@ def learning_rate(record: RunRecord) -> Outcome:
         (evidence if late > GROWN * before else sound).append(said)
     if evidence:
         return Diagnosis(
-            name, "The learning rate is too high for the tangent warmup.", _sentence([*evidence, *sound]), remedy
+            "The learning rate is too high for the tangent warmup.", _sentence([*evidence, *sound]), remedy
         )
     if sound:
-        return Sound(name, "; ".join(sound))
+        return Sound("; ".join(sound))
     return NotSeen(
-        name, f"the tangent warmup of {tangent.warmup} iterations is not over; look again later, or {_ask(record)}"
+        f"the tangent warmup of {tangent.warmup} iterations is not over; look again later, or {_ask(record)}"
     )
 
 
-def _rising_error(record: RunRecord, name: str, remedy: str) -> Outcome:
+def _rising_error(record: RunRecord, remedy: str) -> Outcome:
     lines = record.lines
     size = max(1, len(lines) // 8)
     means = [record.value("loss", lines[i : i + size]) for i in range(0, len(lines) - size + 1, size)]
     errors = [error for error in means if error is not None]
     late = record.value("loss")
     if len(errors) < 4 or late is None:
-        return NotSeen(name, "the log is too short; look again later")
+        return NotSeen("the log is too short; look again later")
     lowest = min(errors)
     said = f"the error is {late:.3g} and has been {lowest:.3g}"
     if late <= GROWN * lowest:
-        return Sound(name, said)
-    return Diagnosis(name, "The learning rate is too high.", _sentence([said]), remedy)
+        return Sound(said)
+    return Diagnosis("The learning rate is too high.", _sentence([said]), remedy)
 
 
+@check("adaptive-weight")
 def adaptive_weight(record: RunRecord) -> Outcome:
     """Minimizing `exp(w) e - w` gives `w(t) = -log e(t)`, so that every time has a share of one in the gradient."""
-    name = "adaptive-weight"
     if not record.config.objective.learns_weight or record.config.objective.probe is None:
-        return NotSeen(name, "the run learns no weighting w(t)")
+        return NotSeen("the run learns no weighting w(t)")
     weight, error = record.by_time("weight_by_time"), record.by_time("loss_by_time")
     if weight is None or error is None:
-        return NotSeen(name, f"no weighting w(t) in the log and no checkpoint; {_ask(record)}")
+        return NotSeen(f"no weighting w(t) in the log and no checkpoint; {_ask(record)}")
     pairs = [(w, math.log(e)) for w, e in zip(weight, error, strict=True) if w is not None and e]
     if not pairs:
-        return NotSeen(name, "the log has no error by time")
+        return NotSeen("the log has no error by time")
     share = _largest_share(record, weight)
     weights, errors = [w for w, _ in pairs], [e for _, e in pairs]
     moved, needed = max(weights) - min(weights), max(errors) - min(errors)
@@ -212,7 +344,6 @@ def adaptive_weight(record: RunRecord) -> Outcome:
     )
     if share > EXPLODED:
         return Diagnosis(
-            name,
             "The adaptive weighting has exploded.",
             f"exp(w) e reaches {share:.3g} at some time, and is 1 where the weighting has converged: few times decide every "
             "step.",
@@ -220,11 +351,10 @@ def adaptive_weight(record: RunRecord) -> Outcome:
             "objective.adaptive-weight off.",
         )
     if needed < UNEVEN or moved >= FLAT * needed:
-        return Sound(name, seen)
+        return Sound(seen)
     if record.iteration < record.config.loop.iterations / 2:
-        return NotSeen(name, "the weighting w(t) has not moved yet; look again after half of the run")
+        return NotSeen("the weighting w(t) has not moved yet; look again after half of the run")
     return Diagnosis(
-        name,
         "The adaptive weighting is dead.",
         f"The error varies over time by a factor of {math.exp(needed):.3g} and w(t) by {math.exp(moved):.3g}.",
         f"Lower optimizer.eps (now {record.config.optimizer.eps:g}; the paper's large presets use 1e-11) or raise optimizer.lr "
@@ -232,79 +362,59 @@ def adaptive_weight(record: RunRecord) -> Outcome:
     )
 
 
-def average_too_long(record: RunRecord) -> Outcome:
-    """An average that reaches far back holds weights that are worse than the newest."""
-    name = "ema-long"
-    ratio = _median_ratio(record.late, "probe_error_ema", "probe_error")
-    if ratio is None:
-        return NotSeen(name, f"the log does not compare the averaged weights with the newest; {_ask(record)}")
-    seen = f"on the same samples the averaged weights have {ratio:.3g} times the error of the newest"
-    if ratio <= EMA_HARM:
-        return Sound(name, seen)
-    return Diagnosis(
-        name,
-        "The average of the weights (EMA) is too long for this run.",
-        _sentence([seen, f"they differ by {100 * (record.value('ema_lag') or 0):.2g} % of their norm"]),
-        _shorter(record),
-    )
-
-
+@check("ema-short")
 def average_too_short(record: RunRecord) -> Outcome:
     """An average that is too short leaves the noise of the last steps in the weights; a longer one has a smaller error."""
-    name = "ema-short"
     lines = [line for line in record.late if line.get("probe_error_longer") is not None]
     ratio = _median_ratio(lines, "probe_error_longer", "probe_error_ema")
     newest = _median_ratio(lines, "probe_error_longer", "probe_error")
     if ratio is None or newest is None or len(lines) < 3:
-        return NotSeen(name, f"no longer average in the log to compare with; {_ask(record)}")
+        return NotSeen(f"no longer average in the log to compare with; {_ask(record)}")
     seen = (
         f"on the same samples an average of relative width {LONGER:g} over the lines of the log has {ratio:.3g} times the "
         f"error of the run's average, and {newest:.3g} times that of the newest weights"
     )
     if max(ratio, newest) >= EMA_GAIN or isinstance(average_too_long(record), Diagnosis):
-        return Sound(name, seen)
+        return Sound(seen)
     return Diagnosis(
-        name,
         "The average of the weights (EMA) is too short.",
         _sentence([seen]),
         _longer(record),
     )
 
 
+@check("ema-long")
+def average_too_long(record: RunRecord) -> Outcome:
+    """An average that reaches far back holds weights that are worse than the newest."""
+    ratio = _median_ratio(record.late, "probe_error_ema", "probe_error")
+    if ratio is None:
+        return NotSeen(f"the log does not compare the averaged weights with the newest; {_ask(record)}")
+    seen = f"on the same samples the averaged weights have {ratio:.3g} times the error of the newest"
+    if ratio <= EMA_HARM:
+        return Sound(seen)
+    return Diagnosis(
+        "The average of the weights (EMA) is too long for this run.",
+        _sentence([seen, f"they differ by {100 * (record.value('ema_lag') or 0):.2g} % of their norm"]),
+        _shorter(record),
+    )
+
+
+@check("data-scale")
 def data_scale(record: RunRecord) -> Outcome:
     """Everything assumes data of standard deviation sigma_data."""
-    name = "data-scale"
     measured, assumed = record.value("data_std"), record.config.process.sigma_data
     if measured is None:
-        return NotSeen(name, f"the log has no standard deviation of the data; {_ask(record)}")
+        return NotSeen(f"the log has no standard deviation of the data; {_ask(record)}")
     mean = record.value("data_mean") or 0.0
     seen = f"x0 has standard deviation {measured:.3g} and mean {mean:.2g}; sigma_data is {assumed:g}"
     if assumed / SCALE <= measured <= assumed * SCALE:
-        return Sound(name, seen)
+        return Sound(seen)
     return Diagnosis(
-        name,
         "The data do not have the standard deviation that the process assumes.",
         _sentence([seen]),
         f"Set data.normalize to measured (now {record.config.data.normalize}), which scales the data to sigma_data, or "
         f"process.sigma-data to {measured:.2g}; train the teacher anew with it.",
     )
-
-
-CHECKS: tuple[Callable[[RunRecord], Outcome], ...] = (
-    non_finite,
-    gone_back,
-    loss_scale,
-    spikes,
-    half_precision,
-    steep_embedding,
-    tangent_at_the_end,
-    learning_rate,
-    adaptive_weight,
-    average_too_short,
-    average_too_long,
-    data_scale,
-)
-"""In the order in which they are reported: causes before what they cause."""
 
 
 # Helpers -------------------------------------------------------------------------------------------------------------

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trigflow.lab.doctor.checks import CHECKS
-from trigflow.lab.doctor.outcome import Diagnosis, NotSeen, Sound
+from trigflow.lab.doctor.checks import CHECKS, Diagnosis, NotSeen, Sound
 from trigflow.lab.doctor.run_record import RunRecord, read_record
 
 

@@ -16,9 +16,9 @@ from trigflow.models.weights import load_weights
 from trigflow.networks import CustomConfig, build
 from trigflow.objectives import AdaptiveWeight
 from trigflow.runtime.errors import UserError
-from trigflow.runtime.files import read_json, read_tensors
+from trigflow.runtime.files import read_tensors
 from trigflow.training.checkpoint import list_checkpoints, open_checkpoint
-from trigflow.training.config import RunConfig, from_dict
+from trigflow.training.config import RunConfig, read_config
 from trigflow.training.instruments import bin_centres, embedding_of, relative_derivative
 from trigflow.training.log import TIME_BINS, read_metrics
 
@@ -81,9 +81,7 @@ def read_record(folder: Path) -> RunRecord:
     Raises:
         UserError: when it is no run folder, has no line of log yet, or a file cannot be used.
     """
-    if not (folder / "config.json").is_file():
-        raise UserError(f"'{folder}' holds no config.json; expected a run folder written by trigflow; check the path")
-    config = from_dict(read_json(folder / "config.json", "configuration"))
+    config = read_config(folder)
     lines = read_metrics(folder)
     if not all(isinstance(line, dict) and isinstance(line.get("iteration"), int) for line in lines):
         raise UserError(

@@ -11,9 +11,8 @@ import torch
 from trigflow.data import ImageDataset
 from trigflow.lab.recipes import RUNS, get_run
 from trigflow.lab.recipes.named import NamedRun
-from trigflow.lab.recipes.settings import flattened
 from trigflow.networks import EDM2Config, NetworkConfig, build, name_of
-from trigflow.training.config import Precision, RunConfig, to_dict
+from trigflow.training.config import Precision, RunConfig, flattened, to_dict
 from trigflow.training.setup import fit_network
 
 

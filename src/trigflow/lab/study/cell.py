@@ -23,12 +23,13 @@ from trigflow.data import LatentDataset
 from trigflow.data.config import load_data
 from trigflow.evaluation import Reference
 from trigflow.evaluation.evaluate_model import make_reference, score
-from trigflow.lab.demo import machine, trained
-from trigflow.lab.study.locks import lock_of, locked
+from trigflow.lab.demo import trained
+from trigflow.lab.study.pool import lock_of, locked
 from trigflow.lab.study.spec import Draw
 from trigflow.models.model import Model, load
-from trigflow.runtime.errors import DivergedError, UserError
+from trigflow.runtime.errors import DivergedError, UserError, first_line
 from trigflow.runtime.files import read_json, write_json
+from trigflow.runtime.machine import machine
 from trigflow.samplers import search_times_and_gamma
 from trigflow.training.config import RunConfig, from_dict
 from trigflow.training.log import read_metrics
@@ -104,7 +105,7 @@ def run_cell(cell: dict[str, Any], out: Path) -> dict[str, Any]:
     except Exception as error:
         traceback.print_exc()
         kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-        return {"status": "failed", "reason": kind + (str(error).strip().splitlines() or [""])[0], "machine": machine()}
+        return {"status": "failed", "reason": kind + first_line(error), "machine": machine()}
 
 
 def trained_result(model: Model, folder: Path, config: RunConfig) -> dict[str, Any]:

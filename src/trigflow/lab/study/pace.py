@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 from trigflow.data.config import load_data
-from trigflow.lab.demo import machine
 from trigflow.runtime.files import read_json, write_json
+from trigflow.runtime.machine import machine
 from trigflow.training.config import RunConfig, from_dict
 from trigflow.training.trainer import Trainer
 

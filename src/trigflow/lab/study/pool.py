@@ -1,4 +1,7 @@
-"""A few processes at a time: starts cells whose needs are met, and records those that end without a result."""
+"""A few processes at a time: starts cells whose needs are met, and records those that end without a result.
+
+What processes must not do at once they do under a lock, which the system releases when a process ends, however it ends.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +11,42 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trigflow.lab.study.locks import is_locked, lock_of
+from filelock import FileLock, Timeout
+
 from trigflow.lab.study.study_plan import Cell
 from trigflow.runtime.errors import UserError
 from trigflow.runtime.files import ensure_folder, read_json, write_json
 from trigflow.training.config import from_dict, to_dict
+
+
+def lock_of(out: Path, model: str) -> Path:
+    """The lock of a run folder below `out`: who holds it may train or draw from that model."""
+    return out / "locks" / model.replace("/", "-")
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock of this file, which is created where it is missing; waits until it is free."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path).acquire(poll_interval=0.1):  # looks again and again, so that Ctrl-C is noticed
+        yield
+
+
+def is_locked(path: Path) -> bool:
+    """Whether somebody holds the lock."""
+    if not path.is_file():
+        return False
+    try:
+        with FileLock(path).acquire(timeout=0):
+            return False
+    except Timeout:
+        return True
+
 
 RawResult = dict[str, Any]
 """Content of a result.json: status, reason and figures, see `trigflow.lab.study.cell.run_cell`."""

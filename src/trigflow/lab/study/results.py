@@ -70,7 +70,7 @@ class Results:
         pace: by arm, `pace` (its step time over that of the base), `seconds` and `base_seconds` of a step; empty where
             iterations are equal.
         command: what made it.
-        machines: processor, threads, device and versions, see `trigflow.lab.demo.machine`.
+        machines: processor, threads, device and versions, see `trigflow.runtime.machine.machine`.
     """
 
     study: Study

@@ -12,16 +12,14 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from trigflow.lab.recipes import preset, require_data, shrink
 from trigflow.lab.study.figure import figure, require_matplotlib
-from trigflow.lab.study.locks import locked
 from trigflow.lab.study.pace import ROUNDS
-from trigflow.lab.study.pool import CellPool, RawResult, read_result, spawn, stop, stopped_by, threads_for
+from trigflow.lab.study.pool import CellPool, RawResult, locked, read_result, spawn, stop, stopped_by, threads_for
 from trigflow.lab.study.results import CellResult, Results, load_results, save_results
-from trigflow.lab.study.spec import Arm, Base, Changes, Draw, Study
+from trigflow.lab.study.spec import Arm, Base, Changes, Draw, Settings, Study
 from trigflow.lab.study.study_plan import Cell, StudyPlan, change, choose_arms, expand, key_of, resolve_arm, settings_of
 from trigflow.lab.study.study_table import report
 from trigflow.objectives import Discrete, Distribution
@@ -32,33 +30,6 @@ from trigflow.training.config import RunConfig, to_dict
 SMOKE_ARMS, SMOKE_NUM = 2, 64
 TeacherAndStudent = tuple[RunConfig, RunConfig]
 """Settings of a teacher and of its student."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How a study is run.
-
-    Attributes:
-        out: folder of all studies.
-        seeds: one teacher and one student of every arm for each; empty for those of the study.
-        only: names of arms; empty for all.
-        jobs: processes at a time.
-        device: auto, cpu or cuda.
-        num: samples behind every score.
-        retry: run failed cells again.
-        smoke: the first two arms, one seed and a few steps of a narrow network, to see that everything works.
-        quiet: print nothing.
-    """
-
-    out: Path
-    seeds: tuple[int, ...] = ()
-    only: tuple[str, ...] = ()
-    jobs: int = 1
-    device: str = "auto"
-    num: int = 2000
-    retry: bool = False
-    smoke: bool = False
-    quiet: bool = False
 
 
 def run_study(study: Study, base: Base, base_name: str, settings: Settings, command: str | None = None) -> Results:
@@ -94,7 +65,7 @@ class StudyRun:
         self.settings = settings
         self.base_name, self.command = base_name, command
         self.out = settings.out
-        self.folder = self.out / f"{study.name}-{base_name}{'-smoke' if settings.smoke else ''}"
+        self.folder = settings.folder(study, base_name)
         self.device = str(resolve_device(settings.device))
         self.seeds = settings.seeds or study.seeds
         self.num = settings.num

@@ -9,17 +9,17 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from trigflow.lab.recipes.settings import flattened
 from trigflow.lab.study.spec import Arm, Base, Changes, Draw, Study
 from trigflow.objectives import as_kind, objective_of
 from trigflow.runtime.errors import UserError
-from trigflow.training.config import RunConfig, to_dict
+from trigflow.training.config import RunConfig, flattened, to_dict
 from trigflow.training.runs import with_dropout_of
 
 
@@ -31,23 +31,28 @@ class Cell:
         name: for people.
         model: its run folder, `teachers/KEY` or `students/KEY`.
         config: complete settings.
-        teacher: run folder of the teacher; None for a teacher.
-        start: run folder of the student it starts from, instead of from the teacher.
         draws: what is scored.
         num: samples of each draw.
+        teacher: run folder of the teacher; None for a teacher.
+        start: run folder of the student it starts from, instead of from the teacher.
         needs: keys of cells that must be finished before.
-        key: of this one.
     """
 
     name: str
     model: str
     config: RunConfig
-    teacher: str | None
-    start: str | None
     draws: tuple[Draw, ...]
     num: int
-    needs: tuple[str, ...]
-    key: str
+    teacher: str | None = None
+    start: str | None = None
+    needs: tuple[str, ...] = ()
+
+    @functools.cached_property
+    def key(self) -> str:
+        """What tells this cell from others."""
+        return key_of(
+            {"model": self.model, "draws": [dataclasses.asdict(draw) for draw in self.draws], "num": self.num}
+        )
 
     def description(self) -> dict[str, Any]:
         """The content of cell.json."""
@@ -75,22 +80,11 @@ class StudyPlan:
     of_arm: dict[tuple[str, int], str] = field(default_factory=dict)
     teacher_of: dict[tuple[str, int], str] = field(default_factory=dict)
 
-    def add(
-        self,
-        name: str,
-        model: str,
-        config: RunConfig,
-        draws: tuple[Draw, ...],
-        num: int,
-        teacher: str | None = None,
-        start: str | None = None,
-        needs: tuple[str, ...] = (),
-    ) -> str:
-        """Add a cell unless it is there already, and return its key; arguments as the attributes of `Cell`."""
-        key = key_of({"model": model, "draws": [dataclasses.asdict(draw) for draw in draws], "num": num})
-        needs = tuple(need for need in needs if need != key)
-        self.cells.setdefault(key, Cell(name, model, config, teacher, start, draws, num, needs, key))
-        return key
+    def add(self, cell: Cell) -> str:
+        """Add a cell unless it is there already, and return its key; no cell needs itself."""
+        needs = tuple(need for need in cell.needs if need != cell.key)
+        self.cells.setdefault(cell.key, dataclasses.replace(cell, needs=needs))
+        return cell.key
 
 
 def choose_arms(study: Study, only: Sequence[str]) -> tuple[Arm, ...]:
@@ -221,10 +215,10 @@ def expand(
             teacher.validate()
             model, name = f"teachers/{key_of(settings_of(teacher))}", f"{arm.name}, seed {seed}"
             draws, here = arm.draws or study.draws, (arm.name, seed)
-            scored = plan.add(f"teacher, seed {seed}", model, teacher, base.teacher_draws, num)
+            scored = plan.add(Cell(f"teacher, seed {seed}", model, teacher, base.teacher_draws, num))
             plan.teacher_of[here] = scored
             if student is None:
-                plan.of_arm[here] = plan.add(name, model, teacher, draws, num, needs=(scored,))
+                plan.of_arm[here] = plan.add(Cell(name, model, teacher, draws, num, needs=(scored,)))
                 continue
             start = None if arm.start is None else models[arm.start]
             needs = (scored,) if arm.start is None else (scored, plan.of_arm[arm.start, seed])
@@ -234,7 +228,7 @@ def expand(
             )  # fmt: skip
             student.validate()
             models[arm.name] = f"students/{student.objective.kind}-{key_of(settings_of(student))}"
-            plan.of_arm[here] = plan.add(name, models[arm.name], student, draws, num, model, start, needs)
+            plan.of_arm[here] = plan.add(Cell(name, models[arm.name], student, draws, num, model, start, needs))
     return plan
 
 

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from trigflow.runtime.errors import UserError
+from trigflow.runtime.errors import UserError, first_line
 
 T = TypeVar("T")
 
@@ -78,7 +78,7 @@ def process_group(device: str = "auto", timeout: float = 600.0) -> Iterator[None
         _join(backend, timedelta(seconds=timeout))
     except (RuntimeError, ValueError) as error:
         raise UserError(
-            f"the processes cannot be joined ({_first_line(error)}); expected {launched()} processes that reach "
+            f"the processes cannot be joined ({first_line(error)[:200]}); expected {launched()} processes that reach "
             f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}; check the host, the port and the firewall"
         ) from None
     well = False
@@ -88,7 +88,7 @@ def process_group(device: str = "auto", timeout: float = 600.0) -> Iterator[None
     except RuntimeError as error:
         if _is_of_collective(error):
             raise UserError(
-                f"another process of this run has gone or does not answer ({_first_line(error)}); expected {launched()} "
+                f"another process of this run has gone or does not answer ({first_line(error)[:200]}); expected {launched()} "
                 "processes to the end; look for the first error above, and go on with --resume"
             ) from error
         raise
@@ -174,10 +174,6 @@ class Averaging:
 
 
 averaging = Averaging()
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 # Which process this is ---------------------------------------------------------------------------------------------------

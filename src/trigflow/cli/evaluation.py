@@ -1,4 +1,4 @@
-"""`trigflow evaluate`."""
+"""Commands that measure: `evaluate` and `reference`."""
 
 from __future__ import annotations
 
@@ -9,36 +9,26 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
+from trigflow.cli.models import Drawing
 from trigflow.runtime.errors import UserError
+from trigflow.runtime.files import write_json
+from trigflow.runtime.machine import resolve_device
+from trigflow.runtime.places import check_place
 
 
 @dataclass(frozen=True)
-class Evaluate:
+class Evaluate(Drawing):
     """Measure a run: Frechet distance, precision and recall against its data, beside the distance of real from real.
 
     Example: trigflow evaluate runs/demo --steps 2 --num 2000
     """
 
-    run_folder: Annotated[Positional[Path], arg(metavar="RUN")]
-    """Run folder of a teacher or a student."""
     num: int | None = None
     """Samples to draw (default 2000)."""
     seeds: str | None = None
     """Which samples to draw instead, as FIRST-LAST: 0-49999 for the first 50,000, 50000-99999 for the next."""
     repeat: int = 1
     """Draw so many sets of samples, one after another in the numbering, and report the one of lowest distance."""
-    steps: int | None = None
-    """As in `trigflow sample`."""
-    guidance: float = 1.0
-    """Guidance scale; 1 for none."""
-    guidance_interval: tuple[float, float] | None = None
-    """As in `trigflow sample`."""
-    negative: Annotated[Path | None, arg(metavar="RUN")] = None
-    """As in `trigflow sample`."""
-    solver: str = "heun"
-    """Solver of a teacher."""
-    seed: int = 0
-    """Seed of the samples; the noise of each is decided by it and the number of the sample."""
     features: str = "auto"
     """Feature network: inception (FID), dinov2 (FD-DINOv2), digits, mnist or pixels; auto chooses by the data or reference."""
     reference: Annotated[Path | None, arg(metavar="FILE")] = None
@@ -49,39 +39,21 @@ class Evaluate:
     """Other data than the run was trained on."""
     batch_size: int = 256
     """Samples drawn together."""
-    vae: str | None = None
-    """As in `trigflow sample`."""
     out: Path | None = None
     """Also write the figures to this JSON file."""
-    device: str = "auto"
-    """cpu, cuda, or auto."""
-    quiet: bool = False
-    """No progress bar."""
 
     def run(self) -> None:
         from trigflow.evaluation import Processes
         from trigflow.evaluation.evaluate_model import evaluate_model
         from trigflow.migrations import stamped
-        from trigflow.models.model import load
-        from trigflow.runtime.files import write_json
-        from trigflow.runtime.places import check_place
 
         first, num = self._range()
         if self.out is not None:
             check_place(self.out, "file")
-        model = load(self.run_folder, self.device)
-        negative = None if self.negative is None else load(self.negative, self.device)
-        if self.vae is not None:
-            model.codec = model.codec.with_autoencoder(self.vae)
+        model, how = self.model()
         result = evaluate_model(
             model,
             num=num,
-            steps=self.steps,
-            guidance=self.guidance,
-            guidance_interval=self.guidance_interval,
-            negative=negative,
-            solver=self.solver,
-            seed=self.seed,
             features=self.features,
             data=self.data,
             progress=not self.quiet,
@@ -90,6 +62,7 @@ class Evaluate:
             first=first,
             repeat=self.repeat,
             batch_size=self.batch_size,
+            **how,
         )
         if self.out is not None and Processes.present().rank == 0:
             write_json(self.out, stamped("report", result))
@@ -108,3 +81,58 @@ class Evaluate:
                 "0-49999, and no --num; correct it"
             )
         return first, last - first + 1
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Write the statistics of a data set that `trigflow evaluate --reference` holds generated images against.
+
+    The file is a `.npz` with `mu` and `sigma`, as EDM's.
+
+    Example: trigflow reference photos.zip --features inception --out photos.npz
+    """
+
+    data: Positional[str]
+    """digits, mnist, or the path of a folder or zip of images."""
+    out: Path
+    """File to write (.npz)."""
+    features: str = "auto"
+    """inception, dinov2, digits, mnist or pixels; auto takes inception, but for digits and mnist their own."""
+    weights: str | None = None
+    """A local copy of the weights: of inception a file, of dinov2 a folder."""
+    keep: int = 0
+    """Keep the features of this many images too; precision and recall need them."""
+    num: int | None = None
+    """Look at the first images only."""
+    resize: int | None = None
+    """Scale and crop every image to N x N."""
+    batch_size: int = 64
+    """Images at once."""
+    device: str = "auto"
+    """cpu, cuda, or auto."""
+    quiet: bool = False
+    """No progress bar."""
+
+    def run(self) -> None:
+        from trigflow.evaluation import Processes, write_reference
+        from trigflow.evaluation.measure_reference import measure_reference
+
+        if self.out.suffix.lower() != ".npz":
+            raise UserError(f"'{self.out}' is no .npz; expected a file of that ending; rename --out")
+        check_place(self.out, "file")
+        found = measure_reference(
+            self.data,
+            features=self.features,
+            weights=self.weights,
+            keep=self.keep,
+            num=self.num,
+            resize=self.resize,
+            batch_size=self.batch_size,
+            device=resolve_device(self.device),
+            progress=not self.quiet,
+        )
+        if Processes.present().rank == 0:
+            write_reference(self.out, found)
+        kept = 0 if found.features is None else len(found.features)
+        print(f"Statistics of {found.statistics.n} images in {self.out}: {found.extractor}, {kept} features kept")
+        print(f"Measure against them with: trigflow evaluate RUN --reference {self.out}")

@@ -1,0 +1,209 @@
+"""Commands of the lab: `demo`, `study`, `doctor`, `recipes` and `plan`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import OmitArgPrefixes, Positional, arg
+
+from trigflow.lab.study.spec import Base, Settings
+from trigflow.runtime.errors import UserError
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Train a diffusion teacher on real handwritten digits, distill it into a two-step student, and show both.
+
+    Writes a run folder: the student, `teacher/`, pictures, `report.json` and `report.html`. A few minutes on two CPU cores;
+    with the recipe mnist, whose images have twelve times the pixels, within the hour.
+
+    Example: trigflow demo --out runs/demo --seed 0
+    """
+
+    out: Path = Path("runs/demo")
+    """Folder to create. An interrupted demo there goes on, a finished one shows its report; anything else is left alone."""
+    recipe: str = "digits"
+    """`digits` (8x8, comes with the installation) or `mnist` (28x28, needs the extra `mnist`)."""
+    seed: int = 0
+    """Seed of everything random."""
+    quick: bool = False
+    """A tiny demo of a few seconds, to try the installation; the pictures are not worth looking at."""
+    quiet: bool = False
+    """No progress bars."""
+
+    def run(self) -> None:
+        from trigflow.lab.demo import run_demo
+
+        report = run_demo(self.out, recipe=self.recipe, seed=self.seed, quick=self.quick, progress=not self.quiet)
+        print(report.table())
+        print(
+            f"\nOpen {self.out / 'report.html'}; draw more with: trigflow sample {self.out} --num 100 --out digits.png"
+        )
+
+
+@dataclass(frozen=True)
+class Study:
+    """See whether a finding holds: train and score every arm of a study with several seeds, and compare them.
+
+    `trigflow study list` shows the studies; `all` runs those meant for the base one after the other. Results, table and figure
+    are written to OUT/STUDY-BASE. A study that was stopped, or killed, goes on where it was when it is started again: finished
+    cells are not repeated, and teachers and students that several studies need are trained once.
+
+    Example: trigflow study tangent --out runs/lab --jobs 2
+    """
+
+    study: Annotated[Positional[str], arg(metavar="STUDY")]
+    """Name of a study, all, or list."""
+    base: str | None = None
+    """Teacher and student that the study changes, sized for it: digits (the default) or mnist."""
+    teacher_preset: str | None = None
+    """Instead of a base: preset of the teacher, see trigflow recipes; with --student-preset."""
+    student_preset: str | None = None
+    """Instead of a base: preset of the student."""
+    data: str | None = None
+    """Other data than those of base or presets: digits, mnist, a folder or zip of images."""
+    settings: OmitArgPrefixes[Settings] = field(default_factory=Settings)
+
+    def run(self) -> None:
+        from trigflow.lab.study.judge import judge
+        from trigflow.lab.study.paper_studies import STUDIES
+        from trigflow.lab.study.runner import run_study
+
+        if self.study == "list":
+            print("\n".join(f"{s.name:14} {s.title} ({', '.join(s.bases)})" for s in STUDIES.values()))
+            return
+        if self.study not in (*STUDIES, "all"):
+            raise UserError(
+                f"unknown study '{self.study}'; expected one of {', '.join(STUDIES)}, all or list; correct the name"
+            )
+        name, base = self._base()
+        if self.study == "all" and self.settings.only:
+            raise UserError("--only with all studies, whose arms differ; expected one study; name it")
+        failed = 0
+        named = self.student_preset is None
+        every = [study for study in STUDIES.values() if not named or name in study.bases]
+        for study in every if self.study == "all" else [STUDIES[self.study]]:
+            results = run_study(study, base, name, self.settings)
+            failed += sum(cell.status == "failed" for cell in results.cells)
+            folder = self.settings.folder(study, name)
+            print(f"{study.title}: {folder / 'table.md'}, {folder / 'figure.png'}")
+            print("\n".join(f"  {verdict.text}" for verdict in judge(results)), flush=True)
+        if failed:
+            print(f"{failed} cells failed; their reasons are in table.md, run them again with --retry", file=sys.stderr)
+            sys.exit(1)
+
+    def _base(self) -> tuple[str, Base]:
+        from trigflow.lab.study.bases import BASES
+        from trigflow.lab.study.runner import base_of, with_data
+
+        presets = (self.teacher_preset, self.student_preset)
+        if any(presets):
+            if self.base is not None or self.teacher_preset is None or self.student_preset is None:
+                raise UserError(
+                    "a base is named in two ways, or half; expected --base, or --teacher-preset with --student-preset; "
+                    "correct the command line"
+                )
+            return self.student_preset, with_data(base_of(self.teacher_preset, self.student_preset), self.data)
+        name = self.base or "digits"
+        if name not in BASES:
+            raise UserError(
+                f"unknown base '{name}'; expected one of {', '.join(BASES)}, or --teacher-preset with --student-preset; "
+                "correct --base"
+            )
+        return name, with_data(BASES[name], self.data)
+
+
+@dataclass(frozen=True)
+class Doctor:
+    """Say what is wrong with a training, finished or not, with the evidence and the setting to change.
+
+    Exit code 0 when nothing was found, 1 when something was.
+
+    Example: trigflow doctor runs/demo
+    """
+
+    run_folder: Annotated[Positional[Path], arg(metavar="RUN")]
+    """Run folder."""
+    json: bool = False
+    """Print JSON instead of text."""
+
+    def run(self) -> None:
+        from trigflow.lab.doctor import examine
+
+        examination = examine(self.run_folder)
+        print(json.dumps(examination.facts(), indent=2) if self.json else examination.text())
+        if examination.diagnoses:
+            sys.exit(1)
+
+
+@dataclass(frozen=True)
+class Recipes:
+    """List the presets for train and distill, or show all settings of one.
+
+    Example: trigflow recipes img512-xl-scd
+    """
+
+    name: Annotated[Positional[str | None], arg(metavar="NAME")] = None
+    """Recipe to show in full; all of them are listed without it."""
+    json: bool = False
+    """Print JSON instead of text."""
+
+    def run(self) -> None:
+        from trigflow.lab.recipes.listing import as_lines, as_table, list_recipes, show
+
+        if self.name is not None:
+            recipe = show(self.name)
+            print(json.dumps(recipe, indent=2) if self.json else "\n".join(as_lines(recipe)))
+        else:
+            recipes = list_recipes()
+            print(json.dumps(recipes, indent=2) if self.json else as_table(recipes))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Say what a recipe takes before it is started: operations, memory on each GPU, hours. Needs no GPU.
+
+    Example: trigflow plan img512-xxl-scd --gpus 64 --gpu h100
+    """
+
+    recipe: Annotated[Positional[str], arg(metavar="RECIPE")]
+    """Name of a recipe, see trigflow recipes."""
+    gpus: int = 1
+    """Number of GPUs."""
+    batch_gpu: int | None = None
+    """Samples on each GPU at a time; by default the most that fit and divide the batch."""
+    gpu: str = "h100"
+    """a100-40g, a100-80g, h100, h200, b200, l4, l40s, rtx4090 or mi300x."""
+    utilization: float = 0.4
+    """Share of the GPU's peak rate that training reaches; the hours depend on it."""
+    memory: float | None = None
+    """GiB of memory of a GPU, in place of what the named one has."""
+    parallel: Literal["ddp", "fsdp2"] = "ddp"
+    """ddp: everything on each GPU. fsdp2: weights, gradients, moments and averages sharded."""
+    precision: Literal["fp32", "bf16", "fp16"] | None = None
+    """In place of the recipe's."""
+    checkpointing: bool = False
+    """Blocks are computed again in the backward pass instead of kept."""
+    json: bool = False
+    """Print JSON instead of text."""
+
+    def run(self) -> None:
+        from trigflow.lab.plan import make_plan
+        from trigflow.lab.plan.run_plan import describe
+
+        plan = make_plan(
+            self.recipe,
+            gpus=self.gpus,
+            batch_gpu=self.batch_gpu,
+            gpu=self.gpu,
+            utilization=self.utilization,
+            memory_gib=self.memory,
+            parallel=self.parallel,
+            precision=self.precision,
+            checkpointing=self.checkpointing,
+        )
+        print(json.dumps(plan.as_dict(), indent=2) if self.json else describe(plan))

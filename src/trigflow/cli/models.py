@@ -1,0 +1,259 @@
+"""Commands that draw from a model or give it another form: `sample`, `serve`, `bench`, `export` and `import`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from tyro.conf import Positional, arg
+
+from trigflow.runtime.errors import UserError
+from trigflow.runtime.files import write_json
+from trigflow.runtime.places import check_outside, check_place
+from trigflow.serve.limits import Limits
+
+if TYPE_CHECKING:
+    from trigflow.models.model import Model
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What a command that draws from a run folder is told about how."""
+
+    run_folder: Annotated[Positional[Path], arg(metavar="RUN")]
+    """Run folder of a teacher or a student."""
+    steps: int | None = None
+    """Evaluations of a student (default 2; of one with segments their number, and no other), or solver steps of a teacher
+    (default 18, that is 35 evaluations)."""
+    guidance: float = 1.0
+    """Guidance scale; 1 for none."""
+    guidance_interval: tuple[float, float] | None = None
+    """Guide a teacher only at noise levels sigma between these two."""
+    negative: Annotated[Path | None, arg(metavar="RUN")] = None
+    """Run folder of a worse teacher (smaller, or trained for less time) to guide away from; by default the model without
+    the class."""
+    seed: int = 0
+    """Seed; the same seed starts every model from the same noise, which each sample has by its number."""
+    solver: str = "heun"
+    """Solver of a teacher: heun, dpm2s, dpm++2m or ddim."""
+    vae: str | None = None
+    """Autoencoder of a model of latents, where it is not to be found under the name it had: a folder, or an id of the hub."""
+    device: str = "auto"
+    """cpu, cuda, or auto."""
+    quiet: bool = False
+    """No progress bar."""
+
+    def model(self) -> tuple[Model, dict[str, Any]]:
+        """The model, and the arguments of `Model.sample` that say how to draw from it."""
+        from trigflow.models.model import load
+
+        negative = None if self.negative is None else load(self.negative, self.device)
+        model = load(self.run_folder, self.device)
+        if self.vae is not None:
+            model.codec = model.codec.with_autoencoder(self.vae)
+        names = ("steps", "guidance", "guidance_interval", "seed", "solver")
+        return model, {"negative": negative, **{name: getattr(self, name) for name in names}}
+
+
+@dataclass(frozen=True)
+class Sample(Drawing):
+    """Draw images from a run folder: a grid, or single files.
+
+    Example: trigflow sample runs/demo --steps 2 --labels 3 7 --num 64 --out grid.png
+    """
+
+    out: Annotated[str, arg(metavar="PATH")] = "samples.png"
+    """A file (.png, .webp, .jpg) for a grid; anything else, or with / at its end, is a folder that gets one PNG per image."""
+    labels: tuple[str, ...] = ()
+    """Classes to draw, by number or name, in turn; all of them by default."""
+    conditions: Annotated[tuple[str, ...], arg(metavar="NAME=VALUE")] = ()
+    """What else is said to the model, such as wind=0.5,-1; numbers are parted by commas."""
+    gamma: float | None = None
+    """Of a student of any jump: how much fresh noise comes between steps, from 0 to 1."""
+    num: int = 64
+    """Number of images."""
+    columns: int | None = None
+    """Images per row of a grid."""
+
+    def run(self) -> None:
+        from trigflow.codecs import codec_from_state
+        from trigflow.models.model import check_run, read_description, source_of
+        from trigflow.runtime.distributed import gather_rows, is_first, share_of, world_size
+
+        codec_from_state(read_description(check_run(self.run_folder) / "model.json")["codec"]).check_save(
+            self.out, self.num
+        )
+        check_outside(self.out, source_of(self.run_folder))
+        model, how = self.model()
+        first, num = 0, self.num
+        if world_size() > 1:
+            share = share_of(self.num)
+            if self.num < world_size():
+                raise UserError(
+                    f"{self.num} images on {world_size()} processes; expected at least one each; raise --num or start fewer"
+                )
+            first, num = share.start, len(share)
+        drawn = model.sample(
+            num,
+            first=first,
+            labels=list(self.labels) or None,
+            conditions=_said(self.conditions),
+            gamma=self.gamma,
+            progress=not self.quiet and is_first(),
+            **how,
+        )
+        images = gather_rows(drawn)
+        if images is None:
+            return
+        print(model.codec.save(images, self.out, self.columns))
+
+
+def _said(given: Sequence[str]) -> dict[str, Any]:
+    """`NAME=VALUE` as a value by name: a list of numbers where it is one, otherwise the text."""
+    said: dict[str, Any] = {}
+    for one in given:
+        name, sign, value = one.partition("=")
+        if not (name and sign) or name in said:
+            raise UserError(f"--conditions {one}; expected NAME=VALUE, such as wind=0.5,-1, each name once; correct it")
+        try:
+            numbers = [float(number) for number in value.split(",")]
+            said[name] = numbers if len(numbers) > 1 else numbers[0]
+        except ValueError:
+            said[name] = value
+    return said
+
+
+@dataclass(frozen=True)
+class Serve:
+    """Draw images for clients: HTTP, a WebSocket of frames, OpenAPI documentation at /docs.
+
+    A run folder of a student that still has its teacher serves both.
+
+    Example: trigflow serve runs/demo --port 8000
+    """
+
+    run_folder: Annotated[Positional[Path], arg(metavar="RUN")]
+    """Run folder of a teacher or a student."""
+    host: str = "127.0.0.1"
+    """Address to listen at; 0.0.0.0 for every one of this machine, best with a token."""
+    port: int = 8000
+    """Port to listen at; 0 for any that is free."""
+    token_file: Path | None = None
+    """File whose only line is a token that clients must show; by default the variable TRIGFLOW_TOKEN, or no token."""
+    origins: tuple[str, ...] = ()
+    """Pages from elsewhere that may open streams, such as https://example.org."""
+    device: str = "auto"
+    """cpu, cuda, or auto."""
+    variant: str = "auto"
+    """How the network is computed; the variants of `trigflow bench`."""
+    workers: int | None = None
+    """Batches of a model drawn at a time; by default two on a CPU with several cores, otherwise one."""
+    threads: int | None = None
+    """Cores for each worker; by default its share of all, or of OMP_NUM_THREADS."""
+    verbose: bool = False
+    """Log every request."""
+    limits: Limits = field(default_factory=Limits)
+
+    def run(self) -> None:
+        from trigflow.serve.listen import listen, read_token
+
+        options = {**vars(self), "token": read_token(self.token_file)}
+        del options["token_file"]
+        listen(options.pop("run_folder"), **options)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Measure how fast a run's model draws in each variant of its network, and pick one.
+
+    Example: trigflow bench runs/demo --batches 1 16 256
+    """
+
+    run_folder: Annotated[Positional[Path], arg(metavar="RUN")]
+    """Run folder of a student or a teacher."""
+    steps: int | None = None
+    """Evaluations of a student (default 2; of one with segments their number, and no other), or solver steps of a teacher."""
+    batches: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+    """Batch sizes."""
+    seconds: float = 1.0
+    """Seconds of drawing for each variant and batch size; at least 5 draws are made."""
+    variants: tuple[str, ...] = ()
+    """plain, traced, graph, graph-bf16, compiled, onnx, bf16, fp16, int8; all by default but compiled, which takes minutes to
+    build."""
+    tolerance: int = 2
+    """Levels of 255 by which a pixel may differ from plain float32 in the variant that is picked."""
+    threads: int | None = None
+    """Threads on the CPU; PyTorch's choice by default."""
+    device: str = "auto"
+    """cpu, cuda, or auto."""
+    json: Path | None = None
+    """Also write the numbers to this file."""
+
+    def run(self) -> None:
+        import torch
+
+        from trigflow.deploy.measure import describe, measure
+        from trigflow.models.model import load
+
+        if self.threads is not None:
+            if self.threads < 1:
+                raise UserError(f"{self.threads} threads; expected at least 1; correct --threads")
+            torch.set_num_threads(self.threads)
+        if self.json is not None:
+            check_place(self.json, "file", "--json")
+        report = measure(
+            load(self.run_folder, self.device),
+            steps=self.steps,
+            batches=self.batches,
+            seconds=self.seconds,
+            variants=self.variants,
+            tolerance=self.tolerance,
+        )
+        print(describe(report))
+        if self.json is not None:
+            write_json(self.json, report.as_dict())
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write the model of a run folder in the form of another tool.
+
+    diffusers: a TrigFlowPipeline with model card, of a consistency student without segments. torchscript, onnx: the velocity of
+    any teacher or student for any batch size, as network.pt or network.onnx with model.json, compared with PyTorch.
+
+    Example: trigflow export runs/demo digits --to onnx
+    """
+
+    run_folder: Annotated[Positional[Path], arg(metavar="RUN")]
+    """Run folder of a teacher or a student."""
+    out: Annotated[Positional[Path], arg(metavar="DIR")]
+    """Folder to create."""
+    to: Literal["diffusers", "torchscript", "onnx"]
+    """Form of the result."""
+
+    def run(self) -> None:
+        from trigflow.deploy.export import export_run
+
+        print(export_run(self.run_folder, self.out, self.to))
+
+
+@dataclass(frozen=True)
+class Import:
+    """Turn a network snapshot of EDM or EDM2 (.pkl) into a run folder, and say what it holds. Nothing in the file is run.
+
+    Example: trigflow import edm2-img512-s-2147483-0.025.pkl --out runs/edm2-s
+    """
+
+    file: Annotated[Positional[Path], arg(metavar="FILE")]
+    """Snapshot as NVIDIA publishes it, or as post-hoc EMA writes it."""
+    out: Path
+    """Run folder to create."""
+
+    def run(self) -> None:
+        from trigflow.models.pretrained import import_snapshot
+
+        for name, value in import_snapshot(self.file, self.out).items():
+            print(f"{name:14} {value}")
+        print(f"Imported. Draw with: trigflow sample {self.out}; distill with: trigflow distill {self.out} --out RUN")

@@ -1,0 +1,1 @@
+"""Where pipelines that were exported with format 1 look for their classes."""
