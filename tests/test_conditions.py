@@ -71,6 +71,29 @@ def test_a_network_of_ones_own_may_say_nothing() -> None:
     told.check_declared(Network(("size", "label"), SIZES))
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "now"),
+    [("null_label", 0, '{"label"}'), ("takes_guidance", True, "guidance"), ("takes_end", True, "end")],
+)
+def test_attributes_of_earlier_versions_are_pointed_out(name: str, value: Any, now: str) -> None:
+    network = nn.Linear(2, 2)
+    setattr(network, name, value)
+    with pytest.raises(
+        UserError, match=rf"^the network has {name} = {value} and no takes; expected .*; set takes = "
+    ) as caught:
+        told.check_declared(network)
+    assert now in str(caught.value)
+    network.takes = frozenset({"label"})  # type: ignore[assignment]
+    told.check_declared(network)
+
+
+@pytest.mark.parametrize("name", ["null_label", "takes_guidance", "takes_end"])
+def test_attributes_of_earlier_versions_that_said_no_are_fine(name: str) -> None:
+    network = nn.Linear(2, 2)
+    setattr(network, name, None if name == "null_label" else False)
+    told.check_declared(network)
+
+
 def test_null_is_a_tensor_for_what_is_taken() -> None:
     with pytest.raises(UserError, match=r"^the network has null for size and takes label; expected a tensor for names"):
         told.check_declared(Network(("label",), SIZES))

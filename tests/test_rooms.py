@@ -27,8 +27,8 @@ ALONE = ("tangent", "runtime")
 """Import nothing else of the package but its version."""
 ANYWHERE = ("runtime", "tangent", "version")
 """May be imported by everything."""
-OUTSIDE = ("", "__main__", "hub")
-"""The package itself, which imports what it offers when it is asked for, and names that files of format 1 hold."""
+OUTSIDE = ("", "__main__", "moved")
+"""The package itself, which imports what it offers when it is asked for."""
 
 
 @functools.cache

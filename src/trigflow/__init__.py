@@ -14,6 +14,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from trigflow import moved
 from trigflow.process import Proposal, TrigFlow
 from trigflow.runtime.errors import MissingExtraError, UserError
 from trigflow.version import __version__
@@ -48,6 +49,9 @@ _HOME = {
 }
 
 __all__ = ["MissingExtraError", "Proposal", "TrigFlow", "UserError", "__version__", *_HOME]
+
+
+moved.install()
 
 
 def __getattr__(name: str) -> Any:

@@ -34,6 +34,13 @@ Conditions = Mapping[str, Tensor]
 ORDER = ("label", "guidance", "end")
 """The order of conditions where one is needed, as in exported files; others come after them by name."""
 
+OLD = {
+    "null_label": 'takes = frozenset({"label"}) and null = {"label": torch.tensor(n)} for n classes',
+    "takes_guidance": 'takes = frozenset({..., "guidance"})',
+    "takes_end": 'takes = frozenset({..., "end"})',
+}
+"""Attributes that said this before, and what says it now."""
+
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
@@ -63,8 +70,15 @@ def check_declared(network: object) -> None:
     """Check that `takes` and `null` of a network of somebody's own are as they should be.
 
     Raises:
-        UserError: for a null that is not among what it takes.
+        UserError: for the attributes of earlier versions in their place, or for a null that is not among what it takes.
     """
+    if not hasattr(network, "takes"):
+        for name, now in OLD.items():
+            if (said := getattr(network, name, None)) is not None and said is not False:  # 0 is a label
+                raise UserError(
+                    f"the network has {name} = {said} and no takes; expected the names of its conditions, "
+                    f"which it is called with as network(x, t, **conditions); set {now}"
+                )
     foreign = sorted(null(network).keys() - takes(network))
     if foreign or not all(isinstance(row, Tensor) for row in null(network).values()):
         raise UserError(

@@ -92,6 +92,28 @@ def test_help_of_flow_maps_and_of_diffusion_is_apart(cli: Cli) -> None:
 
 
 @pytest.mark.parametrize(
+    ("old", "now"),
+    [
+        (["--objective.meanflow.equal", "0.25"], "--objective.anchor"),
+        (["--objective.meanflow.equal=0.25"], "--objective.anchor"),
+        (["--objective.meanflow.mean", "0"], "--objective.proposal.mean"),
+        (["--objective.meanflow.std", "1"], "--objective.proposal.std"),
+        (["--objective.meanflow.power", "1"], "--objective.power"),
+    ],
+)
+def test_settings_of_earlier_versions_are_named_with_their_new_spelling(
+    old: list[str], now: str, cli: Cli, tmp_path: Path
+) -> None:
+    result = cli("train", "--out", tmp_path / "run", "--objective.kind", "meanflow", *old)
+    assert result.code == 2
+    assert result.out == ""
+    assert result.err.count("\n") == 1
+    assert old[0].split("=")[0] in result.err
+    assert now in result.err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
     ("options", "words"),
     [
         (["--objective.kind", "gan"], "unknown objective 'gan'; expected one of diffusion, sct"),

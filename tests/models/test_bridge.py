@@ -362,6 +362,22 @@ def test_labels_and_guidance_reach_the_model() -> None:
         FlowBridge(nn.Identity(), TrigFlow(), adapter=adapter)(x, t, guidance=torch.ones(2))
 
 
+@pytest.mark.parametrize(
+    ("old", "now"),
+    [
+        ({"null_label": 10}, "null = {"),
+        ({"takes_guidance": True}, "guidance"),
+        ({"takes_end": True}, "end"),
+        ({"nul": 1}, ""),
+    ],
+)
+def test_arguments_of_earlier_versions_are_named_with_what_says_it_now(old: dict[str, Any], now: str) -> None:
+    with pytest.raises(UserError, match=f"^{next(iter(old))} for a bridge; expected .*null or takes") as caught:
+        FlowBridge(nn.Identity(), TrigFlow(), **old)
+    assert now in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 def test_any_condition_reaches_the_model_and_is_none_where_it_is_not_told() -> None:
     seen: list[dict[str, Tensor]] = []
 

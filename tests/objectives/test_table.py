@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from objectives.helpers import PROCESS
+from trigflow import objectives
 from trigflow.objectives import (
     OBJECTIVES,
     Diffusion,
@@ -201,3 +202,11 @@ def test_what_is_no_objective() -> None:
             register("mine", cls)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="unknown objective 'mine'"):
         known("mine")
+
+
+@pytest.mark.parametrize("name", objectives.RENAMED)
+def test_old_names_say_what_they_are_now(name: str) -> None:
+    with pytest.raises(ImportError, match=rf"trigflow\.objectives\.{name} is now .*; use it by that name"):
+        getattr(objectives, name)
+    with pytest.raises(AttributeError, match="no attribute 'never_there'"):
+        objectives.never_there  # noqa: B018

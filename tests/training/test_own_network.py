@@ -212,8 +212,8 @@ def test_mistakes(tmp_path: Path) -> None:
     teacher = model_of(own(classes=10), (1, 8, 8), num_classes=10)
     around = FlowBridge(own(), TrigFlow(SD))
     around.spare = nn.Linear(1, 1)
-    foreign = own()
-    foreign.null = {"label": torch.tensor(10)}
+    old, foreign = own(), own()
+    old.null_label, foreign.null = 10, {"label": torch.tensor(10)}
     mistakes: list[tuple[Callable[[], Any], str]] = [
         (lambda: trainer(tmp_path / "run", lambda x, t: x), "expected a torch.nn.Module"),  # type: ignore[arg-type]
         (
@@ -230,6 +230,7 @@ def test_mistakes(tmp_path: Path) -> None:
         ),
         (lambda: trainer(tmp_path / "run", copy.deepcopy(teacher.network), SCD, teacher=teacher), "frozen"),
         (lambda: trainer(tmp_path / "run", own(), SCD, teacher=teacher), "classes 0 and the teacher 10"),
+        (lambda: trainer(tmp_path / "run", old), r"null_label = 10 and no takes; expected .*; set takes = .*label"),
         (
             lambda: trainer(tmp_path / "run", foreign),
             "null for label and takes none; expected .*; correct takes or null",

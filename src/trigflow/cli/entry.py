@@ -184,8 +184,20 @@ def _of_kind(given: list[str], recipe: RunConfig) -> RunConfig:
     """The settings of a preset with the objective that `--objective.kind` names, whose own settings are then options.
 
     Raises:
-        UserError: for an unknown kind.
+        UserError: for an unknown kind, or settings as earlier versions spelled them; the message says how they are spelled now.
     """
+    for word in given:
+        flag = word.split("=")[0].replace("_", "-")
+        if flag.startswith("--objective.meanflow."):
+            name = flag.removeprefix("--objective.meanflow.")
+            now = {
+                "mean": "proposal.mean (of log sigma, which is log 0.5 lower)",
+                "std": "proposal.std",
+                "equal": "anchor",
+            }
+            raise UserError(
+                f"{flag} is now --objective.{now.get(name, name)}; expected it by that name; correct the command line"
+            )
     kind = _option(given, "--objective.kind", recipe.objective.kind)
     return dataclasses.replace(recipe, objective=as_kind(recipe.objective, kind))
 

@@ -28,6 +28,21 @@ from trigflow.objectives.objective import (
 )
 from trigflow.objectives.table import OBJECTIVES, as_kind, known, objective_of, register
 from trigflow.objectives.tangents import eulerian_tangent, lagrangian_tangent, semigroup_tangent, shape_tangent
+from trigflow.runtime.errors import renamed
+
+RENAMED = {
+    "MeanFlowConfig": "FlowMap, as objective_of('meanflow', ...)",
+    "consistency_loss": "flow_map_loss(..., config=objective_of('sct' or 'scd', ...))",
+    "consistency_tangent": "eulerian_tangent(network, process, x_t, dxdt, t, end, conditions)",
+    "generate": "rollout(network, process, z, (process.t_max,))",
+    "meanflow_loss": "flow_map_loss(..., config=objective_of('meanflow', ...))",
+    "multistep_loss": "flow_map_loss(..., end, config=objective_of('scd', segments=...))",
+}
+"""Old names, and how they are spelled now."""
+
+
+__getattr__ = renamed(__name__, RENAMED)
+
 
 __all__ = [
     "OBJECTIVES",

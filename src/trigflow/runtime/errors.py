@@ -6,6 +6,8 @@ that line and leaves with exit code 2; from Python it is an ordinary exception.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 EXIT_FAILED = 2
 """Exit code for input that cannot be used, with one line on stderr."""
 EXIT_INTERRUPTED = 130
@@ -40,3 +42,19 @@ def first_line(error: object) -> str:
 def on_one_line(error: object, most: int = 200) -> str:
     """All that an error says, on one line and cut where it is long; its class where it says nothing."""
     return " ".join(str(error).split())[:most] or type(error).__name__
+
+
+def renamed(module: str, names: Mapping[str, str]) -> Callable[[str], object]:
+    """The `__getattr__` of a module some of whose names have gone: an old one raises an ImportError with what it is now.
+
+    Args:
+        module: its name.
+        names: from old ones to how they are spelled now.
+    """
+
+    def find(name: str) -> object:
+        if name in names:
+            raise ImportError(f"{module}.{name} is now {names[name]}; use it by that name")
+        raise AttributeError(f"module '{module}' has no attribute '{name}'")
+
+    return find

@@ -4,6 +4,7 @@ A sampler is a function of (velocity, x, times); `network_velocity` and `guided_
 `TrigFlow.sample_noise` the second, `sigma_grid`, `consistency_times`, `segment_times` and `meanflow_times` the third.
 """
 
+from trigflow.runtime.errors import renamed
 from trigflow.samplers.flow_map import flow_map_sample
 from trigflow.samplers.grid import consistency_times, meanflow_times, segment_times, sigma_grid
 from trigflow.samplers.guidance import JumpFunction, Network, VelocityFunction, guided_velocity, network_velocity
@@ -20,6 +21,17 @@ from trigflow.samplers.ode import (
 )
 from trigflow.samplers.sampling import Sampling
 from trigflow.samplers.search import ScheduleSearch, Trial, search_times, search_times_and_gamma
+
+RENAMED = {
+    "consistency_sample": "flow_map_sample(..., gamma=1)",
+    "meanflow_sample": "flow_map_sample(velocity, process, noise, times)",
+    "multistep_sample": "flow_map_sample(velocity, process, noise, segment_times(process, segments))",
+}
+"""Old names, and how they are spelled now."""
+
+
+__getattr__ = renamed(__name__, RENAMED)
+
 
 __all__ = [
     "SOLVERS",

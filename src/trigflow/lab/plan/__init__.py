@@ -5,6 +5,9 @@ from trigflow.lab.plan.memory import Memory, memory
 from trigflow.lab.plan.run_plan import RunPlan, make_plan
 from trigflow.lab.plan.step import RunCounts, Step, StepCount, count_run
 from trigflow.lab.plan.trace import Trace
+from trigflow.runtime.errors import renamed
+
+__getattr__ = renamed(__name__, {"Counted": "RunCounts", "Plan": "RunPlan"})
 
 __all__ = [
     "GPU",

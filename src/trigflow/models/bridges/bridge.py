@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from trigflow.conditions import check_told, null_rows
+from trigflow.conditions import OLD, check_told, null_rows
 from trigflow.models.bridges.adapters import Adapter, plain
 from trigflow.models.bridges.schedules import DiscreteSchedule, Schedule
 from trigflow.process import TrigFlow, trig
@@ -49,8 +49,14 @@ class Bridge(nn.Module, ABC):
         adapter: Adapter = plain,
         null: Mapping[str, int | float | Tensor] | None = None,
         takes: Iterable[str] = (),
+        **old: Any,
     ) -> None:
         super().__init__()
+        for name in old:
+            raise UserError(
+                f"{name} for a bridge; expected scale, adapter, null or takes; "
+                f"{'set ' + OLD[name] if name in OLD else 'leave it out'}"
+            )
         if not isinstance(model, nn.Module):
             raise UserError(
                 f"a {type(model).__name__} to bridge; expected a torch.nn.Module; wrap the function in a module"
