@@ -99,8 +99,9 @@ def test_compile_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert not (tmp_path / "run").exists()
 
 
-def test_auto_is_on_for_cuda_alone() -> None:
+def test_auto_is_on_for_long_runs_on_cuda() -> None:
     devices = [torch.device(name) for name in ("cpu", "cuda", "mps")]
-    assert [compiled.is_compiled("auto", device) for device in devices] == [False, True, False]
-    assert all(compiled.is_compiled("graphs", device) for device in devices)
-    assert not any(compiled.is_compiled("off", device) for device in devices)
+    assert [compiled.is_compiled("auto", device, 5000) for device in devices] == [False, True, False]
+    assert not compiled.is_compiled("auto", devices[1], 4999)
+    assert all(compiled.is_compiled("graphs", device, 1) for device in devices)
+    assert not any(compiled.is_compiled("off", device, 10**6) for device in devices)

@@ -16,9 +16,14 @@ BACKEND = "inductor"
 """Of `torch.compile`."""
 
 
-def is_compiled(setting: str, device: torch.device) -> bool:
-    """What `loop.compile` means on a device: auto is on for CUDA, where launches of small kernels take most of a step."""
-    return device.type == "cuda" if setting == "auto" else setting != "off"
+WORTH = 5_000
+"""Iterations from which on compiling, which takes minutes, pays on a GPU."""
+
+
+def is_compiled(setting: str, device: torch.device, iterations: int) -> bool:
+    """What `loop.compile` means for a run on a device: auto is on for CUDA, where launches of small kernels take much of a
+    step, for runs that are not short."""
+    return device.type == "cuda" and iterations >= WORTH if setting == "auto" else setting != "off"
 
 
 def compiled(function: Callable[..., Any], name: str, setting: str = "on", recomputed: bool = False) -> Compiled:

@@ -103,8 +103,8 @@ class LoopConfig:
     keep_every: int = 0
     """Keep the checkpoints of multiples of so many iterations as well, and make them; 0 for none."""
     compile: Annotated[Literal["auto", "on", "off", "graphs"], tyro.conf.arg(aliases=["--compile"])] = "auto"
-    """Compile the losses, tangents and all, and the average; graphs: as CUDA graphs too. auto: on CUDA alone. What cannot be
-    compiled runs as it is."""
+    """Compile the losses, tangents and all, and the average; graphs: as CUDA graphs too. auto: on CUDA, from 5,000 iterations
+    on. What cannot be compiled runs as it is."""
     instruments: bool = False
     """Log the parts of the tangent, the time derivative of the embedding and the gradient by part of the network."""
 

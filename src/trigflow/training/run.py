@@ -97,7 +97,7 @@ class RunParts:
 
         loop = config.loop
         share = share_of_batch(loop.batch_size, loop.accumulate)
-        compiles = is_compiled(loop.compile, self.device)
+        compiles = is_compiled(loop.compile, self.device, loop.iterations)
         self.parallel = parallel = Parallel(config.parallel, self.device, compiles)
         if parallel.sharded and loop.instruments:
             raise UserError(
