@@ -109,7 +109,8 @@ def trace(function: Callable[..., Any], leaves: list[Any], nest: Any, dynamic: b
     try:
         with _unchanged(marks.modules):
             given = _of_any_batch(inputs) if dynamic else inputs
-            graph = proxy_tensor.make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*given)
+            table = {torch.ops.aten.upsample_nearest2d.default: _enlarged}
+            graph = proxy_tensor.make_fx(flat, table, tracing_mode="fake", _allow_non_fake_inputs=True)(*given)
     except Untraceable:
         raise
     except Exception as reason:
@@ -117,6 +118,19 @@ def trace(function: Callable[..., Any], leaves: list[Any], nest: Any, dynamic: b
     traced = _lifted(graph, list(marks.modules))
     traced.nest = outputs
     return traced
+
+
+def _enlarged(x: Tensor, size: list[int], *scales: float | None) -> Any:
+    """Nearest-neighbour enlargement by whole factors as a broadcast, whose gradient is a sum.
+
+    Inductor of PyTorch 2.13 gives wrong gradients, without a word, where the gradient of `upsample_nearest2d` reaches
+    attention on a CPU, as in EDM2.
+    """
+    b, c, h, w = x.shape
+    rows, columns = size[0] // h, size[1] // w
+    if (rows * h, columns * w) != tuple(size):
+        return NotImplemented
+    return x[:, :, :, None, :, None].expand(-1, -1, -1, rows, -1, columns).reshape(b, c, *size)
 
 
 def _words(reason: Exception, last: Any) -> str:
