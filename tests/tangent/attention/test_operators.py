@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, library
 from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -75,7 +75,7 @@ def test_the_operator_keeps_its_promises(name: str) -> None:
     q, k, v = draw(1, *queries), draw(2, *keys), draw(3, *keys[:-1], 5)
     settings = {"causal": False, "scale": None, "grouped": False, **settings}
     arguments = (q, k, v, q, None, v, None, None, None, *settings.values(), "chunked")
-    torch.library.opcheck(OPERATOR, arguments)
+    library.opcheck(OPERATOR, arguments)
     value = OPERATOR(*arguments)
     assert torch.equal(value, chunked.attention(q, k, v, q, None, v, **settings))
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, library
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -368,9 +368,9 @@ def traced(name: str, device: str) -> dict[str, float]:
         settings = (mask.expand(1, 2, 8, 8), None, False, None, False)
         checks = ("test_schema", "test_autograd_registration", "test_faketensor")
         given = (*leaves, dq, None, dq, *settings)
-        torch.library.opcheck(of.attention_with_tangent.default, given, test_utils=checks)
+        library.opcheck(of.attention_with_tangent.default, given, test_utils=checks)
         given = (*(x.detach() for x in (dq, *leaves, dq)), lse, *settings)
-        torch.library.opcheck(of.attention_gradients.default, given, test_utils=checks)
+        library.opcheck(of.attention_gradients.default, given, test_utils=checks)
         return {"order": 0.0}
     gaps = [float((a - b).abs().max()) for value in values for a, b in zip(value, expected, strict=True)]
     return {"order": max(gaps)}

@@ -1,4 +1,4 @@
-"""Attention as operators of `torch.library`: one node of a graph each, with a shape that is known without computing.
+"""Attention as custom operators of PyTorch: one node of a graph each, with a shape that is known without computing.
 
 | operator | computes | derivative |
 | --- | --- | --- |
@@ -14,7 +14,7 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from trigflow.tangent.attention import chunked
 from trigflow.tangent.attention.layout import arguments
@@ -82,7 +82,7 @@ THREE = "(Tensor, Tensor, Tensor)"
 
 
 def _operator(name: str, function: Any, schema: str, fake: Any) -> Any:
-    operator = torch.library.custom_op(f"trigflow::{name}", function, mutates_args=(), schema=schema)
+    operator = library.custom_op(f"trigflow::{name}", function, mutates_args=(), schema=schema)
     operator.register_fake(fake)
     return operator
 
