@@ -223,7 +223,7 @@ class Compiled:
                 from torch._inductor.compile_fx import compile_fx
 
                 # On a CPU inductor would have the images of convolutions channels-last in forwards with tangents, and each
-                # of them copied for the backward: 1.51 s a step of the U-Net of docs/tangent.md instead of 1.30.
+                # of them copied for the backward.
                 compiled: Any = compile_fx(graph, given, config_patches={"layout_optimization": False})
                 return compiled  # type: ignore[no-any-return]
             return lookup_backend(self.backend)(graph, given)  # type: ignore[no-any-return]
