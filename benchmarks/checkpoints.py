@@ -57,9 +57,7 @@ def make_trainer(recipe: str, kind: str, folder: Path) -> Trainer:
         known.objective.sampling,
         data.conditioner(network.takes),
     )
-    return Trainer(
-        dataclasses.replace(config, network=known.network), folder, teacher=teacher, dataset=data, progress=False
-    )
+    return Trainer(dataclasses.replace(config, network=known.network), folder, teacher=teacher, dataset=data, progress=False)
 
 
 def stretch(trainer: Trainer, checkpoint: str) -> tuple[float, float, float]:

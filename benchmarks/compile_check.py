@@ -274,10 +274,7 @@ def main() -> int:
             write_json(options.json, {**written, "networks": rows})
     equal = sum(row["equal"] for row in rows.values())
     ratios = [f"{name} {row['times']['consistency over plain']:.2f}" for name, row in rows.items() if "times" in row]
-    print(
-        f"compiled {equal} of {len(rows)} equal"
-        + (f", consistency over plain step: {', '.join(ratios)}" if ratios else "")
-    )
+    print(f"compiled {equal} of {len(rows)} equal" + (f", consistency over plain step: {', '.join(ratios)}" if ratios else ""))
     return 0 if equal == len(rows) else 1
 
 

@@ -187,11 +187,7 @@ def main() -> None:
         most = max(args.workers)
         wait = {str(count): waiting(datasets["stored.zip"], 2 * BATCH / BAR, count) for count in (0, most)}
     clock = {name: median(c for c, _ in found) for name, found in rates.items()}
-    own = {
-        name: median(p for _, p in found)
-        for name, found in rates.items()
-        if "worker" not in name and "thread" not in name
-    }
+    own = {name: median(p for _, p in found) for name, found in rates.items() if "worker" not in name and "thread" not in name}
     one = clock["stored.zip"]
     result: dict[str, Any] = {
         "command": f"python benchmarks/data.py {shlex.join(sys.argv[1:])}".strip(),

@@ -105,9 +105,7 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="of moments, positions and images")
     for name, (kind, usual) in COUNTS.items():
         parser.add_argument(name, dest=kind, type=int, default=usual, metavar="N", help=f"trials; {usual} by default")
-    parser.add_argument(
-        "--at-most", type=int, metavar="N", help="trials of every kind, to see whether all of this works"
-    )
+    parser.add_argument("--at-most", type=int, metavar="N", help="trials of every kind, to see whether all of this works")
     parser.add_argument("--load", type=int, default=0, metavar="N", help="processes beside that are busy all the time")
     parser.add_argument("--folder", type=Path, help="for runs; one is made, and removed again if all is survived")
     parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / "faults.json")

@@ -155,9 +155,7 @@ def main() -> None:
     text = PAGE.read_text(encoding="utf-8")
     if args.check:
         if page_with(text, read_json(JSON, "result")) != text:
-            raise SystemExit(
-                "docs/scale.md does not have the tables of results/fits.json; run: python benchmarks/fits.py"
-            )
+            raise SystemExit("docs/scale.md does not have the tables of results/fits.json; run: python benchmarks/fits.py")
         return
     found = count()
     write_json(JSON, found)

@@ -400,9 +400,7 @@ def main() -> None:
     failed = {c.part.name: c.result()["ended"] for c in runner.children if "ended" in c.result()}
     failures = sum(len(c.result().get("failures", [])) for c in runner.children)
     ran = len(runner.children) - len(failed)
-    print(
-        f"{ran} of {len(runner.children) + len(runner.not_run)} parts ran to their end, {failures} failures inside them"
-    )
+    print(f"{ran} of {len(runner.children) + len(runner.not_run)} parts ran to their end, {failures} failures inside them")
     sys.exit(1 if args.dry and (failed or failures) else 0)
 
 

@@ -70,9 +70,7 @@ def checks(parts: dict[str, Any]) -> str:
     cases = [case for name, part in parts.items() if name.startswith("kernels") for case in part.get("cases", [])]
     left = sum(len(part.get("left_out", [])) for name, part in parts.items() if name.startswith("kernels"))
     within = sum(case["within"] for case in cases)
-    rows = [
-        ["Triton kernels against float64", f"{within} of {len(cases)} within bounds; {left} not reached in the time"]
-    ]
+    rows = [["Triton kernels against float64", f"{within} of {len(cases)} within bounds; {left} not reached in the time"]]
     kinds = parts["resume"].get("kinds", [])
     equal = sum(kind["differ_resumed"] == kind["differ_repeated"] == 0 for kind in kinds)
     rows.append(["interrupted and resumed runs equal whole ones, bit for bit", f"{equal} of {len(kinds)} kinds"])

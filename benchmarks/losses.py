@@ -86,9 +86,7 @@ def first_steps(folder: Path, *words: str, threads: int) -> list[dict[str, Any]]
     try:
         while len(lines_of(folder)) <= STEPS:  # one more: the checkpoint of the last one has been begun
             if process.poll() is not None:
-                raise RuntimeError(
-                    f"trigflow {words[0]} ended: {process.stderr.read().decode() if process.stderr else ''}"
-                )
+                raise RuntimeError(f"trigflow {words[0]} ended: {process.stderr.read().decode() if process.stderr else ''}")
             time.sleep(0.05)
         process.terminate()
         process.wait(timeout=120)

@@ -164,9 +164,7 @@ def draw(net: MLP, objective: Objective, steps: int, seed: int, count: int) -> T
     return flow_map_sample(velocity, PROCESS, noise, times, gamma=sampling.noise, generator=random)
 
 
-def measure(
-    settings: dict[str, Any], seed: int, draws: int, teacher: MLP, iterations: int, count: int
-) -> dict[str, Any]:
+def measure(settings: dict[str, Any], seed: int, draws: int, teacher: MLP, iterations: int, count: int) -> dict[str, Any]:
     """Distances by number of steps, and seconds of training, of one student; `draws` is the seed of what it is trained on."""
     own = {"proposal": TIMES, "tangent": TangentConfig(warmup=iterations // 5), **settings}
     rate = own.pop("rate", None)
@@ -229,9 +227,7 @@ def main(arguments: list[str] | None = None) -> int:
     torch.set_num_threads(1)
     command = shlex.join(["python", "benchmarks/mixture.py", *(sys.argv[1:] if arguments is None else arguments)])
     settings = {"iterations": args.iterations, "samples": args.samples}
-    before = (
-        read_json(args.json, "results") if args.add and args.json.is_file() else {"settings": settings, "by_seed": {}}
-    )
+    before = read_json(args.json, "results") if args.add and args.json.is_file() else {"settings": settings, "by_seed": {}}
     if before["settings"] != settings:
         parser.error(f"{args.json} was measured with {before['settings']}; expected the same; leave out --add")
     by_seed, commands = before["by_seed"], [*([before["command"]] if "command" in before else []), command]
@@ -246,8 +242,7 @@ def main(arguments: list[str] | None = None) -> int:
     write_json(args.json, result)
     for name, row in result["summary"].items():
         cells = "  ".join(
-            f"{row[k]['distance']:9.2e} ({row[k]['ratio']:.2f}{'' if row[k]['as_good'] else ' *'})"
-            for k in map(str, STEPS)
+            f"{row[k]['distance']:9.2e} ({row[k]['ratio']:.2f}{'' if row[k]['as_good'] else ' *'})" for k in map(str, STEPS)
         )
         print(f"{name:28} {cells}  {row['seconds']:.0f} s")
     return 0

@@ -114,11 +114,7 @@ def configurations(checkout: Path) -> Iterator[tuple[str, str, Callable[[], Any]
             finally:
                 torch.use_deterministic_algorithms(False)
             for name, kind in list(vars(module).items()):
-                if (
-                    not isinstance(kind, type)
-                    or kind.__module__ != module.__name__
-                    or not hasattr(kind, "get_init_dict")
-                ):
+                if not isinstance(kind, type) or kind.__module__ != module.__name__ or not hasattr(kind, "get_init_dict"):
                     continue
                 case = kind()
                 try:  # base classes, and tests of quantization with inputs for the weights that they load
@@ -197,9 +193,7 @@ class Case:
         if not any(y.requires_grad for y in out):
             return []
         total = sum((y * torch.randn(y.shape, generator=g).to(y.dtype)).sum() for y in out if y.requires_grad)
-        return list(
-            torch.autograd.grad(total, [p for p in self.net.parameters() if p.requires_grad], allow_unused=True)
-        )
+        return list(torch.autograd.grad(total, [p for p in self.net.parameters() if p.requires_grad], allow_unused=True))
 
 
 # Comparisons ----------------------------------------------------------------------------------------------------------
@@ -213,9 +207,7 @@ def error(found: list[Tensor], expected: list[Tensor]) -> float:
 
 
 def same(a: list[Any], b: list[Any]) -> bool:
-    return all(
-        x is y is None or (x is not None and y is not None and torch.equal(x, y)) for x, y in zip(a, b, strict=True)
-    )
+    return all(x is y is None or (x is not None and y is not None and torch.equal(x, y)) for x, y in zip(a, b, strict=True))
 
 
 def difference(case: Case, directions: tuple[Tensor, ...], h: float) -> list[Tensor]:

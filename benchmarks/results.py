@@ -211,9 +211,7 @@ def read_notes(folder: Path, found: dict[tuple[str, str], Results]) -> dict[str,
         raise SystemExit(f"notes.json speaks of {', '.join(unknown)}; expected studies that have results")
     for name, note in notes.items():
         if number := FIGURE.search(note):
-            raise SystemExit(
-                f"the note on {name} has the figure {number[0]}; expected words; figures come from results"
-            )
+            raise SystemExit(f"the note on {name} has the figure {number[0]}; expected words; figures come from results")
     return notes
 
 

@@ -163,9 +163,7 @@ def measure(name: str, batch: int, variants: list[str], device: str, quick: bool
                     ready = prepare(net, variant, noise, label, guided)
                 seconds = timed(draw_of(ready, noise, label), cuda, repeats if guided else max(1, repeats // 5), 2)
             except Exception as reason:
-                entry[who] = {
-                    "error": f"{type(reason).__name__}: {(str(reason) or 'no message').splitlines()[0][:200]}"
-                }
+                entry[who] = {"error": f"{type(reason).__name__}: {(str(reason) or 'no message').splitlines()[0][:200]}"}
                 continue
             entry[who] = {"seconds": median(seconds), "per_sample": median(seconds) / batch, "rounds": seconds}
             if cuda:
@@ -188,9 +186,7 @@ def table(result: dict[str, Any]) -> str:
             text = "".join(f"{'-' if c is None else format(c, '.4f'):>12}" for c in cells)
             ratio = entry.get("teacher_over_student")
             lines.append(f"{found['batch']:6} {variant:12}{text}{'-' if ratio is None else format(ratio, '.1f'):>20}")
-            lines += [
-                f"       {who}: {e['error']}" for who, e in (("student", student), ("teacher", teacher)) if "error" in e
-            ]
+            lines += [f"       {who}: {e['error']}" for who, e in (("student", student), ("teacher", teacher)) if "error" in e]
     return "\n".join(lines)
 
 
@@ -199,9 +195,7 @@ def main() -> None:
     parser.add_argument("--network", default="img512-xxl", help="img64-s ... img64-xl, img512-s ... img512-xxl")
     parser.add_argument("--batches", type=int, nargs="+", default=None, help="batch sizes (1 64; 1 2 with --quick)")
     parser.add_argument("--variants", nargs="+", choices=["eager", "compiled", "graph"], default=None)
-    parser.add_argument(
-        "--repeats", type=int, default=10, help="timed calls of the student; a fifth of it of the teacher"
-    )
+    parser.add_argument("--repeats", type=int, default=10, help="timed calls of the student; a fifth of it of the teacher")
     parser.add_argument("--quick", action="store_true", help="a tiny network, whose times mean nothing")
     parser.add_argument("--json", type=Path, help="result file")
     args = parser.parse_args()

@@ -184,9 +184,7 @@ def main() -> None:
         for row in result["throughput"]:
             name = f"{row['recipe']}, {row['kind']}"
             what = f"{name}: throughput of {args.processes} processes / one of {args.processes} threads"
-            result["bars"].append(
-                {"what": what, "measured": row["ratio"], "bar": f">= {BAR}", "met": row["ratio"] >= BAR}
-            )
+            result["bars"].append({"what": what, "measured": row["ratio"], "bar": f">= {BAR}", "met": row["ratio"] >= BAR})
             one, several = (median(row["seconds"][name]) for name in ("one", "several"))
             print(f"{name}: {1000 * one:.0f} ms a step in one process, {1000 * several:.0f} ms in {args.processes}")
     if args.only in (None, "losses"):

@@ -134,9 +134,7 @@ def measure_case(case: Case, device: str, repeats: int, quick: bool, heap: str) 
     step.math_attention = one.math_attention
     variants = leave_out_what_does_not_fit(step, messages)
     memory = measure_memory(step, case, variants, quick, heap)
-    pairs = {
-        v: time_pair(step, case, v, repeats, quick, heap) for v in variants if v != "engine" and "engine" in variants
-    }
+    pairs = {v: time_pair(step, case, v, repeats, quick, heap) for v in variants if v != "engine" and "engine" in variants}
     medians = {v: {name: median(values) for name, values in rounds.items()} for v, rounds in pairs.items()}
     seconds = {v: medians[v][v] for v in pairs} | {"engine": medians["plain"]["engine"]} if "plain" in pairs else {}
     return {
@@ -155,9 +153,7 @@ def measure_case(case: Case, device: str, repeats: int, quick: bool, heap: str) 
         "pairs": pairs,
         "memory": memory,
         "tangent_error": {
-            v: relative_error(tangents["engine"], t)
-            for v, t in tangents.items()
-            if v != "engine" and "engine" in tangents
+            v: relative_error(tangents["engine"], t) for v, t in tangents.items() if v != "engine" and "engine" in tangents
         },
         "messages": messages,
     }

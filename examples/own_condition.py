@@ -35,9 +35,7 @@ def spots(n: int = 512) -> ImageDataset:
     """Spots of light on the dark, 8x8, with the place of each one's centre in [-1, 1]^2."""
     centre = 2 * torch.rand(n, 2, generator=torch.Generator().manual_seed(0)) - 1
     line = torch.linspace(-1, 1, SIDE)
-    distance = (line[None, :, None] - centre[:, 1, None, None]) ** 2 + (
-        line[None, None] - centre[:, 0, None, None]
-    ) ** 2
+    distance = (line[None, :, None] - centre[:, 1, None, None]) ** 2 + (line[None, None] - centre[:, 0, None, None]) ** 2
     light = (255 * torch.exp(-6 * distance)).round().to(torch.uint8)
     return ImageDataset("spots", light[:, None], conditions={"centre": centre})
 

@@ -45,9 +45,7 @@ class Huber(StudentObjective):
         prediction, g = eulerian_tangent(given.network, process, x_t, v, t, end, given.conditions, r=r)
         target = prediction.detach() + shape_tangent(g, self.tangent)
         error = F.huber_loss(prediction, target, reduction="none", delta=self.bend).flatten(1).mean(1)
-        return Loss(
-            error.mean(), {"t": t, "loss": error.detach(), "tangent_norm": g.square().flatten(1).mean(1).sqrt()}
-        )
+        return Loss(error.mean(), {"t": t, "loss": error.detach(), "tangent_norm": g.square().flatten(1).mean(1).sqrt()})
 
 
 register("huber", Huber, title="student (Huber)", summary="sCD with a Huber loss")

@@ -54,9 +54,7 @@ def test_a_network_says_what_it_takes() -> None:
     assert told.takes(network) == {"size", "label"}
     assert told.null(network).keys() == {"size"}
     assert told.null(network) is not network.null
-    built = MLP(
-        MLPConfig(3, 8, depth=1, conditioning=ConditioningConfig(width=8, num_classes=5, takes=("guidance", "end")))
-    )
+    built = MLP(MLPConfig(3, 8, depth=1, conditioning=ConditioningConfig(width=8, num_classes=5, takes=("guidance", "end"))))
     assert told.takes(built) == {"label", "guidance", "end"}
     assert {name: row.tolist() for name, row in told.null(built).items()} == {"label": 5}
 
@@ -112,9 +110,7 @@ def test_too_many_and_too_few_are_named() -> None:
         UserError, match=r"^guidance for a network that takes label, end, size; expected no other; drop guidance$"
     ):
         told.check_told(network, {"label", "end", "guidance", "weight"})
-    with pytest.raises(
-        UserError, match=r"^label for a network that takes no conditions; expected no other; drop label$"
-    ):
+    with pytest.raises(UserError, match=r"^label for a network that takes no conditions; expected no other; drop label$"):
         told.check_told(Network(), {"label"})
     with pytest.raises(
         UserError, match=r"^no label for a network that takes it; expected a tensor of shape \(b, ...\); pass label$"
@@ -155,9 +151,7 @@ def test_other_numbers_of_rows_are_refused(shape: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("name", ["label", "guidance", "end"])
 def test_conditions_of_one_number_have_no_more_axes(name: str) -> None:
-    with pytest.raises(
-        UserError, match=rf"^{name} of shape \(4, 1\) for a batch of 4; expected one number, or one a sample; "
-    ):
+    with pytest.raises(UserError, match=rf"^{name} of shape \(4, 1\) for a batch of 4; expected one number, or one a sample; "):
         told.rows_of({name: torch.zeros(4, 1)}, X)
 
 
@@ -176,9 +170,7 @@ def test_picking_and_joining() -> None:
     both = told.joined(chosen, conditions)
     assert both["label"].tolist() == [3, 1, 0, 1, 2, 3]
     assert both["size"].shape == (6, 2)
-    mixed = told.joined(
-        {"size": torch.zeros(1, 2)}, {"size": torch.ones(1, 2, dtype=torch.float64), "other": torch.ones(1)}
-    )
+    mixed = told.joined({"size": torch.zeros(1, 2)}, {"size": torch.ones(1, 2, dtype=torch.float64), "other": torch.ones(1)})
     assert mixed.keys() == {"size"}
     assert mixed["size"].dtype == torch.float32
 
@@ -231,9 +223,7 @@ def test_guidance_leaves_in_place_what_cannot_be_dropped() -> None:
 
 def test_guidance_away_from_a_condition_that_is_not_there() -> None:
     network = Network(("size", "label"), SIZES)
-    with pytest.raises(
-        UserError, match=r"away from nothing: of the conditions label .* leave out size; expected one that"
-    ):
+    with pytest.raises(UserError, match=r"away from nothing: of the conditions label .* leave out size; expected one that"):
         guided_velocity(network, PROCESS, {"label": torch.arange(4)}, 2.0)
 
 
@@ -443,9 +433,7 @@ def test_names_that_nobody_knows() -> None:
         BOTH.conditions({"size": "big"})
 
 
-@pytest.mark.parametrize(
-    "conditioner", [Conditioner(), Conditioner.of_classes(5), Conditioner.of_classes(1, ["ü"]), BOTH]
-)
+@pytest.mark.parametrize("conditioner", [Conditioner(), Conditioner.of_classes(5), Conditioner.of_classes(1, ["ü"]), BOTH])
 def test_state_and_back(conditioner: Conditioner) -> None:
     state = json.loads(json.dumps(conditioner.state()))
     again = Conditioner.from_state(state)
@@ -469,9 +457,7 @@ def test_an_input_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 
     state = Conditioner({"text": Words()}).state()
     assert state == {"text": {"kind": "words"}}
-    with pytest.raises(
-        UserError, match=r"^the model is told text by a 'words'; expected one of classes, numbers; .*--plugin$"
-    ):
+    with pytest.raises(UserError, match=r"^the model is told text by a 'words'; expected one of classes, numbers; .*--plugin$"):
         Conditioner.from_state(state)
     monkeypatch.setitem(INPUTS, "words", Words)
     found = Conditioner.from_state(state).conditions({"text": "four"}, num=2)

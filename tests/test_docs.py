@@ -410,14 +410,10 @@ def mentions() -> list[Line]:
     """Commands within a sentence, in backticks: those with an option or argument."""
     found = list[Line]()
     for path in TEXTS:
-        text = re.sub(
-            r"^```.*?^```$", lambda fenced: "\n" * fenced[0].count("\n"), path.read_text("utf-8"), flags=re.M | re.S
-        )
+        text = re.sub(r"^```.*?^```$", lambda fenced: "\n" * fenced[0].count("\n"), path.read_text("utf-8"), flags=re.M | re.S)
         for span in re.finditer(r"`trigflow ([^`]+)`", text):
             line = text.count("\n", 0, span.start()) + 1
-            found += [
-                Line(f"{name_of(path)}:{line}", words) for _, words in typed_in(" ".join(span[0].strip("`").split()))
-            ]
+            found += [Line(f"{name_of(path)}:{line}", words) for _, words in typed_in(" ".join(span[0].strip("`").split()))]
     return found
 
 

@@ -114,9 +114,7 @@ def assert_trained(run: str | Path, finished: str) -> None:
     found, expected = (load_file(Path(name) / "network.safetensors") for name in (run, finished))
     assert list(found) == list(expected)
     for name, value in expected.items():
-        torch.testing.assert_close(
-            found[name], value, rtol=1e-5, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}"
-        )
+        torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
 
 
 def assert_resumed(run: str, stopped: str) -> None:

@@ -36,9 +36,7 @@ def test_what_is_written_is_read_as_it_is(kind: str) -> None:
 @pytest.mark.parametrize("kind", FORMATS)
 def test_a_newer_format_is_refused_with_the_version_that_reads_it(kind: str) -> None:
     newer = {"format": FORMATS[kind] + 1, "trigflow": "7.8.9"}
-    with pytest.raises(
-        UserError, match=rf"'x\.json' has format {FORMATS[kind] + 1}, .*; expected .*; .*7\.8\.9"
-    ) as caught:
+    with pytest.raises(UserError, match=rf"'x\.json' has format {FORMATS[kind] + 1}, .*; expected .*; .*7\.8\.9") as caught:
         migrated(kind, newer, "'x.json'")
     assert "\n" not in str(caught.value)
 

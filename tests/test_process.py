@@ -234,9 +234,7 @@ def test_predictions_of_a_gaussian(seed: int, t: float) -> None:
 @given(seed=seeds, t=inner_times)
 def test_score_of_a_mixture(seed: int, t: float) -> None:
     process = TrigFlow()
-    oracle = MixtureOracle(
-        draw(0, 3, 2), torch.tensor([0.02, 0.1, 0.3]).double(), torch.tensor([1.0, 2.0, 3.0]).double()
-    )
+    oracle = MixtureOracle(draw(0, 3, 2), torch.tensor([0.02, 0.1, 0.3]).double(), torch.tensor([1.0, 2.0, 3.0]).double())
     x, times = draw(seed, 4, 2), torch.full((4,), t, dtype=torch.float64)
     score = torch.func.grad(lambda y: oracle.log_density(y, times).sum())(x)
     v = oracle.velocity(x, times)

@@ -30,9 +30,7 @@ def test_ends_are_even_and_exact_at_both_sides(segments: int) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("segments", COUNTS)
-def test_an_end_belongs_to_the_segment_below_it_and_the_next_number_to_the_one_above(
-    segments: int, dtype: torch.dtype
-) -> None:
+def test_an_end_belongs_to_the_segment_below_it_and_the_next_number_to_the_one_above(segments: int, dtype: torch.dtype) -> None:
     ends = torch.tensor(segment_ends(segments), dtype=torch.float64).to(dtype)
     lower, upper = segment_bounds(ends[1:], segments)
     assert torch.equal(lower, ends[:-1])

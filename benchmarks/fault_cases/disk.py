@@ -100,9 +100,7 @@ def shortages(bench: Bench) -> Iterator[Trial]:
         yield Trial(f"a disk of {kilobytes} KiB", functools.partial(_too_small, bench, kilobytes))
 
 
-def _fill(
-    bench: Bench, when: Callable[[Path], Any], more: tuple[object, ...], lasting: bool, folder: Path
-) -> dict[str, Any]:
+def _fill(bench: Bench, when: Callable[[Path], Any], more: tuple[object, ...], lasting: bool, folder: Path) -> dict[str, Any]:
     bench.finished()
     with SmallDisk(folder / "disk") as disk:
         out = disk.folder / "run"

@@ -138,10 +138,7 @@ def bomb(random: Random) -> bytes:
 
 def can_be_decoded(content: bytes) -> bool:
     """Whether Pillow, asked directly, decodes it to the end as a format that training reads."""
-    if (
-        content.startswith(b"\x89PNG")
-        and int.from_bytes(content[16:20], "big") * int.from_bytes(content[20:24], "big") > 10**8
-    ):
+    if content.startswith(b"\x89PNG") and int.from_bytes(content[16:20], "big") * int.from_bytes(content[20:24], "big") > 10**8:
         return False
     try:
         with warnings.catch_warnings():

@@ -194,15 +194,11 @@ def config_of(bench: Bench, kind: str) -> RunConfig:
     return dataclasses.replace(
         config,
         data=DataConfig(source=str(bench.data)),
-        network=UNetConfig(
-            patch=2, width=32 if muon else 8, mult=(1, 2), blocks=1, conditioning=ConditioningConfig(width=8)
-        ),
+        network=UNetConfig(patch=2, width=32 if muon else 8, mult=(1, 2), blocks=1, conditioning=ConditioningConfig(width=8)),
         objective=as_kind(config.objective, kind),
         optimizer=dataclasses.replace(config.optimizer, name="muon" if muon else "adam"),
         ema=EMAConfig(snapshot_every=20),
-        loop=LoopConfig(
-            iterations=ITERATIONS, batch_size=16, log_every=4, sample_every=0, checkpoint_every=4, device="cpu"
-        ),
+        loop=LoopConfig(iterations=ITERATIONS, batch_size=16, log_every=4, sample_every=0, checkpoint_every=4, device="cpu"),
         guard=GuardConfig(patience=PATIENCE),
     )
 

@@ -250,9 +250,7 @@ def make_images(folder: Path, seed: int, count: int = 64) -> Path:
 
 def check_tensors(expected: dict[str, Tensor], found: dict[str, Tensor], what: str) -> None:
     """Raise `Lost` unless both hold the same bits under the same names."""
-    names = [
-        n for n in {**expected, **found} if n not in expected or n not in found or not _same(expected[n], found[n])
-    ]
+    names = [n for n in {**expected, **found} if n not in expected or n not in found or not _same(expected[n], found[n])]
     expect(not names, f"{what} differs from that of an uninterrupted run in {len(names)} tensors, first {names[:1]}")
 
 

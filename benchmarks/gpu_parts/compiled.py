@@ -134,7 +134,5 @@ def summary(part: dict[str, Any]) -> str:
     """One line."""
     name = part.get("case", {}).get("case", "?")
     over = "  ".join(f"{n} {r:.2f}" for n, r in part.get("over_compiled_plain", {}).items())
-    failures = "  ".join(
-        [*(f"{f['what']}: {f['error']}" for f in part.get("failures", [])), *part.get("fallbacks", [])]
-    )
+    failures = "  ".join([*(f"{f['what']}: {f['error']}" for f in part.get("failures", [])), *part.get("fallbacks", [])])
     return f"compiled {name}: {over or 'stopped at ' + str(part.get('stage'))}  {failures}"

@@ -44,9 +44,7 @@ def engine(variant: str, tiny: bool, device: str) -> dict[str, Any]:
     given = dataclasses.replace(config.conditioning, takes=("guidance",))
     if tiny:
         given = dataclasses.replace(given, width=16, num_classes=10)
-        config = dataclasses.replace(
-            config, width=16, mult=(1, 2), blocks=1, resolution=16, attention=(8,), head_width=16
-        )
+        config = dataclasses.replace(config, width=16, mult=(1, 2), blocks=1, resolution=16, attention=(8,), head_width=16)
     config = dataclasses.replace(config, conditioning=given)
     torch.manual_seed(0)
     with torch.device(device):
@@ -57,9 +55,7 @@ def engine(variant: str, tiny: bool, device: str) -> dict[str, Any]:
     shape = (config.channels, config.resolution, config.resolution)
     names = tuple(map(str, range(given.num_classes)))
     how = Sampling("flow_map", guidance_max=2.0)
-    model = Model(
-        network, config, TrigFlow(), Pixels.symmetric(shape), how, Conditioner.of_classes(given.num_classes, names)
-    )
+    model = Model(network, config, TrigFlow(), Pixels.symmetric(shape), how, Conditioner.of_classes(given.num_classes, names))
     began = time.perf_counter()
     drawing = Engine(model, steps=2, variant=variant)
     drawing.warm(1)

@@ -159,9 +159,7 @@ class Step:
         """The scalar to differentiate."""
         with torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bf16"):
             if variant == "plain":
-                return diffusion_loss(
-                    self.net, self.process, *self.batch, conditions=self.conditions, weight=self.weight
-                ).value
+                return diffusion_loss(self.net, self.process, *self.batch, conditions=self.conditions, weight=self.weight).value
             kind, way = variant.split()
             original = tangents.derivative_along
             tangents.derivative_along = self._kept(self._ways(original)[way])
@@ -233,9 +231,7 @@ def measured(call: Callable[[], Any], device: str) -> float:
     return begin.elapsed_time(end) / 1e3
 
 
-def rounds_of(
-    calls: dict[str, Callable[[], Any]], device: str, record: Record, until: float, tiny: bool
-) -> dict[str, Any]:
+def rounds_of(calls: dict[str, Callable[[], Any]], device: str, record: Record, until: float, tiny: bool) -> dict[str, Any]:
     """Seconds of each call in each round; a round starts one call later than the one before.
 
     Rounds go on until `record.left()` is below `until`; at least `LEAST` are made unless the time is over.

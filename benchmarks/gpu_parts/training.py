@@ -61,9 +61,7 @@ def resume(record: Record, tiny: bool) -> None:
                 if needs:
                     config = dataclasses.replace(config, teacher=str(folder / "teacher"))
 
-                def trainer(
-                    where: str, config: RunConfig = config, teacher: Model | None = teacher, **more: Any
-                ) -> Trainer:
+                def trainer(where: str, config: RunConfig = config, teacher: Model | None = teacher, **more: Any) -> Trainer:
                     return Trainer(config, folder / where, teacher=teacher, dataset=dataset, progress=False, **more)
 
                 safe = kind.replace(", ", "-")
@@ -90,9 +88,7 @@ def ended(trainer: Trainer) -> dict[str, Tensor]:
     """Weights, averages and moments after the last iteration."""
     while trainer.iteration < trainer.config.loop.iterations:
         trainer.step()
-    state = {
-        f"{name}.{key}": value for name, module in trainer.modules.items() for key, value in module.state_dict().items()
-    }
+    state = {f"{name}.{key}": value for name, module in trainer.modules.items() for key, value in module.state_dict().items()}
     state |= {f"ema.{key}": value for key, value in trainer.ema.network.state_dict().items()}
     for name, optimizer in trainer.optimizers.items():
         for index, moments in optimizer.state_dict()["state"].items():

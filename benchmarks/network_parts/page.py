@@ -42,9 +42,7 @@ def page(results: dict[str, Any]) -> str:
         by_class.setdefault(row["class"], []).append(row)
     passed = {name: f"{a} of {b}" if a < b else f"all {b}" for name, (a, b) in results["summary"].items()}
     head = HEAD.format(version=results["diffusers"], classes=len(by_class), configurations=len(rows), **passed)
-    return (
-        head + "\n".join(f"| {kind} | {' | '.join(_cells(group))} |" for kind, group in sorted(by_class.items())) + "\n"
-    )
+    return head + "\n".join(f"| {kind} | {' | '.join(_cells(group))} |" for kind, group in sorted(by_class.items())) + "\n"
 
 
 def _cells(group: list[dict[str, Any]]) -> list[str]:

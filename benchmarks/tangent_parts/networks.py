@@ -102,9 +102,7 @@ class Case:
 def unet(channels: int, width: int, blocks: int) -> Callable[[], nn.Module]:
     """Two levels, self-attention on the coarser one, adaptive double normalization."""
     conditioning = ConditioningConfig(width=32)
-    config = UNetConfig(
-        channels=channels, width=width, mult=(1, 2), blocks=blocks, attention=(1,), conditioning=conditioning
-    )
+    config = UNetConfig(channels=channels, width=width, mult=(1, 2), blocks=blocks, attention=(1,), conditioning=conditioning)
     return lambda: UNet(config)
 
 

@@ -163,9 +163,7 @@ def dispatch_seconds(case: Case, repeats: int = 30) -> float:
 
 def relative_error(value: Tensor, expected: Tensor) -> float:
     """`|value - expected| / |expected|`."""
-    return float(
-        torch.linalg.vector_norm(value.float() - expected.float()) / torch.linalg.vector_norm(expected.float())
-    )
+    return float(torch.linalg.vector_norm(value.float() - expected.float()) / torch.linalg.vector_norm(expected.float()))
 
 
 def timed(function: Callable[[], Any], repeats: int) -> float:

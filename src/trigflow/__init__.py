@@ -9,8 +9,6 @@
 The names below are imported when they are first used, so `from trigflow.tangent import jvp` stays light.
 """
 
-from __future__ import annotations
-
 import importlib
 from typing import TYPE_CHECKING, Any
 

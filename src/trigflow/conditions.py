@@ -317,9 +317,7 @@ class Numbers:
         try:
             value = torch.as_tensor(said, dtype=torch.float32).detach()
         except (TypeError, ValueError, RuntimeError, OverflowError):
-            raise UserError(
-                f"{what}: {quoted(said)} are no numbers; expected rows of shape {self.shape}; correct it"
-            ) from None
+            raise UserError(f"{what}: {quoted(said)} are no numbers; expected rows of shape {self.shape}; correct it") from None
         value = value[None] if tuple(value.shape) == self.shape else value
         if tuple(value.shape[1:]) != self.shape or not len(value) or not bool(value.isfinite().all()):
             raise UserError(

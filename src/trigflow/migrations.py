@@ -15,8 +15,6 @@ kind       file                                                       format
 Checkpoints have a number of their own in `state.json`, and the `model` in it has that of `model.json`.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from typing import Any

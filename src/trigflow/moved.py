@@ -1,7 +1,5 @@
 """Modules that have moved: the old name still imports the module, and says in one line how it is spelled now."""
 
-from __future__ import annotations
-
 import importlib
 import importlib.abc
 import importlib.machinery

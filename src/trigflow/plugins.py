@@ -6,8 +6,6 @@ calls `trigflow.objectives.register`, `trigflow.codecs.register`, `trigflow.netw
 another version of it, can say so.
 """
 
-from __future__ import annotations
-
 import hashlib
 import importlib.util
 import sys

@@ -10,8 +10,6 @@ A network `F(x_t / sd, t)` of unit-variance input and output predicts `sd F -> v
 Source: Lu and Song, ICLR 2025 (arXiv 2410.11081), section 3 and appendix B.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Literal, get_args

@@ -7,8 +7,6 @@ there. Time 0, which nothing jumps from, counts to the first.
 Source: Heek et al. 2024 (Multistep Consistency Models, arXiv 2403.06807), even segments of the angle; Lu and Song 2025.
 """
 
-from __future__ import annotations
-
 from itertools import pairwise
 
 import torch

@@ -125,9 +125,7 @@ class Visit:
 
     def settle(self, model: str = "student", figure: str = "first") -> dict[str, Any]:
         """Wait until the newest request is on the canvas; that request."""
-        self.until(
-            lambda: self._asked_for(model) and self.shows(self.last(model), figure), "the picture that was asked for"
-        )
+        self.until(lambda: self._asked_for(model) and self.shows(self.last(model), figure), "the picture that was asked for")
         return self.last(model)
 
     # What is done to it ----------------------------------------------------------------------------------------------

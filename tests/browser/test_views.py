@@ -103,9 +103,7 @@ def test_a_clock_runs_while_its_picture_is_drawn(visit: Open, race_app: FastAPI,
         assert time("second") > stopped
 
 
-def test_a_clock_never_falls_back_to_the_time_of_the_picture_before(
-    visit: Open, race_app: FastAPI, drawer: StubDrawer
-) -> None:
+def test_a_clock_never_falls_back_to_the_time_of_the_picture_before(visit: Open, race_app: FastAPI, drawer: StubDrawer) -> None:
     with running(race_app) as port:
         seen = visit(port, "#view=race")
         seen.settle()

@@ -243,9 +243,7 @@ def test_an_address_is_followed_while_the_walk_goes_on(visit: Open, port: int) -
 
 
 def test_an_address_that_makes_no_sense_is_put_right(visit: Open, port: int) -> None:
-    seen = visit(
-        port, "#view=sea&model=x&seed=-1&walk=NaN,1&mix=99:1,3:999,a:b&guidance=x&steps=student:900,y:1&count=1e9"
-    )
+    seen = visit(port, "#view=sea&model=x&seed=-1&walk=NaN,1&mix=99:1,3:999,a:b&guidance=x&steps=student:900,y:1&count=1e9")
     asked = seen.settle()
     assert (asked["seed"], asked["walk"], asked["steps"], asked["count"]) == (0, [0, 0], 2, 1)
     assert "labels" not in asked

@@ -330,9 +330,7 @@ def test_a_student_from_data_alone(teacher_folder: Path, cli: Cli, tmp_path: Pat
         assert (model.kind, model.origin["objective"]) == ("consistency", "sct")
 
 
-def test_presets_fit_the_data_unless_named(
-    monkeypatch: pytest.MonkeyPatch, cli: Cli, photos: Photos, tmp_path: Path
-) -> None:
+def test_presets_fit_the_data_unless_named(monkeypatch: pytest.MonkeyPatch, cli: Cli, photos: Photos, tmp_path: Path) -> None:
     seen: list[Any] = []
     monkeypatch.setattr(cli_module.Train, "run", lambda self: seen.append(self))
     data = photos("a.png")
@@ -370,9 +368,7 @@ def test_one_class_is_no_choice(photos: Photos, cli: Cli, tmp_path: Path) -> Non
     assert cli(*args, data / "only").code == 0
     assert json.loads(cli("info", tmp_path / "run", "--json").out)["classes"] == 0
     sample = ["sample", tmp_path / "run", "--num", 2, "--steps", 2, "--out", tmp_path / "x.png"]
-    check_mistake(
-        cli, tmp_path, [*sample, "--labels", 0], "labels for an unconditional model; expected none; leave labels out"
-    )
+    check_mistake(cli, tmp_path, [*sample, "--labels", 0], "labels for an unconditional model; expected none; leave labels out")
     assert cli(*sample).code == 0
 
 

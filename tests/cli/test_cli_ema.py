@@ -126,9 +126,7 @@ def test_mistakes_with_ema(cli: Cli, run_folder: Path, teacher_folder: Path, tmp
 # Guidance ------------------------------------------------------------------------------------------------------------
 
 
-def test_sampling_with_an_interval_and_a_negative(
-    cli: Cli, teacher_folder: Path, run_folder: Path, tmp_path: Path
-) -> None:
+def test_sampling_with_an_interval_and_a_negative(cli: Cli, teacher_folder: Path, run_folder: Path, tmp_path: Path) -> None:
     picture = tmp_path / "x.png"
     options = ["--num", 4, "--steps", 5, "--out", picture, "--quiet", "--guidance", 3, "--guidance-interval", 0.2, 20.0]
     assert cli("sample", teacher_folder, *options, "--negative", run_folder).code == 0
@@ -168,9 +166,7 @@ def test_evaluate_reports_the_evaluations(cli: Cli, teacher_folder: Path, run_fo
     assert figures["nfe"] == str(nfe)
 
 
-def test_distilling_with_an_interval_and_a_negative(
-    cli: Cli, teacher_folder: Path, run_folder: Path, tmp_path: Path
-) -> None:
+def test_distilling_with_an_interval_and_a_negative(cli: Cli, teacher_folder: Path, run_folder: Path, tmp_path: Path) -> None:
     guided = ["--objective.guidance-max", 2, "--objective.guidance-interval", 0.2, 2.0, "--negative", run_folder]
     result = cli("distill", teacher_folder, "--out", tmp_path / "student", *FEW, *guided)
     assert result.code == 0

@@ -90,9 +90,7 @@ def test_moments_are_those_of_diffusers(vae: Path, images: Path, range_: Any) ->
         posterior = network.encode(given).latent_dist
         decoded = network.decode(posterior.mean).sample
     ours = VAE(VAESource(str(vae), range_), batch_size=4)
-    torch.testing.assert_close(
-        ours.encode(bytes_), torch.cat([posterior.mean, posterior.std], dim=1), rtol=0, atol=1e-6
-    )
+    torch.testing.assert_close(ours.encode(bytes_), torch.cat([posterior.mean, posterior.std], dim=1), rtol=0, atol=1e-6)
     back = (decoded * 255 if range_ == "unit" else (decoded + 1) * 127.5).clamp(0, 255)
     again = ours.decode(posterior.mean)
     assert again.dtype == torch.uint8

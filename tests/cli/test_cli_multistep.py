@@ -38,9 +38,7 @@ def test_from_distilling_to_measuring(cli: Cli, teacher_folder: Path, tmp_path: 
         (["--objective.segments", 999], "999 segments of the quarter circle"),
     ],
 )
-def test_settings_that_make_no_sense(
-    options: list[Any], words: str, cli: Cli, teacher_folder: Path, tmp_path: Path
-) -> None:
+def test_settings_that_make_no_sense(options: list[Any], words: str, cli: Cli, teacher_folder: Path, tmp_path: Path) -> None:
     result = cli("distill", teacher_folder, "--out", tmp_path / "run", *options, *FEW)
     assert result.code == 2
     assert result.err.startswith("trigflow: error: ")

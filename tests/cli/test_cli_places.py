@@ -87,9 +87,7 @@ def test_a_folder_may_have_a_dot_in_its_name(cli: Cli, tmp_path: Path, teacher_f
 
 def test_images_of_two_calls_do_not_mix(cli: Cli, tmp_path: Path, teacher_folder: Path) -> None:
     def sample(num: int, seed: int) -> Any:
-        return cli(
-            "sample", teacher_folder, "--num", num, "--seed", seed, "--steps", 1, "--quiet", "--out", tmp_path / "a"
-        )
+        return cli("sample", teacher_folder, "--num", num, "--seed", seed, "--steps", 1, "--quiet", "--out", tmp_path / "a")
 
     assert sample(3, 0).code == 0
     first = {path: path.read_bytes() for path in (tmp_path / "a").iterdir()}

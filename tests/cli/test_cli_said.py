@@ -58,9 +58,7 @@ def test_classes_are_said_by_name_or_number(
         ([""], "labels: there is no class ''"),
     ],
 )
-def test_unknown_classes_end_in_one_line(
-    said: list[str], words: str, named_folder: Path, cli: Cli, tmp_path: Path
-) -> None:
+def test_unknown_classes_end_in_one_line(said: list[str], words: str, named_folder: Path, cli: Cli, tmp_path: Path) -> None:
     result = cli("sample", named_folder, "--labels", *said, "--out", tmp_path / "x.png")
     assert result.code == 2
     assert result.out == ""
@@ -121,9 +119,7 @@ def test_settings_of_earlier_versions_are_named_with_their_new_spelling(
         (["--objective.kind", "sct", "--objective.label-dropout", "0.2"], "objective.label-dropout"),
     ],
 )
-def test_settings_of_another_objective_end_in_one_line(
-    options: list[str], words: str, cli: Cli, tmp_path: Path
-) -> None:
+def test_settings_of_another_objective_end_in_one_line(options: list[str], words: str, cli: Cli, tmp_path: Path) -> None:
     result = cli("train", "--out", tmp_path / "run", *options)
     assert result.code == 2
     assert result.err.count("\n") == 1

@@ -35,9 +35,9 @@ def test_edm2s_numbers() -> None:
 def test_encoding_and_decoding_are_inverse(sigma_data: float) -> None:
     codec = Latents.edm2((4, 8, 8), sigma_data=sigma_data)
     given = latents()
-    exact = (given.double() - torch.tensor(codec.raw_mean).double()[:, None, None]) / torch.tensor(
-        codec.raw_std
-    ).double()[:, None, None]
+    exact = (given.double() - torch.tensor(codec.raw_mean).double()[:, None, None]) / torch.tensor(codec.raw_std).double()[
+        :, None, None
+    ]
     x0 = codec.encode(given)
     torch.testing.assert_close(x0.double(), exact * sigma_data, rtol=0, atol=1e-6)
     torch.testing.assert_close(codec.stored(x0), given, rtol=0, atol=2e-6)

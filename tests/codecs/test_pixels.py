@@ -142,9 +142,7 @@ def test_shapes_and_types_that_do_not_fit_are_refused() -> None:
         codec.decode(torch.zeros(3, 2, 2))
 
 
-@pytest.mark.parametrize(
-    ("mean", "scale"), [((), 1.0), ((math.nan,), 1.0), ((0.0,), 0.0), ((0.0,), -1.0), ((0.0,), math.inf)]
-)
+@pytest.mark.parametrize(("mean", "scale"), [((), 1.0), ((math.nan,), 1.0), ((0.0,), 0.0), ((0.0,), -1.0), ((0.0,), math.inf)])
 def test_impossible_codecs_are_refused(mean: tuple[float, ...], scale: float) -> None:
     with pytest.raises(UserError, match="mean="):
         Pixels((len(mean), 1, 1), mean, scale)

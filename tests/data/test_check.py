@@ -265,9 +265,7 @@ def test_two_hundred_damaged_images_are_no_crash(tmp_path: Path) -> None:
         "webp": ("WEBP", {"lossless": True}),
         "PNG": ("PNG", {"optimize": True}),
     }
-    sources: dict[str, bytes] = {
-        ending: encoded(noise(30, 30), kind, **options) for ending, (kind, options) in kinds.items()
-    }
+    sources: dict[str, bytes] = {ending: encoded(noise(30, 30), kind, **options) for ending, (kind, options) in kinds.items()}
     for index in range(200):
         ending = list(sources)[index % 4]
         data = bytearray(sources[ending])

@@ -91,9 +91,7 @@ def test_images_must_be_bytes_of_four_axes(images: Tensor) -> None:
         ImageDataset("bad", images)
 
 
-@pytest.mark.parametrize(
-    "labels", [torch.tensor([0]), torch.tensor([0.0, 1.0]), torch.tensor([0, 1], dtype=torch.int32)]
-)
+@pytest.mark.parametrize("labels", [torch.tensor([0]), torch.tensor([0.0, 1.0]), torch.tensor([0, 1], dtype=torch.int32)])
 def test_labels_must_be_int64_and_one_an_image(labels: Tensor) -> None:
     with pytest.raises(UserError, match=r"expected int64 of shape \(2,\)"):
         ImageDataset("bad", torch.zeros(2, 1, 4, 4, dtype=torch.uint8), labels, ("a", "b"))
@@ -167,9 +165,7 @@ def test_the_conditioner_of_a_network_has_what_it_takes() -> None:
     assert data.conditioner({"label", "guidance", "end"}) == Conditioner.of_classes(3, ("a", "b", "c"))
     assert data.conditioner(()) == Conditioner()
     data.check_tells(["wind"])
-    with pytest.raises(
-        UserError, match=r"takes rain and the data have no such condition; .*conditions=\{'rain': ...\}"
-    ):
+    with pytest.raises(UserError, match=r"takes rain and the data have no such condition; .*conditions=\{'rain': ...\}"):
         data.check_tells(["wind", "rain"])
 
 
@@ -185,7 +181,5 @@ def test_the_conditioner_of_a_network_has_what_it_takes() -> None:
     ],
 )
 def test_conditions_that_are_none(name: str, value: object) -> None:
-    with pytest.raises(
-        UserError, match=rf"the condition {name} of 5 samples; expected a tensor .*; correct conditions"
-    ):
+    with pytest.raises(UserError, match=rf"the condition {name} of 5 samples; expected a tensor .*; correct conditions"):
         dataclasses.replace(counted(5), conditions={name: value})

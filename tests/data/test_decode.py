@@ -49,9 +49,7 @@ def test_rgb_and_gray_come_out_exactly() -> None:
     assert torch.equal(read(webp), torch.from_numpy(NOISE).permute(2, 0, 1))
 
 
-@pytest.mark.parametrize(
-    ("mode", "channels"), [("1", 1), ("L", 1), ("LA", 1), ("I;16", 1), ("P", 3), ("RGB", 3), ("RGBA", 3)]
-)
+@pytest.mark.parametrize(("mode", "channels"), [("1", 1), ("L", 1), ("LA", 1), ("I;16", 1), ("P", 3), ("RGB", 3), ("RGBA", 3)])
 def test_grayscale_files_stay_gray_and_others_become_rgb(mode: str, channels: int) -> None:
     image = Image.new(mode, (3, 2))
     assert read(encoded(image)).shape == (channels, 2, 3)

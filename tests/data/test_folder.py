@@ -140,9 +140,7 @@ def test_reading_changes_nothing_in_the_folder(photos: Path, save: Save, pack: P
     assert state() == before
 
 
-def test_files_that_arrive_during_the_reading_are_left_out(
-    photos: Path, save: Save, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_files_that_arrive_during_the_reading_are_left_out(photos: Path, save: Save, monkeypatch: pytest.MonkeyPatch) -> None:
     save("1.png", 1)
     save("2.png", 2)
     decode = rows_module.decode
@@ -307,9 +305,7 @@ def test_all_corrupt_is_an_error_of_its_own(photos: Path, pack: Pack, skip_corru
     assert "--skip-corrupt" not in one_line(error)
 
 
-def test_bombs_are_refused_even_when_skipping(
-    photos: Path, save: Save, pack: Pack, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bombs_are_refused_even_when_skipping(photos: Path, save: Save, pack: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
     save("a.png", 1, size=(100, 100))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(UserError, match=r"'a.png' has more pixels than are safe") as error:
@@ -331,9 +327,7 @@ def test_names_with_line_breaks_stay_on_one_line(photos: Path, save: Save) -> No
 def test_an_empty_folder_names_the_endings(photos: Path, pack: Pack) -> None:
     (photos / "notes.txt").write_text("nothing here")
     (photos / "old.bmp").write_bytes(b"")
-    with pytest.raises(
-        UserError, match=r"no images found in .*; expected files ending in .png, .jpg, .jpeg, .webp; "
-    ) as error:
+    with pytest.raises(UserError, match=r"no images found in .*; expected files ending in .png, .jpg, .jpeg, .webp; ") as error:
         open_dataset(pack(photos))
     one_line(error)
 

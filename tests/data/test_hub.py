@@ -84,9 +84,7 @@ def test_workers_read_tables(saved: Path) -> None:
 def test_images_at_paths(tmp_path: Path) -> None:
     (tmp_path / "1.png").write_bytes(png(NOISE[1]))
     rows = {"image": [str(tmp_path / "1.png")]}
-    datasets.Dataset.from_dict(rows, features=datasets.Features({"image": datasets.Image()})).save_to_disk(
-        tmp_path / "saved"
-    )
+    datasets.Dataset.from_dict(rows, features=datasets.Features({"image": datasets.Image()})).save_to_disk(tmp_path / "saved")
     dataset = open_dataset(f"hf:{tmp_path / 'saved'}")
     assert dataset.labels is None
     assert torch.equal(dataset.images, PIXELS[1:2])

@@ -143,9 +143,7 @@ def test_subsets_keep_the_deviations() -> None:
     first, second = data.split(0.25, seed=1)
     assert (len(first), len(second)) == (3, 9)
     assert isinstance(first, LatentDataset)
-    assert sorted(torch.cat([first.values, second.values])[:, 0, 0, 0].tolist()) == sorted(
-        data.values[:, 0, 0, 0].tolist()
-    )
+    assert sorted(torch.cat([first.values, second.values])[:, 0, 0, 0].tolist()) == sorted(data.values[:, 0, 0, 0].tolist())
 
 
 # Files ---------------------------------------------------------------------------------------------------------------
@@ -411,12 +409,8 @@ def test_settings_that_latents_do_not_take(tmp_path: Path) -> None:
         (VAESource("a", digest="1"), VAESource("b"), None),
     ],
 )
-def test_a_teacher_of_another_autoencoder(
-    tmp_path: Path, data: VAESource, teacher: VAESource, message: str | None
-) -> None:
-    model = trainer(
-        tmp_path / "teacher", {"loop.iterations": 1}, dataset=dataclasses.replace(dataset(), vae=teacher)
-    ).run()
+def test_a_teacher_of_another_autoencoder(tmp_path: Path, data: VAESource, teacher: VAESource, message: str | None) -> None:
+    model = trainer(tmp_path / "teacher", {"loop.iterations": 1}, dataset=dataclasses.replace(dataset(), vae=teacher)).run()
     config = dataclasses.replace(tiny_config({"objective.kind": "scd"}), teacher="teacher", network=model.spec)
     latents = dataclasses.replace(dataset(), vae=data)
     if message is None:

@@ -170,12 +170,8 @@ def test_a_change_of_the_files_makes_it_anew(photos: Path, save: Save, decoded: 
     assert len(list(cache.rglob("*.npz"))) == 1  # each takes the place of the one before
 
 
-@pytest.mark.parametrize(
-    "damage", [lambda data: data[:50], lambda data: data[:200] + b"x" + data[201:], lambda data: b""]
-)
-def test_a_damaged_index_is_made_anew(
-    photos: Path, decoded: list[int], cache: Path, damage: Callable[[bytes], bytes]
-) -> None:
+@pytest.mark.parametrize("damage", [lambda data: data[:50], lambda data: data[:200] + b"x" + data[201:], lambda data: b""])
+def test_a_damaged_index_is_made_anew(photos: Path, decoded: list[int], cache: Path, damage: Callable[[bytes], bytes]) -> None:
     expected = open_dataset(photos, memory_limit_gib=0)
     (path,) = cache.rglob("*.npz")
     path.write_bytes(damage(path.read_bytes()))

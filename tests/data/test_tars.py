@@ -110,9 +110,7 @@ def test_shards_without_labels(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", [b"", b"cat", b"-1", b"1.0", b"99999999999999999999999", "٣".encode()])
 def test_labels_must_be_numbers(tmp_path: Path, text: bytes) -> None:
     path = write_tar(tmp_path / "a.tar", {"1.png": png(NOISE[0]), "1.cls": text})
-    with pytest.raises(
-        UserError, match=r"'a.tar/1.cls' in .* holds .*; expected an integer from 0 to 999999; "
-    ) as error:
+    with pytest.raises(UserError, match=r"'a.tar/1.cls' in .* holds .*; expected an integer from 0 to 999999; ") as error:
         open_dataset(path)
     assert "\n" not in str(error.value)
 

@@ -24,9 +24,7 @@ def photos(save: Save) -> Path:
     """Nineteen images of noise in two classes: a run of six steps of eight passes through them more than twice."""
     rng = np.random.Generator(np.random.PCG64(0))
     for index in range(19):
-        path = save(
-            f"{'cats' if index % 2 else 'dogs'}/{index:02d}.png", rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
-        )
+        path = save(f"{'cats' if index % 2 else 'dogs'}/{index:02d}.png", rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
     return path.parent.parent
 
 

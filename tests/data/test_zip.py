@@ -150,17 +150,13 @@ def test_an_entry_that_unpacks_to_too_much_is_a_user_error(tmp_path: Path, monke
 def test_entries_are_never_written_to_disk(tmp_path: Path) -> None:
     inner = tmp_path / "inner"
     inner.mkdir()
-    source = write_zip(
-        inner / "a.zip", {"../escaped.png": png(1), f"{tmp_path}/absolute.png": png(2), "b/c.png": png(3)}
-    )
+    source = write_zip(inner / "a.zip", {"../escaped.png": png(1), f"{tmp_path}/absolute.png": png(2), "b/c.png": png(3)})
     assert len(open_dataset(source)) == 2
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["a.zip", "inner"]
 
 
 def test_odd_entry_names_are_read_as_paths_from_the_root(tmp_path: Path) -> None:
-    source = write_zip(
-        tmp_path / "a.zip", {"/a/1.png": png(1), "./a/2.png": png(2), "b\\3.png": png(3), "../b/4.png": png(4)}
-    )
+    source = write_zip(tmp_path / "a.zip", {"/a/1.png": png(1), "./a/2.png": png(2), "b\\3.png": png(3), "../b/4.png": png(4)})
     dataset = open_dataset(source)
     assert dataset.class_names == ("a", "b")
     assert dataset.images[:, 0, 0, 0].tolist() == [1, 2, 3]  # what points outside of the zip is left out

@@ -24,9 +24,7 @@ def student(
     times: dict[int, tuple[float, ...]] | None = None,
 ) -> Model:
     """A class-conditional student of digits; `changes` are settings by dotted name, as `{"objective.segments": 4}`."""
-    config: RunConfig = digits_config(
-        {"objective.kind": "scd", "network.mult": (1,), "teacher": "teacher", **(changes or {})}
-    )
+    config: RunConfig = digits_config({"objective.kind": "scd", "network.mult": (1,), "teacher": "teacher", **(changes or {})})
     config = change(config, {name: value for name, value in (changes or {}).items() if name.startswith("network.")})
     conditioning = dataclasses.replace(config.network.conditioning, takes=config.objective.told)
     config = dataclasses.replace(config, network=dataclasses.replace(config.network, conditioning=conditioning))

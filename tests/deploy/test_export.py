@@ -80,9 +80,7 @@ def test_the_numpy_sampler_of_the_page_draws_what_trigflow_draws(onnx_folder: Pa
     assert np.abs(difference).max() <= 1
 
 
-def test_the_numpy_sampler_of_the_page_adds_noise_as_trigflow_does(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_numpy_sampler_of_the_page_adds_noise_as_trigflow_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a TorchScript file in place of the ONNX file: the loop is what is tested."""
     model = MODELS["student"]
     export_network(model, tmp_path, "torchscript")
@@ -139,9 +137,7 @@ def test_torchscript_of_every_kind_of_model(name: str, tmp_path: Path) -> None:
         ),
     ],
 )
-def test_model_json_says_when_to_call_it(
-    name: str, sampler: str, times: dict[str, tuple[float, ...]], tmp_path: Path
-) -> None:
+def test_model_json_says_when_to_call_it(name: str, sampler: str, times: dict[str, tuple[float, ...]], tmp_path: Path) -> None:
     export_network(MODELS[name], tmp_path, "torchscript")
     about = json.loads((tmp_path / "model.json").read_text())
     assert about["sampler"] == sampler
@@ -226,8 +222,6 @@ def test_models_are_not_changed(tmp_path: Path) -> None:
 def test_a_network_in_double_precision_is_refused(to: Any, tmp_path: Path) -> None:
     model = student()
     model.network.double()
-    with pytest.raises(
-        UserError, match=r"^a network of torch\.float64; expected float32; convert it with model\.network"
-    ):
+    with pytest.raises(UserError, match=r"^a network of torch\.float64; expected float32; convert it with model\.network"):
         export_network(model, tmp_path, to)
     assert list(tmp_path.iterdir()) == []

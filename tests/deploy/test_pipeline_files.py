@@ -134,13 +134,9 @@ def test_a_pipeline_of_latents_carries_its_autoencoder(tmp_path: Path) -> None:
 
 def test_variants_of_the_weights_are_opened_by_name(pipe: TrigFlowPipeline, tmp_path: Path) -> None:
     pipe.save_pretrained(tmp_path, variant="fp16", samples=0)
-    assert np.array_equal(
-        draw(TrigFlowPipeline.from_pretrained(tmp_path, variant="fp16", use_safetensors=True)), draw(pipe)
-    )
+    assert np.array_equal(draw(TrigFlowPipeline.from_pretrained(tmp_path, variant="fp16", use_safetensors=True)), draw(pipe))
     for named in ({}, {"variant": "ema"}):
-        with pytest.raises(
-            UserError, match=r"'.*network' cannot be read .*; restore it, or name another variant$"
-        ) as caught:
+        with pytest.raises(UserError, match=r"'.*network' cannot be read .*; restore it, or name another variant$") as caught:
             TrigFlowPipeline.from_pretrained(tmp_path, **named)
         assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match=r"^weights as a pickle; expected safetensors; "):
@@ -156,9 +152,7 @@ def test_weights_are_opened_in_another_precision(folder: Path) -> None:
         half()
 
 
-def test_push_to_hub_uploads_the_folder(
-    pipe: TrigFlowPipeline, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_push_to_hub_uploads_the_folder(pipe: TrigFlowPipeline, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     sent: dict[str, Any] = {}
 
     def create_repo(name: str, **options: Any) -> SimpleNamespace:
@@ -220,9 +214,7 @@ def test_folders_that_cannot_be_opened(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"expected a scheduler_config\.json"):
         TrigFlowPipeline.from_pretrained(folder)
     scheduler.write_text(written)
-    with pytest.raises(
-        UserError, match=r"device_map for TrigFlowPipeline\.from_pretrained; expected network, .*variant"
-    ):
+    with pytest.raises(UserError, match=r"device_map for TrigFlowPipeline\.from_pretrained; expected network, .*variant"):
         TrigFlowPipeline.from_pretrained(folder, device_map="auto")
 
     weights = folder / "network" / "diffusion_pytorch_model.safetensors"

@@ -46,9 +46,7 @@ def look(folder: str, reference: Path) -> dict[str, Any]:
         mine.extend(range(start, stop))
         return images(start, stop)
 
-    statistics, features = gather(
-        stream_features(counted, 50, PixelFeatures(), batch_size=4, processes=processes), keep=True
-    )
+    statistics, features = gather(stream_features(counted, 50, PixelFeatures(), batch_size=4, processes=processes), keep=True)
     assert features is not None
     found = overlap(features[:30], features[30:], chunk=4, processes=processes)
     try:
@@ -86,9 +84,7 @@ if __name__ == "__main__":
     write_reference(Path(sys.argv[2], "reference.npz"), measure_reference("digits", features="pixels", keep=40))
     context = multiprocessing.get_context("fork")
     for count in COUNTS:
-        children = [
-            context.Process(target=work, args=(rank, count, sys.argv[1], Path(sys.argv[2]))) for rank in range(count)
-        ]
+        children = [context.Process(target=work, args=(rank, count, sys.argv[1], Path(sys.argv[2]))) for rank in range(count)]
         for child in children:
             child.start()
         for child in children:

@@ -123,9 +123,7 @@ def test_features_are_the_class_token_of_the_network(folder: Path) -> None:
     with torch.no_grad():
         features = extractor(images)
         x = F.interpolate(images.float(), size=(224, 224), mode="bicubic", antialias=True) / 255
-        x = (x - torch.tensor([0.485, 0.456, 0.406])[:, None, None]) / torch.tensor([0.229, 0.224, 0.225])[
-            :, None, None
-        ]
+        x = (x - torch.tensor([0.485, 0.456, 0.406])[:, None, None]) / torch.tensor([0.229, 0.224, 0.225])[:, None, None]
         network = Dinov2Model.from_pretrained(folder).eval()
         plain = network(x).pooler_output  # with the position embeddings of transformers
         table = network.embeddings.position_embeddings

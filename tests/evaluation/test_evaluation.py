@@ -139,9 +139,7 @@ def test_what_cannot_be_evaluated(arguments: dict[str, Any], message: str, stude
 
 def test_data_of_another_shape(student: Model, photos: Callable[..., Path]) -> None:
     folder = photos("a.png", "b.png", "c.png", "d.png")
-    with pytest.raises(
-        UserError, match=r"data of shape \(3, 10, 12\) for a model that draws \(1, 8, 8\); expected the same"
-    ):
+    with pytest.raises(UserError, match=r"data of shape \(3, 10, 12\) for a model that draws \(1, 8, 8\); expected the same"):
         evaluate_model(student, num=8, data=str(folder))
 
 
@@ -175,9 +173,7 @@ def test_the_text_says_the_same(student_folder: Path) -> None:
     text = describe_run(student_folder)
     for words in ("consistency", "1 to 2.0", "loop.batch_size", "objective.tangent.warmup", "network.width"):
         assert words in text
-    lines = dict(
-        line.split(maxsplit=1) for line in text.splitlines() if line.startswith("  optimizer.") and "clip" not in line
-    )
+    lines = dict(line.split(maxsplit=1) for line in text.splitlines() if line.startswith("  optimizer.") and "clip" not in line)
     assert lines["optimizer.lr"] == "0.002"
 
 

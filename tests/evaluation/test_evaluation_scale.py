@@ -103,8 +103,7 @@ def test_the_batch_size_changes_nothing_but_rounding(student: Model) -> None:
 
 def test_the_best_of_several_sets(student: Model, digits_file: Path) -> None:
     apart = [
-        evaluate_model(student, num=30, steps=1, first=first, reference=digits_file, batch_size=30)
-        for first in (0, 30, 60)
+        evaluate_model(student, num=30, steps=1, first=first, reference=digits_file, batch_size=30) for first in (0, 30, 60)
     ]
     distances = [result["fd"] for result in apart]
     together = evaluate_model(student, num=30, steps=1, repeat=3, reference=digits_file, batch_size=30)
@@ -166,9 +165,7 @@ def test_kept_features_are_evenly_spaced_and_the_halves_cover_all(digits_file: P
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_folders_and_zips_are_read_a_batch_at_a_time(
-    tmp_path: Path, packed: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_folders_and_zips_are_read_a_batch_at_a_time(tmp_path: Path, packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """With stand-in features under the name of a network whose weights are downloaded."""
     names = [f"{number:02}.png" for number in range(11)]
     folder = write_images(tmp_path / "images", names)
@@ -289,9 +286,7 @@ def test_latents_against_a_reference_file(latent_model: Model, tmp_path: Path) -
 
 
 def test_latents_need_images_to_be_compared_with(latent_model: Model) -> None:
-    with pytest.raises(
-        UserError, match=r"a model of latents, whose data are no images.*--data IMAGES or --reference FILE"
-    ):
+    with pytest.raises(UserError, match=r"a model of latents, whose data are no images.*--data IMAGES or --reference FILE"):
         evaluate_model(latent_model, num=8)
 
 

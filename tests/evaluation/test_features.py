@@ -20,9 +20,7 @@ def random_images(*shape: int) -> Tensor:
 
 
 @pytest.mark.parametrize(("name", "least"), [("digits", 0.98), ("mnist", 0.97)])
-def test_shipped_classifiers_reach_their_stated_accuracy(
-    name: str, least: float, request: pytest.FixtureRequest
-) -> None:
+def test_shipped_classifiers_reach_their_stated_accuracy(name: str, least: float, request: pytest.FixtureRequest) -> None:
     images, labels = request.getfixturevalue(name)
     tensors, metadata = shipped_weights(name)
     held_out = tensors["test_indices"].long()

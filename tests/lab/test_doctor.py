@@ -235,9 +235,7 @@ def test_without_instruments_the_weights_still_tell(teacher: Trained, student: T
     seen = read_record(bare).weights
     last = read_record(student[1]).lines[-1]
     assert seen["weight_by_time"] == pytest.approx(last["weight_by_time"], rel=1e-5)
-    assert seen["embedding_derivative_end"] == pytest.approx(
-        last["embedding_derivative_end"], rel=0.02
-    )  # averaged weights
+    assert seen["embedding_derivative_end"] == pytest.approx(last["embedding_derivative_end"], rel=0.02)  # averaged weights
     needed = ["half-precision", "ema-short", "ema-long", "data-scale"]
     outcome = names(examine(bare))
     assert outcome == {"found": [], "sound": [name for name in ALL if name not in needed], "not seen": needed}

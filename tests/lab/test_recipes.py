@@ -157,9 +157,7 @@ TABLE: dict[str, tuple[Any, ...]] = {
     "xl": (384, 7e-3, 7e-5, 0.1, 540, 0.04, 598, 0.02, 0.35, 0.1),
     "xxl": (448, 6.5e-3, 6.5e-5, 0.1, None, None, 376, 0.015, 0.35, 0.1),
 }
-ROLES = [
-    (data, size, role) for data in (64, 512) for size in SIZES[data] for role in ("teacher", "sct", "scd", "scd-vsd")
-]
+ROLES = [(data, size, role) for data in (64, 512) for size in SIZES[data] for role in ("teacher", "sct", "scd", "scd-vsd")]
 
 
 @pytest.mark.parametrize(("data", "size", "role"), [case for case in ROLES if case[::2] != (64, "scd-vsd")])

@@ -117,8 +117,7 @@ def random_tensors(config: EDM2Config | DDPMPPConfig, seed: int = 0) -> dict[str
         state = build(config).state_dict()
     filters = ("resample_filter",)
     return {
-        name: t if name.endswith(filters) else t + 0.3 * torch.randn(t.shape, generator=generator)
-        for name, t in state.items()
+        name: t if name.endswith(filters) else t + 0.3 * torch.randn(t.shape, generator=generator) for name, t in state.items()
     }
 
 

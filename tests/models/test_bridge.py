@@ -130,16 +130,10 @@ def edm(posterior: Posterior, sd: float) -> Exact:
 Make = Callable[[Posterior, TrigFlow, float], Bridge]
 
 BRIDGES: dict[str, Make] = {
-    "edm": lambda p, process, scale: EDMBridge(
-        edm(p, scale * process.sigma_data), process, scale=scale, null={"label": 3}
-    ),
-    "edm, sd 0.66": lambda p, process, scale: EDMBridge(
-        edm(p, 0.66), process, sigma_data=0.66, scale=scale, null={"label": 3}
-    ),
+    "edm": lambda p, process, scale: EDMBridge(edm(p, scale * process.sigma_data), process, scale=scale, null={"label": 3}),
+    "edm, sd 0.66": lambda p, process, scale: EDMBridge(edm(p, 0.66), process, sigma_data=0.66, scale=scale, null={"label": 3}),
     "denoiser": lambda p, process, scale: DenoiserBridge(Exact(p), process, scale=scale, null={"label": 3}),
-    "flow, noise at 1": lambda p, process, scale: FlowBridge(
-        flow(p, 1, 1, 1.0), process, scale=scale, null={"label": 3}
-    ),
+    "flow, noise at 1": lambda p, process, scale: FlowBridge(flow(p, 1, 1, 1.0), process, scale=scale, null={"label": 3}),
     "flow, noise at 0": lambda p, process, scale: FlowBridge(
         flow(p, -1, 0, 1.0), process, noise_at=0, scale=scale, null={"label": 3}
     ),
@@ -471,9 +465,7 @@ def test_a_unet_of_diffusers(unet: Any) -> None:
         clean = (noisy - (1 - a**2).sqrt()[:, None, None, None] * epsilon) / a[:, None, None, None]
         cos, sin = (f(t)[:, None, None, None] for f in (torch.cos, torch.sin))
         expected = cos * epsilon - sin * clean
-        torch.testing.assert_close(
-            bridge(noisy, t, label=label), expected, rtol=1e-4, atol=1e-4
-        )  # their embedding is float32
+        torch.testing.assert_close(bridge(noisy, t, label=label), expected, rtol=1e-4, atol=1e-4)  # their embedding is float32
         wrong = bridge(noisy, t, label=label.flip(0))
     assert (wrong - expected).abs().max() > 1e-3
 
@@ -530,9 +522,7 @@ def test_prompts_for_a_model_conditioned_on_text() -> None:
 @pytest.mark.parametrize("name", ["edm2", "ddpmpp"])
 def test_published_networks_bridged_or_with_the_other_sign_are_the_same(name: str) -> None:
     """Imported weights have the sign of the output layer changed; a bridge changes the sign of the output."""
-    conditioning = ConditioningConfig(
-        "log", "fourier" if name == "edm2" else "positional", 1.0, width=16, num_classes=3
-    )
+    conditioning = ConditioningConfig("log", "fourier" if name == "edm2" else "positional", 1.0, width=16, num_classes=3)
     shared: dict[str, Any] = {
         "channels": 1,
         "resolution": 8,
@@ -563,9 +553,7 @@ def test_published_networks_bridged_or_with_the_other_sign_are_the_same(name: st
     x, t = draw(3, 1, 8, 8), torch.tensor([0.01, 0.8, 1.55], dtype=torch.float64)
     label = torch.tensor([0, 2, 3])
     expected = trig(x, t, label=label)
-    torch.testing.assert_close(
-        EDMBridge(raw, process, adapter=raw_network, null={"label": 3})(x, t, label=label), expected
-    )
+    torch.testing.assert_close(EDMBridge(raw, process, adapter=raw_network, null={"label": 3})(x, t, label=label), expected)
     bridge = DenoiserBridge(raw, process, adapter=denoiser, null={"label": 3})
     torch.testing.assert_close(bridge(x, t, label=label), expected, rtol=1e-7, atol=1e-7)
     assert expected.abs().max() > 1e-2
@@ -604,9 +592,7 @@ def test_a_bridged_teacher_leaves_its_exact_student_alone() -> None:
     assert loss.figures["tangent_norm"].max() < 1e-6
     wrong = flow_map_loss(oracle.teacher(), process, x0, noise, t, teacher=teacher, config=config)
     assert wrong.figures["tangent_norm"].max() > 1e-2
-    drawn = flow_map_sample(
-        network_velocity(oracle.student(), process), process, noise, consistency_times(process, 1), gamma=1
-    )
+    drawn = flow_map_sample(network_velocity(oracle.student(), process), process, noise, consistency_times(process, 1), gamma=1)
     assert drawn.shape == noise.shape
 
 

@@ -288,9 +288,7 @@ def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
 def test_weights_that_are_not_finite(tmp_path: Path) -> None:
     tensors = half(random_tensors(edm2_config(EDM2_TINY)))
     tensors["unet.out_conv.weight"][0, 0, 0, 0] = math.nan
-    assert "'unet.out_conv.weight' is not finite" in refused(
-        write(tmp_path / "x.pkl", edm2_snapshot(tensors, EDM2_TINY))
-    )
+    assert "'unet.out_conv.weight' is not finite" in refused(write(tmp_path / "x.pkl", edm2_snapshot(tensors, EDM2_TINY)))
 
 
 def test_weights_of_whole_numbers(tmp_path: Path) -> None:
@@ -342,9 +340,7 @@ def test_pickles_without_a_network(tmp_path: Path, data: Any) -> None:
     assert "holds no network under 'ema'" in refused(write(tmp_path / "x.pkl", data))
 
 
-@pytest.mark.parametrize(
-    "state", [{"_init_kwargs": None}, {"_init_kwargs": {}, "_init_args": (1, 2, 3, 4)}, {"_init_args": 3}]
-)
+@pytest.mark.parametrize("state", [{"_init_kwargs": None}, {"_init_kwargs": {}, "_init_args": (1, 2, 3, 4)}, {"_init_args": 3}])
 def test_networks_without_their_arguments(tmp_path: Path, state: dict[str, Any]) -> None:
     data = edm2_snapshot(half(random_tensors(edm2_config(EDM2_TINY))), EDM2_TINY)
     for name, value in state.items():
@@ -354,9 +350,7 @@ def test_networks_without_their_arguments(tmp_path: Path, state: dict[str, Any])
 
 def test_arguments_given_by_position(tmp_path: Path) -> None:
     data = edm2_snapshot(half(random_tensors(edm2_config(EDM2_TINY))), EDM2_TINY)
-    rest = {
-        name: value for name, value in EDM2_TINY.items() if name not in ("img_resolution", "img_channels", "label_dim")
-    }
+    rest = {name: value for name, value in EDM2_TINY.items() if name not in ("img_resolution", "img_channels", "label_dim")}
     data["ema"]._init_args, data["ema"]._init_kwargs = (16, 3, 10), rest
     with open_snapshot(write(tmp_path / "x.pkl", data)) as snapshot:
         assert snapshot.config == edm2_config(EDM2_TINY)

@@ -110,9 +110,7 @@ def test_teacher_and_student_start_from_the_same_noise(teacher: Model, student: 
 
 @pytest.mark.parametrize("name", ["teacher", "student", "unconditional"])
 @pytest.mark.parametrize("steps", [1, 2, 4])
-def test_a_sample_does_not_depend_on_how_many_are_drawn_at_once(
-    name: str, steps: int, request: pytest.FixtureRequest
-) -> None:
+def test_a_sample_does_not_depend_on_how_many_are_drawn_at_once(name: str, steps: int, request: pytest.FixtureRequest) -> None:
     model: Model = request.getfixturevalue(name)
     whole = model.sample(70, steps=steps, seed=1)
     assert whole.shape == (70, 1, 8, 8)
@@ -369,9 +367,7 @@ def test_scales_per_sample_are_named_in_one_line(student: Model) -> None:
     ],
 )
 @pytest.mark.parametrize("name", ["teacher", "student"])
-def test_numbers_out_of_range(
-    name: str, arguments: dict[str, Any], message: str, request: pytest.FixtureRequest
-) -> None:
+def test_numbers_out_of_range(name: str, arguments: dict[str, Any], message: str, request: pytest.FixtureRequest) -> None:
     model: Model = request.getfixturevalue(name)
     with pytest.raises(UserError, match=message) as caught:
         model.sample(**arguments)
@@ -535,9 +531,7 @@ def test_devices() -> None:
             resolve_device(name)
         assert "\n" not in str(caught.value)
     for name in ("mps", "abacus" * 100):
-        with pytest.raises(
-            UserError, match=r"there is none here\); expected cpu, cuda or auto; change --device$"
-        ) as caught:
+        with pytest.raises(UserError, match=r"there is none here\); expected cpu, cuda or auto; change --device$") as caught:
             resolve_device(name, "--device")
         assert len(str(caught.value)) < 200
 

@@ -188,9 +188,7 @@ class Call:
 def test_calls_are_refused_by_name(tmp_path: Path, attack: Any, named: str, protocol: int) -> None:
     marker = tmp_path / "marker"
     if isinstance(attack, Call):
-        attack = Call(
-            attack.function, *(a.format(marker=marker) if isinstance(a, str) else a for a in attack.arguments)
-        )
+        attack = Call(attack.function, *(a.format(marker=marker) if isinstance(a, str) else a for a in attack.arguments))
     for data in (attack, {"ema": attack}, {"ema": [1, (attack,)]}):
         assert f"asks for {named}, " in fault(pickle.dumps(data, protocol))
         assert not marker.exists()
@@ -203,9 +201,7 @@ def test_nested_calls_are_refused(tmp_path: Path) -> None:
     module = PersistentModule("Precond", {"x": attack})
     assert wanted in fault(write(tmp_path / "a.pkl", {"ema": module}).read_bytes())
     assert wanted in fault(
-        write(
-            tmp_path / "b.pkl", {"ema": Persistent("X", y=Call(torch._utils._rebuild_parameter, attack))}
-        ).read_bytes()
+        write(tmp_path / "b.pkl", {"ema": Persistent("X", y=Call(torch._utils._rebuild_parameter, attack))}).read_bytes()
     )
     inner = pickle.dumps(attack, 2)
     call = name("torch.storage", "_load_from_bytes") + b"C" + bytes([len(inner)]) + inner + b"\x85R."

@@ -292,9 +292,7 @@ def test_guidance_starts_without_effect() -> None:
     assert grad is not None
     assert grad.abs().max() > 1e-4
     awake(student)
-    assert (
-        student(x, t, label=label, guidance=scale) - student(x, t, label=label, guidance=scale + 1)
-    ).abs().max() > 1e-4
+    assert (student(x, t, label=label, guidance=scale) - student(x, t, label=label, guidance=scale + 1)).abs().max() > 1e-4
     assert (student.takes, teacher.takes) == ({"label", "guidance"}, {"label"})
 
 
@@ -479,15 +477,11 @@ def test_impossible_inputs_are_refused() -> None:
     net, full = network(), network(num_classes=2, takes=("guidance",))
     x, t = inputs()
     for shape in ((3, 3, 8, 8), (3, 2, 8), (2, 8, 8)):
-        with pytest.raises(
-            UserError, match=r"^images of shape \(.*\); expected \(b, 2, h, w\); use images with 2 chan"
-        ):
+        with pytest.raises(UserError, match=r"^images of shape \(.*\); expected \(b, 2, h, w\); use images with 2 chan"):
             net(torch.zeros(shape), t)
     with pytest.raises(UserError, match=r"^label for a network that takes no conditions; expected .*; drop label$"):
         net(x, t, label=torch.tensor([0, 1, 0]))
-    with pytest.raises(
-        UserError, match=r"^guidance for a network that takes no conditions; expected .*; drop guidance$"
-    ):
+    with pytest.raises(UserError, match=r"^guidance for a network that takes no conditions; expected .*; drop guidance$"):
         net(x, t, guidance=torch.ones(3))
     with pytest.raises(UserError, match=r"^no guidance for a network that takes it; expected .*; pass guidance$"):
         full(x, t)

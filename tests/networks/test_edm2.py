@@ -161,9 +161,7 @@ def test_forms_of_the_configuration() -> None:
 
 @pytest.mark.parametrize("name", ["img64", "img64-xxxl", "img256-s", "s"])
 def test_unknown_sizes_are_refused(name: str) -> None:
-    with pytest.raises(
-        UserError, match=rf"unknown EDM2 network '{name}'; expected img64 or img512, .*; correct the name"
-    ):
+    with pytest.raises(UserError, match=rf"unknown EDM2 network '{name}'; expected img64 or img512, .*; correct the name"):
         edm2_config(name)
     with pytest.raises(UserError, match="form is 'edm'; expected published or paper; "):
         edm2_config("img64-s", "edm")  # type: ignore[arg-type]
@@ -217,9 +215,7 @@ def reference(net: EDM2, x: Tensor, t: Tensor, label: Tensor, guidance: Tensor |
 
     if conditioning.time_embedding == "fourier":
         c_noise = torch.log(0.5 * torch.tan(t)) / 4 if conditioning.time_map == "log" else t
-        features = math.sqrt(2) * torch.cos(
-            c_noise[:, None] * weights["emb_fourier.freqs"] + weights["emb_fourier.phases"]
-        )
+        features = math.sqrt(2) * torch.cos(c_noise[:, None] * weights["emb_fourier.freqs"] + weights["emb_fourier.phases"])
     else:
         features = positional(t, 10_000.0)
     emb = apply(weights, "emb_noise", features)
@@ -469,18 +465,14 @@ def test_every_size_that_the_levels_divide(size: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("size", [(15, 16), (16, 1), (0, 4)])
 def test_other_sizes_are_refused(size: tuple[int, int]) -> None:
-    message = (
-        r"images of \d+ x \d+ for a network of 2 levels; expected sides that are multiples of 2; resize the images"
-    )
+    message = r"images of \d+ x \d+ for a network of 2 levels; expected sides that are multiples of 2; resize the images"
     with pytest.raises(UserError, match=message):
         network()(torch.zeros(2, 3, *size), torch.ones(2))
 
 
 @pytest.mark.parametrize("shape", [(2, 4, 16, 16), (2, 16, 16), (2, 3, 16)])
 def test_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(
-        UserError, match=r"images of shape \(.*\); expected \(b, 3, h, w\); use images with 3 channels .+"
-    ):
+    with pytest.raises(UserError, match=r"images of shape \(.*\); expected \(b, 3, h, w\); use images with 3 channels .+"):
         network()(torch.zeros(shape), torch.ones(2))
 
 
@@ -576,9 +568,7 @@ def test_runs_on_the_meta_device() -> None:
 
 
 def test_build() -> None:
-    config = EDM2Config(
-        channels=1, resolution=8, width=8, mult=(1,), blocks=1, conditioning=ConditioningConfig(width=8)
-    )
+    config = EDM2Config(channels=1, resolution=8, width=8, mult=(1,), blocks=1, conditioning=ConditioningConfig(width=8))
     net = build(config, 1.5)
     assert isinstance(net, EDM2)
     assert net.config == config

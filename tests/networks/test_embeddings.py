@@ -104,9 +104,7 @@ def test_log_time_multiplies_the_derivative_by_its_own(embedding: str) -> None:
     factor = 1 / (4 * torch.sin(t) * torch.cos(t))
     assert factor.tolist() == pytest.approx([250, 1 / (2 * math.sin(0.8)), 250], rel=1e-4)
     c_noise = torch.log(0.5 * torch.tan(t)) / 4
-    torch.testing.assert_close(
-        derivative(log, t), factor[:, None] * derivative(identity, c_noise), rtol=1e-9, atol=1e-12
-    )
+    torch.testing.assert_close(derivative(log, t), factor[:, None] * derivative(identity, c_noise), rtol=1e-9, atol=1e-12)
 
 
 def test_identity_time_stays_calm_where_log_time_does_not() -> None:
@@ -185,7 +183,5 @@ def test_guidance_is_given_exactly_where_it_is_taken() -> None:
         UserError, match=r"^no guidance for a network that takes it; expected .*shape \(b, ...\); pass guidance$"
     ):
         conditioning(takes=("guidance",))(t)
-    with pytest.raises(
-        UserError, match=r"^guidance for a network that takes no conditions; expected .*; drop guidance$"
-    ):
+    with pytest.raises(UserError, match=r"^guidance for a network that takes no conditions; expected .*; drop guidance$"):
         conditioning()(t, guidance=scale)

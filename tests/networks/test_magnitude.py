@@ -86,9 +86,7 @@ def test_cat_keeps_the_magnitude_and_weighs_both_parts(t: float) -> None:
     assert rms(y) == pytest.approx(1, abs=0.02)
     energy = y.square().sum((0, 2, 3))
     assert float(energy[:12].sum() / energy[12:].sum()) == pytest.approx((1 - t) ** 2 / t**2, rel=0.03)
-    torch.testing.assert_close(
-        y[:, :12] / a, torch.full_like(a, float(y[0, 0, 0, 0] / a[0, 0, 0, 0])), rtol=1e-4, atol=0
-    )
+    torch.testing.assert_close(y[:, :12] / a, torch.full_like(a, float(y[0, 0, 0, 0] / a[0, 0, 0, 0])), rtol=1e-4, atol=0)
 
 
 # Embeddings ----------------------------------------------------------------------------------------------------------

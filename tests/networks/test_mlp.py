@@ -52,9 +52,7 @@ def test_any_length_of_vectors(features: int) -> None:
 
 @pytest.mark.parametrize("shape", [(3, 4), (3, 6), (5,), (3, 5, 1), (3, 1, 5)])
 def test_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(
-        UserError, match=r"vectors of shape \(.*\); expected \(b, 5\); reshape the data or set features"
-    ):
+    with pytest.raises(UserError, match=r"vectors of shape \(.*\); expected \(b, 5\); reshape the data or set features"):
         network("mlp")(torch.zeros(shape), torch.zeros(shape[0]))
 
 

@@ -82,9 +82,7 @@ def test_samples_do_not_see_each_other(kind: str) -> None:
     label = torch.tensor([0, 3, 1, 2])
     out = net(x, t, label=label)
     for i in range(4):
-        torch.testing.assert_close(
-            net(x[i : i + 1], t[i : i + 1], label=label[i : i + 1])[0], out[i], rtol=1e-4, atol=1e-5
-        )
+        torch.testing.assert_close(net(x[i : i + 1], t[i : i + 1], label=label[i : i + 1])[0], out[i], rtol=1e-4, atol=1e-5)
     other_x, other_t, other_label = x.flip(0) * 3, t.flip(0), label.flip(0)
     other_x[1], other_t[1], other_label[1] = x[1], t[1], label[1]
     torch.testing.assert_close(net(other_x, other_t, label=other_label)[1], out[1], rtol=1e-5, atol=1e-6)
@@ -142,13 +140,9 @@ def test_guidance_starts_without_effect(kind: str) -> None:
         assert torch.equal(out, teacher(x, t, label=label))
         assert out.abs().max() > 0.01
     scales = torch.tensor([1.0, 1.5, 2.0])
-    assert (
-        gradients(student, student(x, t, label=label, guidance=scales))["conditioning.guidance.weight"].abs().max() > 0
-    )
+    assert gradients(student, student(x, t, label=label, guidance=scales))["conditioning.guidance.weight"].abs().max() > 0
     awake(student)
-    assert (
-        student(x, t, label=label, guidance=scales) - student(x, t, label=label, guidance=scales + 1)
-    ).abs().max() > 1e-4
+    assert (student(x, t, label=label, guidance=scales) - student(x, t, label=label, guidance=scales + 1)).abs().max() > 1e-4
 
 
 def test_attributes_tell_what_a_network_takes(kind: str) -> None:
@@ -165,9 +159,7 @@ def test_missing_and_superfluous_conditions(kind: str) -> None:
     label, scale = torch.tensor([0, 1, 0]), torch.ones(3)
     with pytest.raises(UserError, match=r"^label for a network that takes no conditions; expected .*; drop label$"):
         network(kind)(x, t, label=label)
-    with pytest.raises(
-        UserError, match=r"^guidance for a network that takes no conditions; expected .*; drop guidance$"
-    ):
+    with pytest.raises(UserError, match=r"^guidance for a network that takes no conditions; expected .*; drop guidance$"):
         network(kind)(x, t, guidance=scale)
     with pytest.raises(UserError, match=r"^no guidance for a network that takes it; expected .*; pass guidance$"):
         network(kind, takes=("guidance",))(x, t)
@@ -188,9 +180,7 @@ def test_conditioning_and_modulation_stay_float32_under_autocast(kind: str, dtyp
     def watch(name: str) -> Any:
         return lambda module, given, out: seen.__setitem__(name, out.dtype)
 
-    watched = [
-        name for name, m in net.named_modules() if isinstance(m, Conditioning) or name.startswith("conditioning.")
-    ]
+    watched = [name for name, m in net.named_modules() if isinstance(m, Conditioning) or name.startswith("conditioning.")]
     watched += [f"{name}.affine" for name, m in net.named_modules() if isinstance(m, AdaptiveNorm)]
     for name in (*watched, "out"):
         net.get_submodule(name).register_forward_hook(watch(name))
@@ -255,9 +245,7 @@ def test_unknown_configurations_are_refused(kind: str) -> None:
     class Other(MLPConfig if kind == "mlp" else UNetConfig):  # type: ignore[misc]
         pass
 
-    with pytest.raises(
-        UserError, match=r"no network for a Other; expected one of unet, mlp, .*; pass a network configuration"
-    ):
+    with pytest.raises(UserError, match=r"no network for a Other; expected one of unet, mlp, .*; pass a network configuration"):
         build(Other())
 
 

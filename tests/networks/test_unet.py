@@ -130,9 +130,7 @@ def test_block_formula(resample: str, c_out: int) -> None:
 
 @pytest.mark.parametrize("shape", [(2, 3, 6, 6), (2, 1, 6, 6), (2, 6, 6), (2, 2, 6)])
 def test_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(
-        UserError, match=r"images of shape \(.*\); expected \(b, 2, h, w\); use images with 2 channels .+"
-    ):
+    with pytest.raises(UserError, match=r"images of shape \(.*\); expected \(b, 2, h, w\); use images with 2 channels .+"):
         network("unet")(torch.zeros(shape), torch.zeros(2))
 
 

@@ -13,9 +13,7 @@ from trigflow.networks import MLP
 @pytest.fixture(scope="session")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> MLP:
     """Not to be changed."""
-    folder = made_once(
-        tmp_path_factory, "mixture", lambda folder: torch.save(taught().state_dict(), folder / "weights")
-    )
+    folder = made_once(tmp_path_factory, "mixture", lambda folder: torch.save(taught().state_dict(), folder / "weights"))
     net = untrained()
     net.load_state_dict(torch.load(folder / "weights"))
     return net

@@ -72,9 +72,7 @@ def student(seed: int = 0, features: int = 3, width: int = 12, scale: float = 0.
 def draws(n: int, seed: int = 0, iteration: int = 0) -> StepDraws:
     """What is random in a step of one process, for batches as above in float32."""
     g = generator(seed)
-    return StepDraws(
-        n, PROCESS, g, iteration, lambda values: values, lambda: PROCESS.sample_noise(torch.empty(n, 3), g)
-    )
+    return StepDraws(n, PROCESS, g, iteration, lambda values: values, lambda: PROCESS.sample_noise(torch.empty(n, 3), g))
 
 
 def tangent_of(
@@ -82,9 +80,7 @@ def tangent_of(
 ) -> tuple[Tensor, Tensor]:
     """F and the Eulerian tangent of jumps to the end, or to 0; settings of `eulerian_tangent` and conditions, mixed."""
     conditions = {name: settings.pop(name) for name in ("label", "guidance") if name in settings}
-    return eulerian_tangent(
-        network, PROCESS, x, v, t, torch.zeros_like(t) if end is None else end, conditions, **settings
-    )
+    return eulerian_tangent(network, PROCESS, x, v, t, torch.zeros_like(t) if end is None else end, conditions, **settings)
 
 
 def consistency_loss(

@@ -24,9 +24,7 @@ def test_finite_differences_are_coarser_in_float32() -> None:
     x0, noise, t = batch(64)
     x = PROCESS.interpolate(x0, noise, t)
     _, exact = tangent_of(ExactStudent(), x.float(), GAUSSIAN.velocity(x, t).float(), t.float())
-    _, near = tangent_of(
-        ExactStudent(), x.float(), GAUSSIAN.velocity(x, t).float(), t.float(), derivative="finite-difference"
-    )
+    _, near = tangent_of(ExactStudent(), x.float(), GAUSSIAN.velocity(x, t).float(), t.float(), derivative="finite-difference")
     assert near.abs().max() > 10 * exact.abs().max()  # both should be zero
 
 

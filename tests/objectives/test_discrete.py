@@ -153,9 +153,7 @@ def test_ect_moves_closer_in_every_stage_and_keeps_the_order_of_times() -> None:
 
 
 def test_ect_without_k_is_a_constant_share() -> None:
-    torch.testing.assert_close(
-        ect_ratio(DiscreteConfig(schedule="ect", k=0), 3, 8), torch.full_like(SIGMAS, 1 - 1 / 16)
-    )
+    torch.testing.assert_close(ect_ratio(DiscreteConfig(schedule="ect", k=0), 3, 8), torch.full_like(SIGMAS, 1 - 1 / 16))
 
 
 @pytest.mark.parametrize("config", [DiscreteConfig(schedule="ect"), DiscreteConfig(steps=10_000)])
@@ -200,9 +198,7 @@ def test_the_exact_student_has_no_loss_on_exact_trajectories(distance: Any, conf
     settings = DiscreteConfig(distance=distance, **config)
     x0, noise, drawn = batch(200)
     t, s = settings.pairs(PROCESS, drawn, 1, 8)
-    loss = discrete_loss(
-        ExactStudent(), PROCESS, x0, noise, t, s, teacher=exact_teacher(t, s), config=settings, tangent=RAW
-    )
+    loss = discrete_loss(ExactStudent(), PROCESS, x0, noise, t, s, teacher=exact_teacher(t, s), config=settings, tangent=RAW)
     assert loss.figures["loss"].max() < 1e-20
     assert loss.figures["tangent_norm"].max() < 1e-10
 
@@ -477,9 +473,7 @@ def test_labels_and_scales_reach_both_evaluations_and_figures_have_one_number_a_
         return net(x, time, **conditions)
 
     weight = AdaptiveWeight(PROCESS).double()
-    loss = discrete_loss(
-        watched, PROCESS, x0, noise, t, s, conditions={"label": label, "guidance": scale}, weight=weight
-    )
+    loss = discrete_loss(watched, PROCESS, x0, noise, t, s, conditions={"label": label, "guidance": scale}, weight=weight)
     assert [call.keys() for call in calls] == [{"label", "guidance"}] * 2
     assert all(call["label"] is label and call["guidance"] is scale for call in calls)
     assert loss.value.shape == ()

@@ -78,9 +78,7 @@ def test_the_direction_is_that_of_the_formula() -> None:
     denoised = {name: PROCESS.denoise(x_t, v, t) for name, v in (("fake", fake), ("teacher", teacher))}
     error = (x0 - denoised["teacher"]).abs().mean(dim=1, keepdim=True)
     expected = (denoised["fake"] - denoised["teacher"]) / error
-    torch.testing.assert_close(
-        vsd_direction(PROCESS.velocity(x0, n, t), teacher, fake), expected, rtol=1e-9, atol=1e-12
-    )
+    torch.testing.assert_close(vsd_direction(PROCESS.velocity(x0, n, t), teacher, fake), expected, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("t", [1e-6, 1e-4, HALF_PI - 1e-4, HALF_PI - 1e-6])

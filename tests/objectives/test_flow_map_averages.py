@@ -44,9 +44,7 @@ def average_velocity(x_t: Tensor, v: Tensor, t: Tensor | float) -> Tensor:
     return (sin - cos) * x_t + (cos + sin) * v
 
 
-def error_of(
-    net: nn.Module, x_t: Tensor, v: Tensor, t: Tensor, s: Tensor, **conditions: Tensor
-) -> tuple[Tensor, Tensor]:
+def error_of(net: nn.Module, x_t: Tensor, v: Tensor, t: Tensor, s: Tensor, **conditions: Tensor) -> tuple[Tensor, Tensor]:
     """F and the error of the average velocity in units of sd, `-m(t)^2 / m(s) df/dt / sd`."""
     m, m_s = (straight(time)[0][:, None] for time in (t, s))
     prediction, g = eulerian_tangent(net, PROCESS, x_t, v, t, s, conditions, scale=m**2 / m_s)
@@ -67,9 +65,7 @@ def meanflow_loss(
 ) -> Loss:
     """The loss of meanflow or, with a teacher, of meanflow-distill."""
     config = objective_of("meanflow" if teacher is None else "meanflow-distill", **settings)
-    return flow_map_loss(
-        net, PROCESS, x0, noise, t, s, teacher=teacher, conditions=conditions, config=config, weight=weight
-    )
+    return flow_map_loss(net, PROCESS, x0, noise, t, s, teacher=teacher, conditions=conditions, config=config, weight=weight)
 
 
 def jumping(seed: int = 0) -> MLP:

@@ -14,9 +14,7 @@ from trigflow.process import Proposal
 from trigflow.samplers import flow_map_sample, meanflow_times, network_velocity
 
 DATA = GaussianOracle(torch.tensor([0.06, 0.25, 0.6]))
-LARGEST_ERROR = (
-    0.4  # of what is drawn, relative to it; 1 in one step of an untrained network, or one that learned no jumps
-)
+LARGEST_ERROR = 0.4  # of what is drawn, relative to it; 1 in one step of an untrained network, or one that learned no jumps
 
 
 def untrained() -> MLP:

@@ -140,9 +140,7 @@ def test_gradient_is_the_shaped_tangent_through_the_network(segments: int, disti
     net, (x0, z, t) = student(takes=("end",)), batch(9)
     w = torch.linspace(-1, 1, 9, dtype=torch.float64)
     teacher, tangent = GAUSSIAN.velocity if distill else None, TangentConfig(prior=prior)
-    loss = consistency_loss(
-        net, x0, z, t, segments=segments, teacher=teacher, tangent=tangent, r=0.4, weight=lambda t: w
-    )
+    loss = consistency_loss(net, x0, z, t, segments=segments, teacher=teacher, tangent=tangent, r=0.4, weight=lambda t: w)
     grads = torch.autograd.grad(loss.value, list(net.parameters()))
 
     end = torch.floor(t / (torch.pi / 2 / segments)) * (torch.pi / 2 / segments)
@@ -203,9 +201,7 @@ def test_impossible_segments() -> None:
         segment_bounds(batch(2)[2], 0)
     with pytest.raises(UserError, match=r"segments"):
         segment_times(PROCESS, 0)
-    assert [name for fine, name, *_ in FlowMap(jumps="segments", segments=0).checks(PROCESS) if not fine] == [
-        "segments"
-    ]
+    assert [name for fine, name, *_ in FlowMap(jumps="segments", segments=0).checks(PROCESS) if not fine] == ["segments"]
 
 
 # Learning ------------------------------------------------------------------------------------------------------------

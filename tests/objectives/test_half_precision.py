@@ -42,9 +42,7 @@ def test_half_precision_survives_both_ends(dtype: torch.dtype, autocast: bool, d
     exact = consistency_loss(net, x0.double(), z.double(), t, teacher=teacher, tangent=RAW).figures
     rtol = 0.05 if autocast else 0.01
     near_zero = t < 1  # at the other end g goes to zero with cos(t), and float32 times stop resolving it
-    torch.testing.assert_close(
-        loss.figures["tangent_norm"][near_zero], exact["tangent_norm"][near_zero], rtol=rtol, atol=0
-    )
+    torch.testing.assert_close(loss.figures["tangent_norm"][near_zero], exact["tangent_norm"][near_zero], rtol=rtol, atol=0)
     assert torch.all(loss.figures["tangent_norm"][~near_zero] < 1e-3)
 
 

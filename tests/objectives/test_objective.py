@@ -103,8 +103,6 @@ def test_mean_square_is_computed_in_float32_or_higher(dtype: torch.dtype) -> Non
 
 
 def test_figures_are_detached_float32() -> None:
-    figures = as_figures(
-        a=torch.ones(2, dtype=torch.float64, requires_grad=True), b=torch.ones(2, dtype=torch.bfloat16)
-    )
+    figures = as_figures(a=torch.ones(2, dtype=torch.float64, requires_grad=True), b=torch.ones(2, dtype=torch.bfloat16))
     assert list(figures) == ["a", "b"]
     assert all(f.dtype == torch.float32 and not f.requires_grad for f in figures.values())

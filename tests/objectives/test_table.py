@@ -105,9 +105,7 @@ def test_what_names_settle() -> None:
     assert (meanflow.velocity, meanflow.residual, meanflow.jumps, meanflow.ends) == ("data", "eulerian", "any", "pair")
     assert (meanflow.anchor, meanflow.weighting, meanflow.tangent.warmup) == (0.75, "error", 0)
     assert (meanflow.proposal.mean, meanflow.proposal.std) == pytest.approx((-0.4 + math.log(0.5), 1.0))
-    assert objective_of("meanflow-distill") == dataclasses.replace(
-        meanflow, kind="meanflow-distill", velocity="teacher"
-    )
+    assert objective_of("meanflow-distill") == dataclasses.replace(meanflow, kind="meanflow-distill", velocity="teacher")
     scd = objective_of("scd", segments=4)
     assert isinstance(scd, FlowMap)
     assert (scd.velocity, scd.jumps, scd.segments, scd.told) == ("teacher", "segments", 4, ("end",))
@@ -142,9 +140,7 @@ def test_unknown_names() -> None:
     ],
 )
 def test_unknown_settings(kind: str, settings: dict[str, Any], name: str) -> None:
-    with pytest.raises(
-        UserError, match=rf"^objective\.{name} for the objective {kind}; expected one of .*; correct"
-    ) as caught:
+    with pytest.raises(UserError, match=rf"^objective\.{name} for the objective {kind}; expected one of .*; correct") as caught:
         objective_of(kind, **settings)
     expected = str(caught.value).split("expected one of ")[1].split("; ")[0].split(", ")
     assert expected == sorted(expected)
@@ -188,17 +184,13 @@ def test_an_objective_from_outside() -> None:
 def test_names_are_taken_once() -> None:
     register("halved", Halved)
     for kind, cls in (("scd", Halved), ("halved", Diffusion)):
-        with pytest.raises(
-            UserError, match=rf"^the name '{kind}' is taken by {known(kind).objective.__name__}; expected"
-        ):
+        with pytest.raises(UserError, match=rf"^the name '{kind}' is taken by {known(kind).objective.__name__}; expected"):
             register(kind, cls)
 
 
 def test_what_is_no_objective() -> None:
     for cls in (TangentConfig, int):
-        with pytest.raises(
-            UserError, match=rf"^{cls.__name__} as an objective; expected a dataclass that is an Objective"
-        ):
+        with pytest.raises(UserError, match=rf"^{cls.__name__} as an objective; expected a dataclass that is an Objective"):
             register("mine", cls)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="unknown objective 'mine'"):
         known("mine")

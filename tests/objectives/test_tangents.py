@@ -103,16 +103,12 @@ def test_normalized_tangent_keeps_its_direction_and_has_norm_below_one(shape: tu
 def test_clipped_and_raw_tangents() -> None:
     g = torch.tensor([[-3.0, -0.5, 0.0, 0.2, 7.0]])
     assert shape_tangent(g, TangentConfig(mode="clip")).tolist() == [[-1.0, -0.5, 0.0, pytest.approx(0.2), 1.0]]
-    assert shape_tangent(g, TangentConfig(mode="clip", limit=0.3))[0].tolist() == pytest.approx(
-        [-0.3, -0.3, 0, 0.2, 0.3]
-    )
+    assert shape_tangent(g, TangentConfig(mode="clip", limit=0.3))[0].tolist() == pytest.approx([-0.3, -0.3, 0, 0.2, 0.3])
     assert torch.equal(shape_tangent(g, TangentConfig(mode="raw")), g)
 
 
 def test_unknown_mode() -> None:
-    with pytest.raises(
-        UserError, match=r"unknown tangent mode 'sign'; expected normalize, clip or raw; correct tangent\.mode"
-    ):
+    with pytest.raises(UserError, match=r"unknown tangent mode 'sign'; expected normalize, clip or raw; correct tangent\.mode"):
         shape_tangent(torch.ones(1, 2), TangentConfig(mode="sign"))  # type: ignore[arg-type]
 
 

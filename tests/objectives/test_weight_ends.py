@@ -21,9 +21,7 @@ def weight(dtype: torch.dtype) -> AdaptiveWeight:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_every_time_has_a_finite_weight_and_gradient(dtype: torch.dtype) -> None:
     """The float32 number nearest to pi/2 is beyond it, where the tangent is negative."""
-    ends = torch.tensor(
-        [0.0, 1e-12, 1e-6, 1.0, math.pi / 2 - 1e-6, math.pi / 2, math.nextafter(math.pi / 2, 2)], dtype=dtype
-    )
+    ends = torch.tensor([0.0, 1e-12, 1e-6, 1.0, math.pi / 2 - 1e-6, math.pi / 2, math.nextafter(math.pi / 2, 2)], dtype=dtype)
     module = weight(dtype)
     w = module(ends)
     assert bool(w.isfinite().all())

@@ -25,9 +25,7 @@ class OracleNetwork(nn.Module):
         null_label: of a network that takes a label; None for one without.
     """
 
-    def __init__(
-        self, function: Callable[[Tensor, Tensor, Tensor | None], Tensor], null_label: int | None = None
-    ) -> None:
+    def __init__(self, function: Callable[[Tensor, Tensor, Tensor | None], Tensor], null_label: int | None = None) -> None:
         super().__init__()
         self.function = function
         self.takes = frozenset({"label"} if null_label is not None else ())

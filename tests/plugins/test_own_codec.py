@@ -43,9 +43,7 @@ def test_it_is_sampled(student: Path, tmp_path: Path) -> None:
     assert torch.equal(drawn, model.sample(6, labels=[1], batch_size=4)) or torch.allclose(
         drawn, model.sample(6, labels=[1], batch_size=4), atol=1e-5
     )
-    command(
-        PLUGIN, "sample", student, "--num", 6, "--quiet", "--labels", "one", "three", "--out", tmp_path / "waves.png"
-    )
+    command(PLUGIN, "sample", student, "--num", 6, "--quiet", "--labels", "one", "three", "--out", tmp_path / "waves.png")
     assert (tmp_path / "waves.png").is_file()
 
 

@@ -42,9 +42,7 @@ def test_it_is_sampled_and_guided(teacher: Path, tmp_path: Path) -> None:
     v, v_none = (sd * model.network(x / sd, t, centre=c) for c in (centre, none))
     torch.testing.assert_close(model.velocity({"centre": centre}, 3.0)(x, t), v_none + 3 * (v - v_none))
     assert guided.shape == plain.shape
-    command(
-        PLUGIN, "sample", teacher, "--num", 4, "--quiet", "--conditions", "centre=0.5,-0.5", "--out", tmp_path / "s.png"
-    )
+    command(PLUGIN, "sample", teacher, "--num", 4, "--quiet", "--conditions", "centre=0.5,-0.5", "--out", tmp_path / "s.png")
     assert (tmp_path / "s.png").is_file()
 
 

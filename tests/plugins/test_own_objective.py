@@ -32,9 +32,7 @@ def test_the_run_folder_keeps_its_settings_and_the_digest(student: Path) -> None
     assert trigflow.load(student, "cpu").sampling.kind == "flow_map"
 
 
-def test_a_setting_that_makes_no_sense_is_one_line(
-    student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_setting_that_makes_no_sense_is_one_line(student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         command(
             PLUGIN, "distill", student.parent / "teacher", "--out", tmp_path / "x", "--objective.kind", "huber",

@@ -174,9 +174,7 @@ def test_ensure_folder(tmp_path: Path) -> None:
     assert listing(tmp_path) == ["a", "a/b"]
     (path / "file").write_text("")
     for wrong in (path / "file", path / "file" / "below"):
-        with pytest.raises(
-            UserError, match=r"cannot write to .*; expected a folder that can be written; choose another"
-        ):
+        with pytest.raises(UserError, match=r"cannot write to .*; expected a folder that can be written; choose another"):
             ensure_folder(wrong)
     assert listing(path) == ["file"]
 

@@ -33,9 +33,7 @@ def test_noise_leads_back_to_the_time(gamma: float) -> None:
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0])
 def test_samples_have_the_variances_of_the_data(gamma: float) -> None:
     times = consistency_times(PROCESS, 3)
-    x0 = flow_map_sample(
-        VELOCITY, PROCESS, noise(40_000), times, gamma=gamma, generator=torch.Generator().manual_seed(1)
-    )
+    x0 = flow_map_sample(VELOCITY, PROCESS, noise(40_000), times, gamma=gamma, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(x0.var(0), VARIANCES, rtol=0.03, atol=0)
 
 

@@ -33,9 +33,7 @@ def test_one_step_is_the_exact_map_from_noise_to_data() -> None:
 
 @pytest.mark.parametrize("steps", [2, 3, 5])
 def test_exact_model_keeps_the_marginal_in_any_number_of_steps(steps: int) -> None:
-    x0 = flow_map_sample(
-        VELOCITY, PROCESS, noise(40_000), consistency_times(PROCESS, steps), gamma=1.0, generator=generator(1)
-    )
+    x0 = flow_map_sample(VELOCITY, PROCESS, noise(40_000), consistency_times(PROCESS, steps), gamma=1.0, generator=generator(1))
     torch.testing.assert_close(x0.var(0), VARIANCES, rtol=0.03, atol=0)
     torch.testing.assert_close(x0.mean(0) / VARIANCES.sqrt(), torch.zeros(3, dtype=torch.float64), rtol=0, atol=0.02)
     kurtosis = (x0 / x0.std(0)).pow(4).mean(0)
@@ -58,18 +56,14 @@ def test_second_step_forgets_part_of_the_error_of_the_first() -> None:
         f = ORACLE.consistency(x, t) * (shrink if t[0] > 1.5 else 1.0)
         return (torch.cos(t)[:, None] * x - f) / torch.sin(t)[:, None]
 
-    samples = flow_map_sample(
-        velocity, PROCESS, noise(40_000), (PROCESS.t_max, t_mid), gamma=1.0, generator=generator(1)
-    )
+    samples = flow_map_sample(velocity, PROCESS, noise(40_000), (PROCESS.t_max, t_mid), gamma=1.0, generator=generator(1))
     left = math.cos(t_mid) ** 2 * VARIANCES / ORACLE.variance(samples, t_mid)
     torch.testing.assert_close(samples.var(0) / VARIANCES, 1 - left * (1 - shrink**2), rtol=0.03, atol=0)
 
 
 def test_generator_decides_the_fresh_noise() -> None:
     z, times = noise(5), consistency_times(PROCESS, 3)
-    first, again, other = (
-        flow_map_sample(VELOCITY, PROCESS, z, times, gamma=1.0, generator=generator(s)) for s in (4, 4, 5)
-    )
+    first, again, other = (flow_map_sample(VELOCITY, PROCESS, z, times, gamma=1.0, generator=generator(s)) for s in (4, 4, 5))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     g = generator(4)
@@ -125,9 +119,7 @@ def test_times_may_be_a_tensor() -> None:
 # Mistakes ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "times", [(), (0.0,), (1.5, 0.0), (1.0, 1.1), (1.1, 1.1), (1.6,), (1.5, math.nan, 0.5), (-0.1,)]
-)
+@pytest.mark.parametrize("times", [(), (0.0,), (1.5, 0.0), (1.0, 1.1), (1.1, 1.1), (1.6,), (1.5, math.nan, 0.5), (-0.1,)])
 def test_times_must_decrease_within_the_quarter_circle(times: tuple[float, ...]) -> None:
     with pytest.raises(UserError, match=r"times \(.*\); expected one or more decreasing times in \(0, pi/2\]; .+"):
         flow_map_sample(VELOCITY, PROCESS, noise(2), times, gamma=1.0, generator=generator())

@@ -173,9 +173,7 @@ def test_mistakes_say_what_to_do() -> None:
         network_velocity(Recorder(null_label=None), PROCESS)
     with pytest.raises(UserError, match=r"away from nothing: .* label .*leave out none; expected .*negative network"):
         guided_velocity(Recorder(null_label=None), PROCESS, of(LABEL), 2.0)
-    with pytest.raises(
-        UserError, match=r"network that takes the scale itself; expected one without; use network_velocity"
-    ):
+    with pytest.raises(UserError, match=r"network that takes the scale itself; expected one without; use network_velocity"):
         guided_velocity(guided, PROCESS, of(LABEL), 2.0)
 
 
@@ -337,9 +335,7 @@ def test_guidance_acts_inside_the_interval_alone(auto: bool) -> None:
     )(x, TIMES)  # fmt: skip
     cond = ORACLE.velocity(x, TIMES, LABEL)
     away = BLURRED.velocity(x, TIMES, LABEL) if auto else ORACLE.velocity(x, TIMES)
-    expected = torch.where(
-        torch.tensor([False, True, True, False])[:, None], away + scales[:, None] * (cond - away), cond
-    )
+    expected = torch.where(torch.tensor([False, True, True, False])[:, None], away + scales[:, None] * (cond - away), cond)
     torch.testing.assert_close(v, expected)
 
 
@@ -420,9 +416,7 @@ def test_guided_trajectories_in_closed_form() -> None:
     velocity = guided_velocity(good.teacher(), PROCESS, None, s, negative=bad.teacher(), interval=INTERVAL)
     x = torch.tensor([[1.0], [-0.3]], dtype=torch.float64)
     ends = [1.5, high, low, 0.0]
-    grid = torch.cat(
-        [torch.linspace(a, b, 400, dtype=torch.float64)[:-1] for a, b in pairwise(ends)] + [torch.zeros(1)]
-    )
+    grid = torch.cat([torch.linspace(a, b, 400, dtype=torch.float64)[:-1] for a, b in pairwise(ends)] + [torch.zeros(1)])
     drawn = SOLVERS["heun"](velocity, x, grid)
 
     def log_ratio(variance: float, t: float, u: float) -> float:
@@ -442,7 +436,5 @@ def test_mistakes_in_guidance_say_what_to_do() -> None:
     with pytest.raises(UserError, match=r"network that takes the scale itself; expected one without"):
         guided_velocity(Recorder(), PROCESS, of(LABEL), 2.0, negative=Blurred(("label", "guidance")))
     for interval in ((1.0, 1.0), (2.0, 1.0), (-0.1, 1.0), (math.nan, 1.0), (0.0, math.nan)):
-        with pytest.raises(
-            UserError, match=r"guidance interval .*; expected two noise levels sigma with 0 <= low < high"
-        ):
+        with pytest.raises(UserError, match=r"guidance interval .*; expected two noise levels sigma with 0 <= low < high"):
             guided_velocity(Recorder(), PROCESS, of(LABEL), 2.0, interval=interval)

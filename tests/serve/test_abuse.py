@@ -31,9 +31,7 @@ def port() -> Iterator[int]:
 
 def request(**asked: Any) -> bytes:
     body = json.dumps(asked).encode()
-    head = (
-        f"POST /v1/images HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-    )
+    head = f"POST /v1/images HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     return head.encode() + body
 
 
@@ -69,9 +67,7 @@ def test_answers_that_nobody_takes(port: int) -> None:
 
 def test_an_answer_that_is_taken_slowly_arrives_whole(port: int) -> None:
     with narrow(port) as slow:
-        slow.sendall(
-            request(count=1024, format="npy") + b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
-        )
+        slow.sendall(request(count=1024, format="npy") + b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         taken = b""
         while part := slow.recv(1 << 14):
             taken += part

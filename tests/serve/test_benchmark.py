@@ -43,9 +43,7 @@ def test_bars(benchmark: ModuleType) -> None:
         assert bars[i]["measured"] == value
 
 
-def test_without_a_run_it_says_how_to_make_one(
-    benchmark: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_run_it_says_how_to_make_one(benchmark: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["serve.py", str(tmp_path / "none")])
     with pytest.raises(SystemExit, match="trigflow demo --out"):
         benchmark.main()

@@ -81,9 +81,7 @@ def test_a_teacher_of_other_classes_is_not_served_as_that_of_the_student(
     ],
 )
 def test_limits_from_python_are_checked_too(name: str, value: Any) -> None:
-    with pytest.raises(
-        UserError, match=rf"^limit {name} = .*; expected a (whole|finite) number above 0; correct --limits"
-    ):
+    with pytest.raises(UserError, match=rf"^limit {name} = .*; expected a (whole|finite) number above 0; correct --limits"):
         Limits(**{name: value})
     assert Limits(window_ms=0, guidance=4).window_ms == 0
 

@@ -28,9 +28,7 @@ from trigflow.serve.limits import Limits
 from trigflow.serve.server import Silent, StreamProtocol, http_protocol
 from trigflow.serve.wire import unpack
 
-LIMITS = Limits(
-    connections=20, silent_seconds=1, send_seconds=1, frame_images=1024, message_bytes=1_000, body_bytes=1_000
-)
+LIMITS = Limits(connections=20, silent_seconds=1, send_seconds=1, frame_images=1024, message_bytes=1_000, body_bytes=1_000)
 
 
 @pytest.fixture

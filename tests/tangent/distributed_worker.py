@@ -199,9 +199,7 @@ def refused() -> str:
 def main() -> None:
     rank, folder = int(sys.argv[1]), sys.argv[2]
     torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", f"file://{folder}/store", rank=rank, world_size=WORLD, timeout=timedelta(seconds=60)
-    )
+    dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=WORLD, timeout=timedelta(seconds=60))
     from torch.distributed.fsdp import FSDPModule
 
     before = {**vars(FSDPModule)}, {**vars(DistributedDataParallel)}

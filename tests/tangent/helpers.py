@@ -83,9 +83,7 @@ def check(
     if expected is None:
         expected = reference(fn, primals, tangents)
 
-    inputs = [
-        p.detach().clone().requires_grad_() if isinstance(p, Tensor) and p.is_floating_point() else p for p in primals
-    ]
+    inputs = [p.detach().clone().requires_grad_() if isinstance(p, Tensor) and p.is_floating_point() else p for p in primals]
     leaves = [p for p in inputs if isinstance(p, Tensor) and p.requires_grad]
     plain = fn(*inputs)
     plain_gradients = gradients(plain, leaves)

@@ -95,9 +95,7 @@ def assert_same_step(net: nn.Module, fn: Callable[..., Tensor], inputs: tuple[Te
     return tangent
 
 
-def central_difference(
-    fn: Callable[..., Tensor], inputs: tuple[Tensor, ...], tangents: tuple[Tensor, ...], h: float
-) -> Tensor:
+def central_difference(fn: Callable[..., Tensor], inputs: tuple[Tensor, ...], tangents: tuple[Tensor, ...], h: float) -> Tensor:
     """`(8 (f(x + h dx) - f(x - h dx)) - (f(x + 2h dx) - f(x - 2h dx))) / 12h`, exact to order h^4."""
     with torch.no_grad():
 

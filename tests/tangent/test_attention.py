@@ -147,9 +147,7 @@ def test_multi_head_attention_module(causal: bool) -> None:
 
 @pytest.mark.parametrize("norm_first", [False, True])
 def test_transformer_encoder(norm_first: bool) -> None:
-    layer = nn.TransformerEncoderLayer(
-        8, 2, 16, dropout=0.0, batch_first=True, norm_first=norm_first, activation="gelu"
-    )
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True, norm_first=norm_first, activation="gelu")
     net = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).double()
     x = draw(1, 2, 5, 8)
     with torch.no_grad():

@@ -49,9 +49,7 @@ class Talk:
         self.texts.append(text)
 
 
-def check_same(
-    step: Any, fn: Callable[..., Any], primals: Any, tangents: Any, parameters: list[Tensor], seed: int = 0
-) -> None:
+def check_same(step: Any, fn: Callable[..., Any], primals: Any, tangents: Any, parameters: list[Tensor], seed: int = 0) -> None:
     """The compiled step against `jvp` of the function: output, tangent, gradients."""
 
     def run(call: Callable[..., Any]) -> list[Tensor | None]:

@@ -82,9 +82,7 @@ def test_compositions(picks: Any, layout: str, carry: tuple[bool, bool], seed: i
     which=st.integers(0, 9),
     seed=st.integers(0, 10**6),
 )
-def test_broadcasts(
-    shape: list[int], ones: list[bool], drop: int, carry: tuple[bool, bool], which: int, seed: int
-) -> None:
+def test_broadcasts(shape: list[int], ones: list[bool], drop: int, carry: tuple[bool, bool], which: int, seed: int) -> None:
     functions: list[Callable[[Tensor, Tensor], Tensor]] = [
         torch.add,
         torch.sub,

@@ -30,9 +30,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
         with open(folder / f"log{rank}", "w") as log:
             command = [WORKER, rank, folder]
             processes.append(
-                programs.start(
-                    command, stdout=log, stderr=log, environment=environment, imports=["torch.distributed.fsdp"]
-                )
+                programs.start(command, stdout=log, stderr=log, environment=environment, imports=["torch.distributed.fsdp"])
             )
     try:
         codes = [process.wait(timeout=150) for process in processes]

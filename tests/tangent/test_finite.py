@@ -142,9 +142,7 @@ def test_outputs_of_any_nesting() -> None:
 def test_the_error_falls_with_the_square_of_the_step() -> None:
     net = built()
     exact = jvp(net, (X, T), (DX, DT))[1]
-    errors = [
-        relative_error(jvp(net, (X, T), (DX, DT), method="finite-difference", step=h)[1], exact) for h in (1e-2, 1e-3)
-    ]
+    errors = [relative_error(jvp(net, (X, T), (DX, DT), method="finite-difference", step=h)[1], exact) for h in (1e-2, 1e-3)]
     assert 50 < errors[0] / errors[1] < 200
 
 

@@ -112,9 +112,7 @@ def test_compositions_of_writes_and_views_are_right_or_raise(picks: Any, carry: 
     except TangentError:
         return
     step = 1e-6
-    moved = [
-        fn(*(p + s * (0 if t is None else t) for p, t in zip((x, y), tangents, strict=True))) for s in (step, -step)
-    ]
+    moved = [fn(*(p + s * (0 if t is None else t) for p, t in zip((x, y), tangents, strict=True))) for s in (step, -step)]
     detached = any(STEPS[i] in (STEPS[10], STEPS[11]) for i, _ in picks)
     for o, p, t, plus, minus in zip(out, plain, tangent, *moved, strict=True):
         assert torch.equal(o, p)

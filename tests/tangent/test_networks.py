@@ -96,9 +96,7 @@ X, DX, T, DT = draw(1, 4, 3, 8, 8), draw(2, 4, 3, 8, 8), draw(3, 4), draw(4, 4)
 LABELS = torch.tensor([0, 3, 1, 1])
 
 
-def step(
-    net: nn.Module, *inputs: Any, engine: bool, seed: int = 0
-) -> tuple[Tensor, Tensor | None, list[Tensor | None]]:
+def step(net: nn.Module, *inputs: Any, engine: bool, seed: int = 0) -> tuple[Tensor, Tensor | None, list[Tensor | None]]:
     """Output, tangent and parameter gradients of a training step."""
     net.zero_grad()
     torch.manual_seed(seed)
@@ -133,9 +131,7 @@ def assert_same_step(net: nn.Module, *inputs: Any) -> Tensor:
 @pytest.mark.parametrize("carry", [(True, True, False), (True, False, False), (False, True, False)])
 def test_unet_in_double_precision(carry: tuple[bool, bool, bool]) -> None:
     net, oracle = network(), network(math=True)
-    tangents = tuple(
-        draw(31 + i, *v.shape) if c else None for i, (v, c) in enumerate(zip((X, T, LABELS), carry, strict=True))
-    )
+    tangents = tuple(draw(31 + i, *v.shape) if c else None for i, (v, c) in enumerate(zip((X, T, LABELS), carry, strict=True)))
     check(net, (X, T, LABELS), carry, expected=reference(oracle, (X, T, LABELS), tangents))
     check(oracle, (X, T, LABELS), carry)
 
@@ -260,9 +256,7 @@ def test_autocast(p: float) -> None:
 def test_half_precision_network() -> None:
     def build(dtype: torch.dtype) -> nn.Module:
         net = network().to(dtype)
-        return nn.Sequential(
-            net.first, net.attend, nn.GELU(), nn.Flatten(2), nn.LayerNorm(64, dtype=dtype), nn.Softmax(-1)
-        )
+        return nn.Sequential(net.first, net.attend, nn.GELU(), nn.Flatten(2), nn.LayerNorm(64, dtype=dtype), nn.Softmax(-1))
 
     net = build(torch.bfloat16)
     tangent = assert_same_step(net, X.bfloat16())

@@ -57,9 +57,7 @@ INSIDE: dict[str, tuple[str, Callable[[Any], Any]]] = {
     **{
         f"autograd.functional.{name}": (
             f"torch.autograd.functional.{name}",
-            lambda x, name=name: getattr(torch.autograd.functional, name)(
-                total, x, *[x] * (name in ("jvp", "hvp", "vhp"))
-            ),
+            lambda x, name=name: getattr(torch.autograd.functional, name)(total, x, *[x] * (name in ("jvp", "hvp", "vhp"))),
         )
         for name in ("vjp", "jvp", "hvp", "vhp", "jacobian", "hessian")
     },
@@ -114,9 +112,7 @@ AROUND: dict[str, Callable[[Callable[[Tensor], Tensor]], Any]] = {
 @pytest.mark.parametrize("name", AROUND)
 @pytest.mark.parametrize("method", ["exact", "finite-difference"])
 def test_jvp_inside_transforms_is_refused_by_name(name: str, method: str) -> None:
-    with pytest.raises(
-        TangentError, match=rf"jvp called inside torch\.func\.{name} called at .*test_transforms\.py:\d"
-    ):
+    with pytest.raises(TangentError, match=rf"jvp called inside torch\.func\.{name} called at .*test_transforms\.py:\d"):
         AROUND[name](lambda x: jvp(torch.sin, (x,), (torch.ones_like(x),), method=method)[0])
     with pytest.raises(TangentError, match="coverage called inside"):
         AROUND[name](lambda x: (coverage(torch.sin, x), x)[1])

@@ -92,9 +92,7 @@ def larger(photos: Path) -> None:
         (larger, r"data of other shape: \[1, 8, 8\], now \[1, 12, 12\]"),
     ],
 )
-def test_other_data_are_refused(
-    photos: Path, run: Path, change: Callable[[Path], None], said: str, memory: float
-) -> None:
+def test_other_data_are_refused(photos: Path, run: Path, change: Callable[[Path], None], said: str, memory: float) -> None:
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     change(photos)
     config = config_of(photos, 2)

@@ -55,9 +55,7 @@ def test_a_file_that_cannot_be_opened_is_told_once(tmp_path: Path) -> None:
 
 
 @linux
-def test_lines_that_find_no_room_are_left_out_with_one_warning(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_lines_that_find_no_room_are_left_out_with_one_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     log = MetricLog(tmp_path)
     log.write(1, {"loss": 1.0})
     with largest_file((tmp_path / "metrics.jsonl").stat().st_size + 5):

@@ -54,9 +54,7 @@ class Setup:
         self.optimizer.step()
 
     def state(self) -> dict[str, Tensor]:
-        state = {
-            f"{n}.{key}": value for n, module in self.modules.items() for key, value in module.state_dict().items()
-        }
+        state = {f"{n}.{key}": value for n, module in self.modules.items() for key, value in module.state_dict().items()}
         for index, moments in self.optimizer.state_dict()["state"].items():
             state |= {f"optimizer.{index}.{key}": value for key, value in moments.items()}
         return {name: value.detach().clone() for name, value in state.items()}
@@ -123,9 +121,7 @@ def test_a_write_that_fails_leaves_the_previous_one_whole(
     setup.step(3)
     with monkeypatch.context() as patch:
         patch.setattr(CheckpointWriter, method, failing)
-        with pytest.raises(
-            UserError, match=r"cannot write checkpoint .*(No space left on device|RuntimeError: broken)"
-        ):
+        with pytest.raises(UserError, match=r"cannot write checkpoint .*(No space left on device|RuntimeError: broken)"):
             setup.save(tmp_path, 3 if same_iteration else 4)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["00000003"]
     fresh = Setup(seed=1)
@@ -225,9 +221,7 @@ def test_the_file_is_one_that_safetensors_reads(tmp_path: Path) -> None:
 def make_old(path: Path) -> None:
     """Have a checkpoint as the first format had it."""
     state = json.loads((path / "state.json").read_text())
-    (path / "state.json").write_text(
-        json.dumps({"format": 1, "iteration": state["iteration"], "skipped": state["skipped"]})
-    )
+    (path / "state.json").write_text(json.dumps({"format": 1, "iteration": state["iteration"], "skipped": state["skipped"]}))
 
 
 def test_checkpoints_of_the_first_format_can_be_read(tmp_path: Path) -> None:
@@ -297,9 +291,7 @@ def test_another_network_is_refused_before_anything_changes(tmp_path: Path) -> N
     other = Setup(seed=1)
     other.modules["network"] = nn.Sequential(nn.Conv2d(2, 5, 3), nn.BatchNorm2d(5), nn.Conv2d(5, 3, 2))
     before = other.state()
-    with pytest.raises(
-        UserError, match=r"another network .*first '0\.weight' \(4, 2, 3, 3\) instead of \(5, 2, 3, 3\)"
-    ):
+    with pytest.raises(UserError, match=r"another network .*first '0\.weight' \(4, 2, 3, 3\) instead of \(5, 2, 3, 3\)"):
         other.load(path)
     assert differing(other.state(), before) == []
 

@@ -184,9 +184,7 @@ def test_a_time_path_is_the_one_the_network_uses(kind: str) -> None:
     network(x, t, label=label)
     mine = path.modulations(t, label)
     assert len(mine) == len(seen) > 0
-    for a, b in zip(
-        sorted(mine, key=lambda m: m.sum().item()), sorted(seen, key=lambda m: m.sum().item()), strict=True
-    ):
+    for a, b in zip(sorted(mine, key=lambda m: m.sum().item()), sorted(seen, key=lambda m: m.sum().item()), strict=True):
         torch.testing.assert_close(a, b)
     assert path.features(t).shape == (2, 16)
 

@@ -156,9 +156,7 @@ def test_every_part_of_training_works_with_several_processes(several: Path, alon
         torch.testing.assert_close(series(there, figure), series(here, figure), atol=1e-5, rtol=1e-5)
     assert gap(there, here) < 1e-4
     files = [
-        sorted(
-            str(p.relative_to(run)) for p in run.rglob("*") if not p.name.startswith(("events", "state-", "state.s"))
-        )
+        sorted(str(p.relative_to(run)) for p in run.rglob("*") if not p.name.startswith(("events", "state-", "state.s")))
         for run in (here, there)
     ]
     assert files[0] == files[1]
@@ -247,9 +245,7 @@ def test_a_command_for_one_process_fails_in_each_with_one_line(several: Path) ->
         {"objective.kind": "meanflow"},
     ],
 )
-def test_shares_of_a_batch_are_the_batch(
-    changes: dict[str, Any], processes: int, accumulate: int, tmp_path: Path
-) -> None:
+def test_shares_of_a_batch_are_the_batch(changes: dict[str, Any], processes: int, accumulate: int, tmp_path: Path) -> None:
     distills = "teacher" in changes
     trainer = tiny_trainer(tmp_path, changes, teacher=untrained_teacher() if distills else None)
     check_shares(trainer.batches, torch.arange(8), processes, accumulate)

@@ -96,10 +96,7 @@ def test_one_process_goes_on_with_what_several_wrote(runs: Path, name: str) -> N
     trainer = make_trainer("teacher", runs / name, CHANGES, resume=True)
     assert trainer.iteration == 2
     found = tensors_of({**trainer.modules, **trainer.ema.modules}, trainer.optimizers)
-    assert (
-        differing({key: value.detach() for key, value in found.items()}, load_file(runs / f"{name}-0.safetensors"))
-        == []
-    )
+    assert differing({key: value.detach() for key, value in found.items()}, load_file(runs / f"{name}-0.safetensors")) == []
 
 
 @pytest.mark.parametrize("name", ["alone-ddp2", "alone-fsdp2", "ddp2-fsdp2", "fsdp2-ddp2", "fsdp2-fsdp4", "ddp2-ddp4"])
@@ -154,9 +151,7 @@ def test_sigterm_to_torchrun_saves_and_the_same_command_goes_on(tmp_path: Path) 
     assert err.count("trigflow: terminated; what was saved can be resumed") == 2
     done = int(list_checkpoints(out)[-1].name)
     assert done >= 1
-    codes = run_group(
-        tmp_path, "command_worker", [*command, "--iterations", str(done + 1)], 2, str(free_ports(1)[0]), 250
-    )
+    codes = run_group(tmp_path, "command_worker", [*command, "--iterations", str(done + 1)], 2, str(free_ports(1)[0]), 250)
     assert codes == [0, 0], (tmp_path / "output").read_text()[-2000:]
     assert int(list_checkpoints(out)[-1].name) == done + 1
     assert load(out, "cpu").kind == "diffusion"

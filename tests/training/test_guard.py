@@ -99,9 +99,7 @@ def test_a_gradient_that_is_not_finite_is_an_overflow_only_while_the_scale_can_b
     assert guard.scale is not None
     seen = []
     for scalars in (fine, overflow, loss, fine, overflow, overflow, overflow):
-        seen.append(
-            (guard.accepts(scalars), guard.updates, guard.overflows, guard.skipped, guard.streak, guard.scale.value)
-        )
+        seen.append((guard.accepts(scalars), guard.updates, guard.overflows, guard.skipped, guard.streak, guard.scale.value))
     assert seen == [
         (True, 1, 0, 0, 0, 4), (False, 1, 1, 0, 0, 2), (False, 1, 1, 1, 1, 2), (True, 2, 1, 1, 0, 2),
         (False, 2, 2, 1, 0, 1), (False, 2, 2, 2, 1, 1), (False, 2, 2, 3, 2, 1),
@@ -147,9 +145,7 @@ def test_large_numbers_are_finite() -> None:
 # Going back ------------------------------------------------------------------------------------------------------------
 
 
-def broken_run(
-    folder: Path, *, resume: bool = False, crash: int | None = None, **changes: Any
-) -> tuple[Trainer, list[Any]]:
+def broken_run(folder: Path, *, resume: bool = False, crash: int | None = None, **changes: Any) -> tuple[Trainer, list[Any]]:
     """A run whose steps 5 to 7 (from 1) are not finite the first time, and what each step drew. It may end without a word."""
     trainer = tiny_trainer(folder, {**RUN, "network.dropout": 0.3, "data.flip": True, **changes}, resume=resume)
     spoil_network(trainer, lambda: trainer.guard.rollbacks == 0 and trainer.iteration in (4, 5, 6))
@@ -211,9 +207,7 @@ def test_a_run_that_is_sound_does_not_depend_on_the_settings(tmp_path: Path) -> 
 
 def poison(trainer: Trainer, what: str) -> None:
     """Put a number that is none, or infinite, into what is named."""
-    state = next(
-        state for state in trainer.optimizer.state.values() if len(state.get("momentum", ())) or "exp_avg" in state
-    )
+    state = next(state for state in trainer.optimizer.state.values() if len(state.get("momentum", ())) or "exp_avg" in state)
     tensor = {
         "momentum": lambda: next(iter(v for v in state.values() if v.ndim > 0)),
         "second moment": lambda: state["exp_avg_sq"],

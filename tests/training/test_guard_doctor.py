@@ -98,8 +98,6 @@ def test_a_run_that_gave_up_has_diverged_in_a_study(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(cell, "trained", gives_up)
     config = to_dict(tiny_trainer(tmp_path / "made", {}).config)
-    result = cell.run_cell(
-        {"config": config, "teacher": None, "start": None, "model": "m", "draws": [], "num": 4}, tmp_path
-    )
+    result = cell.run_cell({"config": config, "teacher": None, "start": None, "model": "m", "draws": [], "num": 4}, tmp_path)
     assert (result["status"], result["scores"]) == ("diverged", {})
     assert result["reason"].startswith("iteration 7")

@@ -46,9 +46,7 @@ def without_classes(model: Model) -> Model:
     return dataclasses.replace(model, network=built, spec=network, conditioner=Conditioner())
 
 
-def student(
-    folder: Path, teacher: Model, changes: dict[str, Any] | None = None, negative: Model | None = None
-) -> Trainer:
+def student(folder: Path, teacher: Model, changes: dict[str, Any] | None = None, negative: Model | None = None) -> Trainer:
     config = dataclasses.replace(
         tiny_config({**GUIDED, **(changes or {})}), teacher="teacher", network=teacher.spec,
         negative=None if negative is None else "negative",

@@ -78,9 +78,7 @@ def test_off_by_default_and_then_silent(tmp_path: Path) -> None:
     tiny_trainer(tmp_path, {"loop.iterations": 2}).run()
     names = read_metrics(tmp_path)[-1]
     assert not [
-        name
-        for name in names
-        if name.startswith(("probe", "grad_norm/", "embedding", "time_", "data_mean", "data_std"))
+        name for name in names if name.startswith(("probe", "grad_norm/", "embedding", "time_", "data_mean", "data_std"))
     ]
 
 
@@ -188,8 +186,7 @@ def test_weighting_data_and_average(tmp_path: Path) -> None:
     assert weight.abs().max() > 0.01
     assert line["data_std"] == pytest.approx(trainer.instruments.batch["x0"].std(correction=0).item())
     raw, averaged = (
-        torch.cat([p.detach().flatten() for p in module.parameters()])
-        for module in (trainer.network, trainer.ema.network)
+        torch.cat([p.detach().flatten() for p in module.parameters()]) for module in (trainer.network, trainer.ema.network)
     )
     assert line["ema_lag"] == pytest.approx((averaged - raw).norm().item() / raw.norm().item(), rel=1e-4)
     assert line["ema_lag"] > 0

@@ -86,9 +86,7 @@ def test_means_overall_and_by_time() -> None:
     assert len(figures["loss_by_time"]) == TIME_BINS == 8
     for i, mean in enumerate(figures["loss_by_time"]):
         low, high = i * math.pi / 16, (i + 1) * math.pi / 16
-        inside = [
-            v for v, at in zip(value.tolist(), t.tolist(), strict=True) if low <= at < high or (i == 7 and at >= high)
-        ]
+        inside = [v for v, at in zip(value.tolist(), t.tolist(), strict=True) if low <= at < high or (i == 7 and at >= high)]
         assert mean == (pytest.approx(sum(inside) / len(inside)) if inside else None)
     assert figures["loss_by_time"][6] is None
     assert window.flush() == {}

@@ -51,9 +51,7 @@ def draw(trainer: Trainer, n: int, seed: int = 0) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_run_draws_in_any_number_of_steps_and_goes_on_where_it_stopped(
-    kind: str, teacher: Model, tmp_path: Path
-) -> None:
+def test_a_run_draws_in_any_number_of_steps_and_goes_on_where_it_stopped(kind: str, teacher: Model, tmp_path: Path) -> None:
     whole = make(KINDS[kind], tmp_path / "whole", teacher)
     model = whole.run()
     assert (whole.skipped, model.kind) == (0, "consistency")

@@ -135,9 +135,7 @@ def test_other_steps_and_times_are_refused(teacher: Model, tmp_path: Path) -> No
             match=rf"^{steps} steps for a multistep model of 4 segments; expected 4 steps, one .*; drop --steps$",
         ):
             model.sample(2, steps=steps)
-    with pytest.raises(
-        UserError, match=r"^sampling times for a multistep model of 4 segments; expected 4 .*; drop times$"
-    ):
+    with pytest.raises(UserError, match=r"^sampling times for a multistep model of 4 segments; expected 4 .*; drop times$"):
         model.sample(2, times=(1.5, 1.0, 0.5, 0.2))
 
 
@@ -188,9 +186,7 @@ def test_a_student_of_fewer_segments_as_the_start(teacher: Model, tmp_path: Path
 @pytest.mark.parametrize(
     "network",
     [
-        EDM2Config(
-            1, 8, 16, mult=(1, 2), blocks=1, attention=(), head_width=8, conditioning=ConditioningConfig(width=8)
-        ),
+        EDM2Config(1, 8, 16, mult=(1, 2), blocks=1, attention=(), head_width=8, conditioning=ConditioningConfig(width=8)),
         DDPMPPConfig(1, 8, 8, mult=(1, 2), blocks=1, attention=(), conditioning=ConditioningConfig(width=8)),
     ],
 )
@@ -239,9 +235,7 @@ def test_a_module_of_the_users_own_with_and_without_the_input(told: tuple[str, .
 
 def test_a_module_of_the_users_own_that_does_not_fit_the_run(tmp_path: Path) -> None:
     for changes in ({}, {"objective.kind": "diffusion"}):
-        with pytest.raises(
-            UserError, match=r"^the network takes end and the run has no jumps with ends; expected .*; set"
-        ):
+        with pytest.raises(UserError, match=r"^the network takes end and the run has no jumps with ends; expected .*; set"):
             train_own(tmp_path / "run", Own(("end",)), changes)
     for told in (None, ()):
         with pytest.raises(
@@ -264,9 +258,7 @@ def test_a_multistep_run_can_be_planned() -> None:
     """As many operations as one of a single segment, but for the embedding of the end."""
     run = get_run("img512-s-scd")
     narrow = {"network.width": 32, "network.mult": (1, 2), "network.blocks": 1, "network.head_width": 32}
-    counts = [
-        Step(NamedRun("x", change(run.config, {**narrow, "objective.segments": m}), (4, 16, 16), 10)) for m in (1, 4)
-    ]
+    counts = [Step(NamedRun("x", change(run.config, {**narrow, "objective.segments": m}), (4, 16, 16), 10)) for m in (1, 4)]
     one, four = counts
     assert four.student.parameters > one.student.parameters
     assert four.teacher == one.teacher

@@ -41,9 +41,7 @@ class Reads(TorchDispatchMode):
 )
 def test_steps_between_lines_of_metrics_read_nothing(tmp_path: Path, changes: dict[str, Any]) -> None:
     steps = 12 if changes else 50  # the first is the cheapest; three times the warmup of the others
-    config = digits_config(
-        {"loop.iterations": 100, "loop.log_every": 50, "loop.batch_size": 4, "teacher": "t", **changes}
-    )
+    config = digits_config({"loop.iterations": 100, "loop.log_every": 50, "loop.batch_size": 4, "teacher": "t", **changes})
     teacher = untrained_teacher() if config.objective.distills else None
     trainer = Trainer(config, tmp_path / "run", teacher=teacher, dataset=digits(), progress=False)
     assert not trainer.decides_at_once

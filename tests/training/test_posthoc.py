@@ -75,9 +75,7 @@ def test_a_snapshot_is_its_own_reconstruction(sigma_rel: float) -> None:
     assert fit.error < 2e-7
 
 
-@pytest.mark.parametrize(
-    ("count", "low", "high"), [(16, 0.07, 0.13), (32, 0.04, 0.2), (64, 0.025, 0.25), (128, 0.015, 0.25)]
-)
+@pytest.mark.parametrize(("count", "low", "high"), [(16, 0.07, 0.13), (32, 0.04, 0.2), (64, 0.025, 0.25), (128, 0.015, 0.25)])
 def test_how_many_snapshots_are_needed(count: int, low: float, high: float) -> None:
     """The table at the head of the module; half as many are too few for one of the two lengths."""
     errors = [fit_profiles(*evenly(count, 100_000), 100_000, s).error for s in np.linspace(low, high, 9)]
@@ -293,9 +291,7 @@ def test_mistakes_in_reconstruction(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"relative EMA width .*; expected a number in \(0, 0\.28\)"):
             reconstruct(run, sigma_rel)
     for iteration in (0, 9, 41, -1):
-        with pytest.raises(
-            UserError, match=rf"iteration {iteration} has no snapshots around it; expected one from 10 to 40"
-        ):
+        with pytest.raises(UserError, match=rf"iteration {iteration} has no snapshots around it; expected one from 10 to 40"):
             reconstruct(run, 0.1, iteration=iteration)
     with pytest.raises(UserError, match=r"holds no config\.json; expected a run folder"):
         reconstruct(tmp_path / "none", 0.1)

@@ -22,9 +22,7 @@ os._exit(0)  # as a process that is killed, it clears nothing up
 """
 
 
-@pytest.mark.skipif(
-    sys.platform != "linux" or not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo"
-)
+@pytest.mark.skipif(sys.platform != "linux" or not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
 def test_a_second_attempt_does_not_see_the_first() -> None:
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, timeout=timedelta(seconds=60), wait_for_workers=False)
     told = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "GROUP_WORLD_SIZE": "1"}

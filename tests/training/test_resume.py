@@ -266,9 +266,7 @@ def test_a_damaged_configuration_is_not_resumed(content: str, tmp_path: Path) ->
 def test_an_existing_run_is_not_overwritten(tmp_path: Path) -> None:
     tiny_trainer(tmp_path / "run", {"loop.iterations": 1}).run()
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
-    with pytest.raises(
-        UserError, match=r"already holds a run; expected a new folder; choose another --out, or --resume"
-    ):
+    with pytest.raises(UserError, match=r"already holds a run; expected a new folder; choose another --out, or --resume"):
         tiny_trainer(tmp_path / "run", {"loop.iterations": 1})
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
 

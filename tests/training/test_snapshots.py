@@ -175,9 +175,7 @@ def test_skipped_steps_are_counted_in_the_header(tmp_path: Path, monkeypatch: py
 
     def sometimes(self: Any, batch: Any, iteration: int, *parts: Any, **last: bool) -> Any:
         values, figures = backward(self, batch, iteration, *parts, **last)
-        return (
-            {**values, "weighted_loss": values["weighted_loss"] * torch.nan} if iteration in (0, 4) else values
-        ), figures
+        return ({**values, "weighted_loss": values["weighted_loss"] * torch.nan} if iteration in (0, 4) else values), figures
 
     monkeypatch.setattr(run_module.Losses, "backward", sometimes)
     trainer.run()

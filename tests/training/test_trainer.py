@@ -129,9 +129,7 @@ def test_accumulation_is_the_same_step_in_parts(kind: str, parts: int, teacher: 
 
 
 @pytest.mark.parametrize("fault", ["loss", "gradient"])
-def test_a_step_that_is_not_finite_is_skipped_and_counted(
-    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_step_that_is_not_finite_is_skipped_and_counted(fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def spoil(call: int, loss: Loss) -> Loss:
         if call != 1:
             return loss
@@ -196,9 +194,7 @@ def test_a_skipped_step_is_a_valid_line_of_metrics(tmp_path: Path, monkeypatch: 
 
 def test_clipping_bounds_the_gradient(tmp_path: Path) -> None:
     bound = 1e-3
-    free, clipped = (
-        tiny_trainer(tmp_path / name, {"optimizer.clip": clip}) for name, clip in (("a", None), ("b", bound))
-    )
+    free, clipped = (tiny_trainer(tmp_path / name, {"optimizer.clip": clip}) for name, clip in (("a", None), ("b", bound)))
     norms = []
     for trainer in (free, clipped):
         scalars, _ = trainer.step()
@@ -422,9 +418,7 @@ def test_a_student_begins_as_its_teacher(teacher: Model, tmp_path: Path) -> None
 
 
 def test_distill_takes_network_and_process_from_the_teacher(teacher: Model, tmp_path: Path) -> None:
-    config = tiny_config(
-        {"objective.kind": "scd", "network.width": 32, "process.sigma_max": 50.0, "loop.iterations": 1}
-    )
+    config = tiny_config({"objective.kind": "scd", "network.width": 32, "process.sigma_max": 50.0, "loop.iterations": 1})
     model = distill(change(config, {"data.source": "digits"}), teacher, tmp_path / "run", progress=False)
     assert model.spec.width == 8
     assert model.process == teacher.process

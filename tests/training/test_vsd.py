@@ -176,9 +176,7 @@ def test_the_gradients_are_those_of_the_objectives(kind: str, rollouts: int, tea
     fake_loss(fake, process, sample.detach(), noise, t, conditions=told).value.backward()
     for mine, theirs in ((trainer.network, net), (fake_of(trainer), fake)):
         for (name, p), q in zip(mine.named_parameters(), theirs.parameters(), strict=True):
-            torch.testing.assert_close(
-                p.grad, q.grad, rtol=1e-4, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}"
-            )
+            torch.testing.assert_close(p.grad, q.grad, rtol=1e-4, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
 
 
 @pytest.mark.parametrize("parts", [4])
@@ -243,8 +241,7 @@ def test_every_weighting_learns(teacher: Model, tmp_path: Path) -> None:
 def test_more_updates_of_the_fake_score(teacher: Model, tmp_path: Path) -> None:
     """They follow that of the student, which is the same in the first step and another from the second on."""
     trainers = [
-        tiny_trainer(tmp_path / str(updates), {**VSD, "objective.fake_updates": updates}, teacher=teacher)
-        for updates in (1, 3)
+        tiny_trainer(tmp_path / str(updates), {**VSD, "objective.fake_updates": updates}, teacher=teacher) for updates in (1, 3)
     ]
     for trainer in trainers:
         trainer.step()
@@ -278,12 +275,8 @@ def test_a_further_update_that_is_not_finite_is_left_out(
 
 
 @pytest.mark.parametrize(("given", "expected"), [(None, 2e-3), (5e-4, 5e-4)])
-def test_the_fake_score_has_a_learning_rate(
-    given: float | None, expected: float, teacher: Model, tmp_path: Path
-) -> None:
-    trainer = tiny_trainer(
-        tmp_path / "run", {**VSD, "objective.fake_lr": given, "optimizer.warmup": 2}, teacher=teacher
-    )
+def test_the_fake_score_has_a_learning_rate(given: float | None, expected: float, teacher: Model, tmp_path: Path) -> None:
+    trainer = tiny_trainer(tmp_path / "run", {**VSD, "objective.fake_lr": given, "optimizer.warmup": 2}, teacher=teacher)
     trainer.step()
     assert trainer.optimizers["fake_optimizer"].param_groups[0]["lr"] == expected / 2
     assert trainer.optimizer.param_groups[0]["lr"] == 1e-3

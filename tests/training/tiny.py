@@ -50,9 +50,7 @@ def tiny_config(changes: dict[str, Any] | None = None) -> RunConfig:
         network=NETWORK,
         objective=tiny_objective(changes.get("objective.kind", "diffusion")),
         optimizer=OptimizerConfig(lr=2e-3),
-        loop=LoopConfig(
-            iterations=6, batch_size=8, log_every=2, sample_every=0, checkpoint_every=0, seed=3, device="cpu"
-        ),
+        loop=LoopConfig(iterations=6, batch_size=8, log_every=2, sample_every=0, checkpoint_every=0, seed=3, device="cpu"),
     )
     return change(config, changes)
 
@@ -117,9 +115,7 @@ def untrained_teacher(seed: int = 0) -> Model:
 
 def state_of(trainer: Trainer) -> dict[str, Tensor]:
     """Everything that a run is at a moment: weights, their average, optimizer moments; copied."""
-    state = {
-        f"{name}.{key}": value for name, module in trainer.modules.items() for key, value in module.state_dict().items()
-    }
+    state = {f"{name}.{key}": value for name, module in trainer.modules.items() for key, value in module.state_dict().items()}
     state |= {f"ema.{key}": value for key, value in trainer.ema.network.state_dict().items()}
     for name, optimizer in trainer.optimizers.items():
         for index, moments in optimizer.state_dict()["state"].items():

@@ -3,8 +3,6 @@
 What a command needs beyond parsing is imported when it runs, so that `trigflow --help` answers at once.
 """
 
-from __future__ import annotations
-
 from typing import Protocol
 
 from trigflow.cli.data import Data, Encode

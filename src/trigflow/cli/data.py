@@ -1,7 +1,5 @@
 """Commands on data: `data` and `encode`."""
 
-from __future__ import annotations
-
 import json
 import sys
 from dataclasses import dataclass

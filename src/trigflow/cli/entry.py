@@ -1,7 +1,5 @@
 """The command `trigflow`: parses, calls, prints. Everything it does can be done from Python in as many lines."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools
@@ -129,8 +127,7 @@ def _parse(given: list[str]) -> Command:
             dropout_up_to=getattr(recipe.network, "dropout_up_to", None) if name in RUNS else None,
         )  # fmt: skip
     commands: Any = [
-        Annotated[command, subcommand(name, default=defaults.get(name, MISSING_NONPROP))]
-        for name, command in COMMANDS.items()
+        Annotated[command, subcommand(name, default=defaults.get(name, MISSING_NONPROP))] for name, command in COMMANDS.items()
     ]
     printed = io.StringIO()
     try:
@@ -207,9 +204,7 @@ def _with_resume(given: list[str]) -> list[str]:
     if given[:1] not in (["train"], ["distill"]):
         return given
     values = ("yes", "no", "auto")
-    bare = {
-        i for i, word in enumerate(given) if word == "--resume" and (i + 1 == len(given) or given[i + 1] not in values)
-    }
+    bare = {i for i, word in enumerate(given) if word == "--resume" and (i + 1 == len(given) or given[i + 1] not in values)}
     return ["--resume=yes" if i in bare else word for i, word in enumerate(given)]
 
 

@@ -1,7 +1,5 @@
 """Commands that measure: `evaluate` and `reference`."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Commands of the lab: `demo`, `study`, `doctor`, `recipes` and `plan`."""
 
-from __future__ import annotations
-
 import json
 import sys
 from dataclasses import dataclass, field
@@ -40,9 +38,7 @@ class Demo:
 
         report = run_demo(self.out, recipe=self.recipe, seed=self.seed, quick=self.quick, progress=not self.quiet)
         print(report.table())
-        print(
-            f"\nOpen {self.out / 'report.html'}; draw more with: trigflow sample {self.out} --num 100 --out digits.png"
-        )
+        print(f"\nOpen {self.out / 'report.html'}; draw more with: trigflow sample {self.out} --num 100 --out digits.png")
 
 
 @dataclass(frozen=True)

@@ -82,9 +82,7 @@ class Sample(Drawing):
         from trigflow.models.model import check_run, read_description, source_of
         from trigflow.runtime.distributed import gather_rows, is_first, share_of, world_size
 
-        codec_from_state(read_description(check_run(self.run_folder) / "model.json")["codec"]).check_save(
-            self.out, self.num
-        )
+        codec_from_state(read_description(check_run(self.run_folder) / "model.json")["codec"]).check_save(self.out, self.num)
         check_outside(self.out, source_of(self.run_folder))
         model, how = self.model()
         first, num = 0, self.num

@@ -1,7 +1,5 @@
 """Commands that train, and what is done with a run: `train`, `distill`, `info`, `checkpoint`, `ema` and `convert`."""
 
-from __future__ import annotations
-
 import dataclasses
 import sys
 from dataclasses import dataclass, field
@@ -73,9 +71,7 @@ class Train:
             self.optimizer, self.ema, self.loop, self.parallel, self.guard,
         )  # fmt: skip
         if self.dry:
-            print_settings(
-                config, self.out, **{f"preset {self.preset}": as_kind_of(preset(self.preset, "train"), config)}
-            )
+            print_settings(config, self.out, **{f"preset {self.preset}": as_kind_of(preset(self.preset, "train"), config)})
             return
         train(config, self.out, resume=RESUME[self.resume], progress=not self.quiet)
         print(f"Trained. Draw with: trigflow sample {self.out}; distill with: trigflow distill {self.out} --out RUN")

@@ -127,9 +127,7 @@ class Latents(DrawnPictures):
         """Of each channel by itself."""
         known = enumerate(zip(mean, std, self.raw_mean, self.raw_std, strict=False))
         sd = self.sigma_data
-        return [
-            (f"channel {c}", (m - center) * (sd / spread), s * (sd / spread)) for c, (m, s, center, spread) in known
-        ]
+        return [(f"channel {c}", (m - center) * (sd / spread), s * (sd / spread)) for c, (m, s, center, spread) in known]
 
     def describe(self) -> dict[str, Any]:
         """Shape and autoencoder."""

@@ -1,7 +1,5 @@
 """Images out: uint8 tensors `(n, c, h, w)` to PNG grids and files."""
 
-from __future__ import annotations
-
 import math
 import os
 import re

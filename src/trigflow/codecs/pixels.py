@@ -61,9 +61,7 @@ class Pixels(DrawnPictures):
         return cls(shape, (0.0,) * shape[0], 1.0, sigma_data)
 
     @classmethod
-    def measured(
-        cls, shape: tuple[int, ...], counts: Tensor, sigma_data: float = 0.5, name: str = "the data"
-    ) -> Pixels:
+    def measured(cls, shape: tuple[int, ...], counts: Tensor, sigma_data: float = 0.5, name: str = "the data") -> Pixels:
         """The codec under which data have zero mean a channel and standard deviation `sigma_data` overall.
 
         With pixels `p` in [-1, 1]::

@@ -5,8 +5,6 @@ change. It is made anew when any of these differs. Nothing breaks without it: an
 one that cannot be written is not kept.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

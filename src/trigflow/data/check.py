@@ -119,9 +119,7 @@ def check_data(
     latents = [index for index, name in enumerate(files.names) if name.lower().endswith(LATENT_ENDING)]
     images = files.images()
     if latents and len(images):
-        report.problem(
-            "mixture", files.names[latents[0]], f"is a latent beside images such as {files.names[images[0]]!r}"
-        )
+        report.problem("mixture", files.names[latents[0]], f"is a latent beside images such as {files.names[images[0]]!r}")
     chosen = files.only(latents if latents and not len(images) else images)
     if len(chosen) == 0:
         raise UserError(f"no images or latents in {source!r}; expected some; check the path or convert the images")
@@ -182,9 +180,7 @@ def _see_latent(content: bytes, name: str) -> tuple[Tensor, tuple[str, ...]]:
 
 
 def _digest(values: Tensor) -> bytes:
-    return hashlib.blake2b(
-        values.numpy().tobytes(), digest_size=16, salt=repr(tuple(values.shape)).encode()[:16]
-    ).digest()
+    return hashlib.blake2b(values.numpy().tobytes(), digest_size=16, salt=repr(tuple(values.shape)).encode()[:16]).digest()
 
 
 def _traits(content: bytes, name: str) -> tuple[str, ...]:
@@ -324,8 +320,7 @@ def _compare_with(model: Any, run: str, seen: Sequence[Seen], class_names: Seque
         report.problem(
             "unlike",
             report.source,
-            f"has {len(class_names)} classes where {run!r} has {len(names)}"
-            + (f"; {odd[0]!r} is not in both" if odd else ""),
+            f"has {len(class_names)} classes where {run!r} has {len(names)}" + (f"; {odd[0]!r} is not in both" if odd else ""),
         )
     for name, mean, std in codec.normalized(report.mean, report.std):
         sd = codec.sigma_data

@@ -1,7 +1,5 @@
 """Which data a run uses, and how they become tensors."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields

@@ -101,9 +101,7 @@ class Dataset:
                 )
         if self.labels is None:
             if self.class_names:
-                raise UserError(
-                    f"{len(self.class_names)} class names without labels; expected both or neither; pass labels"
-                )
+                raise UserError(f"{len(self.class_names)} class names without labels; expected both or neither; pass labels")
             return
         if self.labels.dtype != torch.int64 or self.labels.shape != (len(self),):
             raise UserError(

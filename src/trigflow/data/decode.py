@@ -9,8 +9,6 @@ Whatever a PNG, JPEG or WebP may hold ends as 8-bit grayscale or RGB:
 * Of an animation the first frame is taken.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 from collections.abc import Sequence

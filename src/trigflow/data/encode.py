@@ -167,9 +167,7 @@ def encode_images(
     if path.exists():
         raise UserError(f"'{path}' already exists; expected a new file; choose another --out, or delete it")
     if batch_size < 1 or (resize is not None and resize < 1):
-        raise UserError(
-            f"batch size {batch_size} and resize {resize}; expected at least 1; change --batch-size or --resize"
-        )
+        raise UserError(f"batch size {batch_size} and resize {resize}; expected at least 1; change --batch-size or --resize")
     images = _Images.find(list_files(os.fspath(source)), resize)
     name = os.path.abspath(os.path.expanduser(vae)) if os.path.isdir(os.path.expanduser(vae)) else vae
     encoder = VAE(VAESource(name, pixels), batch_size)
@@ -251,9 +249,7 @@ class _Images:
                     "differ before the ending; rename one of them"
                 )
         labels, class_names = find_labels(all_files, files.names)
-        listed = (
-            None if labels is None else [(latent_name(n), label) for n, label in zip(files.names, labels, strict=True)]
-        )
+        listed = None if labels is None else [(latent_name(n), label) for n, label in zip(files.names, labels, strict=True)]
         return cls(files, listed, class_names, resize)
 
     def read(self, index: int) -> tuple[Tensor, Fingerprint]:

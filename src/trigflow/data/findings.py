@@ -1,7 +1,5 @@
 """What `trigflow data check` finds, and how it is told."""
 
-from __future__ import annotations
-
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any

@@ -10,8 +10,6 @@ The first of these that there is decides, in folders, zips and tar shards alike,
 Anything ambiguous is an error that names both files. Endings count in capitals or not.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import posixpath
@@ -112,12 +110,8 @@ def _labels_from_json(files: Files, images: Sequence[str]) -> tuple[list[int] | 
 
 def _check_no_splits(files: Files, folders: Sequence[str], nested: bool) -> None:
     if {folder.lower() for folder in folders}.issubset(SPLITS) and (nested or len(folders) > 1):
-        where = os.path.join(
-            files.where, next((name for name in folders if name.lower().startswith("train")), folders[0])
-        )
-        remedy = (
-            f"name the split: --data {where}" if isinstance(files, FolderFiles) else "unpack it, and name the split"
-        )
+        where = os.path.join(files.where, next((name for name in folders if name.lower().startswith("train")), folders[0]))
+        remedy = f"name the split: --data {where}" if isinstance(files, FolderFiles) else "unpack it, and name the split"
         raise UserError(
             f"{files.where!r} holds parts of a data set ({', '.join(folders)}), not classes; expected one of them; {remedy}"
         )

@@ -4,8 +4,6 @@ Every file is read and checked before training starts, as images are. What passe
 is uncompressed, and read as training asks for it; then only the headers are checked first.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import os

@@ -62,9 +62,7 @@ class LatentRows:
                 raise UserError(f"{self.path!r} ends too early; expected the zip as it was; restore it and start again")
             row.copy_(torch.from_numpy(np.frombuffer(data, dtype).astype(np.float32).reshape(self.shape)))
         if not bool(rows.isfinite().all()):
-            raise UserError(
-                f"{self.path!r} holds latents that are not finite; expected numbers; encode the images again"
-            )
+            raise UserError(f"{self.path!r} holds latents that are not finite; expected numbers; encode the images again")
         return rows
 
     def only(self, indices: Tensor) -> LatentRows:

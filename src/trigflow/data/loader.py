@@ -6,8 +6,6 @@ worker is told their indices and sends back bytes. So neither the number of work
 trained on.
 """
 
-from __future__ import annotations
-
 import signal
 import sys
 import threading
@@ -76,9 +74,7 @@ class Loader:
         device: torch.device | str = "cpu",
     ) -> None:
         if workers < 0 or ahead < 1:
-            raise UserError(
-                f"{workers} workers, {ahead} steps ahead; expected 0 or more, and at least 1; change data.workers"
-            )
+            raise UserError(f"{workers} workers, {ahead} steps ahead; expected 0 or more, and at least 1; change data.workers")
         self.dataset = dataset
         streams = dataset.rows is not None and dataset.rows.shards is not None
         self.workers = 0 if dataset.rows is None else min(workers, 1) if streams else workers
@@ -189,9 +185,7 @@ class _Results(TorchDataset[Any], Generic[T, R]):
             return None, RuntimeError(f"reading has failed in a worker process:\n{traceback.format_exc()}")
 
 
-def _processes(
-    function: Callable[[T], R], items: Any, workers: int, ahead: int = 2, pin: bool = False
-) -> DataLoader[Any]:
+def _processes(function: Callable[[T], R], items: Any, workers: int, ahead: int = 2, pin: bool = False) -> DataLoader[Any]:
     return DataLoader(
         _Results(function),
         sampler=items,

@@ -7,8 +7,6 @@ A stream can only be read from the beginning of each of its shards. Its permutat
 a random order, and through each from its beginning to its end, in windows of samples that are shuffled with each other.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch
@@ -57,9 +55,7 @@ class Order:
         UserError: if `n` or `batch_size` is below 1.
     """
 
-    def __init__(
-        self, n: int, batch_size: int, seed: int, *, shards: Sequence[int] | None = None, window: int = 1
-    ) -> None:
+    def __init__(self, n: int, batch_size: int, seed: int, *, shards: Sequence[int] | None = None, window: int = 1) -> None:
         if n < 1:
             raise UserError(f"a data set of {n} images; expected at least one; point to other data")
         if batch_size < 1:

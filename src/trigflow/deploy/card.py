@@ -1,7 +1,5 @@
 """The model card: what a student is, how to draw from it, how it was trained and what was measured, as Markdown."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """An engine: a model that draws with a fast variant of its network, and remembers nothing from one batch to the next."""
 
-from __future__ import annotations
-
 import dataclasses
 import time
 from collections.abc import Mapping, Sequence

@@ -4,8 +4,6 @@ The last two hold the velocity `v = sd F(x_t / sd, t, **conditions)` for any bat
 what goes in and at which times to call it.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Variants that are recorded once for each of a few batch sizes and then replayed, with buffers that stay in place."""
 
-from __future__ import annotations
-
 import threading
 from bisect import bisect_left
 from collections.abc import Callable, Sequence

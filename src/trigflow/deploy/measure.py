@@ -1,7 +1,5 @@
 """Measuring the variants of a model against each other: latency, throughput, difference."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Sequence
@@ -172,9 +170,7 @@ def _one_batch(engines: dict[str, Engine], batch: int, seconds: float) -> tuple[
         p50, p95, p99 = (float(p) * 1e3 for p in np.percentile(times[name], (50, 95, 99)))
         apart = (images[name].int() - images["plain"].int()).abs()
         changed = float((apart > 0).double().mean())
-        rows.append(
-            Measurement(name, batch, len(times[name]), p50, p95, p99, batch / p50 * 1e3, int(apart.max()), changed)
-        )
+        rows.append(Measurement(name, batch, len(times[name]), p50, p95, p99, batch / p50 * 1e3, int(apart.max()), changed))
     return rows, failed
 
 

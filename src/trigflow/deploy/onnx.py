@@ -1,7 +1,5 @@
 """Networks in ONNX: the one exporter, and a network that runs in onnxruntime on the CPU."""
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import io

@@ -108,9 +108,7 @@ class TrigFlowPipeline(DiffusionPipeline):
             MissingExtraError, UserError: as the class, and for an autoencoder that cannot be read.
         """
         check_supported(model)
-        network = TrigFlowModel(
-            model=description_of(model), run=None if run is None else recipe_of(run), figures=list(figures)
-        )
+        network = TrigFlowModel(model=description_of(model), run=None if run is None else recipe_of(run), figures=list(figures))
         network.network.load_state_dict(model.network.state_dict())
         vae = model.codec.component()
         scheduler = SCMScheduler(sigma_data=model.process.sigma_data)
@@ -200,9 +198,7 @@ class TrigFlowPipeline(DiffusionPipeline):
         if not safe_serialization:
             raise UserError("weights as a pickle; expected safetensors; leave out safe_serialization")
         folder = ensure_folder(Path(save_directory))
-        hub = {
-            name: options.pop(name) for name in ("private", "token", "commit_message", "create_pr") if name in options
-        }
+        hub = {name: options.pop(name) for name in ("private", "token", "commit_message", "create_pr") if name in options}
         super().save_pretrained(str(folder), **options)
         rewrite(folder / "model_index.json", _class_name=["pipeline", "TrigFlowPipeline"])
         rewrite(folder / "network" / "config.json")
@@ -347,11 +343,7 @@ class TrigFlowPipeline(DiffusionPipeline):
         if given is None:
             return self.network.model.schedule(steps)
         times = tuple(float(t) for t in given)
-        if (
-            not times
-            or times[0] > torch.pi / 2
-            or not all(s < t for t, s in zip(times, (*times[1:], 0.0), strict=True))
-        ):
+        if not times or times[0] > torch.pi / 2 or not all(s < t for t, s in zip(times, (*times[1:], 0.0), strict=True)):
             raise UserError(
                 f"timesteps {times}; expected one or more decreasing times in (0, pi/2], without the 0 at the end; "
                 "leave them out"

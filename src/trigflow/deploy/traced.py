@@ -14,8 +14,6 @@ gives is kept, up to a number of bytes, and computed again only for conditions t
 run without the interpreter's lock where TorchScript is available.
 """
 
-from __future__ import annotations
-
 import operator
 import warnings
 from collections import OrderedDict
@@ -111,9 +109,7 @@ def part(whole: fx.GraphModule) -> tuple[fx.GraphModule, fx.GraphModule]:
     between = [
         node
         for node in nodes
-        if node not in of_x
-        and node.op != "get_attr"
-        and any(user in of_x or user.op == "output" for user in node.users)
+        if node not in of_x and node.op != "get_attr" and any(user in of_x or user.op == "output" for user in node.users)
     ]
     conditioning = _graph(nodes, inputs[1:], between, tuple)
     body = _graph(nodes, [inputs[0], *between], [result], lambda values: values[0])

@@ -229,9 +229,7 @@ def build_variant(name: str, network: nn.Module, shape: tuple[int, ...], told: T
     return _tried(name, ready, shape, device, told)
 
 
-def _tried(
-    name: str, ready: nn.Module, shape: tuple[int, ...], device: torch.device, told: Told | None = None
-) -> Variant:
+def _tried(name: str, ready: nn.Module, shape: tuple[int, ...], device: torch.device, told: Told | None = None) -> Variant:
     """The variant, after one call."""
     if device.type != DEVICES.get(name, device.type):
         expected = {"cuda": "a CUDA device", "cpu": "the CPU"}[DEVICES[name]]

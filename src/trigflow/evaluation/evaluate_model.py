@@ -1,7 +1,5 @@
 """Measuring a model against its data."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import time
@@ -77,9 +75,7 @@ def score(model: Model, reference: Reference, *, num: int, **sampling: Any) -> d
     images = model.codec.pictures(model.sample(num, **sampling))
     seconds = time.perf_counter() - began
     scores = reference.score(images)
-    counted = {
-        name: sampling[name] for name in ("steps", "solver", "guidance", "guidance_interval") if name in sampling
-    }
+    counted = {name: sampling[name] for name in ("steps", "solver", "guidance", "guidance_interval") if name in sampling}
     return {
         "fd": scores.fd,
         "fd_real": scores.fd_real,
@@ -164,9 +160,7 @@ def evaluate_model(
     sampling: dict[str, Any] = {
         "steps": steps, "guidance": guidance, "guidance_interval": guidance_interval, "negative": negative, "solver": solver,
     }  # fmt: skip
-    drawn = processes.agree(
-        lambda: model.sample(1, first=first, seed=seed, **sampling)
-    )  # what is wrong is said at once
+    drawn = processes.agree(lambda: model.sample(1, first=first, seed=seed, **sampling))  # what is wrong is said at once
     one = model.codec.pictures(drawn)
     if reference is None:
         real, extractor, told = _from_data(model, one, data, features, weights, batch_size, processes, progress)
@@ -206,9 +200,7 @@ def evaluate_model(
     }
 
 
-def _comparison(
-    model: Model, real: ReferenceStatistics, processes: Processes
-) -> Callable[[Iterable[Tensor]], dict[str, Any]]:
+def _comparison(model: Model, real: ReferenceStatistics, processes: Processes) -> Callable[[Iterable[Tensor]], dict[str, Any]]:
     """A function from batches of features to their distance from the real ones, and, where it has those, the overlap."""
     device = model.device if model.device.type == "cuda" else torch.device("cpu")  # float64 is slow or absent elsewhere
     features = None if real.features is None else real.features.to(device)
@@ -292,7 +284,6 @@ def _real_images(model: Model, one: Tensor, data: str | None, progress: bool) ->
     found = tuple(_pictures(model, dataset.batch(torch.arange(1))[0]).shape[1:])
     if found != shape:
         raise UserError(
-            f"data of shape {found} for a model that draws {shape}; expected the same; use the data the model was "
-            "trained on"
+            f"data of shape {found} for a model that draws {shape}; expected the same; use the data the model was trained on"
         )
     return dataset

@@ -14,8 +14,6 @@ Diversity Metrics for Generative Models*, ICML 2020, arXiv 2002.09797. A single 
 precision more than density; a single fake outlier raises recall but not coverage.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

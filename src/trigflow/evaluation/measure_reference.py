@@ -1,7 +1,5 @@
 """Reference statistics of a data set of any size: its images are read, looked at and let go."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -73,9 +71,7 @@ def measure_reference(
         MissingExtraError: for features or data whose package is not installed.
     """
     if keep < 0 or (num is not None and num < 4):
-        raise UserError(
-            f"{keep} features to keep of {num} images; expected 0 or more, of 4 or more; correct --keep or --num"
-        )
+        raise UserError(f"{keep} features to keep of {num} images; expected 0 or more, of 4 or more; correct --keep or --num")
     processes = Processes.present()
     name = features
     if features == "auto":
@@ -94,9 +90,7 @@ def measure_reference(
     return ReferenceStatistics(statistics, kept, fd_real, name, os.path.basename(os.path.normpath(data)))
 
 
-def _gather(
-    batches: Iterator[Tensor], total: int, keep: int, seed: int
-) -> tuple[GaussianStatistics, Tensor | None, float]:
+def _gather(batches: Iterator[Tensor], total: int, keep: int, seed: int) -> tuple[GaussianStatistics, Tensor | None, float]:
     """Statistics of all features, `keep` evenly spaced ones, and the distance between two random halves."""
     order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
     in_first = torch.zeros(total, dtype=torch.bool)
@@ -128,9 +122,7 @@ class _Source:
 
 
 @contextmanager
-def _open(
-    data: str, features: str, resize: int | None, crop: bool, progress: bool, processes: Processes
-) -> Iterator[_Source]:
+def _open(data: str, features: str, resize: int | None, crop: bool, progress: bool, processes: Processes) -> Iterator[_Source]:
     if features not in DOWNLOADED or data in EMBEDDED:
         dataset = processes.agree(lambda: open_dataset(data, resize=resize, crop=crop, progress=progress))
         yield _Source(len(dataset), lambda start, stop: dataset.batch(torch.arange(start, stop))[0])

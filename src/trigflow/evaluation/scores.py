@@ -1,7 +1,5 @@
 """Scores of a set of generated images against a set of real ones."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -8,8 +8,6 @@ Two forms are read. None of them is executed, and pickled objects are never buil
 * `.pkl` of EDM2, a dictionary from a metric (`fid`, `fd_dinov2`) to its `mu` and `sigma`.
 """
 
-from __future__ import annotations
-
 import io
 import zipfile
 from dataclasses import dataclass
@@ -68,9 +66,7 @@ def read_reference(path: str | Path, features: str | None = None) -> ReferenceSt
     if path.is_dir():
         raise UserError(f"reference '{path}' is a folder; expected a .npz or .pkl; write one with trigflow reference")
     if not path.is_file():
-        raise UserError(
-            f"reference '{path}' does not exist; expected a file of statistics (.npz or .pkl); check the path"
-        )
+        raise UserError(f"reference '{path}' does not exist; expected a file of statistics (.npz or .pkl); check the path")
     with path.open("rb") as file:
         packed = file.read(4) == b"PK\3\4"
     try:

@@ -5,8 +5,6 @@ So a batch has the same size, and takes the same arithmetic, on one process as o
 bit and in the same order (given the same kind of hardware and number of threads).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator
 
 import torch

@@ -1,7 +1,5 @@
 """The demo: real digits to a two-step generator, with everything measured on the way."""
 
-from __future__ import annotations
-
 import dataclasses
 import time
 from dataclasses import dataclass
@@ -263,6 +261,4 @@ def _render(template: Any, report: DemoReport, picture: Path) -> str:
 
     encoded = base64.b64encode(picture.read_bytes()).decode("ascii")
     rows = report.rows()
-    return str(
-        template.render(f=report.figures, header=rows[0], rows=rows[1:], headline=report.headline(), picture=encoded)
-    )
+    return str(template.render(f=report.figures, header=rows[0], rows=rows[1:], headline=report.headline(), picture=encoded))

@@ -172,9 +172,7 @@ class Model:
             )
         check_guidance(self, negative)
         away_from = None if negative is None else negative.network
-        return samplers.guided_velocity(
-            self.network, process, conditions, guidance, negative=away_from, interval=interval
-        )
+        return samplers.guided_velocity(self.network, process, conditions, guidance, negative=away_from, interval=interval)
 
     def default_steps(self) -> int:
         """2 for a consistency model, or the number of its segments where it has several; 18 for a diffusion model (35
@@ -297,9 +295,9 @@ class Model:
             generator = noise
 
             def noise(k: int) -> Tensor:
-                return self.process.sigma_data * torch.randn(
-                    num, *self.shape, generator=generator, dtype=torch.float32
-                ).to(self.device)
+                return self.process.sigma_data * torch.randn(num, *self.shape, generator=generator, dtype=torch.float32).to(
+                    self.device
+                )
 
         velocity, dtype = told if callable(told) else self.velocity(told), self.dtype
         return (finish or self.codec.decode)((sampler or self.sampler())(velocity, lambda k: noise(k).to(dtype)))
@@ -335,9 +333,7 @@ class Model:
         if gamma is not None and self.kind == "diffusion":
             raise UserError(f"gamma {gamma:g} for a diffusion model; expected a student of any jump; drop --gamma")
         if gamma is not None and not (0 <= gamma <= 1 and (sampling.jumps == "any" or gamma == sampling.noise)):
-            expected = (
-                "a number in [0, 1]" if sampling.jumps == "any" else f"{sampling.noise:g}, all that it was trained for"
-            )
+            expected = "a number in [0, 1]" if sampling.jumps == "any" else f"{sampling.noise:g}, all that it was trained for"
             raise UserError(f"gamma {gamma:g} for this model; expected {expected}; drop --gamma")
         if self.kind == "diffusion":
             if times is not None:
@@ -520,6 +516,5 @@ def times_of(description: Mapping[str, Any]) -> dict[int, tuple[float, ...]]:
 
 def _unusable(what: str, error: Exception) -> UserError:
     return UserError(
-        f"{what} cannot be used ({type(error).__name__}: {error}); expected a file written by trigflow; "
-        "restore it from the run"
+        f"{what} cannot be used ({type(error).__name__}: {error}); expected a file written by trigflow; restore it from the run"
     )

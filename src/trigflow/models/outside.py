@@ -1,7 +1,5 @@
 """A network from outside as a model: a bridged teacher, or any module `F(x_t / sd, t, **conditions)`, ready to use."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """Weights into a network that they have to fit."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from torch import Tensor, nn
@@ -35,9 +33,7 @@ def check_fits(own: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]],
         faults.append(f"{len(extra)} unexpected, first '{extra[0]}'")
     if misshapen:
         name = misshapen[0]
-        faults.append(
-            f"{len(misshapen)} misshapen, first '{name}' {tuple(shapes[name])} instead of {tuple(own[name].shape)}"
-        )
+        faults.append(f"{len(misshapen)} misshapen, first '{name}' {tuple(shapes[name])} instead of {tuple(own[name].shape)}")
     if faults:
         raise UserError(
             f"{what} belongs to another network ({'; '.join(faults)}); expected the network of the configuration; "

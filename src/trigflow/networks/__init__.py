@@ -4,8 +4,6 @@ Every network takes x of unit variance, times `(b,)` and conditions `(b, ...)` b
 attributes: `takes`, the names of its conditions, and `null`, the rows that mean "none"; see `trigflow.conditions`.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections.abc import Mapping
@@ -53,9 +51,7 @@ def register(name: str, config: type[Any], module: type[nn.Module]) -> None:
         UserError: for a name that is taken, or a configuration that is none.
     """
     if name in NETWORKS and NETWORKS[name][0].__qualname__ != config.__qualname__:
-        raise UserError(
-            f"the name '{name}' is taken by {NETWORKS[name][1].__name__}; expected a new one; choose another"
-        )
+        raise UserError(f"the name '{name}' is taken by {NETWORKS[name][1].__name__}; expected a new one; choose another")
     if not (issubclass(config, NetworkConfig) and dataclasses.is_dataclass(config)):
         raise UserError(
             f"{config.__name__} for a network; expected a dataclass that is a NetworkConfig; derive it from NetworkConfig"

@@ -1,7 +1,5 @@
 """A network of the user's own: any module `F(x_t / sd, t, **conditions)`, trained and loaded from Python."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import NoReturn
 
@@ -90,9 +88,7 @@ def check_end(config: CustomConfig, given: bool, needed: bool) -> None:
 def check_trainable(network: nn.Module) -> None:
     """Raise a UserError if no weight of the module can be trained, as in a copy of a teacher's network, which is frozen."""
     if not any(p.requires_grad for p in network.parameters()):
-        raise UserError(
-            "every weight of the network is frozen; expected some to train; call network.requires_grad_(True)"
-        )
+        raise UserError("every weight of the network is frozen; expected some to train; call network.requires_grad_(True)")
 
 
 def check_apart(student: nn.Module, teacher: nn.Module) -> None:

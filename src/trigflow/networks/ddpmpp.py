@@ -5,8 +5,6 @@ After Song et al. 2021 (DDPM++) in the form of Karras et al. 2022 (EDM). Paramet
 `time_map="log"`) the network is EDM's raw `F_edm(c_in x, c_noise)`, of the opposite sign to a TrigFlow network.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, get_args

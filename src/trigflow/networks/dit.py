@@ -3,8 +3,6 @@
 After Peebles and Xie 2023 (DiT), with rotary positions and normalized queries and keys, as transformers have had since.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, get_args

@@ -350,8 +350,6 @@ def check_config(config: EDM2Config) -> None:
     fits = config.resolution >= step and config.resolution % step == 0
     check_setting(fits, "resolution", config.resolution, f"a multiple of {step}, for {len(config.mult)} levels")
     check_setting(config.modulation in get_args(Modulation), "modulation", config.modulation, "gain or double")
-    check_setting(
-        not config.shift or config.modulation == "double", "shift", config.shift, "False with modulation gain"
-    )
+    check_setting(not config.shift or config.modulation == "double", "shift", config.shift, "False with modulation gain")
     check_setting(config.clip > 0, "clip", config.clip, "a positive number")
     check_conditioning(config.conditioning)

@@ -6,8 +6,6 @@ features of scale 16 it is multiplied by about 100. Identity time with positiona
 path runs in float32 or higher, also under autocast.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from dataclasses import dataclass
@@ -168,9 +166,7 @@ class NetworkConfig:
 
 def check_conditioning(config: ConditioningConfig) -> None:
     """Raise a UserError for settings of the conditioning path that make no sense."""
-    check_setting(
-        config.width >= 2 and config.width % 2 == 0, "conditioning.width", config.width, "an even number >= 2"
-    )
+    check_setting(config.width >= 2 and config.width % 2 == 0, "conditioning.width", config.width, "an even number >= 2")
     check_setting(config.num_classes >= 0, "num_classes", config.num_classes, "0 or more")
     known = config.takes == in_order(set(config.takes) & EMBEDDINGS.keys())
     check_setting(known, "conditioning.takes", config.takes, f"some of {', '.join(EMBEDDINGS)}, in this order")

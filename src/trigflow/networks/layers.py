@@ -1,7 +1,5 @@
 """Layers shared by the networks: adaptive normalization, attention, resampling."""
 
-from __future__ import annotations
-
 import math
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, get_args

@@ -1,7 +1,5 @@
 """What the U-Nets have in common: the order of their blocks, and a residual block."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple

@@ -7,8 +7,6 @@ Source: Karras et al., "Analyzing and Improving the Training Dynamics of Diffusi
 and appendix B.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """A residual MLP for vectors: two-dimensional toys, tabular data, embeddings."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -51,8 +49,7 @@ class MLP(nn.Module):
         self.takes, self.null = config.conditioning.takes_all, config.conditioning.null
         self.inp = nn.Linear(config.features, config.width)
         self.blocks = nn.ModuleList(
-            MLPBlock(config.width, self.conditioning.out_width, config.norm, config.dropout)
-            for _ in range(config.depth)
+            MLPBlock(config.width, self.conditioning.out_width, config.norm, config.dropout) for _ in range(config.depth)
         )
         self.out_norm = nn.LayerNorm(config.width)
         self.out = nn.Linear(config.width, config.features)

@@ -5,8 +5,6 @@ switch: identity time, positional embedding, adaptive double normalization. `pat
 grid (space to depth), which is what makes small images cheap on a CPU.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import ClassVar
 

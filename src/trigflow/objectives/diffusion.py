@@ -1,7 +1,5 @@
 """The diffusion (velocity prediction) objective: how a teacher is trained."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal

@@ -16,8 +16,6 @@ with gradients stopped, not an average of its weights. As the step goes to zero 
 sCT and sCD.
 """
 
-from __future__ import annotations
-
 import contextlib
 import math
 from collections.abc import Mapping
@@ -259,9 +257,7 @@ def discrete_loss(
     sd, zero = process.sigma_data, torch.zeros_like(t)
     with torch.no_grad():
         x_t = process.interpolate(x0, noise, t)
-        velocity = (
-            process.velocity(x0, noise, t) if teacher is None else _mean_velocity(teacher, x_t, t, s, config.solver)
-        )
+        velocity = process.velocity(x0, noise, t) if teacher is None else _mean_velocity(teacher, x_t, t, s, config.solver)
         x_s = process.ddim_step(x_t, velocity, t, s)
     with _draws_repeated(x_t.device):
         prediction = evaluate(network, x_t / sd, t, zero, told)

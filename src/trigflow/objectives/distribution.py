@@ -9,8 +9,6 @@ Sources: Wang et al. 2023 (ProlificDreamer, arXiv 2305.16213), where the gradien
 2311.18828), from which the normalization is, equations 7 and 8; Lu and Song 2025, section 5, where it is added to sCD.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -123,9 +121,7 @@ class Distribution(FlowMap):
         noise, t = given.batch["fake_noise"], given.batch["fake_t"]
         if self.fake_weighting == "sine":
             return fake_score_loss(given.network, given.process, sample, noise, t, conditions=given.conditions)
-        return diffusion_loss(
-            given.network, given.process, sample, noise, t, conditions=given.conditions, weight=given.weight
-        )
+        return diffusion_loss(given.network, given.process, sample, noise, t, conditions=given.conditions, weight=given.weight)
 
 
 def rollout_times(process: TrigFlow, iteration: int, longest: int, generator: torch.Generator) -> tuple[float, ...]:

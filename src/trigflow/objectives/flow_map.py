@@ -25,8 +25,6 @@ Sources: Lu and Song 2025 (arXiv 2410.11081); Heek et al. 2024 (multistep, arXiv
 `u = (sin(t) - cos(t)) x_t + m(t) sd F(x_t / sd, t, s)`.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -153,9 +151,7 @@ class FlowMap(StudentObjective):
             share = torch.rand(draws.n, generator=draws.generator, dtype=torch.float32) if self.jumps == "any" else None
             end = segment_bounds(t, self.segments)[0] if share is None else t * share
         if self.jumps == "any" and self.to_zero > 0:
-            end = torch.where(
-                torch.rand(draws.n, generator=draws.generator, dtype=torch.float32) < self.to_zero, 0.0, end
-            )
+            end = torch.where(torch.rand(draws.n, generator=draws.generator, dtype=torch.float32) < self.to_zero, 0.0, end)
         if self.anchor > 0:
             end = torch.where(torch.rand(draws.n, generator=draws.generator, dtype=torch.float32) < self.anchor, t, end)
         jumps = {"t": draws.share(t)}

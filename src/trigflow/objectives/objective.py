@@ -5,8 +5,6 @@ from a batch, and knows how what it trained is drawn from. It is found by the na
 `trigflow.objectives.table`.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -98,9 +96,7 @@ class AdaptiveWeight(nn.Module):
         super().__init__()
         self.process = process
         generator = torch.Generator().manual_seed(0)  # the same fixed features for every run
-        self.register_buffer(
-            "frequencies", torch.randn(features, generator=generator, dtype=torch.float32), persistent=False
-        )
+        self.register_buffer("frequencies", torch.randn(features, generator=generator, dtype=torch.float32), persistent=False)
         self.register_buffer("phases", torch.rand(features, generator=generator, dtype=torch.float32), persistent=False)
         self.linear = nn.Linear(features, 1, dtype=torch.float32)
         nn.init.zeros_(self.linear.weight)

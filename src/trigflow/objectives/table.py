@@ -1,7 +1,5 @@
 """The objectives by name. A name is a class with some of its settings; one from outside the package is added by `register`."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Mapping
@@ -75,9 +73,7 @@ OBJECTIVES: dict[str, NamedObjective] = {
 """From the name to what it stands for."""
 
 
-def register(
-    kind: str, objective: type[Objective], *, title: str | None = None, summary: str = "", **settings: Any
-) -> None:
+def register(kind: str, objective: type[Objective], *, title: str | None = None, summary: str = "", **settings: Any) -> None:
     """Add an objective from outside the package under a name of its own, its `kind`.
 
     Args:

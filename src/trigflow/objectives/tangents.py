@@ -18,8 +18,6 @@ Sources: Lu and Song 2025 (arXiv 2410.11081); Sabour et al. 2025 (AYF, arXiv 250
 Geng et al. 2025 (MeanFlow, arXiv 2505.13447).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 
 import torch
@@ -77,9 +75,7 @@ def derivative_along(
     return value, HEADROOM * derivative.float()
 
 
-def jump(
-    network: Network, process: TrigFlow, x_t: Tensor, t: Tensor, end: Tensor, conditions: Mapping[str, Tensor]
-) -> Tensor:
+def jump(network: Network, process: TrigFlow, x_t: Tensor, t: Tensor, end: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
     """`f(x_t, t -> s) = cos(t - s) x_t - sin(t - s) sd F(x_t / sd, t, s)`; shapes `(b, ...)`, `(b,)`, `(b,)`."""
     prediction = evaluate(network, x_t / process.sigma_data, t, end, conditions).to(x_t.dtype)
     return process.ddim_step(x_t, process.sigma_data * prediction, t, end)

@@ -4,8 +4,6 @@ Every one of them says three things in one line: what was wrong, what was expect
 that line and leaves with exit code 2; from Python it is an ordinary exception.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 
 EXIT_FAILED = 2

@@ -1,7 +1,5 @@
 """Files that are either whole or absent: everything is written beside its destination and renamed into place."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os
@@ -81,8 +79,7 @@ def ensure_folder(path: Path) -> Path:
             pass
     except OSError as error:
         raise UserError(
-            f"cannot write to '{path}' ({error.strerror or error}); expected a folder that can be written; "
-            "choose another --out"
+            f"cannot write to '{path}' ({error.strerror or error}); expected a folder that can be written; choose another --out"
         ) from None
     return path
 

@@ -6,8 +6,6 @@ has to clear the pages again. PyTorch's advice is another allocator (jemalloc, t
 do the same for a process that is about to train.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import os

@@ -135,9 +135,7 @@ class Stops:
             self.received, self._when = number, time.monotonic()
             if not self.several and not self._deferring:
                 raise stop_for(number)
-        elif not (
-            number == self.received and "TORCHELASTIC_RUN_ID" in os.environ and time.monotonic() < self._when + ECHO
-        ):
+        elif not (number == self.received and "TORCHELASTIC_RUN_ID" in os.environ and time.monotonic() < self._when + ECHO):
             if not self.several:
                 raise stop_for(number)
             signal.signal(number, signal.SIG_DFL)

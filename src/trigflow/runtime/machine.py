@@ -1,7 +1,5 @@
 """Where tensors live, whether the same step gives the same bits there, and what machine it is."""
 
-from __future__ import annotations
-
 import contextlib
 import platform
 from collections.abc import Iterator

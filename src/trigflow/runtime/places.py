@@ -1,7 +1,5 @@
 """Places to write to, looked at before the work for them begins, so that nobody waits for what cannot be kept."""
 
-from __future__ import annotations
-
 import os
 import tempfile
 from pathlib import Path
@@ -13,9 +11,7 @@ LONGEST = 230
 """Most bytes of a name; most file systems take 255, and what is being written has a longer one until it is whole."""
 
 
-def check_place(
-    path: str | os.PathLike[str], kind: Literal["file", "folder", "new folder"], option: str = "--out"
-) -> Path:
+def check_place(path: str | os.PathLike[str], kind: Literal["file", "folder", "new folder"], option: str = "--out") -> Path:
     """Require that a file or folder can be written at a path. Nothing is left there; folders above it may be missing.
 
     Args:

@@ -1,7 +1,5 @@
 """Seeds: one for each purpose, derived from the one of a run."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import operator

@@ -5,8 +5,6 @@ padded to a multiple of 8, and the numbers. Source: https://huggingface.co/docs/
 that package, whose writer needs all tensors at once, and leaves a file behind where it is killed.
 """
 
-from __future__ import annotations
-
 import json
 import struct
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """The door for values from Python, which says of the wrong ones what the command line says: what, expected, what to do."""
 
-from __future__ import annotations
-
 import dataclasses
 import operator
 import types

@@ -3,8 +3,6 @@
 Files hold weights by the names that they have without, so that a network is found again whatever it was wrapped in.
 """
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel

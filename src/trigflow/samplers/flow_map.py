@@ -9,8 +9,6 @@ With gamma = 0, t' is the next time and nothing is random: multistep models and 
 sampling. The last jump ends at 0.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from itertools import pairwise

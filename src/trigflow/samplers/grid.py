@@ -1,7 +1,5 @@
 """Where samplers put their steps: the grid of a solver of the probability-flow ODE, and the times of few-step sampling."""
 
-from __future__ import annotations
-
 import math
 
 import torch
@@ -56,9 +54,7 @@ def consistency_times(process: TrigFlow, steps: int, t_mid: float = 1.1) -> tupl
     if steps < 1:
         raise UserError(f"{steps} sampling steps; expected at least 1; raise steps")
     if steps > 1 and not 0 < t_mid < process.t_max:
-        raise UserError(
-            f"t_mid={t_mid}; expected a time in (0, t_max={process.t_max:.4f}); use 1.1, the value of the paper"
-        )
+        raise UserError(f"t_mid={t_mid}; expected a time in (0, t_max={process.t_max:.4f}); use 1.1, the value of the paper")
     return (process.t_max, *(t_mid * (steps - k) / (steps - 1) for k in range(1, steps)))
 
 

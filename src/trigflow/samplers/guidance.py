@@ -4,8 +4,6 @@ A velocity function is `velocity(x_t, t) -> v` with x_t `(b, ...)`, t `(b,)` and
 wants to know beside these is bound here, once, so that samplers know nothing about it.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from typing import Any

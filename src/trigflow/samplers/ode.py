@@ -17,8 +17,6 @@ Common arguments:
 All return the state at `times[-1]`, and raise UserError for times that are too few, out of order or out of range.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise

@@ -5,8 +5,6 @@ to minimize, such as a Frechet distance. Every evaluation is expensive and usual
 followed by parabolas fitted by least squares, rather than a bracketing method that trusts single comparisons.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
@@ -118,9 +116,7 @@ def search_times(
         known = [] if found is None else [(middle[k], found)]
         middle[k], found = _minimize(along(k), low, high, share, known)
     if found is None or not math.isfinite(found):
-        raise UserError(
-            f"no finite score in {len(trials)} trials; expected numbers to minimize; check the score function"
-        )
+        raise UserError(f"no finite score in {len(trials)} trials; expected numbers to minimize; check the score function")
     return ScheduleSearch((process.t_max, *middle), found, tuple(trials))
 
 

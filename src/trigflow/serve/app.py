@@ -1,7 +1,5 @@
 """The HTTP interface, as a FastAPI application."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -128,9 +126,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
             raise HTTPException(503, "a worker has ended; expected it to run; restart the server")
         return Health(status="ok")
 
-    @app.get(
-        "/metrics", dependencies=locked, response_class=Response, responses={200: _media("text/plain"), **unauthorized}
-    )
+    @app.get("/metrics", dependencies=locked, response_class=Response, responses={200: _media("text/plain"), **unauthorized})
     async def metrics() -> Response:
         """Figures in Prometheus' text format."""
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")

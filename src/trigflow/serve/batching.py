@@ -1,7 +1,5 @@
 """A bounded queue and the threads that draw from it: what waits together is drawn together."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import threading
@@ -75,9 +73,7 @@ class Batcher:
         on_batch: called after every batch with its pictures and seconds.
     """
 
-    def __init__(
-        self, draws: Sequence[Draw], limits: Limits, on_batch: Callable[[int, float], None] | None = None
-    ) -> None:
+    def __init__(self, draws: Sequence[Draw], limits: Limits, on_batch: Callable[[int, float], None] | None = None) -> None:
         self.limits = limits
         self._draws = tuple(draws)
         self._on_batch = on_batch

@@ -5,8 +5,6 @@ noise is drawn for it alone. What it is drawn together with changes the order in
 (last bits of float32), and so at times a pixel by one of 255 levels.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol

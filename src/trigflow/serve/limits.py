@@ -1,7 +1,5 @@
 """What one client, and all of them together, may ask of the server, and what shows that they may."""
 
-from __future__ import annotations
-
 import math
 import re
 from dataclasses import dataclass, fields

@@ -1,7 +1,5 @@
 """From a run folder to a server that listens: what `trigflow serve` does."""
 
-from __future__ import annotations
-
 import contextlib
 import gc
 import importlib.util
@@ -153,9 +151,7 @@ def read_token(file: Path | None) -> str | None:
         try:
             token = file.read_text(encoding="utf-8").strip()
         except (OSError, ValueError) as error:
-            raise UserError(
-                f"the token in {where} cannot be read ({error}); expected a text file; check the path"
-            ) from None
+            raise UserError(f"the token in {where} cannot be read ({error}); expected a text file; check the path") from None
     check_token(token, f"the token in {where}")
     return token
 

@@ -11,8 +11,6 @@ With `p, q, r, s` independent noises of the seed and the two angles of the walk,
 has period 2 pi in a and in b, without a seam. It begins at `p`, exactly: at (0, 0) lies the picture of the seed itself.
 """
 
-from __future__ import annotations
-
 import math
 
 from torch import Tensor

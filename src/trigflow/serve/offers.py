@@ -1,7 +1,5 @@
 """What a run folder has to offer: its model and, where it holds one, its teacher."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -67,9 +65,7 @@ class Offer:
         _check_range("steps", steps, self.steps, self.name)
         _check_range("guidance", guidance, self.guidance, self.name)
         if count < 1 or first < 0:
-            raise UserError(
-                f"{count} pictures from number {first}; expected 1 or more, from 0 on; correct count or first"
-            )
+            raise UserError(f"{count} pictures from number {first}; expected 1 or more, from 0 on; correct count or first")
         if "label" in (conditions or {}):
             raise UserError("a label among the conditions; expected classes as labels; move it there")
         classes, mix = self.model.conditioner.classes, None

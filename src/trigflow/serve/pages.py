@@ -1,7 +1,5 @@
 """The page at `/`: files that lie beside this module, read once, sent as they are."""
 
-from __future__ import annotations
-
 import hashlib
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What clients send: JSON, checked strictly, with the bounds of the server in the schema that it publishes."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -133,9 +131,7 @@ def check(kind: type[AnyMessage], value: Any) -> AnyMessage:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         name, fields = str(first["loc"][0]), kind.model_json_schema()["properties"]
         if name not in fields:
-            raise UserError(
-                f"{quoted(name)[1:-1]}: no such field; expected {', '.join(fields)}; leave it out"
-            ) from None
+            raise UserError(f"{quoted(name)[1:-1]}: no such field; expected {', '.join(fields)}; leave it out") from None
         expected = in_words(fields[name])
         if name not in value:
             raise UserError(f"{name} is missing; expected {expected}; add it") from None

@@ -1,7 +1,5 @@
 """The application on a socket: uvicorn, with a bound on connections that say nothing."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 from collections import OrderedDict
@@ -142,9 +140,7 @@ class StreamProtocol(WebSocketsSansIOProtocol):
             scope["extensions"]["trigflow.flow"] = {"sent": self.writable.wait, "abort": self.transport.abort}
 
 
-def make_server(
-    app: FastAPI, host: str = "127.0.0.1", port: int = 8000, *, log_level: str = "warning"
-) -> uvicorn.Server:
+def make_server(app: FastAPI, host: str = "127.0.0.1", port: int = 8000, *, log_level: str = "warning") -> uvicorn.Server:
     """A uvicorn server for the application of `create_app`; `run()` serves until it is interrupted."""
     service: Service = app.state.service
     limits = service.limits

@@ -2,8 +2,6 @@
 never swallows a cancellation.
 """
 
-from __future__ import annotations
-
 import asyncio
 import functools
 import re
@@ -71,9 +69,7 @@ class Metrics:
         self.seconds = self._made(Histogram, "seconds", what, ["model", "part"], buckets=SECONDS)
         self.queue = self._made(Gauge, "queue_images", "Pictures that wait to be drawn", ["model"])
 
-    def _made(
-        self, kind: Callable[..., Figure], name: str, text: str, labels: Sequence[str] = (), **more: Any
-    ) -> Figure:
+    def _made(self, kind: Callable[..., Figure], name: str, text: str, labels: Sequence[str] = (), **more: Any) -> Figure:
         return kind(f"trigflow_{name}", text, labels, registry=self.registry, **more)
 
     def watch_queue(self, name: str, waiting: Callable[[], int]) -> None:
@@ -103,9 +99,7 @@ class Service:
         UserError: for no offers or two of one name, and for a token or origins that are none.
     """
 
-    def __init__(
-        self, offers: Sequence[Offer], limits: Limits, token: str | None = None, origins: Sequence[str] = ()
-    ) -> None:
+    def __init__(self, offers: Sequence[Offer], limits: Limits, token: str | None = None, origins: Sequence[str] = ()) -> None:
         if token is not None:
             check_token(token)
         if len({offer.name for offer in offers}) < max(1, len(offers)):

@@ -1,7 +1,5 @@
 """`/v1/stream`: frames as fast as they are taken, always of the newest request."""
 
-from __future__ import annotations
-
 import asyncio
 from dataclasses import dataclass
 from typing import Any

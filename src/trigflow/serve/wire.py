@@ -1,7 +1,5 @@
 """Pictures as bytes."""
 
-from __future__ import annotations
-
 import io
 import json
 import math

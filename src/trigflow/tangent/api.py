@@ -1,7 +1,5 @@
 """The one operation of this package."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable
 from typing import Any

@@ -1,7 +1,5 @@
 """A report on what the engine would do to a network, function by function."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -58,9 +56,7 @@ class Coverage:
                 f"time: a step of 0.2 moves the output by {self.moves:.1e} of its size, {self.follows:.1e} by the tangent"
             )
         if self.follows == 0:
-            lines.append(
-                "the tangent misses the time: it is rounded, looked up in a table, an integer or not used at all"
-            )
+            lines.append("the tangent misses the time: it is rounded, looked up in a table, an integer or not used at all")
         return "\n".join(lines + list(self.messages.values()))
 
 
@@ -82,8 +78,7 @@ def coverage(fn: Callable[..., Any], *inputs: Any, time: int | None = None) -> C
     api.check_surroundings("coverage")
     report = Coverage()
     tangents = tuple(
-        torch.ones_like(x) if isinstance(x, Tensor) and (x.is_floating_point() or x.is_complex()) else None
-        for x in inputs
+        torch.ones_like(x) if isinstance(x, Tensor) and (x.is_floating_point() or x.is_complex()) else None for x in inputs
     )
 
     def observe(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any:

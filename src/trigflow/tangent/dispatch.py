@@ -53,11 +53,7 @@ def _find(func: Any) -> Handler:
 
 def _composite(func: Any) -> bool:
     """Whether a custom operator is made of others that PyTorch differentiates one by one."""
-    names = (
-        [func.name()]
-        if isinstance(func, torch._ops.OpOverload)
-        else [getattr(func, o).name() for o in func.overloads()]
-    )
+    names = [func.name()] if isinstance(func, torch._ops.OpOverload) else [getattr(func, o).name() for o in func.overloads()]
     return all(torch._C._dispatch_has_kernel_for_dispatch_key(n, "CompositeImplicitAutograd") for n in names)
 
 

@@ -110,9 +110,7 @@ class Dual(Tensor):
         return self
 
     @classmethod
-    def __torch_function__(
-        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def __torch_function__(cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         return call(func, args, kwargs)
 
     @classmethod
@@ -121,9 +119,7 @@ class Dual(Tensor):
     ) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default:
             raise value_read("use as a plain number (torch.full(n, x), alpha=x)")
-        raise value_read(
-            f"a new tensor (torch.tensor, torch.as_tensor, new_tensor) or a kernel called directly ({func})"
-        )
+        raise value_read(f"a new tensor (torch.tensor, torch.as_tensor, new_tensor) or a kernel called directly ({func})")
 
     def __repr__(self) -> str:  # type: ignore[override]
         return f"Dual(primal={self.primal!r}, tangent={self.tangent!r})"

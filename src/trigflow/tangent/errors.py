@@ -1,7 +1,5 @@
 """The engine's error, and where in the network it happened."""
 
-from __future__ import annotations
-
 import inspect
 import sys
 from types import CodeType, FrameType
@@ -74,9 +72,7 @@ def transform(frame: FrameType | None) -> tuple[str, str, str] | None:
                 inner = [c for c in code.co_consts if isinstance(c, CodeType)]
                 codes.update(dict.fromkeys((code, *inner), (f"{space}.{name}", advice)))
     found = None
-    while frame is not None and not (
-        _module(frame).startswith(_HERE) and frame.f_code.co_name in ("_exact", "coverage")
-    ):
+    while frame is not None and not (_module(frame).startswith(_HERE) and frame.f_code.co_name in ("_exact", "coverage")):
         caller = frame.f_back
         if frame.f_code in codes and _module(caller) != f"{_HERE}.dispatch":
             name, advice = codes[frame.f_code]

@@ -3,8 +3,6 @@
 Df(x) dx = (f(x + h dx) - f(x - h dx)) / (2 h) + O(h^2)
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any

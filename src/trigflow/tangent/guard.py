@@ -5,8 +5,6 @@ those with a forward derivative (`jvp`) of their own, for those that only run a 
 identity behind the full backward hooks of modules.
 """
 
-from __future__ import annotations
-
 import inspect
 import types
 from collections.abc import Callable, Iterator

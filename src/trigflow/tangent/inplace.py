@@ -11,8 +11,6 @@ the count at which its tangent was right, and every use of a dual compares the t
   tangent is lost, and the use raises.
 """
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import torch
@@ -125,9 +123,7 @@ _METADATA = frozenset(
     "t_ transpose_ squeeze_ unsqueeze_ swapaxes_ swapdims_ resize_ resize_as_ as_strided_ set_ "
     "rename_ share_memory_ resize_as_sparse_ sparse_resize_ sparse_resize_and_clear_".split()
 )
-CONSTANT = frozenset(
-    "zero_ normal_ uniform_ random_ exponential_ cauchy_ log_normal_ geometric_ bernoulli_ fill_".split()
-)
+CONSTANT = frozenset("zero_ normal_ uniform_ random_ exponential_ cauchy_ log_normal_ geometric_ bernoulli_ fill_".split())
 _NAMESPACES: tuple[Any, ...] = (Tensor, torch, F, torch._C._nn)
 
 

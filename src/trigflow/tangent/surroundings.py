@@ -4,8 +4,6 @@ Those of guard.py, activation checkpointing, the wrappers of data-parallel train
 and the compiler. Each replacement does what the original does for everything but duals, and is taken away with the last `jvp`.
 """
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import gc
@@ -36,9 +34,7 @@ class PlainDual:
     tangent: Tensor
 
 
-pytree.register_pytree_node(
-    PlainDual, lambda pair: ([pair.primal, pair.tangent], None), lambda tensors, _: PlainDual(*tensors)
-)
+pytree.register_pytree_node(PlainDual, lambda pair: ([pair.primal, pair.tangent], None), lambda tensors, _: PlainDual(*tensors))
 
 
 def opened(value: Any) -> Any:
@@ -162,10 +158,7 @@ def _packs(encoder: Any, src: Tensor, padding: Tensor | None, mask: Tensor | Non
         and not first.training
         and not torch.is_autocast_enabled()
         and not (torch.is_grad_enabled() and any(x.requires_grad for x in (src, *first.parameters())))
-        and (
-            not getattr(encoder, "mask_check", True)
-            or torch._nested_tensor_from_mask_left_aligned(src, ~padding.bool())
-        )
+        and (not getattr(encoder, "mask_check", True) or torch._nested_tensor_from_mask_left_aligned(src, ~padding.bool()))
     )
 
 

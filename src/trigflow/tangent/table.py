@@ -1,7 +1,5 @@
 """From names to function objects: one torch function has many faces, and a rule must answer to all of them."""
 
-from __future__ import annotations
-
 from operator import attrgetter
 from typing import Any
 

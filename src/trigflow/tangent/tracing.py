@@ -9,8 +9,6 @@
 What depends on the values of tensors, or acts on the gradient from outside of the graph, cannot be traced.
 """
 
-from __future__ import annotations
-
 import re
 import traceback
 from collections.abc import Callable, Iterator
@@ -250,9 +248,7 @@ def _kept_function(cls: Any, original: Callable[..., Any], *args: Any, **kwargs:
     """`cls.apply` as one node of the graph, where it has a gradient; its body otherwise."""
     mode: Any = proxy_tensor.get_proxy_mode()
     wanted = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in args)
-    if (
-        mode is None or not wanted or cls.__module__.startswith("torch._library")
-    ):  # the last are operators, recorded as such
+    if mode is None or not wanted or cls.__module__.startswith("torch._library"):  # the last are operators, recorded as such
         return original(*args, **kwargs)
     if kwargs or cls is BackwardHookFunction:
         raise Untraceable(f"autograd.Function {cls.__qualname__} acts on the backward pass")

@@ -12,8 +12,6 @@ tensor was made inside if it comes after its `Run` in that list, and no tensor t
 there is behind `parameter.detach()`. After a `gc.collect()` of its own, a function cannot write into what it made before.
 """
 
-from __future__ import annotations
-
 import gc
 import weakref
 from collections.abc import Callable
@@ -87,9 +85,7 @@ def _made_inside(now: Run, owner: Tensor) -> bool:
     memory = owner.untyped_storage()
     others = torch._C._storage_Use_Count(memory._cdata) - 2  # beside `memory` and `owner`
     if others > 0:
-        tensors = (
-            t for t in young[start + 1 :] if isinstance(t, Tensor) and type(t) is not Dual and t.layout == torch.strided
-        )
+        tensors = (t for t in young[start + 1 :] if isinstance(t, Tensor) and type(t) is not Dual and t.layout == torch.strided)
         others -= sum(t is not owner and t.untyped_storage()._cdata == memory._cdata for t in tensors)
     return places.get(id(owner), -1) > start and others <= 0
 

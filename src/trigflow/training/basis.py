@@ -4,8 +4,6 @@ Every checkpoint keeps a fingerprint of them in its `state.json`. Those of earli
 of the classes, the shape and the normalization are known.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections.abc import Mapping
@@ -38,9 +36,7 @@ def begun(folder: Path, resume: bool | str) -> dict[str, Any]:
     """
     found = list_checkpoints(folder) if resume else []
     if resume is True and not found:
-        raise UserError(
-            f"nothing to resume in '{folder}'; expected a checkpoint; drop --resume to start, or use --resume auto"
-        )
+        raise UserError(f"nothing to resume in '{folder}'; expected a checkpoint; drop --resume to start, or use --resume auto")
     for path in reversed(found):
         try:
             state = read_json(path / "state.json", "checkpoint")

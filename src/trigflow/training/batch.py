@@ -1,7 +1,5 @@
 """Batches: stored data become x0, and everything random in a step is drawn."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -52,9 +50,7 @@ class Batches:
     memory_format: torch.memory_format
     share: Share | None = None
 
-    def draw(
-        self, indices: Tensor, generator: torch.Generator, stored: Tensor | None = None, iteration: int = 0
-    ) -> Batch:
+    def draw(self, indices: Tensor, generator: torch.Generator, stored: Tensor | None = None, iteration: int = 0) -> Batch:
         """The batch of these samples; flips, noise, times, left-out conditions and guidance scales from the generator.
 
         Args:

@@ -1,7 +1,5 @@
 """Parts of a training that are compiled: the losses with their tangents, the average, or the blocks of networks."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from typing import Any

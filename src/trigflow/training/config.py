@@ -1,7 +1,5 @@
 """The resolved configuration of a run: plain dataclasses that the command line mirrors and a JSON file keeps."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math
@@ -285,9 +283,7 @@ def from_dict(raw: dict[str, Any]) -> RunConfig:
         raw = migrated("config", raw, "the configuration")
         rest = {name: value for name, value in raw.items() if name not in ("network", "objective")}
         objective = objective_from_state(raw["objective"])
-        return dataclasses.replace(
-            _build(RunConfig, rest), network=network_from_state(raw["network"]), objective=objective
-        )
+        return dataclasses.replace(_build(RunConfig, rest), network=network_from_state(raw["network"]), objective=objective)
     except UserError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, dacite.DaciteError) as error:

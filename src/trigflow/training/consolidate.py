@@ -1,7 +1,5 @@
 """A checkpoint, in whichever pieces it was written, as a model folder; and what there is to choose from."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

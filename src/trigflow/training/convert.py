@@ -6,8 +6,6 @@ a little further with the diffusion loss. How far its velocity moved is measured
     change(t) = || F_new - F_old || / || F_old ||      over held images, with the same noise at every time
 """
 
-from __future__ import annotations
-
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,9 +101,7 @@ class Conversion:
         """The same for JSON."""
         return {
             "sigma": list(SIGMAS),
-            "t": [
-                float(self.model.process.time_from_sigma(torch.tensor(sigma, dtype=torch.float32))) for sigma in SIGMAS
-            ],
+            "t": [float(self.model.process.time_from_sigma(torch.tensor(sigma, dtype=torch.float32))) for sigma in SIGMAS],
             "held_images": self.held,
             "fresh_weights": list(self.fresh),
             "time_path": dataclasses.asdict(self.fit),
@@ -253,15 +249,11 @@ def _open(config: RunConfig, old: Model, dataset: Dataset | None, progress: bool
                 "pass --data"
             )
     if len(dataset) < 2:
-        raise UserError(
-            f"{len(dataset)} images in '{dataset.name}'; expected two or more, one to hold back; pass --data"
-        )
+        raise UserError(f"{len(dataset)} images in '{dataset.name}'; expected two or more, one to hold back; pass --data")
     return dataset
 
 
-def _tuned_config(
-    config: RunConfig, network: NetworkConfig, settings: ConvertSettings, run: str, device: str
-) -> RunConfig:
+def _tuned_config(config: RunConfig, network: NetworkConfig, settings: ConvertSettings, run: str, device: str) -> RunConfig:
     """The configuration of the fine-tuning."""
     iterations = max(1, settings.iterations)
     return dataclasses.replace(

@@ -1,7 +1,5 @@
 """What a run folder holds, in words."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Exponential moving averages of the weights."""
 
-from __future__ import annotations
-
 import copy
 import functools
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Grids of samples, drawn while a run trains."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

@@ -4,8 +4,6 @@ A run has a `Guard`. In every step it is told the losses and gradient norms, the
 update is to be made. What it counts and remembers is kept in checkpoints: a resumed run decides as one that never stopped.
 """
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections import deque

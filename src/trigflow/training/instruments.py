@@ -11,8 +11,6 @@ known to 0.004 only, and the derivative is that of the rounding. A network of on
 unless it is told otherwise.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 import statistics

@@ -1,7 +1,5 @@
 """A network that learns, with everything that belongs to one update of it."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Any, TypeVar

@@ -6,8 +6,6 @@ the run with it. Here a record is written when it is made, or not at all.
 Source of the format: https://www.tensorflow.org/tutorials/load_data/tfrecord, a record being an `Event`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import itertools
@@ -145,9 +143,7 @@ class MetricLog:
         if start == 0:
             write_text(self.path, "")
         else:
-            write_text(
-                self.path, "".join(f"{json.dumps(m)}\n" for m in read_metrics(folder) if m["iteration"] <= start)
-            )
+            write_text(self.path, "".join(f"{json.dumps(m)}\n" for m in read_metrics(folder) if m["iteration"] <= start))
         self.file = Appended(self.path)
         self.board: Board | None = None
         with contextlib.suppress(ImportError):  # the JSON lines are complete without it

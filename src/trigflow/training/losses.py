@@ -1,7 +1,5 @@
 """The losses of a run, and their gradients."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -75,9 +73,7 @@ class Losses:
             figures = {**(figures or vsd.figures), **vsd_figures, **fake_figures}
         return values, figures
 
-    def backward_fake(
-        self, batch: Batch, parts: int, sample: Tensor, last: bool = True
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def backward_fake(self, batch: Batch, parts: int, sample: Tensor, last: bool = True) -> tuple[Tensor, dict[str, Tensor]]:
         """Add the gradients of the fake score on samples of the generator; returns its value and figures."""
         assert self.fake is not None
         loss = self.fake.compute(self.fake_score, sample, batch, last=last)
@@ -86,9 +82,7 @@ class Losses:
 
     # One loss each, in the precision of the run ----------------------------------------------------------------------
 
-    def given(
-        self, batch: Batch, learner: Learner, weight: str, iteration: int | Tensor = 0, teacher: bool = True
-    ) -> Given:
+    def given(self, batch: Batch, learner: Learner, weight: str, iteration: int | Tensor = 0, teacher: bool = True) -> Given:
         """What an objective computes a loss of this learner from."""
         return Given(
             learner.network, self.config.process, batch, conditions_of(batch), iteration, self.config.loop.iterations,

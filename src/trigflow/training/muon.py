@@ -1,7 +1,5 @@
 """Muon: steps of equal size in every direction of a weight matrix."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 from typing import Any

@@ -1,7 +1,5 @@
 """Optimizers and learning-rate schedules, by name."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -44,9 +42,7 @@ def build_optimizer(config: OptimizerConfig, modules: Iterable[nn.Module]) -> to
             momentum=config.momentum,
         )
     if config.name not in OPTIMIZERS:
-        raise UserError(
-            f"unknown optimizer '{config.name}'; expected one of {', '.join(OPTIMIZERS)}, muon; set optimizer.name"
-        )
+        raise UserError(f"unknown optimizer '{config.name}'; expected one of {', '.join(OPTIMIZERS)}, muon; set optimizer.name")
     settings: dict[str, Any] = {
         "lr": config.lr,
         "betas": config.betas,

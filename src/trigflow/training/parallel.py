@@ -6,8 +6,6 @@
 Either way each process works on its share of every batch, and the gradient is that of the whole batch.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
@@ -102,9 +100,7 @@ class Parallel:
             )
         if shards == self.processes:
             return init_device_mesh(self.device.type, (shards,))
-        return init_device_mesh(
-            self.device.type, (self.processes // shards, shards), mesh_dim_names=("replicate", "shard")
-        )
+        return init_device_mesh(self.device.type, (self.processes // shards, shards), mesh_dim_names=("replicate", "shard"))
 
     def place(
         self,

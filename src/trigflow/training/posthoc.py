@@ -30,8 +30,6 @@ distance that the weights have moved:
 Source: Karras et al. 2024 (EDM2, arXiv 2312.02696), section 3.2 and appendix C.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

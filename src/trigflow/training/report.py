@@ -1,7 +1,5 @@
 """What a run tells while it trains: a progress bar, and now and then a line of metrics."""
 
-from __future__ import annotations
-
 import time
 from pathlib import Path
 from typing import Any
@@ -46,9 +44,7 @@ class Report:
         """Whether a line is to be written after this many steps."""
         return iteration % self.loop.log_every == 0 or iteration == self.loop.iterations
 
-    def write(
-        self, iteration: int, scalars: dict[str, Any], measured: dict[str, Any], guard: Guard, waited: float
-    ) -> None:
+    def write(self, iteration: int, scalars: dict[str, Any], measured: dict[str, Any], guard: Guard, waited: float) -> None:
         """One line about the steps since the last one. All processes call this together.
 
         Args:

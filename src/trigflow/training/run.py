@@ -4,8 +4,6 @@ Every random number of step i comes from a generator seeded by (seed, i), and th
 A run that is interrupted and resumed therefore ends with the same weights, bit for bit, as one that never stopped.
 """
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import dataclasses
@@ -291,9 +289,7 @@ class RunParts:
         with uninterrupted():
             before = self.guard.counts()
             if self.guard.rollbacks >= most or self.restore() is None:
-                which = (
-                    f"the run has gone back {most} times" if self.guard.rollbacks >= most else "there is no checkpoint"
-                )
+                which = f"the run has gone back {most} times" if self.guard.rollbacks >= most else "there is no checkpoint"
                 raise DivergedError(
                     f"iteration {reached}: {trouble}, and {which}; expected finite numbers; "
                     f"run 'trigflow doctor {self.folder}' to see why, and start anew"

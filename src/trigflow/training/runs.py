@@ -1,7 +1,5 @@
 """A training run in one call: a teacher, or a student of one."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 

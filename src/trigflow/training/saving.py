@@ -1,7 +1,5 @@
 """The checkpoints of a run in training: when they are due, how they are written beside it, how it comes back to them."""
 
-from __future__ import annotations
-
 import time
 from pathlib import Path
 from typing import Any, Literal

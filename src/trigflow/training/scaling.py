@@ -10,8 +10,6 @@ device for each optimizer. Here the norm of the gradient has been read in every 
 so that two numbers are all there is to keep.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

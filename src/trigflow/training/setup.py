@@ -1,7 +1,5 @@
 """Before the first step: the data, the weights a run starts from, what must fit together, and the run folder."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -117,9 +115,7 @@ def check_teacher(config: RunConfig, dataset: Dataset, teacher: Model | None, ne
             raise UserError("distillation without a teacher; expected a teacher run folder; pass --teacher RUN")
         return
     if config.objective.distills and teacher.kind != "diffusion":
-        raise UserError(
-            "the teacher is a consistency model; expected a diffusion model; distill the run of its teacher"
-        )
+        raise UserError("the teacher is a consistency model; expected a diffusion model; distill the run of its teacher")
     _check_fits(config, dataset, teacher, "teacher")
     if config.negative is not None and negative is None:
         raise UserError(f"the negative '{config.negative}' is not loaded; expected a model; pass negative=load(RUN)")
@@ -142,9 +138,7 @@ def check_start(config: RunConfig, dataset: Dataset, start: Model | None, codec:
     """
     if start is None:
         if config.start is not None:
-            raise UserError(
-                f"no model to start from; expected that of start = '{config.start}'; load and pass it as start"
-            )
+            raise UserError(f"no model to start from; expected that of start = '{config.start}'; load and pass it as start")
         return
     _check_fits(config, dataset, start, "start")
     if start.codec != codec:
@@ -162,9 +156,7 @@ def _check_fits(config: RunConfig, dataset: Dataset, model: Model, name: str) ->
         ("sigma_data", config.process.sigma_data, model.process.sigma_data),
     ):
         if mine != theirs:
-            raise UserError(
-                f"the data have {what} {mine} and the {name} {theirs}; expected the same; use the {name}'s data"
-            )
+            raise UserError(f"the data have {what} {mine} and the {name} {theirs}; expected the same; use the {name}'s data")
     check_same_classes(dataset.class_names, model.class_names, "the data", f"the {name}")
     dataset.check_codec(model.codec, name)
 

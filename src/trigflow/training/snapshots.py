@@ -7,8 +7,6 @@ Every file appears whole or not at all. The header of a snapshot holds the itera
 (iterations less the skipped ones), the length and the number format.
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,9 +51,7 @@ def snapshot_path(run: Path, iteration: int, sigma_rel: float) -> Path:
     return run / "ema" / f"{iteration:08d}-{sigma_rel:g}.safetensors"
 
 
-def write_snapshot(
-    run: Path, iteration: int, updates: int, sigma_rel: float, network: nn.Module, dtype: Format
-) -> Path:
+def write_snapshot(run: Path, iteration: int, updates: int, sigma_rel: float, network: nn.Module, dtype: Format) -> Path:
     """Write one average, whole or not at all, and return its path. Every process of a run calls this; the first one writes.
 
     Raises:

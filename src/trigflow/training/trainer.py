@@ -4,8 +4,6 @@ Where nothing has to be decided by its numbers at once, a step reads none of the
 and the host takes note of it when the next line of metrics is due. See `trigflow.training.run` for what a run consists of.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -223,12 +221,7 @@ class Trainer(RunParts):
         """Whether something is done after this step that depends on how the steps went."""
         loop, i = self.config.loop, self.iteration
         every = (loop.sample_every, self.config.ema.snapshot_every)
-        return (
-            self.saving.due(i)
-            or i == loop.iterations
-            or any(n and i % n == 0 for n in every)
-            or bool(self.stops.agreed)
-        )
+        return self.saving.due(i) or i == loop.iterations or any(n and i % n == 0 for n in every) or bool(self.stops.agreed)
 
     def _update_fake_again(self, fake: Learner, indices: Tensor, accepted: Tensor | None) -> None:
         """The updates of the fake score network after the first, on new samples; one that is not finite is left out."""

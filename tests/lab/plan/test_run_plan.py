@@ -31,9 +31,7 @@ def test_figures_add_up(digits: RunPlan) -> None:
     assert digits.tflops_per_iteration["engine"] == pytest.approx(48 * work["total"] / 1000)
     seconds = 3600 * 48 * work["total"] * 1e9 / (4 * 30.3e12 * 0.5)
     assert digits.hours["engine"] == pytest.approx(seconds / 3600)
-    assert digits.hours["separate_jvp"] / digits.hours["engine"] == pytest.approx(
-        work["total_separate_jvp"] / work["total"]
-    )
+    assert digits.hours["separate_jvp"] / digits.hours["engine"] == pytest.approx(work["total_separate_jvp"] / work["total"])
     assert digits.memory_gib["available"] == pytest.approx(0.9 * GPUS["l4"].memory)
     for way in ("ddp", "fsdp2"):
         parts = dict(digits.memory_gib[way])

@@ -35,9 +35,7 @@ def scd() -> RunCounts:
 def test_operations_of_distillation(scd: RunCounts) -> None:
     """Teacher with guidance: two forwards. Student: forward, tangent of about a forward, backward of about two."""
     step, forward = scd.step, scd.forward
-    assert step.teacher == pytest.approx(
-        2 * step.batch * forward, rel=1e-3
-    )  # the student's has a guidance input beside
+    assert step.teacher == pytest.approx(2 * step.batch * forward, rel=1e-3)  # the student's has a guidance input beside
     assert (step.total - step.teacher) / step.batch == pytest.approx(4 * forward, rel=0.05)
 
 
@@ -87,9 +85,7 @@ def test_precision_and_target() -> None:
     assert on_cpu.activations < half.activations  # which keeps layer norms in float32
 
 
-@pytest.mark.parametrize(
-    ("name", "parameters"), [("img64-s-teacher", 280_209_381), ("img512-xxl-teacher", 1_523_164_773)]
-)
+@pytest.mark.parametrize(("name", "parameters"), [("img64-s-teacher", 280_209_381), ("img512-xxl-teacher", 1_523_164_773)])
 def test_published_sizes(name: str, parameters: int) -> None:
     step = Step(get_run(name))
     assert step.student.parameters == parameters + 65  # of the weighting of times

@@ -47,9 +47,7 @@ def test_attention_counts_products_only_once_each() -> None:
 
 def net() -> nn.Module:
     torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1), nn.SiLU(), nn.GroupNorm(2, 8), nn.Dropout(0.3), nn.Conv2d(8, 3, 3)
-    )
+    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.SiLU(), nn.GroupNorm(2, 8), nn.Dropout(0.3), nn.Conv2d(8, 3, 3))
 
 
 def engine_step(network: nn.Module, x: Tensor) -> None:

@@ -95,9 +95,7 @@ def fresh(plan: StudyPlan, name: str, **changes: Any) -> dict[str, Any]:
     return described(of(plan, "normalized"), model=f"students/{name}", **changes)
 
 
-def test_steps_that_are_not_finite_are_a_divergence(
-    plan: StudyPlan, out: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_steps_that_are_not_finite_are_a_divergence(plan: StudyPlan, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def skip(self: Trainer) -> Any:
         self.iteration += 1
         self.guard.skipped += self.iteration % 2
@@ -114,9 +112,7 @@ def test_steps_that_are_not_finite_are_a_divergence(
     json.dumps(result, allow_nan=False)
 
 
-def test_weights_that_are_not_finite_are_a_divergence(
-    plan: StudyPlan, out: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_weights_that_are_not_finite_are_a_divergence(plan: StudyPlan, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     step = Trainer.step
 
     def broken(self: Trainer) -> Any:
@@ -130,9 +126,7 @@ def test_weights_that_are_not_finite_are_a_divergence(
     assert "ema not finite" in result["reason"]
 
 
-def test_draws_no_better_than_noise_are_a_divergence(
-    plan: StudyPlan, out: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_draws_no_better_than_noise_are_a_divergence(plan: StudyPlan, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cells, "JUDGED_FROM", 6)
     assert cells.run_cell(described(of(plan, "normalized")), out)["status"] == "done"
     monkeypatch.setattr(cells, "score_draws", lambda *_: {"1": {"fd": 900.0}, "2": {"fd": 800.0}})

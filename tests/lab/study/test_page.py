@@ -109,8 +109,7 @@ def test_figures_are_those_of_the_results(folder: Path) -> None:
     assert "| raw | 0.940 ± 0.010 |" in section
     assert "raw, seed 2, diverged: weights are not finite" in section
     assert (
-        "Made by `trigflow study tangent --base digits` on Abacus, 1 thread (Python 3.0, PyTorch 2.0, trigflow 0.0)."
-        in section
+        "Made by `trigflow study tangent --base digits` on Abacus, 1 thread (Python 3.0, PyTorch 2.0, trigflow 0.0)." in section
     )
     assert "![Tangents: normalized, clipped, raw, digits](results/tangent-digits.png)" in section
 

@@ -99,9 +99,7 @@ def test_cells_run_once_and_after_those_they_need(
     assert order(tmp_path) == ran
 
 
-def test_one_that_fails_does_not_stop_the_others(
-    plan: StudyPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_that_fails_does_not_stop_the_others(plan: StudyPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     play(monkeypatch, plan, {"normalized": "killed", "clipped": "exits", "solver": "killed once"})
     assert run(tmp_path, plan) == {
         "normalized": ("failed", "the process was killed by SIGKILL"),
@@ -113,9 +111,7 @@ def test_one_that_fails_does_not_stop_the_others(
     assert run(tmp_path, plan)["normalized"][0] == "failed"  # until somebody asks to try again
 
 
-def test_without_a_teacher_there_are_no_students(
-    plan: StudyPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_teacher_there_are_no_students(plan: StudyPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     play(monkeypatch, plan, {"teacher": "exits"})
     reason = "teacher, seed 0: the process ended with code 3: no memory"
     assert set(run(tmp_path, plan).values()) == {("failed", reason)}
@@ -215,9 +211,7 @@ def alive(pid: int) -> bool:
 
 def child_of(pid: int) -> int | None:
     """The youngest process whose parent is `pid`."""
-    found = subprocess.run(
-        ["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False
-    ).stdout.split()
+    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False).stdout.split()
     return int(found[-1]) if found else None
 
 

@@ -115,9 +115,7 @@ def test_failed_cells_are_left_until_asked_for(cli: Cli, started: list[Cell], tm
     assert [cell.name for cell in started] == ["normalized, seed 1", "continued, seed 1"]
 
 
-def test_equal_seconds_are_fitted_once(
-    cli: Cli, started: list[Cell], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_equal_seconds_are_fitted_once(cli: Cli, started: list[Cell], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     timed = dataclasses.replace(STUDY, budget="seconds", arms=(*STUDY.arms, Arm("short", length=0.5, rate=0.1)))
     monkeypatch.setattr(paper_studies, "STUDIES", {"tiny": timed})
     measured: list[Path] = []
@@ -152,9 +150,7 @@ def test_equal_seconds_are_fitted_once(
 
 def test_arms_whose_steps_take_as_long_share_a_measurement() -> None:
     def timed(**changes: Any) -> Any:
-        return runner._timed(
-            *runner.resolve_arm(tiny_base(), Arm("arm", {"objective.kind": "cd", **changes}), 0, "cpu")
-        )
+        return runner._timed(*runner.resolve_arm(tiny_base(), Arm("arm", {"objective.kind": "cd", **changes}), 0, "cpu"))
 
     coarse = timed(**{"objective.discrete.steps": 8})
     assert coarse == timed(**{"objective.discrete.steps": 1024, "optimizer.lr": 0.5, "loop.iterations": 7})
@@ -198,9 +194,7 @@ def test_the_list_has_every_study(cli: Cli) -> None:
     assert cli("study", "list").out == "tiny           Normalized, clipped, continued (digits)\n"
 
 
-def test_all_are_those_of_the_base(
-    cli: Cli, started: list[Cell], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_all_are_those_of_the_base(cli: Cli, started: list[Cell], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     more = dataclasses.replace(STUDY, name="more", bases=("other",))
     monkeypatch.setattr(paper_studies, "STUDIES", {"tiny": STUDY, "more": more})
     assert cli("study", "all", "--out", tmp_path).code == 0

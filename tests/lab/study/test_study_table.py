@@ -65,9 +65,7 @@ def test_the_table_has_means_errors_and_ends(results: Results) -> None:
 
 def test_terms_say_what_is_equal_and_what_the_teacher_does(results: Results) -> None:
     assert "Every arm trains for the iterations in the table." in terms(results)
-    assert "Teacher: Fréchet distance 2.00 ± 0.00 with 63 evaluations; real against real: 0.500 ± 0.000." in terms(
-        results
-    )
+    assert "Teacher: Fréchet distance 2.00 ± 0.00 with 63 evaluations; real against real: 0.500 ± 0.000." in terms(results)
     seconds = dataclasses.replace(results, study=dataclasses.replace(STUDY, budget="seconds"))
     assert "the same training time" in terms(seconds)
 
@@ -89,9 +87,7 @@ GUIDED = Study(
     over="guidance",
     shown=("1.fd", "1.recall", "2.fd"),
 )
-STEPS = dataclasses.replace(
-    GUIDED, name="steps", draws=(Draw(1), Draw(2), Draw(4)), over="steps", shown=("fd",), log_axis=True
-)
+STEPS = dataclasses.replace(GUIDED, name="steps", draws=(Draw(1), Draw(2), Draw(4)), over="steps", shown=("fd",), log_axis=True)
 PLACED = Study(
     name="placed",
     title="Places",
@@ -182,10 +178,7 @@ def test_bars_are_the_means_and_say_how_many_diverged(
     assert {"teacher", "1 step", "2 steps"} == set(names_of(panel))
     fonts = [*panel.get_xticklabels(), *panel.get_yticklabels(), panel.xaxis.label, *panel.get_legend().get_texts()]
     assert min(text.get_fontsize() for text in fonts) >= 8
-    assert (
-        len({(bars[0].get_facecolor(), bars[0].get_hatch()) for bars in panel.containers if hasattr(bars, "patches")})
-        == 2
-    )
+    assert len({(bars[0].get_facecolor(), bars[0].get_hatch()) for bars in panel.containers if hasattr(bars, "patches")}) == 2
 
 
 def test_lines_join_arms_and_arms_without_a_place_are_levels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

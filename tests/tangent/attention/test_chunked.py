@@ -70,9 +70,7 @@ def test_equals_the_formula(data: st.DataObject) -> None:
         mask = torch.zeros(()).double().where(dead, mask.expand_as(seen).masked_fill(~seen, -math.inf))
         dmask = None if dmask is None else dmask.expand_as(seen)
         causal = False
-    expected = reference(
-        lambda q, k, v, m: written_out(q, k, v, m, causal, scale), (q, k, v, mask), (dq, dk, dv, dmask)
-    )
+    expected = reference(lambda q, k, v, m: written_out(q, k, v, m, causal, scale), (q, k, v, mask), (dq, dk, dv, dmask))
     expected = expected.masked_fill(dead, 0.0)
     gap = torch.linalg.vector_norm(value - expected)
     assert gap < 1e-10 * torch.linalg.vector_norm(expected) + 1e-13  # a mask moved as a whole changes nothing

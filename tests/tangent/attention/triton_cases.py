@@ -246,9 +246,7 @@ def through_jvp(name: str, q: Tensor, k: Tensor, v: Tensor, t: tuple[Tensor, ...
         out, tangent = jvp(net, leaves, t)
     stock = net(*leaves)
     weight = draw(8, *out.shape, dtype=torch.float32).to(out)
-    pairs = zip(
-        torch.autograd.grad(out, leaves, weight), torch.autograd.grad(stock, leaves, weight.to(stock)), strict=True
-    )
+    pairs = zip(torch.autograd.grad(out, leaves, weight), torch.autograd.grad(stock, leaves, weight.to(stock)), strict=True)
     exact = plain.attention(*(x.double() for x in (q, k, v, *t)), mask=mask)
     figures = {"tangent": relative_error(tangent.double(), exact)}
     if "fused" in name:

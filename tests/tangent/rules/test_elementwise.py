@@ -157,9 +157,7 @@ def test_mixed_types(carry: tuple[bool, bool]) -> None:
         lambda a, b: torch.where(a > 0, a, b),
     ):
         x, y = a.clone(), b.clone()
-        tangents = tuple(
-            draw(31 + i, 4).to(v) if c else None for i, (v, c) in enumerate(zip((x, y), carry, strict=True))
-        )
+        tangents = tuple(draw(31 + i, 4).to(v) if c else None for i, (v, c) in enumerate(zip((x, y), carry, strict=True)))
         out, tangent = jvp(fn, (x, y), tangents)
         assert torch.equal(out, fn(x, y))
         assert tangent.dtype == out.dtype

@@ -47,9 +47,7 @@ def test_flex_attention(name: str, tangents: tuple[Any, ...]) -> None:
     fn, inputs, h = attention(name), (Q, K, V), 1e-5
     out, tangent = jvp(fn, inputs, tangents)
     assert torch.equal(out, fn(*inputs))
-    plus, minus = (
-        fn(*(x if dx is None else x + s * h * dx for x, dx in zip(inputs, tangents, strict=True))) for s in (1, -1)
-    )
+    plus, minus = (fn(*(x if dx is None else x + s * h * dx for x, dx in zip(inputs, tangents, strict=True))) for s in (1, -1))
     assert relative_error(tangent, (plus - minus) / (2 * h)) < 1e-8
     no_fallback(fn, *inputs)
 
@@ -91,9 +89,7 @@ def test_a_tangent_in_the_score_function_is_refused(part: Any, moving: bool) -> 
 @pytest.mark.parametrize("function", [F.grouped_mm, torch._grouped_mm])
 def test_products_of_groups(function: Any) -> None:
     rows, ends = 32, torch.tensor([8, 16, 16, 32], dtype=torch.int32)
-    a, w, da, dw = (
-        draw(i, *shape).bfloat16() for i, shape in enumerate([(rows, 16), (4, 16, 24), (rows, 16), (4, 16, 24)])
-    )
+    a, w, da, dw = (draw(i, *shape).bfloat16() for i, shape in enumerate([(rows, 16), (4, 16, 24), (rows, 16), (4, 16, 24)]))
 
     def one_by_one(a: Tensor, w: Tensor) -> Tensor:
         starts = [0, *ends.tolist()]

@@ -41,9 +41,7 @@ NORMS: dict[str, tuple[Callable[..., Any], tuple[tuple[int, ...], ...]]] = {
     ),
     "instance_norm": (lambda x, w, b: F.instance_norm(x, weight=w, bias=b), ((2, 3, 4, 4), (3,), (3,))),
     "instance_norm eval": (
-        lambda x: F.instance_norm(
-            x, torch.arange(3, dtype=x.dtype), torch.arange(1, 4, dtype=x.dtype), use_input_stats=False
-        ),
+        lambda x: F.instance_norm(x, torch.arange(3, dtype=x.dtype), torch.arange(1, 4, dtype=x.dtype), use_input_stats=False),
         ((2, 3, 4),),
     ),
 }

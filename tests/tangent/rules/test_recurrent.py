@@ -64,9 +64,7 @@ def test_layers(
 
 @settings(max_examples=15, derandomize=True, deadline=None)
 @given(name=st.sampled_from(sorted(LAYERS)), lengths=st.lists(st.integers(1, 4), min_size=3, max_size=3), **SETTINGS)
-def test_packed_sequences(
-    name: str, lengths: list[int], layers: int, both: bool, biases: bool, projected: bool
-) -> None:
+def test_packed_sequences(name: str, lengths: list[int], layers: int, both: bool, biases: bool, projected: bool) -> None:
     size = {"proj_size": 2} if projected and name == "lstm" else {}
     net = layer(name, num_layers=layers, bidirectional=both, bias=biases, batch_first=True, **size)
 

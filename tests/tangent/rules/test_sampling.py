@@ -39,18 +39,14 @@ def test_embedding_carries_the_tangent_of_its_table() -> None:
     padding=st.sampled_from([None, 2]),
     carry=st.sampled_from(BOTH),
 )
-def test_bags_of_embeddings(
-    rows: list[int], cut: int, mode: str, padding: int | None, carry: tuple[bool, bool]
-) -> None:
+def test_bags_of_embeddings(rows: list[int], cut: int, mode: str, padding: int | None, carry: tuple[bool, bool]) -> None:
     """Bags of any length, empty ones among them."""
     offsets = torch.tensor([0, min(cut, len(rows)), len(rows)])
     table, factors = draw(1, 5, 3), draw(2, len(rows))
 
     def fn(table: Tensor, factors: Tensor) -> Tensor:
         weights = factors if mode == "sum" else None
-        out = F.embedding_bag(
-            torch.tensor(rows), table, offsets, mode=mode, per_sample_weights=weights, padding_idx=padding
-        )
+        out = F.embedding_bag(torch.tensor(rows), table, offsets, mode=mode, per_sample_weights=weights, padding_idx=padding)
         return out + factors.sum()
 
     check_by_jacobian(fn, (table, factors), carry)

@@ -1,7 +1,5 @@
 """What can be odd about a folder, zip or tar before any image in it is opened."""
 
-from __future__ import annotations
-
 import os
 import re
 import stat
@@ -122,9 +120,7 @@ def _examine_links(path: str, report: Report) -> None:
             full = os.path.join(folder, name)
             target = os.path.realpath(full)
             if os.path.islink(full) and (real + os.sep).startswith(target.rstrip(os.sep) + os.sep):
-                report.problem(
-                    "link", os.path.relpath(full, path), "leads back to a folder that it is in, and is passed over"
-                )
+                report.problem("link", os.path.relpath(full, path), "leads back to a folder that it is in, and is passed over")
         for name in files:
             full = os.path.join(folder, name)
             if os.path.islink(full) and not os.path.exists(full):

@@ -3,8 +3,6 @@
 They stay in memory, decoded, if they fit. Otherwise they stay where they are and are decoded as training asks for them.
 """
 
-from __future__ import annotations
-
 import os
 from dataclasses import replace
 from typing import Any
@@ -135,9 +133,7 @@ def image_files(files: Files) -> Files:
     return images
 
 
-def _into_memory(
-    decoder: Decoder, limit_gib: float, workers: int, progress: bool
-) -> tuple[ImageStack, list[int], Tensor]:
+def _into_memory(decoder: Decoder, limit_gib: float, workers: int, progress: bool) -> tuple[ImageStack, list[int], Tensor]:
     """All images that can be decoded, the indices of the others, and the CRC-32 of every file, int64 `(n,)`."""
     names = decoder.files.names
     stack, corrupt, checksums = ImageStack(len(names), limit_gib), list[int](), list[int]()

@@ -233,9 +233,7 @@ def check_labels_of(
     values = list(labels)
     if all(value == -1 for value in values):
         return None, ()
-    wrong = next(
-        (i for i, v in enumerate(values) if type(v) is not int or not 0 <= v < (len(class_names) or 1_000_000)), None
-    )
+    wrong = next((i for i, v in enumerate(values) if type(v) is not int or not 0 <= v < (len(class_names) or 1_000_000)), None)
     if wrong is not None:
         raise UserError(
             f"row {wrong} of {address.text!r} has the label {values[wrong]!r}; expected an integer that names a class; choose "
@@ -247,9 +245,7 @@ def check_labels_of(
 def _column(address: Address, what: str, kinds: dict[str, str], fitting: list[str]) -> str | None:
     named = address.settings[what]
     if named and named not in kinds:
-        raise UserError(
-            f"{address.text!r} has no column {named!r}; expected one of {', '.join(kinds)}; correct {what}="
-        )
+        raise UserError(f"{address.text!r} has no column {named!r}; expected one of {', '.join(kinds)}; correct {what}=")
     if named:
         return named
     if len(fitting) > 1:

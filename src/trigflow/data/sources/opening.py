@@ -1,7 +1,5 @@
 """Data by name or by path."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from typing import Any
@@ -89,13 +87,9 @@ def open_dataset(
         if side is not None:
             whole(**{name: side})
     if resize is not None and not 1 <= resize <= MOST_PIXELS_A_SIDE:
-        raise UserError(
-            f"resize {resize}; expected a side of 1 to {MOST_PIXELS_A_SIDE} pixels; use --resize N with such an N"
-        )
+        raise UserError(f"resize {resize}; expected a side of 1 to {MOST_PIXELS_A_SIDE} pixels; use --resize N with such an N")
     if channels not in (None, 1, 3):
-        raise UserError(
-            f"{channels} channels; expected 1 (grayscale) or 3 (RGB); leave it out to keep what the images are"
-        )
+        raise UserError(f"{channels} channels; expected 1 (grayscale) or 3 (RGB); leave it out to keep what the images are")
     if isinstance(source, str) and source in REGISTERED:
         if resize is not None or channels is not None:
             raise UserError(f"resize or channels for '{source}'; expected neither for data of a plugin; leave them out")

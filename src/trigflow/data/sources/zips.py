@@ -24,9 +24,7 @@ LOCAL_HEADER = struct.Struct("<26xHH")
 """What stands before the bytes of a file in a zip, with the lengths of the name and of the extra field that follow it."""
 BESIDE = 512
 """Bytes read along with a file: enough for its local header, name and extra field."""
-ENTRY = np.dtype(
-    [("offset", "i8"), ("packed", "i8"), ("size", "i8"), ("crc", "u4"), ("method", "u2"), ("encrypted", "?")]
-)
+ENTRY = np.dtype([("offset", "i8"), ("packed", "i8"), ("size", "i8"), ("crc", "u4"), ("method", "u2"), ("encrypted", "?")])
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,9 +95,7 @@ class ZipFiles(Files):
         if encrypted:
             raise UserError(f"{where} is encrypted; expected a zip without a password; pack it again without one")
         if size > MEMBER_LIMIT_BYTES:
-            raise UserError(
-                f"{where} unpacks to {size} bytes; expected files up to {MEMBER_LIMIT_BYTES} bytes; remove it"
-            )
+            raise UserError(f"{where} unpacks to {size} bytes; expected files up to {MEMBER_LIMIT_BYTES} bytes; remove it")
         if method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise UserError(f"{where} is packed in an unknown way; expected stored or deflated; pack it again")
 
@@ -126,9 +122,7 @@ def member_name(info: zipfile.ZipInfo) -> str:
 
 
 def _entries(path: str, infos: Iterable[zipfile.ZipInfo]) -> npt.NDArray[Any]:
-    rows = [
-        (i.header_offset, i.compress_size, i.file_size, i.CRC, i.compress_type, bool(i.flag_bits & 1)) for i in infos
-    ]
+    rows = [(i.header_offset, i.compress_size, i.file_size, i.CRC, i.compress_type, bool(i.flag_bits & 1)) for i in infos]
     try:
         return np.array(rows, dtype=ENTRY)
     except OverflowError:
@@ -136,9 +130,7 @@ def _entries(path: str, infos: Iterable[zipfile.ZipInfo]) -> npt.NDArray[Any]:
 
 
 def _no_zip(path: str) -> UserError:
-    return UserError(
-        f"{path!r} is not a readable zip file; expected a folder or a .zip of images; pack or download it again"
-    )
+    return UserError(f"{path!r} is not a readable zip file; expected a folder or a .zip of images; pack or download it again")
 
 
 def _inflate(packed: bytes, size: int) -> bytes:

@@ -8,8 +8,6 @@ Source: Stein et al., *Exposing flaws of generative model evaluation metrics*, N
 *DINOv2*, arXiv 2304.07193; Karras et al., *Analyzing and Improving the Training Dynamics of Diffusion Models*, CVPR 2024.
 """
 
-from __future__ import annotations
-
 import math
 import os
 from typing import Any

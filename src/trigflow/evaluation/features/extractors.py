@@ -6,8 +6,6 @@ classifiers come with the package, for the scikit-learn digits and for MNIST, an
 classifier; their numbers cannot be held against a published FID.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from importlib.resources import as_file, files
 from typing import Any
@@ -53,9 +51,7 @@ class FeatureNet(nn.Module):
     def __init__(self, size: int, width: int = 16, stages: int = 2, dim: int = 64, classes: int = 10) -> None:
         super().__init__()
         if size >> stages < 1:
-            raise UserError(
-                f"size {size} cannot be halved {stages} times; expected size >= {2**stages}; use fewer stages"
-            )
+            raise UserError(f"size {size} cannot be halved {stages} times; expected size >= {2**stages}; use fewer stages")
         self.size = size
         layers: list[nn.Module] = []
         c_in = 1
@@ -189,9 +185,7 @@ def extract(extractor: FeatureExtractor, images: Tensor, batch_size: int = 512) 
     """
     check_images(images)
     if len(images) == 0 or batch_size < 1:
-        raise UserError(
-            f"{len(images)} images in batches of {batch_size}; expected at least 1 of each; check the input"
-        )
+        raise UserError(f"{len(images)} images in batches of {batch_size}; expected at least 1 of each; check the input")
     modules = list(extractor.modules()) if isinstance(extractor, nn.Module) else []
     modes = [(module, module.training) for module in modules]
     device = _device(extractor) or images.device

@@ -9,8 +9,6 @@ Source: Szegedy et al., *Rethinking the Inception Architecture for Computer Visi
 2017, arXiv 1706.08500; names of the weights: torch-fidelity.
 """
 
-from __future__ import annotations
-
 import urllib.error
 from collections.abc import Sequence
 from pathlib import Path

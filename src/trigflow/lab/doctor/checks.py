@@ -5,8 +5,6 @@ of the log, so that neither the first steps nor a single line decides. The thres
 what runs broken on purpose show, with a wide margin to both sides.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Callable
@@ -254,9 +252,7 @@ def tangent_at_the_end(record: RunRecord) -> Outcome:
         return Sound("; ".join(sound)) if sound else NotSeen("the log has no tangent by time")
     clock = record.by_time("probe_clock_by_time")
     if clock is not None and clock[-1] is not None:
-        sound.append(
-            f"its part through the time is {clock[-1]:.3g} there and {_median(clock[MIDDLE]):.3g} in the middle"
-        )
+        sound.append(f"its part through the time is {clock[-1]:.3g} there and {_median(clock[MIDDLE]):.3g} in the middle")
     conditioning = record.config.network.conditioning
     told = f"(now {conditioning.time_map}, {conditioning.time_embedding})"
     return Diagnosis(
@@ -288,9 +284,7 @@ def learning_rate(record: RunRecord) -> Outcome:
     sound: list[str] = []
     start, now = record.value("probe_start"), record.value("probe_error_ema")
     if record.config.objective.kind == "scd" and start is not None and now is not None:
-        said = (
-            f"the tangent at full strength is {now:.3g}, and was {start:.3g} for the weights the student started from"
-        )
+        said = f"the tangent at full strength is {now:.3g}, and was {start:.3g} for the weights the student started from"
         (evidence if now > HARM * start else sound).append(said)
     after = [line for line in record.lines if line["iteration"] > tangent.warmup]
     early = after[: max(1, len(after) // 4)]
@@ -299,14 +293,10 @@ def learning_rate(record: RunRecord) -> Outcome:
         said = f"the tangent was {before:.3g} when the warmup had ended and is {late:.3g} now"
         (evidence if late > GROWN * before else sound).append(said)
     if evidence:
-        return Diagnosis(
-            "The learning rate is too high for the tangent warmup.", _sentence([*evidence, *sound]), remedy
-        )
+        return Diagnosis("The learning rate is too high for the tangent warmup.", _sentence([*evidence, *sound]), remedy)
     if sound:
         return Sound("; ".join(sound))
-    return NotSeen(
-        f"the tangent warmup of {tangent.warmup} iterations is not over; look again later, or {_ask(record)}"
-    )
+    return NotSeen(f"the tangent warmup of {tangent.warmup} iterations is not over; look again later, or {_ask(record)}")
 
 
 def _rising_error(record: RunRecord, remedy: str) -> Outcome:

@@ -1,7 +1,5 @@
 """All checks on one run, and the report of what they found."""
 
-from __future__ import annotations
-
 import dataclasses
 import textwrap
 from dataclasses import dataclass

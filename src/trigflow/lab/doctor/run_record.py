@@ -1,7 +1,5 @@
 """What a run folder says about its training: the settings, the log, and what the weights add to it."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import statistics

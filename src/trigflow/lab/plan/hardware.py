@@ -1,7 +1,5 @@
 """What GPUs can do at most, from their makers' data sheets."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from trigflow.runtime.errors import UserError

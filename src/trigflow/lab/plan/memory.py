@@ -1,7 +1,5 @@
 """Where the memory of a GPU goes under data-parallel training."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 
@@ -44,15 +42,7 @@ class Memory:
     @property
     def states(self) -> float:
         """Everything but activations."""
-        return (
-            self.weights
-            + self.gradients
-            + self.optimizer
-            + self.averages
-            + self.teacher
-            + self.fake_score
-            + self.gathered
-        )
+        return self.weights + self.gradients + self.optimizer + self.averages + self.teacher + self.fake_score + self.gathered
 
     def total(self, batch_gpu: int) -> float:
         """With this many samples a GPU at a time."""

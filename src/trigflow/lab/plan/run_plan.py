@@ -1,7 +1,5 @@
 """The plan of a run: what it takes on which machine, or why it does not fit; and the plan as text."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from dataclasses import dataclass

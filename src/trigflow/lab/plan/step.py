@@ -1,7 +1,5 @@
 """One training step of a run, counted."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools
@@ -271,9 +269,7 @@ def checkpoint_blocks(network: nn.Module, target: Target) -> None:
     """Have every block keep its inputs alone and run a second time in the backward pass."""
 
     def contexts() -> tuple[contextlib.AbstractContextManager[Any], contextlib.AbstractContextManager[Any]]:
-        return contextlib.nullcontext(), arithmetic_of(
-            target
-        )  # of the first run, which has one already, and the second
+        return contextlib.nullcontext(), arithmetic_of(target)  # of the first run, which has one already, and the second
 
     for block in blocks(network):
         block.forward = functools.partial(  # type: ignore[method-assign]

@@ -4,8 +4,6 @@ The tensors are PyTorch's fake tensors. They say that they are on the CPU, so th
 way, and their memory is on the meta device, that is nowhere.
 """
 
-from __future__ import annotations
-
 import contextlib
 import math
 import weakref

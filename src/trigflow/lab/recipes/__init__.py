@@ -3,8 +3,6 @@
 `get_recipe` gives a teacher and a student together, `get_run` a single run, `preset` what a command makes of either name.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Literal
 

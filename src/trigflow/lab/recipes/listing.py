@@ -1,7 +1,5 @@
 """The recipes as a table, and one of them in full."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from typing import Any

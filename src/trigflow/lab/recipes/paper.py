@@ -5,8 +5,6 @@ those of Lu and Song 2025 (tables of the appendix). A comment `ours` marks what 
 is as it is.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal

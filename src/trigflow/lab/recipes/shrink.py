@@ -1,7 +1,5 @@
 """A recipe in miniature: the same objective, optimizer and schedule on a network that fits anywhere."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Presets for the small data sets that come with trigflow, and for any folder of images."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Literal
 

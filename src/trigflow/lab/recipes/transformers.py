@@ -4,8 +4,6 @@ Teachers are trained as SiT was (Ma et al. 2024), students with what the paper g
 has every choice.
 """
 
-from __future__ import annotations
-
 import dataclasses
 
 from trigflow.data.config import DataConfig

@@ -1,7 +1,5 @@
 """Bases: what the studies that come with trigflow change, sized so that a whole study fits one small machine."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 
@@ -65,9 +63,7 @@ def _sized(
         return dataclasses.replace(config, loop=loop, objective=objective, network=network or config.network)
 
     recipe = RECIPES[name]
-    return Base(
-        resize(recipe.teacher, teacher), resize(recipe.student, student), OF_KIND, rates=RATES[name], **settings
-    )
+    return Base(resize(recipe.teacher, teacher), resize(recipe.student, student), OF_KIND, rates=RATES[name], **settings)
 
 
 BASES: dict[str, Base] = {

@@ -5,8 +5,6 @@ on from the newest checkpoint of its model. With `--attended` it stops, as for C
 happens when the runner ends, however it ends.
 """
 
-from __future__ import annotations
-
 import _thread
 import dataclasses
 import os
@@ -84,9 +82,7 @@ def run_cell(cell: dict[str, Any], out: Path) -> dict[str, Any]:
         config = from_dict(cell["config"])
         dataset = load_data(config.data)
         if isinstance(dataset, LatentDataset):
-            raise UserError(
-                "a study of latents, which cannot be measured; expected images; choose another base or --data"
-            )
+            raise UserError("a study of latents, which cannot be measured; expected images; choose another base or --data")
         teacher = None if cell["teacher"] is None else load(out / cell["teacher"], config.loop.device)
         model = trained(config, out / cell["model"], teacher, None if cell["start"] is None else out / cell["start"])
         result = trained_result(model, out / cell["model"], config)
@@ -135,9 +131,7 @@ def training_figures(lines: list[dict[str, Any]]) -> dict[str, Any]:
     tail = lines[-max(1, len(lines) // 4) :]
     figures = {name: _mean([line.get(name) for line in tail]) for name in lines[-1] if name not in BOOKKEEPING}
     norms = [line["grad_norm"] for line in lines if line.get("grad_norm") is not None]
-    seen = [
-        line["grad_norm_max"] for line in lines if line.get("grad_norm_max") is not None
-    ]  # by instruments, at every step
+    seen = [line["grad_norm_max"] for line in lines if line.get("grad_norm_max") is not None]  # by instruments, at every step
     figures["grad_norm_max"] = max(seen or norms, default=None)
     figures["grad_norm_median"] = statistics.median(norms) if norms else None
     return figures

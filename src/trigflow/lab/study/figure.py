@@ -1,7 +1,5 @@
 """The figure of a study, for a column of a page: bars by arm, or lines over the arms' place, steps or guidance scale."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from dataclasses import dataclass
@@ -123,9 +121,7 @@ def _bars(panel: Any, results: Results, kind: str, names: list[str]) -> None:
     panel.invert_yaxis()
     panel.set_xlabel(NAMES.get(kind, label(kind)))
     if len(names) > 1 or teacher is not None:
-        panel.legend(
-            frameon=False, ncols=3, loc="lower right", bbox_to_anchor=(1.02, 1.0)
-        )  # names leave room on the left
+        panel.legend(frameon=False, ncols=3, loc="lower right", bbox_to_anchor=(1.02, 1.0))  # names leave room on the left
 
 
 def _has(results: Results, arm: Arm, name: str) -> bool:
@@ -230,11 +226,7 @@ def _extend(lines: list[Curve], arm: str, figure: str, x: float | None, summary:
 
 def _teacher(results: Results, kind: str, names: list[str]) -> float | None:
     """The mean distance of the teachers, in a panel of distances that has none, where all arms have the same teachers."""
-    if (
-        kind != "fd"
-        or "teacher.fd" in names
-        or len({t.seed for t in results.teachers.values()}) < len(results.teachers)
-    ):
+    if kind != "fd" or "teacher.fd" in names or len({t.seed for t in results.teachers.values()}) < len(results.teachers):
         return None
     first = results.study.arms[0].name
     return results.summary(first, "teacher.fd").mean

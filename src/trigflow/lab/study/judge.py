@@ -1,7 +1,5 @@
 """Whether what a study expects holds: paired by seed, by mean and standard error."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 
@@ -106,9 +104,7 @@ def critical(n: int) -> float:
     return STUDENT[freedom - 1] if freedom <= len(STUDENT) else 1.96 + 2.5 / freedom
 
 
-def _sentence(
-    expect: Expect, outcome: str, difference: float | None, error: float | None, n: int, lost: int, won: int
-) -> str:
+def _sentence(expect: Expect, outcome: str, difference: float | None, error: float | None, n: int, lost: int, won: int) -> str:
     against = "" if expect.against in (None, expect.figure) else f" by {expect.against}"
     within = "" if expect.within is None else f" within {expect.within:g}x"
     what = f"{expect.better} against {expect.worse}{against}, {expect.figure}{within}"

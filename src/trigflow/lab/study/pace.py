@@ -4,8 +4,6 @@
 with the settings of a `teacher` and a `student`) and `rounds`; `FILE` with the ending .measured.json is written.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import statistics
 import sys
@@ -39,9 +37,7 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def measure_pace(
-    base: tuple[RunConfig, RunConfig], arm: tuple[RunConfig, RunConfig], rounds: int = ROUNDS
-) -> dict[str, Any]:
+def measure_pace(base: tuple[RunConfig, RunConfig], arm: tuple[RunConfig, RunConfig], rounds: int = ROUNDS) -> dict[str, Any]:
     """`pace`, the step time of the arm over that of the base, measured in turn in this process, so that what else runs on the
     machine slows both; a median over rounds. Also both step times in `seconds` and `base_seconds`, and the `machine`.
 

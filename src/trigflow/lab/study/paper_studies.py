@@ -4,8 +4,6 @@ the choices of the other studies: the optimizer, and a learning rate for every o
 Claims are in our own words. Where a claim comes from somewhere else, it says so.
 """
 
-from __future__ import annotations
-
 from trigflow.lab.study.rivals import (
     DISCRETE,
     ECT,
@@ -191,9 +189,7 @@ NORMALIZATION = Study(
 
 
 def _segments(count: int) -> Arm:
-    return Arm(
-        f"M = {count}", {"objective.segments": count}, draws=(Draw(count),), line="sCD in M segments, drawn in M steps"
-    )
+    return Arm(f"M = {count}", {"objective.segments": count}, draws=(Draw(count),), line="sCD in M segments, drawn in M steps")
 
 
 STEPS = Study(

@@ -3,8 +3,6 @@
 What processes must not do at once they do under a lock, which the system releases when a process ends, however it ends.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal
@@ -148,15 +146,11 @@ class CellPool:
     def _is_free(self, cell: Cell) -> bool:
         """Whether there is room for a process, and nobody trains or draws from the cell's model."""
         models = {running.model for running, _ in self.running.values()}
-        return (
-            len(self.running) < self.jobs and cell.model not in models and not is_locked(lock_of(self.out, cell.model))
-        )
+        return len(self.running) < self.jobs and cell.model not in models and not is_locked(lock_of(self.out, cell.model))
 
     def _start(self, cell: Cell) -> None:
         folder = self.out / "cells" / cell.key
-        process = spawn(
-            "trigflow.lab.study.cell", [str(folder), "--attended"], threads_for(self.jobs), folder / "log.txt"
-        )
+        process = spawn("trigflow.lab.study.cell", [str(folder), "--attended"], threads_for(self.jobs), folder / "log.txt")
         self.attempts[cell.key] = self.attempts.get(cell.key, 0) + 1
         self.running[cell.key] = (cell, process)
 
@@ -173,9 +167,7 @@ class CellPool:
                 write_json(self.out / "cells" / key / "result.json", _ended(process.returncode, self._last_words(key)))
 
     def _last_words(self, key: str) -> str:
-        lines = (
-            (self.out / "cells" / key / "log.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        )
+        lines = (self.out / "cells" / key / "log.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
         return lines[-1] if lines else ""
 
 

@@ -1,7 +1,5 @@
 """Studies of the paper's objectives against others: discrete time, average velocities, solvers, score distillation."""
 
-from __future__ import annotations
-
 import math
 
 from trigflow.lab.study.spec import Arm, Changes, Draw, Expect, Study

@@ -4,8 +4,6 @@ OUT/STUDY-BASE/     results.json, table.md, figure.png: all that is known so far
 OUT/teachers, OUT/students, OUT/cells, OUT/pace, OUT/locks      shared by all studies; see `trigflow.lab.study.study_plan`
 """
 
-from __future__ import annotations
-
 import dataclasses
 import shlex
 import sys
@@ -162,9 +160,7 @@ class StudyRun:
                 }
                 write_json(folder / f"{key}.json", {**sides, "rounds": rounds})
                 threads = threads_for(self.settings.jobs)
-                process = spawn(
-                    "trigflow.lab.study.pace", [str(folder / f"{key}.json")], threads, folder / f"{key}.log"
-                )
+                process = spawn("trigflow.lab.study.pace", [str(folder / f"{key}.json")], threads, folder / f"{key}.log")
                 try:
                     process.wait()
                 finally:

@@ -4,8 +4,6 @@ A study names changes to a *base*, a teacher and a student with their settings (
 that the same study runs on a laptop and on a cluster. Everything here is plain data; nothing in it is executed.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal

@@ -6,8 +6,6 @@
     OUT/cells/KEY                          a model and how it is drawn from: cell.json, result.json, log.txt
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import hashlib
@@ -50,9 +48,7 @@ class Cell:
     @functools.cached_property
     def key(self) -> str:
         """What tells this cell from others."""
-        return key_of(
-            {"model": self.model, "draws": [dataclasses.asdict(draw) for draw in self.draws], "num": self.num}
-        )
+        return key_of({"model": self.model, "draws": [dataclasses.asdict(draw) for draw in self.draws], "num": self.num})
 
     def description(self) -> dict[str, Any]:
         """The content of cell.json."""
@@ -96,9 +92,7 @@ def choose_arms(study: Study, only: Sequence[str]) -> tuple[Arm, ...]:
     known = {arm.name: arm for arm in study.arms}
     for name in only:
         if name not in known:
-            raise UserError(
-                f"study '{study.name}' has no arm '{name}'; expected one of {', '.join(known)}; correct --only"
-            )
+            raise UserError(f"study '{study.name}' has no arm '{name}'; expected one of {', '.join(known)}; correct --only")
     names = set(only) or set(known)
     while more := {known[name].start for name in names} - names - {None}:
         names |= {name for name in more if name is not None}
@@ -139,9 +133,7 @@ def resolve_arm(base: Base, arm: Arm, seed: int, device: str) -> tuple[RunConfig
     kind = arm.student.get("objective.kind", base.student.objective.kind)
     network = with_dropout_of(base.student.network, teacher.network)
     student = dataclasses.replace(base.student, network=network, process=teacher.process)
-    student = change(
-        change(change(student, {"objective.kind": kind, **base.of_kind.get(kind, {})}), arm.student), fixed
-    )
+    student = change(change(change(student, {"objective.kind": kind, **base.of_kind.get(kind, {})}), arm.student), fixed)
     if with_dropout_of(student.network, network) != student.network:
         raise UserError(
             f"arm '{arm.name}' changes the student's network; expected changes to the teacher's, which the student has too; "

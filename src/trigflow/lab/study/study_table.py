@@ -1,7 +1,5 @@
 """The table of a study, in Markdown."""
 
-from __future__ import annotations
-
 from trigflow.lab.study.judge import judge
 from trigflow.lab.study.results import Results, Summary, best_draw, summarize
 from trigflow.lab.study.spec import Arm, Draw

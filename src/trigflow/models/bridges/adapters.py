@@ -4,8 +4,6 @@ An adapter is `adapter(model, x, time, **conditions)`: noisy input `(b, ...)`, m
 model's prediction, of the shape of x. It is handed the model rather than keeping it, so that a copied bridge calls its own.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """One bridge for each way in which a model was trained."""
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
@@ -58,9 +56,7 @@ class Bridge(nn.Module, ABC):
                 f"{'set ' + OLD[name] if name in OLD else 'leave it out'}"
             )
         if not isinstance(model, nn.Module):
-            raise UserError(
-                f"a {type(model).__name__} to bridge; expected a torch.nn.Module; wrap the function in a module"
-            )
+            raise UserError(f"a {type(model).__name__} to bridge; expected a torch.nn.Module; wrap the function in a module")
         if not (math.isfinite(scale) and scale > 0):
             raise UserError(f"data scale {scale}; expected a positive number; use 1.0 for data as they are")
         self.model = model

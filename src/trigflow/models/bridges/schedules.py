@@ -4,8 +4,6 @@ The place is the angle `theta` in [0, pi/2] with `a = cos(theta)`, `b = sin(thet
 schedule is a function from angles `(b,)` to model times `(b,)`, held at its ends outside of `angle_range`.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Protocol

@@ -13,8 +13,6 @@ weights are written with the sign of the output layer flipped, and what is impor
 Sources: Karras et al. 2022 (EDM, arXiv 2206.00364); Karras et al. 2024 (EDM2, arXiv 2312.02696); Lu and Song 2025, appendix B.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -308,9 +306,7 @@ def _arguments(source: Source, record: Record) -> Arguments:
     """The recorded constructor arguments of an outer class."""
     keywords, positional = record.state.get("_init_kwargs"), record.state.get("_init_args")
     if not isinstance(keywords, dict) or not isinstance(positional, tuple | list | None):
-        source.refuse(
-            f"holds a {shown(record.class_name)} without the arguments it was made with", "use another snapshot"
-        )
+        source.refuse(f"holds a {shown(record.class_name)} without the arguments it was made with", "use another snapshot")
     named = dict(zip(POSITIONAL, positional or (), strict=False))
     if len(positional or ()) > len(POSITIONAL):
         source.refuse(f"holds a {shown(record.class_name)} made with unnamed arguments", "use another snapshot")

@@ -7,8 +7,6 @@ Two containers are understood. A plain pickle, as NVIDIA publishes them, carries
 elements and the elements. An archive written by `torch.save` carries one pickle and one file for each storage.
 """
 
-from __future__ import annotations
-
 import math
 import struct
 import zipfile
@@ -295,9 +293,7 @@ def _read_saved_storage(source: Source, span: Span) -> Any:
         (numel,) = struct.unpack("<q", source.read(Span(position, 8)))
         storage.start, position = position + 8, position + 8 + storage.numel * storage.dtype.itemsize
         if numel != storage.numel or position > span.stop:
-            source.refuse(
-                f"is cut short or damaged: {numel} elements at byte {storage.start}, {storage.numel} announced"
-            )
+            source.refuse(f"is cut short or damaged: {numel} elements at byte {storage.start}, {storage.numel} announced")
     return content
 
 
@@ -318,9 +314,7 @@ def _read_archive(source: Source) -> Any:
     if order is not None and source.read(order) != b"little":
         source.refuse("was written on a big-endian machine", "write it again on a little-endian one")
     storages: dict[str, Storage] = {}
-    content = Unpickler(
-        source, places[pickles[0]], NAMES, lambda reference: _storage(source, reference, storages)
-    ).load()
+    content = Unpickler(source, places[pickles[0]], NAMES, lambda reference: _storage(source, reference, storages)).load()
     for key, storage in storages.items():
         place = places.get(f"{folder}data/{key}")
         if place is None or place.length != storage.numel * storage.dtype.itemsize:

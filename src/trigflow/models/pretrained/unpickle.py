@@ -11,8 +11,6 @@ of instructions and the amount of text are bounded, and bytes are never read at 
 Source: the instructions as documented in Python's `pickletools`.
 """
 
-from __future__ import annotations
-
 import pickle
 import pickletools
 import struct
@@ -171,9 +169,7 @@ class Unpickler:
     def _take(self, count: int) -> bytes:
         """The next `count` bytes."""
         if count > self.stop - self.position:
-            self.source.refuse(
-                f"is cut short or damaged: {count} bytes at byte {self.position} of {self.stop} announced"
-            )
+            self.source.refuse(f"is cut short or damaged: {count} bytes at byte {self.position} of {self.stop} announced")
         data = self.source.file.read(count)
         if len(data) < count:
             self.source.refuse(f"is cut short at byte {self.position}")
@@ -200,9 +196,7 @@ class Unpickler:
     def _span(self, length: int) -> Span:
         """The next `length` bytes, left where they are."""
         if length > self.stop - self.position:
-            self.source.refuse(
-                f"is cut short or damaged: {length} bytes at byte {self.position} of {self.stop} announced"
-            )
+            self.source.refuse(f"is cut short or damaged: {length} bytes at byte {self.position} of {self.stop} announced")
         span = Span(self.position, length)
         self.position = span.stop
         self.source.file.seek(self.position)

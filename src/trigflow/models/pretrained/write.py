@@ -1,7 +1,5 @@
 """A snapshot becomes a folder that `trigflow.load` takes: `model.json`, `network.safetensors`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch
@@ -57,9 +55,7 @@ def write_weights(path: Path, snapshot: Snapshot) -> None:
             snapshot.source.refuse(f"is damaged: the weight '{name}' is not finite")
         return -values if name in snapshot.flipped else values
 
-    shapes = {
-        name: torch.empty(tensor.shape, device="meta", dtype=torch.float32) for name, tensor in snapshot.tensors.items()
-    }
+    shapes = {name: torch.empty(tensor.shape, device="meta", dtype=torch.float32) for name, tensor in snapshot.tensors.items()}
     write_tensors(path, shapes, read=read)
 
 

@@ -1,7 +1,5 @@
 """Training, sampling and measuring with several processes, through `torch.distributed`."""
 
-from __future__ import annotations
-
 from trigflow.runtime.distributed.processes import (
     average,
     gather,

@@ -3,8 +3,6 @@
 Everything else asks here which process it is in, and whether there are others. In a single process nothing is set up.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import os
@@ -46,9 +44,7 @@ def launched() -> int:
         processes, ranks = 0, []
     if processes < 1 or not all(0 <= rank < processes for rank in ranks):
         found = ", ".join(f"{name}={os.environ.get(name)}" for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"))
-        raise UserError(
-            f"the environment has {found}; expected ranks below the number of processes; start with torchrun"
-        )
+        raise UserError(f"the environment has {found}; expected ranks below the number of processes; start with torchrun")
     return processes
 
 

@@ -4,8 +4,6 @@ FSDP2 keeps a parameter as a `DTensor`: its first dimension is cut into one piec
 the pieces; files hold whole tensors, so that they do not depend on the number of processes.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar

@@ -1,7 +1,5 @@
 """Which blocks of keys each block of queries sees, so that kernels pass over the others."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Tangent of attention in memory linear in the sequence length: the scores exist one block at a time."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 from typing import Any
@@ -86,9 +84,7 @@ def block_shape(a: Arguments, size: int) -> tuple[int, int, int]:
     return entries - entries % threads or entries, rows, columns
 
 
-def _entries(
-    a: Arguments, known: Tensor | None, part: slice, causal: bool, into: Tensor, scratch: list[Tensor]
-) -> None:
+def _entries(a: Arguments, known: Tensor | None, part: slice, causal: bool, into: Tensor, scratch: list[Tensor]) -> None:
     """The tangent of some entries of the batch, where all of their scores make one block, which `scratch` has room for."""
     names = ("q", "k", "v", "dq", "dk", "dv", "mask", "dmask")
     tensors = {name: getattr(a, name) for name in names}

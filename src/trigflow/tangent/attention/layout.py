@@ -1,7 +1,5 @@
 """One shape for the arguments of attention, whatever the number of leading axes: `(batch, heads, length, features)`."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

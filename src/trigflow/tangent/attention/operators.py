@@ -7,8 +7,6 @@
 | `trigflow::attention_gradients` | gradients of queries, keys and values, by kernels | none |
 """
 
-from __future__ import annotations
-
 import importlib
 from functools import cache
 from typing import Any

@@ -1,7 +1,5 @@
 """Tangent of attention with the whole matrix of weights in memory: the reference, and the fastest for short sequences."""
 
-from __future__ import annotations
-
 import math
 
 import torch
@@ -63,9 +61,7 @@ def whole(
         full = (*a.q.shape[:3], keys.shape[1])
         shape = torch.Size((*queries.shape[:2], values.shape[2]))
         scores = _product(None, queries, keys.mT, a.scale, first)
-        weights = _weights(scores.view(full), a.mask, causal, None if second is None else second.view(full)).flatten(
-            0, 1
-        )
+        weights = _weights(scores.view(full), a.mask, causal, None if second is None else second.view(full)).flatten(0, 1)
         mixing = weights if dropped is None else dropped.to(a.work).reshape(weights.shape)
         change = None  # takes the memory of the scores, which are done with
         if dqueries is not None:

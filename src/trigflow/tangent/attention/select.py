@@ -1,7 +1,5 @@
 """The one function for the tangent of attention, and which implementation computes it."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -163,9 +161,7 @@ def attention_with_tangent(
     return out, tangent
 
 
-def fused(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dmask: Tensor | None, causal: bool, grouped: bool
-) -> bool:
+def fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dmask: Tensor | None, causal: bool, grouped: bool) -> bool:
     """Whether the output, too, is to be computed by `attention_with_tangent`, in place of PyTorch's attention.
 
     If "fused" was named, it is. By itself only on CUDA, for many scores, where all of PyTorch's fused kernels refuse the case

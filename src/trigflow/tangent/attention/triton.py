@@ -4,8 +4,6 @@
 Importing this file imports `triton`; `trigflow.tangent.attention` does so only when a kernel is about to run.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, NamedTuple

@@ -1,8 +1,6 @@
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
 """Gradients of attention by a Triton kernel, which computes the weights again from the log-sum-exp of the scores."""
 
-from __future__ import annotations
-
 import torch
 import triton
 import triton.language as tl
@@ -31,9 +29,7 @@ def kernel(tensors, strides, numbers, FORM: tl.constexpr):
     OTHER: tl.constexpr = FORM.ROWS if ACROSS else FORM.COLUMNS
     WIDE_E: tl.constexpr = FORM.WIDE_E
     WIDE_C: tl.constexpr = FORM.WIDE_C
-    x, y, p, q, mask, lists, x_out, last, lse, delta = (
-        tensors  # last: output of the attention, or gradient of the values
-    )
+    x, y, p, q, mask, lists, x_out, last, lse, delta = tensors  # last: output of the attention, or gradient of the values
     x_s, y_s, p_s, q_s, mask_s, lists_s, x_out_s, last_s = strides
     heads, turns, repeats, own, other, scale = numbers
     blocks = tl.cdiv(own, OWN)

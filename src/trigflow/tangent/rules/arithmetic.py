@@ -1,7 +1,5 @@
 """Functions of two or three tensors, element by element: sums, products, quotients, powers, choices."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Scaled dot-product attention, primal by PyTorch's own kernels, tangent by trigflow.tangent.attention; flexible attention."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 
@@ -31,18 +29,14 @@ def scaled_dot_product_attention(
     dq, dk, dv, dmask = (t.tangent if type(t) is Dual else None for t in (query, key, value, attn_mask))
     if dropout_p == 0 and fused(q, k, v, mask, dmask, is_causal, enable_gqa):
         return pair(
-            *attention_with_tangent(
-                *(q, k, v, dq, dk, dv), mask=mask, causal=is_causal, scale=scale, grouped=enable_gqa
-            )
+            *attention_with_tangent(*(q, k, v, dq, dk, dv), mask=mask, causal=is_causal, scale=scale, grouped=enable_gqa)
         )
     settings: dict[str, Any] = {"scale": scale, "enable_gqa": enable_gqa}
     dropped = None
     if dropout_p == 0:
         primal = func(q, k, v, mask, 0.0, is_causal, **settings)
     elif traced() is not None:  # a graph cannot draw the same mask twice
-        primal, dropped = torch.ops.aten._scaled_dot_product_attention_math(
-            q, k, v, mask, dropout_p, is_causal, **settings
-        )
+        primal, dropped = torch.ops.aten._scaled_dot_product_attention_math(q, k, v, mask, dropout_p, is_causal, **settings)
     else:
         with replayed_draws(q.device, []) as draws:
             primal = func(q, k, v, mask, dropout_p, is_causal, **settings)
@@ -79,9 +73,7 @@ def flex_attention(func: Any, query: Any, key: Any, value: Any, score_mod: Any, 
     with no_grad():
         dq, dk, dv = (x.tangent if type(x) is Dual else torch.zeros_like(x) for x in (query, key, value))
         groups, wide = q.shape[1] // k.shape[1], torch.promote_types(q.dtype, torch.float32)
-        wk, wv, dk, dv = (
-            x.repeat_interleave(groups, 1).expand(q.shape[0], -1, -1, -1).to(wide) for x in (k, v, dk, dv)
-        )
+        wk, wv, dk, dv = (x.repeat_interleave(groups, 1).expand(q.shape[0], -1, -1, -1).to(wide) for x in (k, v, dk, dv))
 
         def scores(q: Any, k: Any) -> Any:
             return _math_attention_inner(q, k, wv, score_mod, *settings)[1].to(wide)

@@ -7,8 +7,6 @@ For `y = |x|_p` over some axes, with `a = |x|` and `da = sign(x) dx` element by 
 zero where y is zero. For p = inf the largest elements share the derivative evenly, as in PyTorch.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -4,8 +4,6 @@ A derivative of an elementwise function is a diagonal matrix, so PyTorch's own b
 `grad * f'(x)` in one pass over memory, are the tangent kernels as well.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Any

@@ -3,8 +3,6 @@
 `d f(a, b) = f(da, b) + f(a, db)`; a bias or an added term goes along by itself.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -8,8 +8,6 @@ a symmetric matrix times dx: the backward kernels of PyTorch, given no weight, c
 `y = w xhat + b` then has the tangent `w dxhat + dw xhat + db`.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -98,9 +96,7 @@ def layer_norm(
             if dx.dtype != x.dtype:
                 dx = dx.to(x.dtype)
             values = x
-            if (
-                w is not None and w.dtype != x.dtype
-            ):  # half inputs beside float32 weights, on the CPU: so are mean and rstd
+            if w is not None and w.dtype != x.dtype:  # half inputs beside float32 weights, on the CPU: so are mean and rstd
                 dx, values = dx.to(w.dtype), x.to(w.dtype)
             t = aten.native_layer_norm_backward.default(dx, values, shape, mean, rstd, None, None, _FIRST)[0]
         xhat = torch.native_layer_norm(x, shape, None, None, eps)[0] if type(weight) is Dual else None

@@ -4,8 +4,6 @@ The tangent is picked at the same places. Where several elements reach an extrem
 derivative evenly, as in PyTorch.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

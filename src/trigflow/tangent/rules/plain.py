@@ -3,8 +3,6 @@
 A plain tensor is a constant for everything that follows, which is what a zero tangent means.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from trigflow.tangent.dispatch import fallback, unsupported

@@ -1,7 +1,5 @@
 """Dropout: the mask is drawn once, and both primal and tangent are multiplied by it."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -5,8 +5,6 @@ to themselves, so the tangent comes from the equations of the cell, run step by 
 two more forwards of the layer.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -104,9 +102,7 @@ def recurrent(cell: Any) -> Handler:
 
     def handler(func: Any, *args: Any) -> Any:
         packed = isinstance(args[3], (tuple, list))
-        x, sizes, initial, params, biases, count, dropout, train, both = (
-            args[:9] if packed else (args[0], None, *args[1:8])
-        )
+        x, sizes, initial, params, biases, count, dropout, train, both = args[:9] if packed else (args[0], None, *args[1:8])
         directions = 2 if both else 1
         dropout = dropout if train and count > 1 else 0.0
         with replayed_draws(strip(x).device, []) as draws:

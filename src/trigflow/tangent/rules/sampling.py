@@ -1,7 +1,5 @@
 """Reading tables and images at given places: embeddings, bags of embeddings, enlarging, sampling on a grid."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -93,9 +91,7 @@ def doubled(x: Tensor) -> Tensor:
     return cells.view(b, c, 2 * h, 2 * w)
 
 
-def grid_sampler(
-    func: Any, input: Any, grid: Any, interpolation_mode: int, padding_mode: int, align_corners: bool
-) -> Any:
+def grid_sampler(func: Any, input: Any, grid: Any, interpolation_mode: int, padding_mode: int, align_corners: bool) -> Any:
     """Linear in the image `(n, c, ..., h, w)`. Along the grid `(n, ..., h', w', 2 or 3)` each output pixel has its own slope.
 
     The backward kernel adds the slopes over channels, so each channel goes into it as an image of its own.

@@ -4,8 +4,6 @@ Moving, copying, picking, padding, adding up: `d f(x) = f(dx)` for one tensor, `
 list of them, with zeros for those that carry no tangent.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

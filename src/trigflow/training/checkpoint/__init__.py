@@ -14,8 +14,6 @@ on the number of processes that wrote it. Random streams and data order are func
 * `writer`: saves while training goes on.
 """
 
-from __future__ import annotations
-
 from trigflow.training.checkpoint.folder import (
     COUNTERS,
     FORMAT,

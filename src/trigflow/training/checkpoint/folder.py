@@ -1,7 +1,5 @@
 """The checkpoints of a run: which there are, whether they are sound, which are kept."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import shutil

@@ -5,8 +5,6 @@ what is written later is a single block of bytes. Where a tensor is held in piec
 `HuggingFaceStorageWriter` of `torch.distributed.checkpoint` does, whose reader can read these files.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

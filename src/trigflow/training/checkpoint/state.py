@@ -1,7 +1,5 @@
 """Which tensors a run consists of, and how they get back into its modules and optimizers."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +45,7 @@ def save_checkpoint(
     return writer.path
 
 
-def load_checkpoint(
-    path: Path, modules: dict[str, nn.Module], optimizers: dict[str, torch.optim.Optimizer]
-) -> dict[str, Any]:
+def load_checkpoint(path: Path, modules: dict[str, nn.Module], optimizers: dict[str, torch.optim.Optimizer]) -> dict[str, Any]:
     """Restore modules and optimizers in place; returns the content of `state.json`.
 
     Every process of a run calls this, and reads what it holds. Nothing changes unless the checkpoint is sound and fits.

@@ -5,8 +5,6 @@ process; when all processes have done so, the first one adds `state.json` and gi
 other process: training tells them that all have written, between two steps.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os
