@@ -80,7 +80,7 @@ def test_what_leads_nowhere_lists_what_would(name: str, tmp_path: Path, monkeypa
         open_dataset(name)
     message = str(error.value)
     assert repr(name) in message
-    assert "expected digits, mnist, or the path of a folder, .zip or .tar of images; " in message
+    assert "expected digits, mnist, emoji, emoji-held-out, or the path of a folder, .zip or .tar of images; " in message
     assert "\n" not in message
 
 

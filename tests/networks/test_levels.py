@@ -62,7 +62,7 @@ def test_the_formula_of_a_block(channels: int, size: Any) -> None:
         def condition(self, h: Tensor, emb: Tensor) -> Tensor:
             return h * emb
 
-        def attend(self, x: Tensor) -> Tensor:
+        def attend(self, x: Tensor, context: object) -> Tensor:
             return 3 * x
 
     block, x = Block().double(), torch.linspace(-2, 2, 2 * 2 * 3 * 3, dtype=torch.float64).reshape(2, 2, 3, 3)

@@ -68,6 +68,8 @@ class Sample(Drawing):
     """A file (.png, .webp, .jpg) for a grid; anything else, or with / at its end, is a folder that gets one PNG per image."""
     labels: tuple[str, ...] = ()
     """Classes to draw, by number or name, in turn; all of them by default."""
+    prompt: tuple[str, ...] = ()
+    """Texts to draw, in turn, for a model that reads words."""
     conditions: Annotated[tuple[str, ...], arg(metavar="NAME=VALUE")] = ()
     """What else is said to the model, such as wind=0.5,-1; numbers are parted by commas."""
     gamma: float | None = None
@@ -97,6 +99,7 @@ class Sample(Drawing):
             num,
             first=first,
             labels=list(self.labels) or None,
+            prompt=list(self.prompt) or None,
             conditions=_said(self.conditions),
             gamma=self.gamma,
             progress=not self.quiet and is_first(),

@@ -18,13 +18,16 @@ from trigflow.conditions import (
     Conditioner,
     Input,
     Numbers,
+    Text,
     check_class_names,
     check_labels,
     in_order,
     named,
     printable,
 )
+from trigflow.data.captions import Captions
 from trigflow.data.order import Order
+from trigflow.networks.text import TextConfig
 from trigflow.runtime.errors import UserError
 from trigflow.runtime.seeds import derive_seed
 from trigflow.runtime.tensors import content
@@ -77,6 +80,7 @@ class Dataset:
         rows: samples that stay where they are; None when they are in memory.
         digest: of the contents of the files that the samples are from, in order; empty where that is not known.
         conditions: what else is known of each sample, by name: tensors `(n, ...)`, for networks that take them.
+        captions: what is written of each sample, for networks that read words; None for nothing.
 
     Raises:
         UserError: if shapes or types are not as above, or a label is out of range.
@@ -90,6 +94,7 @@ class Dataset:
     rows: Rows | None = None
     digest: str = ""
     conditions: Mapping[str, Tensor] = field(default_factory=dict)
+    captions: Captions | None = None
 
     def __post_init__(self) -> None:
         self._check_values()
@@ -99,6 +104,10 @@ class Dataset:
                     f"the condition {name} of {len(self)} samples; expected a tensor with a row for each, and a name that is "
                     f"none of {', '.join(ORDER)}; correct conditions"
                 )
+        if self.captions is not None and len(self.captions) != len(self):
+            raise UserError(
+                f"captions of {len(self.captions)} samples for {len(self)}; expected those of each sample; correct the captions"
+            )
         if self.labels is None:
             if self.class_names:
                 raise UserError(f"{len(self.class_names)} class names without labels; expected both or neither; pass labels")
@@ -184,29 +193,45 @@ class Dataset:
             values = torch.where(mask, values.flip(-1), values)
         return values, self._labels_of(indices)
 
-    def told(self, indices: Tensor) -> dict[str, Tensor]:
-        """The conditions of the chosen samples, by name, each `(b, ...)`: `label`, and those of `conditions`."""
+    def told(self, indices: Tensor, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """The conditions of the chosen samples, by name, each `(b, ...)`: `label`, those of `conditions`, and a caption.
+
+        Args:
+            indices: which samples, int64, shape `(b,)`.
+            generator: draws among several captions of a sample; without it the first is taken.
+        """
         labels = self._labels_of(indices)
         rows = {name: value[indices.to(value.device)] for name, value in self.conditions.items()}
+        if self.captions is not None:
+            rows |= self.captions.rows(indices, generator)
         return rows if labels is None else {"label": labels, **rows}
 
     def conditioner(self, names: Iterable[str]) -> Conditioner:
         """What turns words into the conditions of these names, for a model that was trained on these data.
 
-        Classes are said by number or name, and other conditions as numbers; data of which more is to be said have a method of
-        their own.
+        Classes are said by number or name, texts as they are, and other conditions as numbers; data of which more is to be
+        said have a method of their own.
         """
         inputs: dict[str, Input] = {}
         for name in in_order(names):
             if name == "label":
                 inputs[name] = Classes(self.num_classes, self.class_names)
+            elif name == "text" and self.captions is not None:
+                inputs[name] = Text(self.captions.length)
             elif name in self.conditions:
                 inputs[name] = Numbers(name, tuple(self.conditions[name].shape[1:]))
         return Conditioner(inputs)
 
+    def read_by(self: D, reader: TextConfig) -> D:
+        """The same for a network that reads texts in this way: of so many tokens."""
+        if not reader or self.captions is None:
+            return self
+        return replace(self, captions=replace(self.captions, length=reader.length))
+
     def check_tells(self, names: Iterable[str]) -> None:
         """Raise a UserError unless the data have these conditions."""
-        missing = in_order(set(names) - self.conditions.keys())
+        words = {"text", "text_mask"} if self.captions is not None else set()
+        missing = in_order(set(names) - self.conditions.keys() - words)
         if missing:
             raise UserError(
                 f"the network takes {missing[0]} and the data have no such condition; expected one row of it for each sample; "
@@ -256,6 +281,7 @@ class Dataset:
             "class names": list(self.class_names),
             "labels": None if self.labels is None else digest_of(self.labels),
             **{f"condition {name}": digest_of(value) for name, value in sorted(self.conditions.items())},
+            **({} if self.captions is None else {"captions": self.captions.digest()}),
             "contents": contents,
         }
 
@@ -264,9 +290,9 @@ class Dataset:
         labels = self._labels_of(indices)
         told = {name: value[indices.to(value.device)] for name, value in self.conditions.items()}
         digest = self.digest and f"{self.digest}/{digest_of(indices)}"
-        if self.rows is not None:
-            return replace(self, labels=labels, rows=self.rows.only(indices.cpu()), conditions=told, digest=digest)
-        return replace(self, labels=labels, values=self.stored(indices), conditions=told, digest=digest)
+        kept = {"values": self.stored(indices)} if self.rows is None else {"rows": self.rows.only(indices.cpu())}
+        captions = None if self.captions is None else self.captions.only(indices)
+        return replace(self, labels=labels, conditions=told, digest=digest, captions=captions, **kept)  # type: ignore[arg-type]
 
     def _labels_of(self, indices: Tensor) -> Tensor | None:
         return None if self.labels is None else self.labels[indices.to(self.labels.device)]

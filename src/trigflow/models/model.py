@@ -188,6 +188,7 @@ class Model:
         *,
         steps: int | None = None,
         labels: Any = None,
+        prompt: Any = None,
         conditions: Mapping[str, Any] | None = None,
         guidance: float = 1.0,
         guidance_interval: tuple[float, float] | None = None,
@@ -212,6 +213,7 @@ class Model:
                 steps of a diffusion model; see `default_steps`.
             labels: a class by number or name, or several, repeated as needed; by default the classes in turn. None for an
                 unconditional model.
+            prompt: a text or several, repeated as needed, for a model that reads words; by default the empty one.
             conditions: what else is said, by name, as the model's `conditioner` understands it.
             guidance: guidance scale; 1 for none.
             guidance_interval: noise levels sigma, low and high, between which a diffusion model is guided; None for all.
@@ -245,7 +247,7 @@ class Model:
         if first < 0:
             raise UserError(f"first sample {first}; expected 0 or more; correct the argument")
         sampler = self.sampler(steps, solver, times, gamma)
-        told = self.conditioner.conditions(said_of(labels, conditions), num, first)
+        told = self.conditioner.conditions(said_of(labels, conditions, prompt), num, first)
         if guidance == 1 and (guidance_interval is not None or negative is not None):
             raise UserError(
                 "a guidance interval or negative with guidance 1, which is none; expected another scale; pass --guidance"

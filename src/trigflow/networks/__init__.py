@@ -24,6 +24,7 @@ from trigflow.networks.embeddings import (
     PositionalEmbedding,
 )
 from trigflow.networks.mlp import MLP, MLPConfig
+from trigflow.networks.text import TextConfig
 from trigflow.networks.unet import UNet, UNetConfig
 from trigflow.runtime.errors import UserError
 from trigflow.runtime.machine import in_float32
@@ -67,6 +68,11 @@ def build(config: NetworkConfig, sigma_data: float = 0.5) -> nn.Module:
     """
     for config_type, module_type in NETWORKS.values():
         if type(config) is config_type:
+            if config.conditioning.text and not config.reads:
+                raise UserError(
+                    f"conditioning.text for a {name_of(config)}, which reads none; expected a unet, edm2 or dit; change the "
+                    "network"
+                )
             with in_float32():
                 return module_type(config, sigma_data)
     raise UserError(
@@ -81,7 +87,10 @@ def name_of(config: NetworkConfig) -> str:
 
 def network_state(config: NetworkConfig) -> dict[str, Any]:
     """Plain JSON types; the network carries its name under `kind`."""
-    return {"kind": name_of(config), **json.loads(json.dumps(dataclasses.asdict(config)))}  # type: ignore[call-overload]
+    state = json.loads(json.dumps(dataclasses.asdict(config)))  # type: ignore[call-overload]
+    if not config.conditioning.text:
+        state["conditioning"].pop("text", None)  # which earlier versions do not know
+    return {"kind": name_of(config), **state}
 
 
 def network_from_state(state: Mapping[str, Any]) -> NetworkConfig:
@@ -112,6 +121,7 @@ __all__ = [
     "MLPConfig",
     "NetworkConfig",
     "PositionalEmbedding",
+    "TextConfig",
     "UNet",
     "UNetConfig",
     "build",

@@ -33,6 +33,7 @@ from trigflow.networks.layers import (
     zero_bias,
 )
 from trigflow.networks.levels import ResidualBlock, check_levels, steps
+from trigflow.networks.text import Context
 from trigflow.runtime.errors import UserError
 
 DDPMPPNorm = Literal["add", "adagn", "double"]
@@ -249,7 +250,7 @@ class DDPMPPBlock(ResidualBlock):
             return self.norm1(h + affine[:, :, None, None].to(h.dtype))
         return modulated(self.norm1(h), affine, self.norm == "double")
 
-    def attend(self, x: Tensor) -> Tensor:
+    def attend(self, x: Tensor, context: Context | None) -> Tensor:
         """Self-attention over positions; queries, keys and values alternate in the channels of `qkv`."""
         if not self.attention:
             return x

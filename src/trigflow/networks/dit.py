@@ -18,15 +18,16 @@ from trigflow.networks.layers import (
     check_images,
     check_setting,
     from_patches,
-    full_precision,
     modulated,
     pixel_norm,
     to_patches,
     zero_bias,
 )
+from trigflow.networks.text import Context, attend
 
 DiTNorm = Literal["double", "adaln"]
 Positions = Literal["rotary", "sine"]
+Words = Literal["cross", "joint"]
 Rotation = tuple[Tensor, Tensor]
 
 
@@ -35,6 +36,7 @@ class DiTConfig(NetworkConfig):
     """Configuration of `DiT`. The defaults are size B with patch 2 on latents of 4 channels."""
 
     axes: ClassVar[int | None] = 3
+    reads: ClassVar[bool] = True
 
     channels: int = 4
     """Image or latent channels."""
@@ -56,6 +58,9 @@ class DiTConfig(NetworkConfig):
     """Modulation bounded by pixel normalization (as the paper's double normalization), or plain adaLN-Zero."""
     dropout: float = 0.0
     """Dropout inside the blocks, in [0, 1)."""
+    words: Words = "cross"
+    """How tokens of the picture see those of a text: cross, by attention of their own after the self-attention of a block;
+    joint, by passing through the blocks with them."""
     conditioning: ConditioningConfig = field(default_factory=lambda: ConditioningConfig(width=192))
     """Time, label and guidance inputs; `width` is the number of raw time features, a quarter of the conditioning vector."""
 
@@ -86,8 +91,12 @@ class DiT(nn.Module):
 
         h = W patches(x)  (+ sine positions)
         h = h + gate1(emb) * attention(norm1(h, emb))
+        h = h + gate3(emb) * cross(norm3(h, emb), text)     with a text and words = "cross"
         h = h + gate2(emb) * mlp(norm2(h, emb))             depth times
         F = unpatch(W norm(h, emb))
+
+    With words = "joint" the tokens of a text, after a linear layer, come before those of the picture and pass through the same
+    blocks; its padding is attended to by none. The pooled text is part of emb either way.
 
     Every image size works: one whose side is no multiple of `patch` is padded by repeating its edge and the result cropped.
     The output layer starts at zero: zero velocity before training.
@@ -110,6 +119,8 @@ class DiT(nn.Module):
         self.takes, self.null = config.conditioning.takes_all, config.conditioning.null
         emb_width, c_token = self.conditioning.out_width, config.channels * config.patch**2
         self.inp = nn.Linear(c_token, config.width)
+        text = config.conditioning.text
+        self.text_inp = nn.Linear(text.width, config.width) if text and config.words == "joint" else None
         self.blocks = nn.ModuleList(DiTBlock(config, emb_width) for _ in range(config.depth))
         self.out_norm = TokenNorm(config.width, emb_width, config.norm)
         self.out = nn.Linear(config.width, c_token)
@@ -120,8 +131,8 @@ class DiT(nn.Module):
     def forward(self, x: Tensor, t: Tensor, **conditions: Tensor) -> Tensor:
         config = self.config
         check_images(x, config.channels)
-        with full_precision(x):
-            emb = self.conditioning(t, **conditions)
+        context = self.conditioning.context(conditions)
+        emb = self.conditioning(t, context, **conditions)
 
         # Tokens, row by row.
         cells = to_patches(x, config.patch)
@@ -133,9 +144,19 @@ class DiT(nn.Module):
         else:
             h = h + sine_positions(rows, columns, config.width, emb).to(h.dtype)
 
+        mask, before = None, 0
+        if self.text_inp is not None and context is not None:  # joint: the text goes before the picture, unrotated
+            mask, before = F.pad(context.mask, (0, h.shape[1]), value=True)[:, None, None, :], context.mask.shape[1]
+            words = self.text_inp(context.states).to(h.dtype)
+            h = torch.cat([words.expand(len(h), -1, -1), h], dim=1)
+            if rotation is not None:
+                cos, sin = rotation
+                rotation = F.pad(cos, (0, 0, before, 0), value=1.0), F.pad(sin, (0, 0, before, 0))
+            context = None
         for block in self.blocks:
-            h = block(h, emb, rotation)
+            h = block(h, emb, rotation, mask=mask, context=context)
 
+        h = h[:, before:]
         h = self.out(self.out_norm(h, emb))
         cells = h.transpose(1, 2).unflatten(2, (rows, columns))
         return from_patches(cells, config.patch, (x.shape[-2], x.shape[-1]))
@@ -148,6 +169,7 @@ def check_config(config: DiTConfig) -> None:
     check_setting(config.mlp_ratio * config.width >= 1, "mlp_ratio", config.mlp_ratio, "a hidden layer of at least 1")
     check_setting(config.positions in get_args(Positions), "positions", config.positions, "rotary or sine")
     check_setting(config.norm in get_args(DiTNorm), "norm", config.norm, "double or adaln")
+    check_setting(config.words in get_args(Words), "words", config.words, "cross or joint")
     if config.positions == "rotary":
         fine = config.width // config.heads % 4 == 0
         check_setting(fine, "width / heads", config.width // config.heads, "a multiple of 4 for rotary positions")
@@ -156,7 +178,8 @@ def check_config(config: DiTConfig) -> None:
 
 
 class DiTBlock(nn.Module):
-    """Attention and MLP, each modulated and gated by the conditioning vector; tokens `(b, n, width)` to the same."""
+    """Attention, attention to a text and MLP, each modulated and gated by the conditioning vector; tokens `(b, n, width)` to
+    the same. The mask `(b, 1, 1, n)` is True for tokens that are attended to."""
 
     def __init__(self, config: DiTConfig, emb_width: int) -> None:
         super().__init__()
@@ -167,9 +190,23 @@ class DiTBlock(nn.Module):
         self.norm2 = TokenNorm(width, emb_width, config.norm)
         self.mlp = TokenMLP(width, round(config.mlp_ratio * width), config.dropout)
         self.gate2 = Gate(width, emb_width, config.norm)
+        self.cross: TokenCross | None = None
+        if config.conditioning.text and config.words == "cross":
+            self.norm3 = TokenNorm(width, emb_width, config.norm)
+            self.cross = TokenCross(width, config.heads, config.conditioning.text.width)
+            self.gate3 = Gate(width, emb_width, config.norm)
 
-    def forward(self, h: Tensor, emb: Tensor, rotation: Rotation | None) -> Tensor:
-        h = h + self.gate1(emb).to(h.dtype) * self.attention(self.norm1(h, emb), rotation)
+    def forward(
+        self,
+        h: Tensor,
+        emb: Tensor,
+        rotation: Rotation | None,
+        mask: Tensor | None = None,
+        context: Context | None = None,
+    ) -> Tensor:
+        h = h + self.gate1(emb).to(h.dtype) * self.attention(self.norm1(h, emb), rotation, mask)
+        if self.cross is not None and context is not None:
+            h = h + self.gate3(emb).to(h.dtype) * self.cross(self.norm3(h, emb), context)
         return h + self.gate2(emb).to(h.dtype) * self.mlp(self.norm2(h, emb))
 
 
@@ -240,13 +277,27 @@ class TokenAttention(nn.Module):
             nn.init.xavier_uniform_(layer.weight)
             zero_bias(layer)
 
-    def forward(self, y: Tensor, rotation: Rotation | None) -> Tensor:
+    def forward(self, y: Tensor, rotation: Rotation | None, mask: Tensor | None = None) -> Tensor:
         q, k, v = self.qkv(y).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         q, k = self.q_norm(q), self.k_norm(k)
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
-        y = F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v)
+        y = F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v, attn_mask=mask)
         return self.proj(y.transpose(1, 2).flatten(2))
+
+
+class TokenCross(nn.Module):
+    """Attention of tokens `(b, n, width)` to those of a text; result like them."""
+
+    def __init__(self, width: int, heads: int, text_width: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q = nn.Linear(width, width)
+        self.kv = nn.Linear(text_width, 2 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, y: Tensor, context: Context) -> Tensor:
+        return self.proj(attend(self.q(y), self.kv(context.states), context.mask, self.heads))
 
 
 class HeadNorm(nn.Module):

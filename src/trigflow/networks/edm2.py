@@ -38,6 +38,7 @@ from trigflow.networks.magnitude import (
     mp_sum,
     unit_magnitude,
 )
+from trigflow.networks.text import Context, TextEncoder, read_text
 from trigflow.runtime.errors import UserError
 
 Modulation = Literal["gain", "double"]
@@ -52,6 +53,7 @@ class EDM2Config(NetworkConfig):
     """Configuration of `EDM2`. The defaults are the paper's form of size S on 64x64 latents or images."""
 
     axes: ClassVar[int | None] = 3
+    reads: ClassVar[bool] = True
 
     channels: int = 4
     """Image or latent channels."""
@@ -64,7 +66,7 @@ class EDM2Config(NetworkConfig):
     blocks: int = 3
     """Residual blocks per level (the decoder has one more)."""
     attention: tuple[int, ...] = (16, 8)
-    """Resolutions whose blocks are followed by self-attention."""
+    """Resolutions whose blocks are followed by self-attention, and by attention to a text."""
     head_width: int = 64
     """Channels of an attention head."""
     modulation: Modulation = "double"
@@ -119,7 +121,7 @@ class EDM2Block(nn.Module):
         x = resample(x)                                          decoder
         y = conv1(drop(silu(modulate(conv0(silu(x)), emb))))
         x = sum(x, y)                                            encoder; sum(skip(x), y) in the decoder
-        x = clip(sum(x, attention(x)))
+        x = clip(sum(x, attention(x)))                           and sum(x, attention(x, text)) before clip, with a text
 
     with pixel normalization for `norm`, and 0.7 parts of the first term to 0.3 of the second in the sums. The modulation is
     that of the module docstring; a shift is added as `sum(y, pnorm(b(emb)))` with equal parts.
@@ -152,8 +154,14 @@ class EDM2Block(nn.Module):
         if attention:
             self.attn_qkv = MPConv(c_out, 3 * c_out, 1)
             self.attn_proj = MPConv(c_out, c_out, 1)
+        text = config.conditioning.text
+        self.reads = bool(attention and text)
+        if attention and text:
+            self.text_q = MPConv(c_out, c_out, 1)
+            self.text_kv = MPConv(text.width, 2 * c_out)
+            self.text_proj = MPConv(c_out, c_out, 1)
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor, context: Context | None = None) -> Tensor:
         if self.resample == "down":
             x = F.avg_pool2d(x, 2)
         elif self.resample == "up":
@@ -170,6 +178,8 @@ class EDM2Block(nn.Module):
 
         if self.heads:
             x = mp_sum(x, self.attend(x), RESIDUAL)
+        if self.reads and context is not None:
+            x = mp_sum(x, self.read(x, context), RESIDUAL)
         return x.clamp(-self.clip, self.clip)
 
     def modulate(self, y: Tensor, emb: Tensor) -> Tensor:
@@ -195,6 +205,16 @@ class EDM2Block(nn.Module):
         y = F.scaled_dot_product_attention(q, k, v)  # scores q.k / sqrt(head width), at most the root of the head width
         return self.attn_proj(y.transpose(2, 3).reshape(b, c, h, w))
 
+    def read(self, x: Tensor, context: Context) -> Tensor:
+        """Attention of positions to a text; queries, keys, values and what comes of them have unit magnitude."""
+        b, c, h, w = x.shape
+        q = self.text_q(x).reshape(b, self.heads, c // self.heads, h * w).transpose(2, 3)
+        states = unit_magnitude(context.states.to(x.dtype), dim=-1)
+        k, v = self.text_kv(states).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k, v = (unit_magnitude(part.contiguous(), dim=-1) for part in (q, k, v))
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=context.mask[:, None, None, :])
+        return self.text_proj(y.transpose(2, 3).reshape(b, c, h, w))
+
 
 class EDM2UNet(nn.Module):
     """The network below `unet.`: time, label, guidance and end into one embedding, an encoder and a decoder of `EDM2Block`s."""
@@ -215,6 +235,10 @@ class EDM2UNet(nn.Module):
             self.emb_positional = MPPositional(conditioning.width)
         self.emb_noise = MPConv(conditioning.width, emb_width)
         self.emb_label = MPConv(conditioning.num_classes, emb_width) if conditioning.num_classes else None
+        self.text: TextEncoder | None = None
+        if conditioning.text:
+            self.text = TextEncoder(conditioning.text)
+            self.emb_text = MPConv(conditioning.text.width, emb_width)
         for name in conditioning.takes:
             told = f"emb_{EMBEDDINGS[name][0]}"
             self.add_module(f"{told}_features", MPPositional(conditioning.width, max_period=100.0))
@@ -243,20 +267,21 @@ class EDM2UNet(nn.Module):
         self.out_conv = MPConv(widths[0], config.channels, 3)
 
     def forward(self, x: Tensor, t: Tensor, **conditions: Tensor) -> Tensor:
+        context = read_text(self.text, conditions)
         with full_precision(x):
-            emb = self.embed(t, **conditions)
+            emb = self.embed(t, context, **conditions)
         x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)  # the constant channel takes the place of biases
         kept = []
         for name, stage in self.enc.items():
-            x = stage(x) if name.endswith("_conv") else stage(x, emb)
+            x = stage(x) if name.endswith("_conv") else stage(x, emb, context)
             kept.append(x)
         for name, stage in self.dec.items():
             if "_block" in name:
                 x = mp_cat(x, kept.pop())
-            x = stage(x, emb)
+            x = stage(x, emb, context)
         return self.out_conv(x, gain=self.out_gain)
 
-    def embed(self, t: Tensor, **conditions: Tensor) -> Tensor:
+    def embed(self, t: Tensor, context: Context | None = None, **conditions: Tensor) -> Tensor:
         """The embedding `(b, e)` of time and conditions, in float32 or higher."""
         config = self.config
         check_told(self, conditions)
@@ -270,6 +295,8 @@ class EDM2UNet(nn.Module):
                 label = torch.full(t.shape, k, dtype=torch.int64, device=t.device)
             one_hot = label[:, None] == torch.arange(k, device=label.device)  # the null label is a row of zeros
             emb = mp_sum(emb, self.emb_label(math.sqrt(k) * one_hot.to(precision)))
+        if context is not None:
+            emb = mp_sum(emb, self.emb_text(unit_magnitude(context.pooled.to(precision))))
         for name in config.takes:
             module, embedding = EMBEDDINGS[name]
             told, gain = f"emb_{module}", getattr(self, f"emb_{module}_gain")

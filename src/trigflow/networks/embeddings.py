@@ -8,7 +8,8 @@ path runs in float32 or higher, also under autocast.
 
 import dataclasses
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
@@ -16,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trigflow.conditions import check_told, in_order
-from trigflow.networks.layers import ConditioningLinear, check_setting, zero_bias
+from trigflow.networks.layers import ConditioningLinear, check_setting, full_precision, zero_bias
+from trigflow.networks.text import Context, TextConfig, TextEncoder, read_text
 
 C = TypeVar("C", bound="NetworkConfig")
 
@@ -134,16 +136,20 @@ class ConditioningConfig:
     takes: tuple[str, ...] = ()
     """Conditions beside the class: guidance, the scale (a guided student); end, where a jump ends (students of several
     segments or of any jump)."""
+    text: TextConfig = field(default_factory=TextConfig)
+    """How a text is read."""
 
     @property
     def takes_all(self) -> frozenset[str]:
         """`takes` of the network, the class included."""
-        return frozenset({*self.takes, *["label"] * (self.num_classes > 0)})
+        words = ("text", "text_mask") if self.text else ()
+        return frozenset({*self.takes, *["label"] * (self.num_classes > 0), *words})
 
     @property
     def null(self) -> dict[str, Tensor]:
-        """`null` of the network: of the class, one more index than there are classes."""
-        return {"label": torch.tensor(self.num_classes, device="cpu")} if self.num_classes else {}
+        """`null` of the network: of the class, one more index than there are classes; of the text, the empty one."""
+        label = {"label": torch.tensor(self.num_classes, device="cpu")} if self.num_classes else {}
+        return {**label, **self.text.null}
 
 
 class NetworkConfig:
@@ -153,11 +159,13 @@ class NetworkConfig:
         dropout: largest probability among its dropout layers, in [0, 1).
         conditioning: what the network is told.
         axes: of a sample that it takes, 1 for vectors and 3 for images; None where it does not say.
+        reads: whether it can be told a text.
     """
 
     dropout: float
     conditioning: ConditioningConfig
     axes: ClassVar[int | None] = None
+    reads: ClassVar[bool] = False
 
     def changed(self: C, **settings: Any) -> C:
         """The same with other settings."""
@@ -173,10 +181,12 @@ def check_conditioning(config: ConditioningConfig) -> None:
     check_setting(config.time_map in ("identity", "log"), "time_map", config.time_map, "identity or log")
     embeddings = ("positional", "fourier")
     check_setting(config.time_embedding in embeddings, "time_embedding", config.time_embedding, " or ".join(embeddings))
+    if config.text:
+        config.text.check()
 
 
 class Conditioning(nn.Module):
-    """Time and conditions in, one vector out: `emb = silu(W2 silu(W1 (time + label + guidance + end)))`.
+    """Time and conditions in, one vector out: `emb = silu(W2 silu(W1 (time + label + guidance + end + pooled text)))`.
 
     The branches of guidance and end start at zero, so a student initialized from its teacher begins as that teacher for every
     scale and end.
@@ -206,15 +216,29 @@ class Conditioning(nn.Module):
         else:
             self.time = PositionalEmbedding(width)
         self.label = nn.Embedding(config.num_classes + 1, width) if config.num_classes else None
+        self.text: TextEncoder | None = None
+        if config.text:
+            self.text, self.pooled = TextEncoder(config.text), ConditioningLinear(config.text.width, width)
         for name in config.takes:
             module, embedding = EMBEDDINGS[name]
             self.add_module(module, embedding(width))
         self.linear1 = nn.Linear(width, self.out_width)
         self.linear2 = nn.Linear(self.out_width, self.out_width)
 
-    def forward(self, t: Tensor, **conditions: Tensor) -> Tensor:
+    def context(self, conditions: Mapping[str, Tensor]) -> Context | None:
+        """The text among the conditions as the network reads it; no text is the empty one. None for a network without words."""
+        return read_text(self.text, conditions)
+
+    def forward(self, t: Tensor, context: Context | None = None, **conditions: Tensor) -> Tensor:
+        """The vector `(b, out_width)`, in float32 or higher, also under autocast; `context` as `context` gives it."""
         check_told(self, conditions)
+        with full_precision(t):
+            return self._embed(t, context, conditions)
+
+    def _embed(self, t: Tensor, context: Context | None, conditions: Mapping[str, Tensor]) -> Tensor:
         emb = self.time(c_noise(t, self.config.time_map, self.sigma_data))
+        if context is not None:
+            emb = emb + self.pooled(context.pooled.to(self.pooled.weight.dtype))
         if self.label is not None:
             label = conditions.get("label")
             if label is None:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trigflow.networks.layers import check_at_least_one, check_setting, downsample, upsample
+from trigflow.networks.text import Context
 
 
 class Step(NamedTuple):
@@ -74,7 +75,7 @@ class ResidualBlock(nn.Module):
         x <- attend((skip(resample(x)) + conv1(drop(silu(h)))) / sqrt(2))
 
     Shapes: x `(b, c_in, h, w)`, emb `(b, e)`; result `(b, c_out, h', w')`, where `size` (if given) is `(h', w')` of an
-    upsampling block and `down` halves the resolution.
+    upsampling block and `down` halves the resolution; a text is a `Context`.
     """
 
     down: bool
@@ -84,7 +85,7 @@ class ResidualBlock(nn.Module):
     conv1: nn.Conv2d
     skip: nn.Conv2d | None
 
-    def forward(self, x: Tensor, emb: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor, size: tuple[int, int] | None = None, context: Context | None = None) -> Tensor:
         h = F.silu(self.norm0(x))
         if self.down:
             x, h = downsample(x), downsample(h)
@@ -92,12 +93,12 @@ class ResidualBlock(nn.Module):
             x, h = upsample(x, size), upsample(h, size)
         h = self.condition(self.conv0(h), emb)
         h = self.conv1(self.dropout(F.silu(h)))
-        return self.attend((h + (x if self.skip is None else self.skip(x))) * math.sqrt(0.5))
+        return self.attend((h + (x if self.skip is None else self.skip(x))) * math.sqrt(0.5), context)
 
     def condition(self, h: Tensor, emb: Tensor) -> Tensor:
         """Normalization, scaled and shifted by the conditioning vector; `(b, c_out, h', w')` to the same."""
         raise NotImplementedError
 
-    def attend(self, x: Tensor) -> Tensor:
-        """`x`, or what attention makes of it."""
+    def attend(self, x: Tensor, context: Context | None) -> Tensor:
+        """`x`, or what attention makes of it, to a text too where there is one."""
         raise NotImplementedError

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trigflow.networks.embeddings import Conditioning, ConditioningConfig, NetworkConfig
-from trigflow.networks.layers import AdaptiveNorm, NormKind, check_at_least_one, full_precision
+from trigflow.networks.layers import AdaptiveNorm, NormKind, check_at_least_one
 from trigflow.runtime.errors import UserError
 
 
@@ -61,8 +61,7 @@ class MLP(nn.Module):
             raise UserError(
                 f"vectors of shape {tuple(x.shape)}; expected (b, {self.config.features}); reshape the data or set features"
             )
-        with full_precision(x):
-            emb = self.conditioning(t, **conditions)
+        emb = self.conditioning(t, **conditions)
         h = self.inp(x)
         for block in self.blocks:
             h = block(h, emb)

@@ -20,12 +20,12 @@ from trigflow.networks.layers import (
     check_images,
     check_setting,
     from_patches,
-    full_precision,
     norm_groups,
     to_patches,
     zero_bias,
 )
 from trigflow.networks.levels import ResidualBlock, check_levels, steps
+from trigflow.networks.text import Context, CrossAttention
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class UNetConfig(NetworkConfig):
     """Configuration of `UNet`."""
 
     axes: ClassVar[int | None] = 3
+    reads: ClassVar[bool] = True
 
     channels: int = 1
     """Image channels."""
@@ -43,7 +44,7 @@ class UNetConfig(NetworkConfig):
     blocks: int = 2
     """Residual blocks per level (the decoder has one more)."""
     attention: tuple[int, ...] = ()
-    """Levels (0 is the finest) whose blocks are followed by self-attention."""
+    """Levels (0 is the finest) whose blocks are followed by self-attention, and by attention to a text."""
     patch: int = 1
     """Side of the pixel block that becomes one position."""
     norm: NormKind = "double"
@@ -66,6 +67,7 @@ class UNetBlock(ResidualBlock):
         *,
         down: bool = False,
         attention: bool = False,
+        text_width: int = 0,
     ) -> None:
         super().__init__()
         self.down = down
@@ -78,12 +80,14 @@ class UNetBlock(ResidualBlock):
         zero_bias(self.conv1)
         self.skip = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else None
         self.attention = SelfAttention(c_out) if attention else None
+        self.cross = CrossAttention(c_out, text_width) if attention and text_width else None
 
     def condition(self, h: Tensor, emb: Tensor) -> Tensor:
         return self.norm1(h, emb)
 
-    def attend(self, x: Tensor) -> Tensor:
-        return x if self.attention is None else self.attention(x)
+    def attend(self, x: Tensor, context: Context | None) -> Tensor:
+        x = x if self.attention is None else self.attention(x)
+        return x if self.cross is None or context is None else self.cross(x, context)
 
 
 class UNet(nn.Module):
@@ -107,6 +111,7 @@ class UNet(nn.Module):
         self.config = config
         self.conditioning = Conditioning(config.conditioning, sigma_data)
         self.takes, self.null = config.conditioning.takes_all, config.conditioning.null
+        text_width = config.conditioning.text.width if config.conditioning.text else 0
         widths = [config.width * m for m in config.mult]
         c_data = config.channels * config.patch**2
         self.inp = nn.Conv2d(c_data, widths[0], 3, padding=1)
@@ -117,7 +122,9 @@ class UNet(nn.Module):
         for kind, level, number, c_in, c in steps(widths[0], widths, config.blocks):
             attends = level in config.attention and kind in ("encoder", "in0", "decoder")
             emb_width, down = self.conditioning.out_width, kind == "down"
-            block = UNetBlock(c_in, c, emb_width, config.norm, config.dropout, down=down, attention=attends)
+            block = UNetBlock(
+                c_in, c, emb_width, config.norm, config.dropout, down=down, attention=attends, text_width=text_width
+            )
             if kind == "decoder":
                 if number == 0:
                     self.decoder.append(nn.ModuleList())
@@ -132,18 +139,18 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, **conditions: Tensor) -> Tensor:
         check_images(x, self.config.channels)
-        with full_precision(x):
-            emb = self.conditioning(t, **conditions)
+        context = self.conditioning.context(conditions)
+        emb = self.conditioning(t, context, **conditions)
         h = self.inp(to_patches(x, self.config.patch))
         kept = [h]
         for block in self.encoder:
-            h = block(h, emb)
+            h = block(h, emb, context=context)
             kept.append(h)
         for block in self.middle:
-            h = block(h, emb)
+            h = block(h, emb, context=context)
         for i, stage in enumerate(self.decoder):
             for block in stage:  # type: ignore[attr-defined]
-                h = block(torch.cat([h, kept.pop()], dim=1), emb)
+                h = block(torch.cat([h, kept.pop()], dim=1), emb, context=context)
             if i < len(self.ups):
                 h = self.ups[i](h, emb, size=tuple(kept[-1].shape[-2:]))
         h = self.out(F.silu(self.out_norm(h)))

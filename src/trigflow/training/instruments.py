@@ -265,7 +265,7 @@ def embedding_of(network: nn.Module) -> Callable[[Tensor], Tensor] | None:
 
     if isinstance(network, EDM2):
         unet = network.unet
-        return lambda t: _full(t, lambda: unet.embed(t, **conditions(t)))
+        return lambda t: _full(t, lambda: unet.embed(t, None, **conditions(t)))
     if isinstance(network, DDPMPP):
         body, time_map, sd = network.model, network.config.conditioning.time_map, network.sigma_data
         return lambda t: _full(t, lambda: body.embed(c_noise(t, time_map, sd), None, None, None))

@@ -83,6 +83,7 @@ class RunParts:
         self.dataset = numbered(opened, state, {"teacher": teacher, "start": start})
         network = unwrapped(network) if isinstance(network, nn.Module) else network
         self.config = config = fit_network(config, self.dataset, network)
+        self.dataset = self.dataset.read_by(config.network.conditioning.text)
         self.teacher = teacher
         self.device = resolve_device(config.loop.device)
         self.codec = choose_codec(config, self.dataset, teacher)

@@ -43,8 +43,8 @@ PATHS = frozenset({"data.source", "teacher", "start", "negative"})
 
 
 def fit_network(config: RunConfig, dataset: Dataset, network: nn.Module | None = None) -> RunConfig:
-    """The configuration with the network's channels, classes and (where it has one) resolution taken from the data, and its
-    inputs for guidance and the end of a jump from the objective.
+    """The configuration with the network's channels, classes, words and (where it has one) resolution taken from the data, and
+    its inputs for guidance and the end of a jump from the objective.
 
     With a `network` of the user's own, the one in the configuration is replaced by what is known of that module.
 
@@ -67,7 +67,12 @@ def fit_network(config: RunConfig, dataset: Dataset, network: nn.Module | None =
     own = set(config.network.conditioning.takes) - set(ORDER)
     dataset.check_tells(own)
     takes = (*told, *in_order(own))
-    conditioning = dataclasses.replace(config.network.conditioning, num_classes=num_classes, takes=takes)
+    text = config.network.conditioning.text
+    if dataset.captions is None and text:
+        dataset.check_tells(["text"])
+    elif not text and dataset.captions is not None and config.network.reads:
+        text = dataclasses.replace(text, length=dataset.captions.length)
+    conditioning = dataclasses.replace(config.network.conditioning, num_classes=num_classes, takes=takes, text=text)
     sizes = {
         "features": dataset.shape[0],
         "channels": dataset.shape[0],

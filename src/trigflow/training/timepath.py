@@ -167,7 +167,7 @@ def _edm2_path(network: EDM2) -> TimePath:
         return lambda emb: block.emb_gain * block.emb_linear(emb)
 
     def embed(t: Tensor, label: Tensor | None) -> Tensor:
-        return unet.embed(t, **({} if label is None else {"label": label}))
+        return unet.embed(t, None, **({} if label is None else {"label": label}))
 
     head_layers = [*(block.emb_linear for block in blocks), *blocks]
     return TimePath(features, unet.emb_noise, [], embed, [unet.emb_noise], [head(b) for b in blocks], head_layers)

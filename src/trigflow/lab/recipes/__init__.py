@@ -17,6 +17,7 @@ from trigflow.training.config import RunConfig
 STARTER_DATA: dict[str, tuple[tuple[int, int, int], int]] = {
     "digits": ((1, 8, 8), 10),
     "mnist": ((1, 28, 28), 10),
+    "emoji": ((3, 48, 48), 0),
     "images": ((3, 32, 32), 0),
 }
 """Shape and classes of the data of the starters; those of `images` are an example."""

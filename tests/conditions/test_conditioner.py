@@ -457,7 +457,7 @@ def test_an_input_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 
     state = Conditioner({"text": Words()}).state()
     assert state == {"text": {"kind": "words"}}
-    with pytest.raises(UserError, match=r"^the model is told text by a 'words'; expected one of classes, numbers; .*--plugin$"):
+    with pytest.raises(UserError, match=r"^the model is told text by a 'words'; expected one of classes, text, .*--plugin$"):
         Conditioner.from_state(state)
     monkeypatch.setitem(INPUTS, "words", Words)
     found = Conditioner.from_state(state).conditions({"text": "four"}, num=2)

@@ -1,0 +1,119 @@
+"""Everything that can be said to a model, by the name it is said under."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from trigflow.conditions.inputs import Classes, Input, Numbers
+from trigflow.conditions.text import Text
+from trigflow.conditions.told import quoted
+from trigflow.runtime.errors import UserError
+
+INPUTS: dict[str, Callable[..., Input]] = {"classes": Classes, "text": Text, "numbers": Numbers}
+"""From the kind to the class; one from outside is added here under its kind."""
+
+
+@dataclass(frozen=True)
+class Conditioner:
+    """Everything that can be said to a model, by the name it is said under: `label`, or whatever else.
+
+    Attributes:
+        inputs: each makes conditions of one of these; without any, the model is unconditional.
+    """
+
+    inputs: Mapping[str, Input] = field(default_factory=dict)
+
+    @classmethod
+    def of_classes(cls, num: int, names: Sequence[str] = ()) -> Conditioner:
+        """One for so many classes; for 0 of them, one that takes nothing."""
+        return cls({"label": Classes(num, tuple(names))} if num else {})
+
+    @property
+    def classes(self) -> Classes | None:
+        """The classes, where there are any."""
+        found = self.inputs.get("label")
+        return found if isinstance(found, Classes) else None
+
+    def conditions(self, said: Mapping[str, Any] | None = None, num: int = 1, first: int = 0) -> dict[str, Tensor]:
+        """Conditions of samples first ... first + num - 1, each `(num, ...)`, on the CPU.
+
+        Args:
+            said: by name; what is not said, or None, is by default.
+
+        Raises:
+            UserError: for something that nobody here understands.
+        """
+        said = {name: value for name, value in (said or {}).items() if value is not None}
+        for name in said.keys() - self.inputs.keys():
+            what = _called(name)
+            raise UserError(f"{what} for {self._what()}; expected {self._known()}; leave {what} out")
+        told: dict[str, Tensor] = {}
+        for name, maker in self.inputs.items():
+            told |= maker.rows(said.get(name), num, first, _called(name))
+        return told
+
+    def counts(self, said: Mapping[str, Any]) -> dict[str, int]:
+        """How many rows were said of each thing, by name; without those whose input has no `numbers` to count.
+
+        Raises:
+            UserError: as `conditions`, for what is no such thing.
+        """
+        counted = {name: getattr(maker, "numbers", None) for name, maker in self.inputs.items() if name in said}
+        return {name: len(numbers(said[name], _called(name))) for name, numbers in counted.items() if numbers}
+
+    def _what(self) -> str:
+        return "a model that takes no such condition" if self.inputs else "an unconditional model"
+
+    def _known(self) -> str:
+        return ", ".join(map(_called, self.inputs)) or "none"
+
+    def state(self) -> dict[str, Any]:
+        """Plain JSON types; `from_state` gives back an equal one."""
+        return {name: {"kind": maker.kind, **maker.state()} for name, maker in self.inputs.items()}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Conditioner:
+        """The inverse of `state`; KeyError, TypeError or ValueError for what is none.
+
+        Raises:
+            UserError: for a kind that nobody has registered.
+        """
+        inputs = {}
+        for name, found in state.items():
+            settings = dict(found)
+            kind = settings.pop("kind")
+            if kind not in INPUTS:
+                raise UserError(
+                    f"the model is told {name} by a '{kind}'; expected one of {', '.join(INPUTS)}; "
+                    "name the file that registers it with --plugin"
+                )
+            inputs[name] = INPUTS[kind](**settings)
+        return cls(inputs)
+
+
+CALLED = {"label": "labels", "text": "prompt"}
+
+
+def _called(name: str) -> str:
+    """What a condition is called by those who say it."""
+    return CALLED.get(name, name)
+
+
+def said_of(labels: Any, conditions: Mapping[str, Any] | None, prompt: Any = None) -> dict[str, Any]:
+    """Everything that is said, by name: labels as `label`, a prompt as `text`, and conditions; without what is None.
+
+    Raises:
+        UserError: for conditions that are no mapping, or what is said in both.
+    """
+    if conditions is not None and not isinstance(conditions, Mapping):
+        raise UserError(f"conditions {quoted(conditions)}; expected values by name; correct conditions")
+    said = {name: value for name, value in (conditions or {}).items() if value is not None}
+    for name, value in (("text", prompt), ("label", labels)):
+        if value is not None and name in said:
+            raise UserError(f"{_called(name)}, and a {name} among the conditions; expected one of them; drop the other")
+        said = said if value is None else {name: value, **said}
+    return said

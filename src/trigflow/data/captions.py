@@ -1,0 +1,66 @@
+"""What is written of each sample, for networks that read words."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from typing_extensions import Self
+
+from trigflow.conditions.text import Text, plain, tokens
+from trigflow.runtime.errors import UserError
+
+
+@dataclass(frozen=True, eq=False)
+class Captions:
+    """One text of each sample, or several of which one is drawn each time; a sample without any has the empty text.
+
+    Attributes:
+        texts: of each sample, brought into the form of `trigflow.conditions.text.plain`.
+        length: tokens that a network reads; longer texts are cut there (`trigflow data check` names them).
+
+    Raises:
+        UserError: for text that cannot be printed.
+    """
+
+    texts: Sequence[tuple[str, ...]]
+    length: int = 64
+
+    @classmethod
+    def of(cls, texts: Sequence[Sequence[str]]) -> Self:
+        """These, each in plain form, without those that are empty.
+
+        Raises:
+            UserError: naming the sample whose text cannot be printed.
+        """
+        read = []
+        for number, several in enumerate(texts):
+            try:
+                read.append(tuple(filter(None, map(plain, several))))
+            except UserError as error:
+                raise UserError(f"captions of sample {number}: {error}") from None
+        return cls(read)
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def of_samples(self, indices: Tensor, generator: torch.Generator | None = None) -> list[str]:
+        """A caption of each: of several the first, or with a generator one drawn, by one number a sample."""
+        several = [self.texts[index] or ("",) for index in indices.tolist()]
+        if generator is None:
+            return [texts[0] for texts in several]
+        places = torch.rand(len(several), generator=generator, dtype=torch.float64).tolist()
+        return [texts[min(int(place * len(texts)), len(texts) - 1)] for texts, place in zip(several, places, strict=True)]
+
+    def rows(self, indices: Tensor, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """`text` and `text_mask` of the chosen samples, each `(b, length)`; see `of_samples`."""
+        return Text.told(tokens(self.of_samples(indices, generator), self.length))
+
+    def only(self, indices: Tensor) -> Self:
+        """Those of the chosen samples."""
+        return replace(self, texts=[self.texts[index] for index in indices.tolist()])
+
+    def digest(self) -> str:
+        """Tells these captions from others."""
+        return hashlib.blake2b(repr([*map(tuple, self.texts)]).encode(), digest_size=16).hexdigest()
