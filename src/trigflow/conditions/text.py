@@ -81,11 +81,13 @@ class Text:
         return self.told(chosen[torch.arange(first, first + num) % len(chosen)])
 
     def numbers(self, said: Any, what: str = "prompt") -> Tensor:
-        """Tokens of one text or several, int64 `(n, length)`, n at least 1.
+        """Tokens of one text or several, int64 `(n, length)`, n at least 1; tokens as they are.
 
         Raises:
             UserError: for what is no text, none at all, one that cannot be printed, or one that is too long.
         """
+        if isinstance(said, Tensor) and said.shape[1:] == (self.length,) and said.dtype == torch.int64 and len(said):
+            return said
         texts = [said] if isinstance(said, str) else said
         if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts) or not texts:
             raise UserError(f"{what}: {quoted(said)} is no text; expected a text or a list of them; correct the {what}")

@@ -27,7 +27,6 @@ from trigflow.conditions import (
 )
 from trigflow.data.captions import Captions
 from trigflow.data.order import Order
-from trigflow.networks.text import TextConfig
 from trigflow.runtime.errors import UserError
 from trigflow.runtime.seeds import derive_seed
 from trigflow.runtime.tensors import content
@@ -206,6 +205,11 @@ class Dataset:
             rows |= self.captions.rows(indices, generator)
         return rows if labels is None else {"label": labels, **rows}
 
+    def said(self, indices: Tensor, names: Iterable[str]) -> dict[str, Any]:
+        """What of these names is known of the chosen samples beside classes, as a `Conditioner` takes it."""
+        told = self.told(indices)
+        return {name: told[name] for name in names if name in told and name != "label"}
+
     def conditioner(self, names: Iterable[str]) -> Conditioner:
         """What turns words into the conditions of these names, for a model that was trained on these data.
 
@@ -222,11 +226,11 @@ class Dataset:
                 inputs[name] = Numbers(name, tuple(self.conditions[name].shape[1:]))
         return Conditioner(inputs)
 
-    def read_by(self: D, reader: TextConfig) -> D:
-        """The same for a network that reads texts in this way: of so many tokens."""
-        if not reader or self.captions is None:
+    def read_by(self: D, none: Mapping[str, Tensor]) -> D:
+        """The same for a network that reads texts of as many tokens as its `null` has; without a text there, as it is."""
+        if "text" not in none or self.captions is None:
             return self
-        return replace(self, captions=replace(self.captions, length=reader.length))
+        return replace(self, captions=replace(self.captions, length=len(none["text"])))
 
     def check_tells(self, names: Iterable[str]) -> None:
         """Raise a UserError unless the data have these conditions."""

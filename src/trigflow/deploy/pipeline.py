@@ -260,6 +260,7 @@ class TrigFlowPipeline(DiffusionPipeline):
         num_inference_steps: int = 2,
         guidance_scale: float = 1.0,
         *,
+        prompt: str | Sequence[str] | None = None,
         conditions: Mapping[str, Any] | None = None,
         batch_size: int | None = None,
         timesteps: Sequence[float] | None = None,
@@ -277,6 +278,7 @@ class TrigFlowPipeline(DiffusionPipeline):
                 for an unconditional student.
             num_inference_steps: evaluations of the network.
             guidance_scale: from 1 to what the student was distilled for; 1 is no guidance.
+            prompt: a text, or several, for a student that reads words; by default the empty one.
             conditions: what else is said, by name, as the student's `conditioner` understands it.
             batch_size: images to draw; by default as many as there are latents, or else labels or rows of conditions, or
                 else 1.
@@ -305,7 +307,7 @@ class TrigFlowPipeline(DiffusionPipeline):
         times = self._times(num_inference_steps, timesteps)
         device, sd = self._execution_device, self.scheduler.config.sigma_data
         dtype = model.dtype
-        told, shape = self._batch(class_labels, conditions, batch_size, latents)
+        told, shape = self._batch(class_labels, prompt, conditions, batch_size, latents)
         told = {name: value.to(device) for name, value in told.items()}
         label = told.pop("label", None)
         model.velocity({**told, **({} if label is None else {"label": label})}, guidance_scale)  # errors before work
@@ -351,7 +353,7 @@ class TrigFlowPipeline(DiffusionPipeline):
         return times
 
     def _batch(
-        self, labels: Any, conditions: Mapping[str, Any] | None, batch_size: int | None, latents: Tensor | None
+        self, labels: Any, prompt: Any, conditions: Mapping[str, Any] | None, batch_size: int | None, latents: Tensor | None
     ) -> tuple[dict[str, Tensor], tuple[int, ...]]:
         """Conditions with one row per image, and the shape of the batch."""
         model = self.network.model
@@ -364,7 +366,7 @@ class TrigFlowPipeline(DiffusionPipeline):
         classes = model.conditioner.classes
         if labels is not None and classes is not None:
             labels = classes.numbers(labels, "class_labels")
-        said = said_of(labels, conditions)
+        said = said_of(labels, conditions, prompt)
         given = model.conditioner.counts(said)
         b = latents.shape[0] if latents is not None else batch_size or max(given.values(), default=1)
         for name, count in given.items():

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trigflow.conditions import null
 from trigflow.data import Dataset
 from trigflow.data.config import data_of, load_data
 from trigflow.evaluation import (
@@ -115,8 +116,8 @@ def evaluate_model(
 ) -> dict[str, Any]:
     """Frechet distance, precision, recall, density and coverage of `num` samples against the model's data set.
 
-    Classes are drawn in turn, and other conditions are those of the data in turn. Samples are numbered, and the noise of
-    sample i is decided by `seed` and i alone. They are drawn, looked at and let go a batch at a time. Where
+    Classes are drawn in turn, and captions and other conditions are those of the data in turn. Samples are numbered, and the
+    noise of sample i is decided by `seed` and i alone. They are drawn, looked at and let go a batch at a time. Where
     `torch.distributed` is initialized all its processes share the work, each has to call this, and each gets the same
     result, equal bit for bit to that of one process with the same `batch_size`.
 
@@ -164,7 +165,7 @@ def evaluate_model(
     one = model.codec.pictures(drawn)
     if reference is None:
         real, extractor, told = _from_data(model, one, data, features, weights, batch_size, processes, progress)
-        sampling["conditions"] = {name: rows for name, rows in told.items() if name in model.conditioner.inputs}
+        sampling["conditions"] = told
     else:
         real, extractor = _from_file(model, one, reference, features, weights, processes, progress)
     compare = _comparison(model, real, processes)
@@ -227,9 +228,9 @@ def _from_data(
     batch_size: int,
     processes: Processes,
     progress: bool,
-) -> tuple[ReferenceStatistics, nn.Module, Mapping[str, Tensor]]:
-    """The images to compare with, of the shape of the one that was drawn, in feature space; the extractor; and the conditions
-    of the data beside their classes."""
+) -> tuple[ReferenceStatistics, nn.Module, Mapping[str, Any]]:
+    """The images to compare with, of the shape of the one that was drawn, in feature space; the extractor; and what is said of
+    the data to the model beside their classes."""
     dataset = processes.agree(lambda: _real_images(model, one, data, progress and processes.rank == 0))
     name = default_features(dataset.name) if features == "auto" else features
     extractor = _extractor(model, name, weights, processes, progress)
@@ -239,7 +240,8 @@ def _from_data(
     )  # fmt: skip
     statistics, kept = gather(batches, keep=True)
     floor = None if kept is None else half_distance(kept)
-    return ReferenceStatistics(statistics, kept, floor, name, dataset.name), extractor, dataset.conditions
+    told = dataset.read_by(null(model.network)).said(torch.arange(len(dataset)), model.conditioner.inputs)
+    return ReferenceStatistics(statistics, kept, floor, name, dataset.name), extractor, told
 
 
 def _from_file(

@@ -1,6 +1,8 @@
 """Grids of samples, drawn while a run trains."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,21 +26,31 @@ class Grids:
         seed: of the noise.
         device: where it is put.
         sharded: whether weights are, in which case all processes have to draw. Otherwise the first one does.
+        said: captions to draw, as `Model.sample` takes conditions; nothing for the model's own default.
     """
 
-    def __init__(self, folder: Path, codec: Codec, seed: int, device: torch.device, sharded: bool) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        codec: Codec,
+        seed: int,
+        device: torch.device,
+        sharded: bool,
+        said: Mapping[str, Any] | None = None,
+    ) -> None:
         self.folder = folder / "samples"
         self.codec = codec
         self.seed = seed
         self.device = device
         self.sharded = sharded
+        self.said = said
         self._draws = True
 
     def draw(self, model: Model, iteration: int, log: MetricLog | None) -> None:
         """Draw the grid of this iteration. Processes that write nothing have no log."""
         if not (is_first() or self.sharded) or not self._can_draw():
             return
-        grid = self.codec.preview(model.sample(SAMPLES, seed=self.seed), columns=10)
+        grid = self.codec.preview(model.sample(SAMPLES, seed=self.seed, conditions=self.said), columns=10)
         if log is None:
             return
         try:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trigflow.conditions import takes
+from trigflow.conditions import null, takes
 from trigflow.data import Dataset, Loader, Order
 from trigflow.data.config import load_data
 from trigflow.models.model import Model, read_description, times_of
@@ -34,7 +34,7 @@ from trigflow.training.batch import Batches
 from trigflow.training.compiled import is_compiled
 from trigflow.training.config import RunConfig, origin_of
 from trigflow.training.ema import EMA
-from trigflow.training.grids import Grids
+from trigflow.training.grids import SAMPLES, Grids
 from trigflow.training.guard import Guard, not_finite
 from trigflow.training.instruments import Instruments
 from trigflow.training.learner import Learner
@@ -83,7 +83,6 @@ class RunParts:
         self.dataset = numbered(opened, state, {"teacher": teacher, "start": start})
         network = unwrapped(network) if isinstance(network, nn.Module) else network
         self.config = config = fit_network(config, self.dataset, network)
-        self.dataset = self.dataset.read_by(config.network.conditioning.text)
         self.teacher = teacher
         self.device = resolve_device(config.loop.device)
         self.codec = choose_codec(config, self.dataset, teacher)
@@ -109,6 +108,7 @@ class RunParts:
             built = build(config.network, config.process.sigma_data) if network is None else network
             weights = self._weights("weight", *["vsd_weight"] * config.objective.fake)
             fake_weights = self._weights("fake_weight")
+        self.dataset = self.dataset.read_by(null(built))
         if teacher is not None and network is None:
             start_from(built, teacher.network)
         fake = copy.deepcopy(built) if config.objective.fake else None  # starts from the teacher
@@ -157,7 +157,9 @@ class RunParts:
         self.stops = Stops(parallel.processes > 1)
         # Last, so that settings in error leave no folder behind.
         self.folder = on_first(lambda: claim_folder(Path(folder), config, bool(resume)))
-        self.grids = Grids(self.folder, self.codec, loop.seed, self.device, parallel.sharded)
+        spread = torch.arange(SAMPLES) * len(self.dataset) // SAMPLES
+        shown = self.dataset.said(spread, ["text"] if "text" in takes(self.network) else [])
+        self.grids = Grids(self.folder, self.codec, loop.seed, self.device, parallel.sharded, shown)
         self.saving = Saving(self.folder, loop, {**self.modules, **self.ema.modules}, self.optimizers)
         if resume:
             self.restore(strict=resume is True)
