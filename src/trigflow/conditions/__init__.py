@@ -14,6 +14,7 @@ another kind is a class with `rows` and `state`, under its name in `INPUTS`.
 """
 
 from trigflow.conditions.conditioner import INPUTS, Conditioner, said_of
+from trigflow.conditions.encoded import Encoded
 from trigflow.conditions.inputs import (
     Classes,
     Input,
@@ -43,7 +44,8 @@ from trigflow.conditions.told import (
 )  # fmt: skip
 
 __all__ = [
-    "INPUTS", "OLD", "ORDER", "Classes", "Conditioner", "Conditions", "Input", "Numbers", "Text", "check_class_names",
-    "check_declared", "check_labels", "check_same_classes", "check_told", "dropped", "in_order", "joined", "named", "null",
+    "INPUTS", "OLD", "ORDER", "Classes", "Conditioner", "Conditions", "Encoded", "Input", "Numbers", "Text",
+    "check_class_names", "check_declared", "check_labels", "check_same_classes", "check_told", "dropped", "in_order", "joined",
+    "named", "null",
     "null_rows", "pick", "printable", "quoted", "rows_of", "said_of", "takes",
 ]  # fmt: skip

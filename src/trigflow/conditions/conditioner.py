@@ -8,12 +8,13 @@ from typing import Any
 
 from torch import Tensor
 
+from trigflow.conditions.encoded import Encoded
 from trigflow.conditions.inputs import Classes, Input, Numbers
 from trigflow.conditions.text import Text
 from trigflow.conditions.told import quoted
 from trigflow.runtime.errors import UserError
 
-INPUTS: dict[str, Callable[..., Input]] = {"classes": Classes, "text": Text, "numbers": Numbers}
+INPUTS: dict[str, Callable[..., Input]] = {"classes": Classes, "text": Text, "encoded": Encoded, "numbers": Numbers}
 """From the kind to the class; one from outside is added here under its kind."""
 
 

@@ -2,13 +2,15 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 from typing_extensions import Self
 
+from trigflow.conditions.encoded import Encoded, States
 from trigflow.conditions.text import Text, plain, tokens
+from trigflow.data.text_features import TextFeatures, encode_captions
 from trigflow.runtime.errors import UserError
 
 
@@ -18,14 +20,16 @@ class Captions:
 
     Attributes:
         texts: of each sample, brought into the form of `trigflow.conditions.text.plain`.
-        length: tokens that a network reads; longer texts are cut there (`trigflow data check` names them).
+        input: how they are read: as bytes, or by a frozen encoder. Longer texts are cut (`trigflow data check` names them).
+        features: what the encoder made of them, where there is one.
 
     Raises:
         UserError: for text that cannot be printed.
     """
 
     texts: Sequence[tuple[str, ...]]
-    length: int = 64
+    input: Text | Encoded = field(default_factory=Text)
+    features: TextFeatures | None = None
 
     @classmethod
     def of(cls, texts: Sequence[Sequence[str]]) -> Self:
@@ -54,8 +58,18 @@ class Captions:
         return [texts[min(int(place * len(texts)), len(texts) - 1)] for texts, place in zip(several, places, strict=True)]
 
     def rows(self, indices: Tensor, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """`text` and `text_mask` of the chosen samples, each `(b, length)`; see `of_samples`."""
-        return Text.told(tokens(self.of_samples(indices, generator), self.length))
+        """`text` and `text_mask` of the chosen samples, each `(b, length, ...)`; see `of_samples`."""
+        texts = self.of_samples(indices, generator)
+        return Text.told(tokens(texts, self.input.length)) if self.features is None else self.features.rows(texts)
+
+    def encoded(self, name: str, states: States, length: int, *, progress: bool = False) -> Self:
+        """The same, read by a frozen encoder of transformers: its features are made, or found in the cache.
+
+        Raises:
+            UserError, MissingExtraError: as `trigflow.conditions.encoded.Encoded`.
+        """
+        features = encode_captions([text for texts in self.texts for text in texts], name, states, length, progress=progress)
+        return replace(self, input=features.encoder, features=features)
 
     def only(self, indices: Tensor) -> Self:
         """Those of the chosen samples."""

@@ -2,13 +2,15 @@
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, Literal
 
 import tyro
 
+from trigflow.conditions.encoded import States
 from trigflow.data.dataset import Dataset, require_classes
 from trigflow.data.sources.opening import open_dataset
+from trigflow.runtime.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,13 @@ class DataConfig:
     normalize: Literal["measured", "symmetric", "edm2"] = "measured"
     """measured: subtract the mean and scale to sigma_data. symmetric: [-1, 1], as the paper's pixel presets. edm2: EDM2's
     mean and deviation a channel, for latents of SD-VAE."""
+    text_encoder: str | None = None
+    """Frozen encoder of transformers that reads the captions: a folder or an id of the hub. What it makes of them is kept in
+    the cache folder. By default the network reads bytes, and learns to."""
+    text_states: States = "last"
+    """What of that encoder is read: states of the last layer, of the one before, or one pooled state."""
+    text_length: int = 77
+    """Tokens of that encoder that are read."""
     memory_gib: float = 4.0
     """Largest size of decoded images kept in memory; larger data stay where they are and are decoded as training asks."""
     workers: Annotated[int, tyro.conf.arg(aliases=["--workers"])] = 0
@@ -53,6 +62,13 @@ def load_data(config: DataConfig, progress: bool = False) -> Dataset:
     )
     if dataset.labels is not None:
         require_classes(dataset)
+    if config.text_encoder is not None and dataset.captions is None:
+        raise UserError(
+            f"data.text_encoder for '{config.source}', which has no captions; expected data with captions; leave it out"
+        )
+    if config.text_encoder is not None and dataset.captions is not None:
+        how = (config.text_encoder, config.text_states, config.text_length)
+        dataset = replace(dataset, captions=dataset.captions.encoded(*how, progress=progress and sys.stderr.isatty()))
     return dataset
 
 

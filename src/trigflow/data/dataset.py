@@ -221,16 +221,16 @@ class Dataset:
             if name == "label":
                 inputs[name] = Classes(self.num_classes, self.class_names)
             elif name == "text" and self.captions is not None:
-                inputs[name] = Text(self.captions.length)
+                inputs[name] = self.captions.input
             elif name in self.conditions:
                 inputs[name] = Numbers(name, tuple(self.conditions[name].shape[1:]))
         return Conditioner(inputs)
 
     def read_by(self: D, none: Mapping[str, Tensor]) -> D:
         """The same for a network that reads texts of as many tokens as its `null` has; without a text there, as it is."""
-        if "text" not in none or self.captions is None:
+        if "text" not in none or self.captions is None or self.captions.features is not None:
             return self
-        return replace(self, captions=replace(self.captions, length=len(none["text"])))
+        return replace(self, captions=replace(self.captions, input=Text(len(none["text"]))))
 
     def check_tells(self, names: Iterable[str]) -> None:
         """Raise a UserError unless the data have these conditions."""

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from trigflow.codecs import Codec
-from trigflow.conditions import ORDER, check_same_classes, in_order, null
+from trigflow.conditions import ORDER, Encoded, check_same_classes, in_order, null
 from trigflow.data import Dataset
 from trigflow.data.config import data_of
 from trigflow.data.sources.opening import EMBEDDED
@@ -70,8 +70,10 @@ def fit_network(config: RunConfig, dataset: Dataset, network: nn.Module | None =
     text = config.network.conditioning.text
     if dataset.captions is None and text:
         dataset.check_tells(["text"])
-    elif not text and dataset.captions is not None and config.network.reads:
-        text = dataclasses.replace(text, length=dataset.captions.length)
+    elif dataset.captions is not None and config.network.reads:
+        read = dataset.captions.input
+        if not text or isinstance(read, Encoded):
+            text = dataclasses.replace(text, length=read.length, features=getattr(read, "features", 0))
     conditioning = dataclasses.replace(config.network.conditioning, num_classes=num_classes, takes=takes, text=text)
     sizes = {
         "features": dataset.shape[0],

@@ -1,8 +1,8 @@
 """Feature extractors: what turns images into the vectors that the metrics compare.
 
 A feature extractor is any callable from uint8 images `(b, c, h, w)` to floating features `(b, d)`. Published numbers are made
-with the Inception network of the FID and with DINOv2, whose weights are downloaded when they are first asked for. Two small
-classifiers come with the package, for the scikit-learn digits and for MNIST, and a pixel extractor serves data that has no
+with the Inception network of the FID and with DINOv2, whose weights are downloaded when they are first asked for. Three small
+classifiers come with the package, for the scikit-learn digits, MNIST and emoji, and a pixel extractor serves data that has no
 classifier; their numbers cannot be held against a published FID.
 """
 
@@ -20,13 +20,13 @@ from trigflow.runtime.machine import in_float32
 
 FeatureExtractor = Callable[[Tensor], Tensor]
 
-FEATURE_NAMES = ("digits", "mnist", "pixels", "inception", "dinov2")
+FEATURE_NAMES = ("digits", "mnist", "emoji", "pixels", "inception", "dinov2")
 DOWNLOADED = ("inception", "dinov2")
 """Features of networks whose weights do not come with the package; they take images of any size."""
 
 
 class FeatureNet(nn.Module):
-    """A small convolutional classifier of square grayscale images whose last hidden layer is the feature vector.
+    """A small convolutional classifier of square images whose last hidden layer is the feature vector.
 
     Stages of two 3x3 convolutions with SiLU, each halving the side by averaging and doubling the channels, then::
 
@@ -38,23 +38,26 @@ class FeatureNet(nn.Module):
     and brightness reach the features.
 
     Args:
-        size: side of the images; 8 for digits, 28 for MNIST. Must survive `stages` halvings.
+        size: side of the images; 8 for digits, 28 for MNIST, 48 for emoji. Must survive `stages` halvings.
         width: channels of the first stage.
         stages: number of stages.
         dim: length of the feature vector.
         classes: number of classes.
+        channels: of the images.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, size: int, width: int = 16, stages: int = 2, dim: int = 64, classes: int = 10) -> None:
+    def __init__(
+        self, size: int, width: int = 16, stages: int = 2, dim: int = 64, classes: int = 10, channels: int = 1
+    ) -> None:
         super().__init__()
         if size >> stages < 1:
             raise UserError(f"size {size} cannot be halved {stages} times; expected size >= {2**stages}; use fewer stages")
-        self.size = size
+        self.shape = (channels, size, size)
         layers: list[nn.Module] = []
-        c_in = 1
+        c_in = channels
         for stage in range(stages):
             c_out = width * 2**stage
             layers += [nn.Conv2d(c_in, c_out, 3, padding=1), nn.SiLU()]
@@ -67,7 +70,7 @@ class FeatureNet(nn.Module):
         self.register_buffer("std", torch.ones(dim))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Standardized features `(b, dim)` of uint8 images `(b, 1, size, size)`.
+        """Standardized features `(b, dim)` of uint8 images `(b, channels, size, size)`.
 
         Raises:
             UserError: for images of another type or shape.
@@ -75,16 +78,15 @@ class FeatureNet(nn.Module):
         return (self.penultimate(images) - self.mean) / self.std
 
     def logits(self, images: Tensor) -> Tensor:
-        """Class scores `(b, classes)` of uint8 images `(b, 1, size, size)`."""
+        """Class scores `(b, classes)` of uint8 images `(b, channels, size, size)`."""
         return self.classify(self.penultimate(images))
 
     def penultimate(self, images: Tensor) -> Tensor:
         """The hidden vector `h`, in (-1, 1), before standardization."""
         check_images(images)
-        expected = (1, self.size, self.size)
-        if tuple(images.shape[1:]) != expected:
+        if tuple(images.shape[1:]) != self.shape:
             raise UserError(
-                f"images of shape {tuple(images.shape)}; this feature network expects (b, {', '.join(map(str, expected))}); "
+                f"images of shape {tuple(images.shape)}; this feature network expects (b, {', '.join(map(str, self.shape))}); "
                 "use the features of that data set, or 'pixels' for any size"
             )
         x = images.to(self.mean.dtype) / 127.5 - 1
@@ -117,6 +119,7 @@ def feature_extractor(name: str, weights: str | None = None, progress: bool = Fa
     ========= =========================== ===============================================================================
     digits    1x8x8 images                a classifier that comes with the package
     mnist     1x28x28 images              the same
+    emoji     3x48x48 images              the same, of every emoji as a class of its own
     pixels    any size, any channels      area-averaged pixels
     inception any size, gray or RGB       the Inception network of the FID, see `trigflow.evaluation.features.inception`
     dinov2    any size, gray or RGB       DINOv2 ViT-L/14, see `trigflow.evaluation.features.dinov2`; needs the extra `features`
@@ -151,21 +154,25 @@ def feature_extractor(name: str, weights: str | None = None, progress: bool = Fa
         return load_dinov2(weights)
     tensors, metadata = shipped_weights(name)
     with torch.random.fork_rng(devices=[]):  # the weights drawn here are replaced at once
-        network = FeatureNet(**{key: int(metadata[key]) for key in ("size", "width", "stages", "dim", "classes")})
+        network = FeatureNet(
+            **{key: int(metadata[key]) for key in ("size", "width", "stages", "dim", "classes", "channels") if key in metadata}
+        )
     network.load_state_dict({key: tensors[key].float() for key in network.state_dict()})
     return network.eval().requires_grad_(False)
 
 
 def default_features(dataset_name: str) -> str:
     """Name of the features to use for a data set: its own classifier when there is one, otherwise 'pixels'."""
-    return dataset_name if dataset_name in ("digits", "mnist") else "pixels"
+    own = dataset_name.removesuffix("-held-out")
+    return own if own in ("digits", "mnist", "emoji") else "pixels"
 
 
 def shipped_weights(name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a shipped classifier, 'digits' or 'mnist'.
+    """Tensors and metadata of a shipped classifier, 'digits', 'mnist' or 'emoji'.
 
-    Beside the weights (stored as float16) there is `test_indices`: the images of the data set that training never saw. The
-    metadata tells how the network was trained and its accuracy on those images (`test_accuracy`).
+    Beside the weights (stored as float16) there is `test_indices`: the images of the data set that training never saw; of the
+    emoji, each of which is a class, training saw all, and the accuracy is that on other variations of them. The metadata tells
+    how the network was trained and its accuracy on those images (`test_accuracy`).
     """
     resource = files("trigflow.evaluation.features").joinpath("weights", f"{name}.safetensors")
     with as_file(resource) as path, safe_open(path, framework="pt") as file:
