@@ -49,11 +49,16 @@ def summarize(reports: list[dict[str, Any]], bars_of: Callable[[dict[str, Any]],
         "most_seconds": max(r["seconds"]["total"] for r in reports),
         "skipped_steps": sum(r["skipped_steps"]["teacher"] + r["skipped_steps"]["student"] for r in reports),
     }
-    result["bars"] = [
-        {"what": what, "measured": value, "bar": f"{sign} {bar}", "met": value <= bar if sign == "<=" else value >= bar}
-        for what, value, sign, bar in bars_of(result)
-    ]
+    result["bars"] = judged(bars_of(result))
     return result
+
+
+def judged(bars: Sequence[Bar]) -> list[dict[str, Any]]:
+    """The bars, with what was measured and whether they are met, as they go into a file."""
+    return [
+        {"what": what, "measured": value, "bar": f"{sign} {bar}", "met": value <= bar if sign == "<=" else value >= bar}
+        for what, value, sign, bar in bars
+    ]
 
 
 def quality(result: dict[str, Any]) -> list[Bar]:

@@ -34,13 +34,17 @@ from training.tiny import all_digits, tiny_config
 from trigflow import plugins
 from trigflow.cli import main
 from trigflow.cli.entry import _parse
-from trigflow.codecs import CODECS
+from trigflow.codecs import CODECS, Pixels
+from trigflow.conditions import Conditioner, Text
 from trigflow.data.sources.opening import REGISTERED
 from trigflow.evaluation import ReferenceStatistics, extract, gaussian_statistics, write_reference
 from trigflow.lab.recipes import RECIPES, Recipe, shrink
-from trigflow.networks import NETWORKS
+from trigflow.models.model import Model
+from trigflow.networks import NETWORKS, ConditioningConfig, TextConfig, UNetConfig, build
 from trigflow.objectives import OBJECTIVES
+from trigflow.process import TrigFlow
 from trigflow.runtime.errors import UserError
+from trigflow.samplers import Sampling
 from trigflow.tangent.dual import HANDLERS
 from trigflow.tangent.table import NAMES
 from trigflow.training.config import LoopConfig, RunConfig
@@ -330,6 +334,17 @@ def teachers(patch: Patch) -> Generator[Names, Names, None]:
     assert names["images"].shape == (100, 1, 8, 8)
 
 
+def words(patch: Patch) -> Generator[Names, Names, None]:
+    texts = TextConfig(length=16, width=8, depth=1, heads=2)
+    told = ConditioningConfig(width=8, takes=("guidance",), text=texts)
+    spec = UNetConfig(channels=1, patch=2, width=8, mult=(1,), blocks=1, attention=(0,), conditioning=told)
+    sampling = Sampling(kind="flow_map", guidance_max=4.0)
+    told_by = Conditioner({"text": Text(16)})
+    Model(build(spec), spec, TrigFlow(), Pixels.symmetric((1, 8, 8)), sampling, told_by).save("runs/emoji-student")
+    names = yield {"trigflow": trigflow}
+    assert names["images"].shape == (4, 1, 8, 8)
+
+
 PAGES: dict[str, Page] = {
     "README.md": readme,
     "docs/data.md": data,
@@ -343,6 +358,7 @@ PAGES: dict[str, Page] = {
     "docs/studies.md": studies,
     "docs/tangent.md": tangent,
     "docs/teachers.md": teachers,
+    "docs/words.md": words,
 }
 
 

@@ -1,4 +1,4 @@
-"""Texts read by frozen encoders of transformers, small ones with random weights; and the cache of what they make of captions."""
+"""Texts read by frozen encoders of transformers, small ones with random weights; and the cache of what they make of them."""
 
 import shutil
 
