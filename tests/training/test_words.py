@@ -122,6 +122,17 @@ def test_another_seed_draws_other_captions(tmp_path):
     assert (rows[:, 1] == 0).any()
 
 
+class Letters(torch.nn.Module):
+    """In place of CLIP: the number of letters."""
+
+    def __init__(self, name):
+        super().__init__()
+
+    def forward(self, images, texts):
+        assert len(images) == len(texts)
+        return torch.tensor([float(len(text)) for text in texts])
+
+
 def test_captions_are_measured_and_shown(runs, monkeypatch):
     model, said = load(runs / "student"), []
     sample = model.sample
@@ -132,8 +143,11 @@ def test_captions_are_measured_and_shown(runs, monkeypatch):
 
     monkeypatch.setattr(model, "sample", recorded)
     monkeypatch.setattr("trigflow.evaluation.evaluate_model.load_data", lambda *_: captioned())
-    found = evaluate_model(model, num=100, features="pixels", batch_size=40)
+    monkeypatch.setattr("trigflow.evaluation.evaluate_model.ClipScore", Letters)
+    found = evaluate_model(model, num=100, features="pixels", batch_size=40, clip="letters")
     assert (found["data"], found["num"]) == ("words", 100)
+    first = captioned().captions.of_samples(torch.arange(100) % 80)
+    assert found["clip_score"] == pytest.approx(sum(map(len, first)) / 100)
     told = captioned().read_by(model.network.null).told(torch.arange(100) % 80)["text"]
     assert torch.equal(torch.cat(said[1:]), told)  # the first draw tries whether it works
     assert (runs / "teacher" / "samples" / "00000012.png").is_file()

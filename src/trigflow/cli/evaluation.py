@@ -28,13 +28,15 @@ class Evaluate(Drawing):
     repeat: int = 1
     """Draw so many sets of samples, one after another in the numbering, and report the one of lowest distance."""
     features: str = "auto"
-    """Feature network: inception (FID), dinov2 (FD-DINOv2), digits, mnist or pixels; auto chooses by the data or reference."""
+    """Feature network: inception (FID), dinov2 (FD-DINOv2), digits, mnist, emoji or pixels; auto chooses by the data."""
     reference: Annotated[Path | None, arg(metavar="FILE")] = None
     """Statistics to compare with, instead of data: .npz of EDM or of trigflow reference, or .pkl of EDM2."""
     weights: str | None = None
     """A local copy of the weights of the features: of inception a file, of dinov2 a folder."""
     data: str | None = None
     """Other data than the run was trained on."""
+    clip: str | None = None
+    """Folder or id of a CLIP model: also say how well pictures fit their captions."""
     batch_size: int = 256
     """Samples drawn together."""
     out: Path | None = None
@@ -60,6 +62,7 @@ class Evaluate(Drawing):
             first=first,
             repeat=self.repeat,
             batch_size=self.batch_size,
+            clip=self.clip,
             **how,
         )
         if self.out is not None and Processes.present().rank == 0:
@@ -95,7 +98,7 @@ class Reference:
     out: Path
     """File to write (.npz)."""
     features: str = "auto"
-    """inception, dinov2, digits, mnist or pixels; auto takes inception, but for digits and mnist their own."""
+    """inception, dinov2, digits, mnist, emoji or pixels; auto takes inception, but for data that come along their own."""
     weights: str | None = None
     """A local copy of the weights: of inception a file, of dinov2 a folder."""
     keep: int = 0

@@ -4,7 +4,9 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable, Iterable, Mapping
+from itertools import chain
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -27,6 +29,7 @@ from trigflow.evaluation import (
     read_reference,
     stream_features,
 )
+from trigflow.evaluation.clip_score import ClipScore
 from trigflow.evaluation.scores import half_distance
 from trigflow.models.model import Model
 from trigflow.runtime.errors import UserError
@@ -113,6 +116,7 @@ def evaluate_model(
     first: int = 0,
     repeat: int = 1,
     batch_size: int = 256,
+    clip: str | None = None,
 ) -> dict[str, Any]:
     """Frechet distance, precision, recall, density and coverage of `num` samples against the model's data set.
 
@@ -134,11 +138,12 @@ def evaluate_model(
         first: number of the first sample.
         repeat: measure so many sets of `num` samples, one after another in the numbering, and take the one of lowest distance.
         batch_size: samples drawn together.
+        clip: folder or id of a CLIP model, for the score of pictures and their captions; see `ClipScore`.
 
     Returns:
         fd, fd_real (real against real, the floor of fd), precision, recall, density, coverage, nfe, num, samples_per_second,
-        data, features, seeds (numbers of the samples) and, with `repeat`, fd_of_each. A reference file without features gives
-        no precision to coverage, one that does not say it no fd_real.
+        data, features, seeds (numbers of the samples), with `repeat` fd_of_each, and with `clip` clip_score. A reference file
+        without features gives no precision to coverage, one that does not say it no fd_real.
 
     Raises:
         UserError: for data of another shape than the model draws, a reference file of other features, a model of latents
@@ -164,12 +169,17 @@ def evaluate_model(
     drawn = processes.agree(lambda: model.sample(1, first=first, seed=seed, **sampling))  # what is wrong is said at once
     one = model.codec.pictures(drawn)
     if reference is None:
-        real, extractor, told = _from_data(model, one, data, features, weights, batch_size, processes, progress)
-        sampling["conditions"] = told
+        real, extractor, sampling["conditions"], captions = _from_data(
+            model, one, data, features, weights, batch_size, processes, progress
+        )
     else:
+        captions = []
         real, extractor = _from_file(model, one, reference, features, weights, processes, progress)
     compare = _comparison(model, real, processes)
-    seconds = 0.0
+    if clip is not None and not captions:
+        raise UserError("a CLIP score without captions; expected data with captions; drop --clip, or pass --data")
+    judge = None if clip is None else processes.one_first(lambda: ClipScore(clip).to(model.device))
+    seconds, fits = 0.0, list[float]()
 
     def draw(begin: int, start: int, stop: int) -> Tensor:
         nonlocal seconds
@@ -177,6 +187,9 @@ def evaluate_model(
         count = stop - start
         images = model.codec.pictures(model.sample(count, first=begin + start, batch_size=count, seed=seed, **sampling))
         seconds += time.perf_counter() - began
+        if judge is not None:
+            texts = [captions[i % len(captions)] for i in range(begin + start, begin + stop)]
+            fits.extend(judge(images.to(model.device), texts).tolist())
         return images
 
     results = []
@@ -198,6 +211,7 @@ def evaluate_model(
         "features": real.extractor,
         "seeds": seeds,
         **({"fd_of_each": [result["fd"] for result in results]} if repeat > 1 else {}),
+        **({"clip_score": fmean(chain(*processes.together(lambda: fits)))} if judge is not None else {}),
     }
 
 
@@ -228,9 +242,9 @@ def _from_data(
     batch_size: int,
     processes: Processes,
     progress: bool,
-) -> tuple[ReferenceStatistics, nn.Module, Mapping[str, Any]]:
-    """The images to compare with, of the shape of the one that was drawn, in feature space; the extractor; and what is said of
-    the data to the model beside their classes."""
+) -> tuple[ReferenceStatistics, nn.Module, Mapping[str, Any], list[str]]:
+    """The images to compare with, of the shape of the one that was drawn, in feature space; the extractor; what is said of
+    the data to the model beside their classes; and captions."""
     dataset = processes.agree(lambda: _real_images(model, one, data, progress and processes.rank == 0))
     name = default_features(dataset.name) if features == "auto" else features
     extractor = _extractor(model, name, weights, processes, progress)
@@ -240,8 +254,10 @@ def _from_data(
     )  # fmt: skip
     statistics, kept = gather(batches, keep=True)
     floor = None if kept is None else half_distance(kept)
-    told = dataset.read_by(null(model.network)).said(torch.arange(len(dataset)), model.conditioner.inputs)
-    return ReferenceStatistics(statistics, kept, floor, name, dataset.name), extractor, told
+    everything = torch.arange(len(dataset))
+    told = dataset.read_by(null(model.network)).said(everything, model.conditioner.inputs)
+    captions = [] if dataset.captions is None else dataset.captions.of_samples(everything)
+    return ReferenceStatistics(statistics, kept, floor, name, dataset.name), extractor, told, captions
 
 
 def _from_file(
