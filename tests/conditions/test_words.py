@@ -51,7 +51,7 @@ def test_any_language(text):
         (3, ("3 is no text", "list of them")),
         ([], ("[] is no text",)),
         (["a", 2], ("is no text",)),
-        ("a" * 16, ("16 bytes", "at most 15", "shorten")),
+        ("a" * 16, ("16 bytes, 'aaa", "at most 15", "shorten")),
         ("é" * 8, ("16 bytes",)),
         ("a" * 10_000_000, ("10000000 bytes", "at most 15")),
         ("a\x00", ("printed", "remove")),

@@ -92,9 +92,10 @@ class Text:
         if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts) or not texts:
             raise UserError(f"{what}: {quoted(said)} is no text; expected a text or a list of them; correct the {what}")
         for text in texts:
-            if len(text) > 4 * LENGTHS[1] or len(text := plain(text).encode()) >= self.length:
+            size = len(text) if len(text) > 4 * LENGTHS[1] else len(plain(text).encode())
+            if size >= self.length:
                 raise UserError(
-                    f"a {what} of {len(text)} bytes, {quoted(text)}; expected at most {self.length - 1}; shorten the {what}"
+                    f"a {what} of {size} bytes, {quoted(text)}; expected at most {self.length - 1}; shorten the {what}"
                 )
         return tokens([plain(text) for text in texts], self.length)
 
