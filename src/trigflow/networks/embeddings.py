@@ -219,6 +219,7 @@ class Conditioning(nn.Module):
         self.text: TextEncoder | None = None
         if config.text:
             self.text, self.pooled = TextEncoder(config.text), ConditioningLinear(config.text.width, width)
+            nn.init.normal_(self.pooled.weight, std=3 / math.sqrt(config.text.width))  # about the size of the time features
         for name in config.takes:
             module, embedding = EMBEDDINGS[name]
             self.add_module(module, embedding(width))

@@ -135,7 +135,7 @@ class CrossAttention(nn.Module):
 
         y = (x + W softmax(q k^T / sqrt(d)) v) / sqrt(2)       q of norm(x), k and v of the states that are no padding
 
-    W is about zero at the start.
+    W is not close to zero at the start, as other last layers are: a text that says nothing for long is never learned.
     """
 
     def __init__(self, channels: int, width: int, head_width: int = 64) -> None:
@@ -145,7 +145,7 @@ class CrossAttention(nn.Module):
         self.q = nn.Linear(channels, channels)
         self.kv = nn.Linear(width, 2 * channels)
         self.proj = nn.Linear(channels, channels)
-        nn.init.normal_(self.proj.weight, std=1e-5)
+        nn.init.xavier_uniform_(self.proj.weight)
         zero_bias(self.proj)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:

@@ -48,11 +48,13 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
 def hidden_matrices(module: nn.Module) -> list[Tensor]:
     """The weights that Muon is for: of linear layers and convolutions with both sides at least `THIN`, in order.
 
-    Layers of the conditioning path and of modulations are left to Adam: few inputs, or outputs that are scales and shifts.
+    Layers of the conditioning path and of modulations are left to Adam: few inputs, or outputs that are scales and shifts. An
+    encoder of text in that path is not: Adam at Muon's learning rates makes it say the same of every text.
     """
     found: list[Tensor] = []
     for child in module.children():
         if isinstance(child, Conditioning | AdaptiveNorm | ConditioningLinear):
+            found += hidden_matrices(child.text) if isinstance(child, Conditioning) and child.text is not None else []
             continue
         if isinstance(child, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
             if min(matrix_shape(child.weight)) >= THIN:
