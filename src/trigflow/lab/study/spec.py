@@ -15,6 +15,9 @@ from trigflow.lab.recipes.named import Recipe
 Changes = dict[str, Any]
 """Settings of a `RunConfig` by dotted name, such as `{"objective.tangent.mode": "clip"}`."""
 
+HIGHER_IS_BETTER = ("precision", "recall")
+"""Of these figures more is better, of all others less."""
+
 
 @dataclass(frozen=True)
 class Draw:
