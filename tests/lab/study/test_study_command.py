@@ -12,9 +12,9 @@ import pytest
 from conftest import Result
 from lab.study.lab import MACHINE, STUDY, tiny_base
 from trigflow.lab.study import bases, pace, paper_studies, pool, runner
+from trigflow.lab.study.bases import choose_base
 from trigflow.lab.study.pool import CellPool
 from trigflow.lab.study.results import load_results
-from trigflow.lab.study.runner import base_of, with_data
 from trigflow.lab.study.spec import Arm
 from trigflow.lab.study.study_plan import Cell, TeacherAndStudent
 from trigflow.runtime.errors import UserError
@@ -216,11 +216,11 @@ def test_smoke_is_small(cli: Cli, started: list[Cell], tmp_path: Path) -> None:
 
 
 def test_presets_and_data_make_a_base() -> None:
-    base = with_data(base_of("img64-s-teacher", "img64-s-scd"), "/data")
+    base = choose_base(None, "img64-s-teacher", "img64-s-scd", "/data")[1]
     assert base.student.objective.kind == "scd"
     assert {base.teacher.data.source, base.student.data.source} == {"/data"}
     with pytest.raises(UserError, match="trains a teacher"):
-        base_of("img64-s-teacher", "img64-s-teacher")
+        choose_base(None, "img64-s-teacher", "img64-s-teacher")
 
 
 def test_interrupted_studies_leave_what_is_known(

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from trigflow.lab.recipes import preset, require_data, shrink
+from trigflow.lab.recipes import require_data, shrink
 from trigflow.lab.study.figure import figure, require_matplotlib
 from trigflow.lab.study.pace import ROUNDS, measure_pace, timed
 from trigflow.lab.study.pool import CellPool, RawResult, lock_of, settle, threads_for
@@ -238,20 +238,3 @@ def _small(arm: Arm) -> Arm:
 
     student = None if arm.student is None else smaller(arm.student)
     return dataclasses.replace(arm, student=student, teacher=smaller(arm.teacher), length=1.0)
-
-
-def base_of(teacher: str, student: str) -> Base:
-    """The base of two presets, see `trigflow recipes`.
-
-    Raises:
-        UserError: for an unknown preset, or one in the wrong place.
-    """
-    return Base(preset(teacher, "train"), preset(student, "distill"))
-
-
-def with_data(base: Base, source: str | None) -> Base:
-    """The base on these data instead of its own, where they are given."""
-    if source is None:
-        return base
-    data = {"data.source": source}
-    return dataclasses.replace(base, teacher=change(base.teacher, data), student=change(base.student, data))

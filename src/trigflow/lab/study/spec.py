@@ -4,6 +4,7 @@ A study names changes to a *base*, a teacher and a student with their settings (
 that the same study runs on a laptop and on a cluster. Everything here is plain data; nothing in it is executed.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -99,6 +100,11 @@ class Expect:
     """Name of the figure of `worse`, where it is another one (two steps against eight evaluations of a solver)."""
     within: float | None = None
     """Expected is no difference, but `better <= within * worse`."""
+
+
+def better(arm: str, *others: str, by: Iterable[str] = ("1.fd", "2.fd"), within: float | None = None) -> tuple[Expect, ...]:
+    """The expectations that an arm is better than each of the others by each of these figures."""
+    return tuple(Expect(arm, other, figure, within=within) for other in others for figure in by)
 
 
 @dataclass(frozen=True)
