@@ -15,6 +15,7 @@ from trigflow.codecs.pictures import label_panels, save_picture
 from trigflow.data.config import load_data
 from trigflow.evaluation.evaluate_model import evaluations, make_reference, score
 from trigflow.lab.recipes import Recipe, get_recipe
+from trigflow.lab.recipes.changes import Changes, change
 from trigflow.migrations import migrated, stamped
 from trigflow.models.model import Model, load
 from trigflow.runtime.errors import MissingExtraError, UserError
@@ -33,6 +34,14 @@ TEACHER_STEPS = (18, 32)
 """Heun steps the teacher is scored at: 35 and 63 evaluations; the better one is its figure."""
 PANEL = 50
 """Images per panel of the picture."""
+QUICK: Changes = {
+    "network.width": 16,  # of a U-Net
+    "loop.iterations": 30,
+    "loop.batch_size": 16,
+    "loop.sample_every": 15,
+    "loop.checkpoint_every": 15,
+}
+"""Of a demo of a few seconds."""
 
 
 @dataclass
@@ -171,15 +180,8 @@ def run_demo(
 
 
 def _seeded(recipe: Recipe, seed: int, quick: bool) -> Recipe:
-    def change(config: RunConfig) -> RunConfig:
-        loop = dataclasses.replace(config.loop, seed=seed)
-        network = config.network
-        if quick:
-            loop = dataclasses.replace(loop, iterations=30, batch_size=16, sample_every=15, checkpoint_every=15)
-            network = network.changed(width=16)  # a U-Net
-        return dataclasses.replace(config, loop=loop, network=network)
-
-    return Recipe(change(recipe.teacher), change(recipe.student))
+    changes = {"loop.seed": seed, **(QUICK if quick else {})}
+    return Recipe(change(recipe.teacher, changes), change(recipe.student, changes))
 
 
 def trained(

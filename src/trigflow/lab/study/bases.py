@@ -1,12 +1,12 @@
 """Bases: what the studies that come with trigflow change, sized so that a whole study fits one small machine."""
 
 import dataclasses
+from typing import Any
 
 from trigflow.lab.recipes import preset
-from trigflow.lab.recipes.shrink import warmed_within
+from trigflow.lab.recipes.changes import Changes, change, warmed_within
 from trigflow.lab.recipes.starters import RECIPES
-from trigflow.lab.study.spec import Base, Changes, Draw
-from trigflow.lab.study.study_plan import change
+from trigflow.lab.study.spec import Base, Draw
 from trigflow.networks import UNetConfig
 from trigflow.runtime.errors import UserError
 from trigflow.training.config import RunConfig
@@ -36,22 +36,24 @@ RATES: dict[str, dict[str, float]] = {
 ECT would be better at a lower one."""
 
 
-def _sized(config: RunConfig, iterations: int, checkpoints: int, network: UNetConfig | None = None) -> RunConfig:
+def _sized(config: RunConfig, iterations: int, checkpoints: int, **changes: Any) -> RunConfig:
     """A run of a recipe with so many iterations and checkpoints, instruments where it has a student, and no pictures."""
-    loop = dataclasses.replace(
-        config.loop,
-        iterations=iterations,
-        sample_every=0,
-        checkpoint_every=-(-iterations // checkpoints),
-        keep=1,
-        instruments=config.objective.kind != "diffusion",
+    return change(
+        config,
+        {
+            "loop.iterations": iterations,
+            "loop.sample_every": 0,
+            "loop.checkpoint_every": -(-iterations // checkpoints),
+            "loop.keep": 1,
+            "loop.instruments": config.objective.kind != "diffusion",
+            **warmed_within(config, iterations // 10),
+            **changes,
+        },
     )
-    objective = warmed_within(config.objective, iterations // 10)
-    return dataclasses.replace(config, loop=loop, objective=objective, network=network or config.network)
 
 
 DIGITS, MNIST = RECIPES["digits"], RECIPES["mnist"]
-PATCHED = UNetConfig(patch=4, width=32, mult=(1, 2), blocks=1)
+PATCHED: Changes = {"network": UNetConfig(patch=4, width=32, mult=(1, 2), blocks=1)}
 BASES: dict[str, Base] = {
     "digits": Base(
         _sized(DIGITS.teacher, 3_000, checkpoints=6),
@@ -60,8 +62,8 @@ BASES: dict[str, Base] = {
         RATES["digits"],
     ),
     "mnist": Base(
-        _sized(MNIST.teacher, 1_500, checkpoints=20, network=PATCHED),
-        _sized(MNIST.student, 800, checkpoints=20, network=PATCHED),
+        _sized(MNIST.teacher, 1_500, checkpoints=20, **PATCHED),
+        _sized(MNIST.student, 800, checkpoints=20, **PATCHED),
         OF_KIND,
         RATES["mnist"],
         teacher_draws=(Draw(18),),

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from trigflow.data.config import load_data
-from trigflow.lab.study.study_plan import TeacherAndStudent, change
+from trigflow.lab.recipes.changes import change
+from trigflow.lab.study.study_plan import TeacherAndStudent
 from trigflow.objectives import Discrete, Distribution
 from trigflow.runtime.machine import machine
 from trigflow.training.trainer import Trainer

@@ -2,7 +2,8 @@
 
 import math
 
-from trigflow.lab.study.spec import Arm, Changes, Draw, Expect, Study, better
+from trigflow.lab.recipes.changes import Changes
+from trigflow.lab.study.spec import Arm, Draw, Expect, Study, better
 from trigflow.process import Proposal
 
 SCT: Changes = {"objective.kind": "sct"}

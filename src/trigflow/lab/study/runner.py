@@ -13,16 +13,16 @@ from typing import Any
 import torch
 
 from trigflow.lab.recipes import require_data, shrink
+from trigflow.lab.recipes.changes import Changes, change
 from trigflow.lab.study.figure import figure, require_matplotlib
 from trigflow.lab.study.pace import ROUNDS, measure_pace, timed
 from trigflow.lab.study.pool import CellPool, RawResult, lock_of, settle, threads_for
 from trigflow.lab.study.results import CellResult, Results, load_results, save_results
-from trigflow.lab.study.spec import Arm, Base, Changes, Draw, Settings, Study
+from trigflow.lab.study.spec import Arm, Base, Draw, Settings, Study
 from trigflow.lab.study.study_plan import (
     Cell,
     StudyPlan,
     TeacherAndStudent,
-    change,
     choose_arms,
     expand,
     key_of,

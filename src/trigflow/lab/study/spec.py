@@ -7,14 +7,12 @@ that the same study runs on a laptop and on a cluster. Everything here is plain 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from tyro.conf import arg
 
+from trigflow.lab.recipes.changes import Changes
 from trigflow.lab.recipes.named import Recipe
-
-Changes = dict[str, Any]
-"""Settings of a `RunConfig` by dotted name, such as `{"objective.tangent.mode": "clip"}`."""
 
 HIGHER_IS_BETTER = ("precision", "recall")
 """Of these figures more is better, of all others less."""

@@ -14,8 +14,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from trigflow.lab.study.spec import Arm, Base, Changes, Draw, Study
-from trigflow.objectives import as_kind, objective_of
+from trigflow.lab.recipes.changes import change
+from trigflow.lab.study.spec import Arm, Base, Draw, Study
+from trigflow.objectives import objective_of
 from trigflow.runtime.errors import UserError
 from trigflow.training.config import RunConfig, flattened, to_dict
 from trigflow.training.runs import with_dropout_of
@@ -101,25 +102,6 @@ def choose_arms(study: Study, only: Sequence[str]) -> tuple[Arm, ...]:
     return tuple(arm for arm in study.arms if arm.name in names)
 
 
-def change(config: Any, changes: Changes) -> Any:
-    """A copy with settings changed by dotted name: `change(config, {"loop.seed": 1})`.
-
-    Raises:
-        UserError: for a setting that does not exist; the message lists its neighbours.
-    """
-    for name, value in changes.items():
-        if name == "objective.kind":
-            config = dataclasses.replace(config, objective=as_kind(config.objective, value))
-            continue
-        head, _, rest = name.partition(".")
-        known = [f.name for f in dataclasses.fields(config)] if dataclasses.is_dataclass(config) else []
-        if head not in known:
-            raise UserError(f"unknown setting '{name}'; expected one of {', '.join(known)}; correct the study")
-        inner = change(getattr(config, head), {rest: value}) if rest else value
-        config = dataclasses.replace(config, **{head: inner})
-    return config
-
-
 def resolve_arm(base: Base, arm: Arm, seed: int, device: str) -> tuple[RunConfig, RunConfig | None]:
     """Teacher and student of an arm, with an equal number of iterations; the student is None where the teacher is all.
 
@@ -129,7 +111,7 @@ def resolve_arm(base: Base, arm: Arm, seed: int, device: str) -> tuple[RunConfig
         UserError: for settings that do not exist, make no sense, or change the student's network.
     """
     fixed = {"loop.seed": seed, "loop.device": device}
-    teacher: RunConfig = change(base.teacher, {**arm.teacher, **fixed})
+    teacher = change(base.teacher, {**arm.teacher, **fixed})
     if arm.student is None:
         return teacher, None
     kind = arm.student.get("objective.kind", base.student.objective.kind)
@@ -144,8 +126,9 @@ def resolve_arm(base: Base, arm: Arm, seed: int, device: str) -> tuple[RunConfig
         )
     rate = base.rates.get(kind, 1.0) if arm.rate is None else arm.rate
     student = change(student, {"optimizer.lr": rate * student.optimizer.lr})
-    if getattr(student.objective, "fake_lr", None) is not None:
-        student = change(student, {"objective.fake_lr": rate * student.objective.fake_lr})
+    fake_lr: float | None = getattr(student.objective, "fake_lr", None)
+    if fake_lr is not None:
+        student = change(student, {"objective.fake_lr": rate * fake_lr})
     return teacher, lengthen(student, arm.length)
 
 
@@ -158,8 +141,7 @@ def lengthen(config: RunConfig, factor: float) -> RunConfig:
     """The run with `factor` times its iterations, and what is counted in them."""
     settings = flattened(to_dict(config))
     counts = {name: settings[name] for name in LENGTHS if settings.get(name, 0) > 0}
-    longer: RunConfig = change(config, {name: max(1, round(factor * count)) for name, count in counts.items()})
-    return longer
+    return change(config, {name: max(1, round(factor * count)) for name, count in counts.items()})
 
 
 def expand(
