@@ -80,7 +80,7 @@ class StudyRun:
         for config in (base.teacher, base.student):
             require_data(config.data.source)
         self.pace: dict[str, dict[str, Any]] = {}
-        self.began, self.seen, self.ran = time.perf_counter(), 0, 0
+        self.seen = self.ran = 0
 
     def _make_small(self) -> None:
         """The first arms, or those that are wanted, without what makes them large."""
@@ -106,6 +106,7 @@ class StudyRun:
         wanted = self._plan(self.arms, self.seeds).cells
         if self.settings.retry:
             self._forget_failed(wanted)
+        self.began = time.perf_counter()
 
         def seen(cell: Cell, result: RawResult, before: bool) -> None:
             self._tell(cell, result, before, len(wanted))
@@ -181,6 +182,7 @@ class StudyRun:
                     self._say(f"{self.study.name}: no step time of {arm.name}; {first_line(error)}")
                 finally:
                     torch.set_num_threads(threads)
+                    torch.cuda.empty_cache()  # the memory is the cells'
             return read_json(measured, "step times") if measured.is_file() else None
 
     # Results -------------------------------------------------------------------------------------------------------
