@@ -11,12 +11,14 @@ from trigflow.lab.study.study_table import NAMES, Row, label, rows
 from trigflow.runtime.errors import MissingExtraError
 from trigflow.runtime.files import replacing
 
+Style = dict[str, Any]
+
 WIDTH, POINTS, DPI = 3.5, 8, 200
 """Inches across, size of the smallest letters, dots per inch."""
 FILLS = (("0.25", ""), ("0.75", ""), ("white", "////"), ("0.5", "...."), ("white", ""), ("0.85", "xxxx"))
 """Gray and hatching of bars, so that they can be told apart without colour."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", "h")
-STROKES: tuple[Any, ...] = ("-", "--", ":", "-.")
+STROKES = ("-", "--", ":", "-.")
 """Of lines: markers tell arms apart, strokes the figures of an arm."""
 COLOURS = ("#00429d", "#b3611f", "#3a7d44", "#7b3294", "#555555", "#c2185b", "#00838f", "#8d6e00", "#111111", "#e07b91")
 """Of lines; markers and strokes tell them apart where there is no colour."""
@@ -24,7 +26,9 @@ SPREAD = 5.0
 """Largest value over smallest above which values are drawn on a logarithmic axis."""
 LONG = 24
 """Letters of a name beyond which a legend has one column."""
-TEACHER = {"color": "0.4", "linewidth": 0.9, "linestyle": (0, (1, 2)), "label": "teacher"}
+BAR: Style = {"edgecolor": "black", "linewidth": 0.6, "error_kw": {"elinewidth": 0.9, "capsize": 2, "ecolor": "#c0392b"}}
+LINE: Style = {"markersize": 4, "linewidth": 1.1, "elinewidth": 0.9, "capsize": 2}
+TEACHER: Style = {"color": "0.4", "linewidth": 0.9, "linestyle": (0, (1, 2)), "label": "teacher"}
 
 Curves = dict[tuple[str, str], list[tuple[float | None, float, float]]]
 """The lines of a panel: by name of the arm (or of several that are joined) and of the figure its points `(x, mean, error)`; a
@@ -85,19 +89,10 @@ def _draw_bars(panel: Any, results: Results, shown: list[Row], kind: str, names:
     share = 0.8 / len(names)
     for i, name in enumerate(names):
         gray, hatch = FILLS[i % len(FILLS)]
-        found = [row.figures[name] for row in drawn]
-        panel.barh(
-            [k - 0.4 + share * (i + 0.5) for k in range(len(drawn))],
-            [summary.mean or 0.0 for summary in found],
-            share,
-            xerr=[summary.error or 0.0 for summary in found],
-            label=_short(name),
-            color=gray,
-            hatch=hatch,
-            edgecolor="black",
-            linewidth=0.6,
-            error_kw={"elinewidth": 0.9, "capsize": 2, "ecolor": "#c0392b"},
-        )
+        places = [k - 0.4 + share * (i + 0.5) for k in range(len(drawn))]
+        means = [row.figures[name].mean or 0.0 for row in drawn]
+        errors = [row.figures[name].error or 0.0 for row in drawn]
+        panel.barh(places, means, share, xerr=errors, label=_short(name), color=gray, hatch=hatch, **BAR)
     teacher = _teacher(results, kind, names)
     if teacher is not None:
         panel.axvline(teacher, **TEACHER)
@@ -145,20 +140,9 @@ def _draw_lines(panel: Any, results: Results, curves: Curves, kind: str, names: 
         x, y, errors = zip(*points, strict=True)
         if x[0] is None:  # along the whole axis
             x, y, errors = (xs[0], xs[-1]) if xs else (0.0, 1.0), (y[0], y[0]), (errors[0], errors[0])
-        panel.errorbar(
-            x,
-            y,
-            errors,
-            label=titles[arm, name],
-            marker=MARKERS[number % len(MARKERS)],
-            linestyle=STROKES[figure % len(STROKES)],
-            color=COLOURS[number % len(COLOURS)],
-            markersize=4,
-            linewidth=1.1,
-            elinewidth=0.9,
-            capsize=2,
-            markerfacecolor="white" if number % 2 else None,
-        )
+        style: Style = {"marker": MARKERS[number % len(MARKERS)], "color": COLOURS[number % len(COLOURS)]}
+        style |= {"linestyle": STROKES[figure % len(STROKES)], "markerfacecolor": "white" if number % 2 else None}
+        panel.errorbar(x, y, errors, label=titles[arm, name], **style, **LINE)
     teacher = _teacher(results, kind, names)
     if teacher is not None:
         panel.axhline(teacher, **TEACHER)
@@ -169,8 +153,8 @@ def _draw_lines(panel: Any, results: Results, curves: Curves, kind: str, names: 
     panel.set_xlabel(study.axis or {"steps": "steps", "guidance": "guidance scale"}.get(study.over, ""))
     panel.set_ylabel(NAMES.get(kind, label(kind)))
     if len(curves) + (teacher is not None) > 1:
-        legend = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "handlelength": 3}
-        panel.legend(frameon=False, ncols=_columns(curves), **legend)
+        columns = _columns(curves)
+        panel.legend(frameon=False, ncols=columns, loc="lower center", bbox_to_anchor=(0.5, 1.0), handlelength=3)
 
 
 def _titles(curves: Curves) -> dict[tuple[str, str], str]:
