@@ -19,7 +19,7 @@ from typing import Any
 from trigflow.lab.plan.hardware import GPUS
 from trigflow.lab.plan.memory import USABLE, memory
 from trigflow.lab.plan.run_plan import GIB
-from trigflow.lab.plan.step import RunCounts, Step
+from trigflow.lab.plan.step import Step
 from trigflow.lab.recipes import get_run
 from trigflow.runtime.files import read_json, write_json, write_text
 
@@ -37,21 +37,21 @@ SIDES = {"dit-b-scd": (32, 64, 128), "img512-s-scd": (32, 64, 128)}
 """Sides of a square sample, to see how cost grows."""
 
 
-def fits(counted: RunCounts, sharded: bool) -> dict[str, int]:
+def fits(counted: Step, sharded: bool) -> dict[str, int]:
     """Most samples at a time on each kind of GPU, at most its share of the batch."""
     need = memory(counted, "fsdp2" if sharded else "ddp", MACHINE)
     share = counted.config.loop.batch_size // MACHINE
     return {card: min(share, need.largest_batch(GIB * USABLE * GPUS[card].memory)) for card in CARDS}
 
 
-def traffic(counted: RunCounts) -> dict[str, float]:
+def traffic(counted: Step) -> dict[str, float]:
     """GiB that each of eight processes sends for an update whose batch is one part.
 
     ddp sums gradients. fsdp gathers the weights of the student for its forward and for its backward pass and those of the
     teacher for each of its evaluations (two where it is guided), and scatters gradients.
     """
     student, teacher = counted.student.parameters, 0 if counted.teacher is None else counted.teacher.parameters
-    evaluations = round(counted.step.teacher / counted.step.batch / counted.forward)
+    evaluations = round(counted.many.teacher / counted.many.batch / counted.forward)
     part = 4 * (MACHINE - 1) / MACHINE / GIB
     return {"ddp": 2 * student * part, "fsdp": (3 * student + evaluations * teacher) * part}
 
@@ -62,7 +62,7 @@ def count() -> dict[str, Any]:
     for name in RECIPES:
         print(name, file=sys.stderr, flush=True)
         run = get_run(name)
-        plain, eased = (Step(run, checkpointing=checkpointing).counted() for checkpointing in (False, True))
+        plain, eased = (Step(run, checkpointing=checkpointing) for checkpointing in (False, True))
         need = memory(plain, "ddp", 1)
         runs.append(
             {
@@ -70,7 +70,7 @@ def count() -> dict[str, Any]:
                 "parameters": plain.student.parameters,
                 "states_gib": need.states / GIB,
                 "sample_gib": need.per_sample / GIB,
-                "sample_gflops": plain.step.total / plain.step.batch / 1e9,
+                "sample_gflops": plain.many.total / plain.many.batch / 1e9,
                 "ddp": fits(plain, sharded=False),
                 "fsdp": fits(plain, sharded=True),
                 "fsdp_recompute": fits(eased, sharded=True),
@@ -78,12 +78,12 @@ def count() -> dict[str, Any]:
             }
         )
         for side in SIDES.get(name, ()):
-            sized = Step(dataclasses.replace(run, shape=(run.shape[0], side, side))).counted()
+            sized = Step(dataclasses.replace(run, shape=(run.shape[0], side, side)))
             growth.append(
                 {
                     "recipe": name,
                     "side": side,
-                    "sample_gflops": sized.step.total / sized.step.batch / 1e9,
+                    "sample_gflops": sized.many.total / sized.many.batch / 1e9,
                     "sample_gib": memory(sized, "ddp", 1).per_sample / GIB,
                 }
             )

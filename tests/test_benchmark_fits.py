@@ -11,7 +11,7 @@ import pytest
 
 from scripts import load_script
 from trigflow.lab.plan.run_plan import make_plan
-from trigflow.lab.plan.step import RunCounts, count_run
+from trigflow.lab.plan.step import Step, count_run
 from trigflow.runtime.files import read_json
 
 
@@ -21,7 +21,7 @@ def fits() -> ModuleType:
 
 
 @pytest.fixture(scope="module")
-def counted() -> RunCounts:
+def counted() -> Step:
     """Its teacher is not guided: one evaluation, as large as the student."""
     return count_run("cifar10-scd")
 
@@ -36,7 +36,7 @@ def test_the_page_has_the_committed_tables(fits: ModuleType, monkeypatch: pytest
         fits.main()
 
 
-def test_counts_are_those_of_plan(fits: ModuleType, counted: RunCounts) -> None:
+def test_counts_are_those_of_plan(fits: ModuleType, counted: Step) -> None:
     plan = make_plan("cifar10-scd", gpus=fits.MACHINE, gpu="rtx4090")
     assert fits.fits(counted, sharded=False)["rtx4090"] == plan.largest_batch_gpu["ddp"]
     assert fits.fits(counted, sharded=True)["rtx4090"] == plan.largest_batch_gpu["fsdp2"]
@@ -46,7 +46,7 @@ def test_counts_are_those_of_plan(fits: ModuleType, counted: RunCounts) -> None:
     assert committed["ddp"]["rtx4090"] == plan.largest_batch_gpu["ddp"]
 
 
-def test_traffic(fits: ModuleType, counted: RunCounts) -> None:
+def test_traffic(fits: ModuleType, counted: Step) -> None:
     assert counted.teacher is not None
     sent = fits.traffic(counted)
     whole = 4 * 7 / 8 / 2**30

@@ -266,8 +266,8 @@ def studies(patch: Patch) -> Generator[Names, Names, None]:
         returncode, stdin = 0, io.BytesIO()
         poll = wait = staticmethod(lambda: 0)
 
-    def spawn(module: str, arguments: list[str], threads: int, log: Path) -> Ended:
-        cell.main([word for word in arguments if word != "--attended"])
+    def spawn(folder: Path, threads: int) -> Ended:
+        cell.main([str(folder)])
         return Ended()
 
     patch.setattr(pool, "spawn", spawn)

@@ -15,7 +15,7 @@ from gpu_parts.networks import configs
 from gpu_parts.record import Record
 from trigflow.data import open_dataset
 from trigflow.lab.demo import run_demo
-from trigflow.lab.study.study_plan import change
+from trigflow.lab.recipes.changes import change
 from trigflow.models.model import Model, load
 from trigflow.networks import ConditioningConfig, UNetConfig, build
 from trigflow.objectives import flow_map_loss, objective_of

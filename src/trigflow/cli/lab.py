@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from trigflow.lab.study.spec import Base, Settings
+from trigflow.lab.study.spec import Settings
 from trigflow.runtime.errors import UserError
 
 
@@ -65,6 +65,7 @@ class Study:
     settings: OmitArgPrefixes[Settings] = field(default_factory=Settings)
 
     def run(self) -> None:
+        from trigflow.lab.study.bases import choose_base
         from trigflow.lab.study.judge import judge
         from trigflow.lab.study.paper_studies import STUDIES
         from trigflow.lab.study.runner import run_study
@@ -76,7 +77,7 @@ class Study:
             raise UserError(
                 f"unknown study '{self.study}'; expected one of {', '.join(STUDIES)}, all or list; correct the name"
             )
-        name, base = self._base()
+        name, base = choose_base(self.base, self.teacher_preset, self.student_preset, self.data)
         if self.study == "all" and self.settings.only:
             raise UserError("--only with all studies, whose arms differ; expected one study; name it")
         failed = 0
@@ -91,26 +92,6 @@ class Study:
         if failed:
             print(f"{failed} cells failed; their reasons are in table.md, run them again with --retry", file=sys.stderr)
             sys.exit(1)
-
-    def _base(self) -> tuple[str, Base]:
-        from trigflow.lab.study.bases import BASES
-        from trigflow.lab.study.runner import base_of, with_data
-
-        presets = (self.teacher_preset, self.student_preset)
-        if any(presets):
-            if self.base is not None or self.teacher_preset is None or self.student_preset is None:
-                raise UserError(
-                    "a base is named in two ways, or half; expected --base, or --teacher-preset with --student-preset; "
-                    "correct the command line"
-                )
-            return self.student_preset, with_data(base_of(self.teacher_preset, self.student_preset), self.data)
-        name = self.base or "digits"
-        if name not in BASES:
-            raise UserError(
-                f"unknown base '{name}'; expected one of {', '.join(BASES)}, or --teacher-preset with --student-preset; "
-                "correct --base"
-            )
-        return name, with_data(BASES[name], self.data)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,8 @@
 """The demo: real digits to a two-step generator, with everything measured on the way."""
 
+import base64
 import dataclasses
+import statistics
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +13,9 @@ from torch import Tensor
 
 from trigflow.codecs.pictures import label_panels, save_picture
 from trigflow.data.config import load_data
-from trigflow.evaluation import Reference
 from trigflow.evaluation.evaluate_model import evaluations, make_reference, score
 from trigflow.lab.recipes import Recipe, get_recipe
+from trigflow.lab.recipes.changes import Changes, change
 from trigflow.migrations import migrated, stamped
 from trigflow.models.model import Model, load
 from trigflow.runtime.errors import MissingExtraError, UserError
@@ -22,6 +24,7 @@ from trigflow.runtime.machine import machine
 from trigflow.runtime.places import check_place
 from trigflow.samplers import search_times
 from trigflow.training.config import RunConfig, read_config, to_dict
+from trigflow.training.log import read_metrics
 from trigflow.training.runs import distill, train
 from trigflow.training.setup import compare_configs
 
@@ -31,6 +34,14 @@ TEACHER_STEPS = (18, 32)
 """Heun steps the teacher is scored at: 35 and 63 evaluations; the better one is its figure."""
 PANEL = 50
 """Images per panel of the picture."""
+QUICK: Changes = {
+    "network.width": 16,  # of a U-Net
+    "loop.iterations": 30,
+    "loop.batch_size": 16,
+    "loop.sample_every": 15,
+    "loop.checkpoint_every": 15,
+}
+"""Of a demo of a few seconds."""
 
 
 @dataclass
@@ -42,29 +53,21 @@ class DemoReport:
     def rows(self) -> list[tuple[str, ...]]:
         """The table, header first."""
         f = self.figures
-        header = ("", "evaluations", "Frechet distance", "precision", "recall", "images / s")
-        rows: list[tuple[str, ...]] = [header]
-        for name, key in (("teacher", "teacher"), ("student, 1 step", "student_1"), ("student, 2 steps", "student_2")):
-            rows.append(
-                (
-                    name,
-                    str(f["nfe"][key]),
-                    f"{f['fd'][key]:.2f}",
-                    f"{f['precision'][key]:.2f}",
-                    f"{f['recall'][key]:.2f}",
-                    f"{f['samples_per_second'][key]:,.0f}",
-                )
-            )
-        rows.append(("real against real", "", f"{f['fd']['real']:.2f}", "", "", ""))
-        return rows
+        rows: list[tuple[str, ...]] = [("", "evaluations", "Frechet distance", "precision", "recall", "images / s")]
+        for name, key in {"teacher": "teacher", "student, 1 step": "student_1", "student, 2 steps": "student_2"}.items():
+            scores = (f"{f[score][key]:.2f}" for score in ("fd", "precision", "recall"))
+            rows.append((name, str(f["nfe"][key]), *scores, f"{f['samples_per_second'][key]:,.0f}"))
+        return [*rows, ("real against real", "", f"{f['fd']['real']:.2f}", "", "", "")]
 
     def table(self) -> str:
         """The table as text, with the headline below."""
         rows = self.rows()
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        lines = ["  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
-                 for row in rows]  # fmt: skip
-        return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], "", self.headline()])
+        first, *rest = (max(map(len, column)) for column in zip(*rows, strict=True))
+        head, *lines = (
+            "  ".join([row[0].ljust(first), *(cell.rjust(width) for cell, width in zip(row[1:], rest, strict=True))])
+            for row in rows
+        )
+        return "\n".join([head, "-" * len(head), *lines, "", self.headline()])
 
     def headline(self) -> str:
         """One sentence."""
@@ -105,7 +108,12 @@ def run_demo(
     if (out / "report.json").is_file():
         raw = read_json(out / "report.json", "report")
         report = DemoReport(migrated("report", raw, f"'{out / 'report.json'}'"))
-        _check_same(out, report, made)
+        found = {name: report.figures.get(name, "digits" if name == "recipe" else None) for name in made}
+        if found != made:
+            holds = ", ".join(f"{name} {value}" for name, value in found.items())
+            raise UserError(
+                f"'{out}' holds a finished demo with {holds}; expected a new folder for other settings; choose another --out"
+            )
         return report
     resumed = (out / "teacher" / "config.json").is_file()
     if not resumed and out.is_dir() and any(not path.is_dir() for path in out.rglob("*")):
@@ -126,7 +134,9 @@ def run_demo(
     evaluate_began = time.perf_counter()
     reference = make_reference(dataset)
     num = 200 if quick else 2000
-    student.times[2] = _search_t_mid(student, reference, num)
+    student.times[2] = search_times(  # on noise that the final figures do not use
+        lambda times: reference.score(student.sample(num, times=times, seed=2)).fd, student.process, 2, evaluations=10
+    ).times
     student.save(out)
     teachers = {steps: score(teacher, reference, num=num, steps=steps, seed=1) for steps in TEACHER_STEPS}
     scores = {
@@ -161,30 +171,17 @@ def run_demo(
     panels["student, 1 evaluation"] = student.sample(PANEL, steps=1)
     panels["real"] = _real_panel(dataset.values, dataset.labels)
     picture = save_picture(label_panels(panels, columns=10), out / "samples.png")
-    write_text(out / "report.html", _render(template, report, picture))
+    header, *rows = report.rows()
+    encoded = base64.b64encode(picture.read_bytes()).decode("ascii")
+    page = template.render(f=figures, header=header, rows=rows, headline=report.headline(), picture=encoded)
+    write_text(out / "report.html", str(page))
     write_json(out / "report.json", stamped("report", figures))
     return report
 
 
 def _seeded(recipe: Recipe, seed: int, quick: bool) -> Recipe:
-    def change(config: RunConfig) -> RunConfig:
-        loop = dataclasses.replace(config.loop, seed=seed)
-        network = config.network
-        if quick:
-            loop = dataclasses.replace(loop, iterations=30, batch_size=16, sample_every=15, checkpoint_every=15)
-            network = network.changed(width=16)  # a U-Net
-        return dataclasses.replace(config, loop=loop, network=network)
-
-    return Recipe(change(recipe.teacher), change(recipe.student))
-
-
-def _check_same(out: Path, report: DemoReport, made: dict[str, Any]) -> None:
-    found = {name: report.figures.get(name, "digits" if name == "recipe" else None) for name in made}
-    if found != made:
-        holds = ", ".join(f"{name} {value}" for name, value in found.items())
-        raise UserError(
-            f"'{out}' holds a finished demo with {holds}; expected a new folder for other settings; choose another --out"
-        )
+    changes = {"loop.seed": seed, **(QUICK if quick else {})}
+    return Recipe(change(recipe.teacher, changes), change(recipe.student, changes))
 
 
 def trained(
@@ -205,35 +202,19 @@ def trained(
     return distill(config, teacher, folder, start=begin, resume="auto", progress=progress)
 
 
-def _search_t_mid(student: Model, reference: Reference, num: int) -> tuple[float, ...]:
-    """Two-step times with the least Frechet distance, on noise that the final figures do not use."""
-
-    def distance(times: tuple[float, ...]) -> float:
-        return reference.score(student.sample(num, times=times, seed=2)).fd
-
-    return search_times(distance, student.process, 2, evaluations=10).times
-
-
 def _speeds(teacher: Model, student: Model, batch: int) -> dict[str, float]:
-    """Images per second at equal batch size: medians of interleaved repeats."""
-    variants: dict[str, Any] = {
-        "teacher": lambda: teacher.sample(batch, steps=TEACHER_STEPS[-1], batch_size=batch),
-        "student_1": lambda: student.sample(batch, steps=1, batch_size=batch),
-        "student_2": lambda: student.sample(batch, steps=2, batch_size=batch),
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for repeat in range(4):
-        for name, draw in variants.items():
+    """Images per second at equal batch size: medians of interleaved repeats, after one that warms up."""
+    models = {"teacher": (teacher, TEACHER_STEPS[-1]), "student_1": (student, 1), "student_2": (student, 2)}
+    seconds: dict[str, list[float]] = {name: [] for name in models}
+    for _ in range(4):
+        for name, (model, steps) in models.items():
             began = time.perf_counter()
-            draw()
-            if repeat:  # the first round warms up
-                seconds[name].append(time.perf_counter() - began)
-    return {name: batch / sorted(times)[len(times) // 2] for name, times in seconds.items()}
+            model.sample(batch, steps=steps, batch_size=batch)
+            seconds[name].append(time.perf_counter() - began)
+    return {name: batch / statistics.median(times[1:]) for name, times in seconds.items()}
 
 
 def _skipped(folder: Path) -> int:
-    from trigflow.training.log import read_metrics
-
     lines = read_metrics(folder)
     return int(lines[-1]["skipped"]) if lines else 0
 
@@ -254,11 +235,3 @@ def _template() -> Any:
         raise MissingExtraError("the demo's report", "jinja2", "demo") from None
     loader = jinja2.PackageLoader("trigflow", "templates")
     return jinja2.Environment(loader=loader, autoescape=True).get_template("report.html")
-
-
-def _render(template: Any, report: DemoReport, picture: Path) -> str:
-    import base64
-
-    encoded = base64.b64encode(picture.read_bytes()).decode("ascii")
-    rows = report.rows()
-    return str(template.render(f=report.figures, header=rows[0], rows=rows[1:], headline=report.headline(), picture=encoded))

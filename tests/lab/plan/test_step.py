@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import programs
-from trigflow.lab.plan import Memory, RunCounts, Step, memory
+from trigflow.lab.plan import Memory, Step, memory
 from trigflow.lab.recipes import NamedRun, get_run
 
 BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
@@ -28,18 +28,18 @@ def small_edm2(role: str) -> NamedRun:
 
 
 @pytest.fixture(scope="module")
-def scd() -> RunCounts:
-    return Step(small_edm2("scd")).counted()
+def scd() -> Step:
+    return Step(small_edm2("scd"))
 
 
-def test_operations_of_distillation(scd: RunCounts) -> None:
+def test_operations_of_distillation(scd: Step) -> None:
     """Teacher with guidance: two forwards. Student: forward, tangent of about a forward, backward of about two."""
-    step, forward = scd.step, scd.forward
+    step, forward = scd.many, scd.forward
     assert step.teacher == pytest.approx(2 * step.batch * forward, rel=1e-3)  # the student's has a guidance input beside
     assert (step.total - step.teacher) / step.batch == pytest.approx(4 * forward, rel=0.05)
 
 
-def test_activations_are_a_straight_line(scd: RunCounts) -> None:
+def test_activations_are_a_straight_line(scd: Step) -> None:
     line, other = memory(scd, "ddp", 1), Step(small_edm2("scd")).count(16)
     assert line.fixed + 16 * line.per_sample == pytest.approx(other.activations, rel=0.05)
     assert 2 * scd.student.parameters < line.fixed < 6 * scd.student.parameters  # normalized weights, in half precision
@@ -47,7 +47,7 @@ def test_activations_are_a_straight_line(scd: RunCounts) -> None:
 
 def test_operations_of_a_teacher_and_of_sct() -> None:
     teacher = Step(small_edm2("teacher"))
-    forward, count = teacher.forward_flops(), teacher.count(4)
+    forward, count = teacher.forward, teacher.count(4)
     assert (count.teacher, teacher.teacher, teacher.fake) == (0, None, None)
     assert count.total / 4 == pytest.approx(3 * forward, rel=0.05)
     sct = Step(small_edm2("sct")).count(4)
@@ -58,7 +58,7 @@ def test_operations_of_a_teacher_and_of_sct() -> None:
 def test_operations_of_scd_with_vsd() -> None:
     """Beside scd: generator and its backward, teacher and fake score of the noised sample, and a step of the fake score."""
     step = Step(small_edm2("scd-vsd"))
-    forward, count = step.forward_flops(), step.count(4)
+    forward, count = step.forward, step.count(4)
     assert step.fake is not None
     assert step.fake.moments == 2 * step.fake.parameters
     assert count.teacher == pytest.approx(2 * 2 * 4 * forward, rel=1e-3)
@@ -69,7 +69,7 @@ def test_checkpointing_takes_a_forward_for_memory() -> None:
     run = narrow("dit-b-sct", (4, 16, 16), width=64, depth=4, heads=2)
     step = Step(run)
     plain, again = step.count(16), Step(run, checkpointing=True).count(16)
-    assert again.total - plain.total == pytest.approx(16 * step.forward_flops(), rel=0.1)
+    assert again.total - plain.total == pytest.approx(16 * step.forward, rel=0.1)
     assert again.activations < plain.activations / 2
 
 
@@ -102,7 +102,7 @@ def test_muon_keeps_one_number_a_matrix_element() -> None:
 # Parallel training ---------------------------------------------------------------------------------------------------
 
 
-def test_ddp_keeps_everything_everywhere(scd: RunCounts) -> None:
+def test_ddp_keeps_everything_everywhere(scd: Step) -> None:
     assert scd.teacher is not None
     one = memory(scd, "ddp", 1)
     assert memory(scd, "ddp", 64) == one
@@ -115,7 +115,7 @@ def test_ddp_keeps_everything_everywhere(scd: RunCounts) -> None:
     assert one.total(5) == one.states + one.fixed + 5 * one.per_sample
 
 
-def test_fsdp2_shards_what_lasts(scd: RunCounts) -> None:
+def test_fsdp2_shards_what_lasts(scd: Step) -> None:
     student, teacher = scd.student, scd.teacher
     assert teacher is not None
     one, four = (memory(scd, "fsdp2", gpus) for gpus in (1, 4))

@@ -89,11 +89,12 @@ def made_up(study: Study, figures: dict[str, list[float | str]], **changes: Any)
 class Forked:
     """A cell in a process that is forked, as far as a pool needs `subprocess.Popen`."""
 
-    def __init__(self, module: str, arguments: list[str], log: Path) -> None:
+    def __init__(self, folder: Path) -> None:
         reading, writing = os.pipe()
         self.stdin = os.fdopen(writing, "wb")
-        with log.open("ab") as output:
-            self.pid = program_server.fork(["-m", module, *arguments], [reading, output.fileno(), output.fileno()])
+        command = ["-m", "trigflow.lab.study.cell", str(folder), "--attended"]
+        with (folder / "log.txt").open("ab") as output:
+            self.pid = program_server.fork(command, [reading, output.fileno(), output.fileno()])
         os.close(reading)
         self.returncode: int | None = None
 
@@ -110,10 +111,10 @@ class Forked:
         return self.returncode
 
 
-def first_forked(module: str, arguments: list[str], threads: int, log: Path) -> Any:
+def first_forked(folder: Path, threads: int) -> Any:
     """As `pool.spawn`, which every cell but the first gets: starting a process takes longer than the cell."""
     pool.spawn = SPAWN
-    return Forked(module, arguments, log)
+    return Forked(folder)
 
 
 SPAWN = pool.spawn

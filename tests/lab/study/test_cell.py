@@ -15,7 +15,7 @@ import torch
 
 from lab.study.lab import STUDY, tiny_base
 from trigflow.lab.study import cell as cells
-from trigflow.lab.study.pool import is_locked, lock_of, locked
+from trigflow.lab.study.pool import is_held, lock_of
 from trigflow.lab.study.spec import Draw
 from trigflow.lab.study.study_plan import Cell, StudyPlan, expand
 from trigflow.models.model import load
@@ -171,15 +171,14 @@ def test_main_leaves_a_finished_cell_alone_and_waits_for_the_lock(
     folder = tmp_path / "cells" / cell.key
     folder.mkdir(parents=True)
     write_json(folder / "cell.json", cell.description())
-    lock = lock_of(tmp_path, cell.model)
 
     def run(*_: Any) -> dict[str, Any]:
-        assert is_locked(lock)
+        assert is_held(lock_of(tmp_path, cell.model))
         return {"status": "done"}
 
     monkeypatch.setattr(cells, "run_cell", run)
     assert cells.main([str(folder)]) == 0
-    assert not is_locked(lock)
+    assert not is_held(lock_of(tmp_path, cell.model))
     monkeypatch.setattr(cells, "run_cell", lambda *_: {"status": "done again"})
     assert cells.main([str(folder)]) == 0
     assert json.loads((folder / "result.json").read_text()) == {"status": "done"}
@@ -190,7 +189,7 @@ def test_main_leaves_a_finished_cell_alone_and_waits_for_the_lock(
         raise KeyboardInterrupt
 
     with ThreadPoolExecutor(1) as other, contextlib.ExitStack() as held:
-        other.submit(held.enter_context, locked(lock)).result()
+        other.submit(held.enter_context, lock_of(tmp_path, cell.model)).result()
         monkeypatch.setattr("time.sleep", interrupted)
         assert cells.main([str(folder)]) == 130
         other.submit(held.close).result()

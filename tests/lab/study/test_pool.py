@@ -18,7 +18,7 @@ import programs
 from lab.study.lab import STUDY, tiny_base
 from trigflow.lab.study import pool
 from trigflow.lab.study.cell import run_cell
-from trigflow.lab.study.pool import CellPool, is_locked, lock_of, locked, threads_for
+from trigflow.lab.study.pool import CellPool, is_held, lock_of, threads_for
 from trigflow.lab.study.study_plan import StudyPlan, expand
 from trigflow.models.model import load
 from trigflow.runtime.errors import UserError
@@ -62,11 +62,11 @@ def play(monkeypatch: pytest.MonkeyPatch, plan: StudyPlan, parts: dict[str, str]
     if "teacher" in parts:
         of[plan.teacher_of["normalized", 0]] = ENDS[parts["teacher"]]
 
-    def spawn(module: str, arguments: list[str], threads: int, log: Path) -> subprocess.Popen[bytes]:
-        code = of.get(Path(arguments[0]).name, DONE)
-        with log.open("ab") as output:
+    def spawn(folder: Path, threads: int) -> subprocess.Popen[bytes]:
+        code = of.get(folder.name, DONE)
+        with (folder / "log.txt").open("ab") as output:
             return subprocess.Popen(
-                [sys.executable, "-S", "-c", code, *arguments], stdin=subprocess.PIPE, stdout=output, stderr=output,
+                [sys.executable, "-S", "-c", code, str(folder)], stdin=subprocess.PIPE, stdout=output, stderr=output,
                 start_new_session=True,
             )  # fmt: skip
 
@@ -146,7 +146,7 @@ def test_a_model_in_use_is_left_alone_until_it_is_free(
 ) -> None:
     play(monkeypatch, plan, {})
     cell = plan.cells[plan.of_arm["clipped", 0]]
-    with locked(lock_of(tmp_path, cell.model)):
+    with lock_of(tmp_path, cell.model):
         thread = threading.Thread(target=run, args=(tmp_path, plan, 1))
         thread.start()
         others = len(plan.cells) - 1
@@ -249,7 +249,7 @@ def test_killed_children_and_parents_lose_nothing_but_steps(tmp_path: Path) -> N
     assert child is not None
     os.killpg(runner.pid, signal.SIGKILL)
     assert runner.wait() == -signal.SIGKILL
-    wait_for(lambda: not is_locked(lock_of(out, cell.model)))
+    wait_for(lambda: not is_held(lock_of(out, cell.model)))
     at = newest()
     assert 0 < at < 100
     assert not (out / "cells" / cell.key / "result.json").exists()

@@ -12,13 +12,13 @@ import pytest
 from conftest import Result
 from lab.study.lab import MACHINE, STUDY, tiny_base
 from trigflow.lab.study import bases, pace, paper_studies, pool, runner
+from trigflow.lab.study.bases import choose_base
 from trigflow.lab.study.pool import CellPool
 from trigflow.lab.study.results import load_results
-from trigflow.lab.study.runner import base_of, with_data
 from trigflow.lab.study.spec import Arm
-from trigflow.lab.study.study_plan import Cell
+from trigflow.lab.study.study_plan import Cell, TeacherAndStudent
 from trigflow.runtime.errors import UserError
-from trigflow.runtime.files import read_json, write_json
+from trigflow.runtime.files import write_json
 
 Cli = Callable[..., Result]
 
@@ -118,39 +118,41 @@ def test_failed_cells_are_left_until_asked_for(cli: Cli, started: list[Cell], tm
 def test_equal_seconds_are_fitted_once(cli: Cli, started: list[Cell], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     timed = dataclasses.replace(STUDY, budget="seconds", arms=(*STUDY.arms, Arm("short", length=0.5, rate=0.1)))
     monkeypatch.setattr(paper_studies, "STUDIES", {"tiny": timed})
-    measured: list[Path] = []
+    measured: list[str] = []
 
-    class Process:
-        stdin = None
+    def measure(base: TeacherAndStudent, arm: TeacherAndStudent, rounds: int) -> dict[str, Any]:
+        measured.append(arm[1].objective.tangent.mode)
+        assert base[1].loop.instruments is False
+        return {"pace": 2.0, "seconds": 0.2, "base_seconds": 0.1}
 
-        def wait(self) -> int:
-            return 0
-
-        def kill(self) -> None:
-            pass
-
-    def spawn(module: str, arguments: list[str], threads: int, log: Path) -> Any:
-        measured.append(Path(arguments[0]))
-        request = read_json(measured[-1], "request")
-        assert request["arm"]["student"]["objective"]["tangent"]["mode"] == "clip"
-        assert request["base"]["student"]["loop"]["instruments"] is False
-        write_json(measured[-1].with_suffix(".measured.json"), {"pace": 2.0, "seconds": 0.2, "base_seconds": 0.1})
-        return Process()
-
-    monkeypatch.setattr(runner, "spawn", spawn)
+    monkeypatch.setattr(runner, "measure_pace", measure)
     cli("study", "tiny", "--out", tmp_path, "--seeds", 0)
-    assert len(measured) == 1  # the others take the base's steps
+    assert measured == ["clip"]  # the others take the base's steps
     results = load_results(tmp_path / "tiny-digits" / "results.json")
     iterations = {arm.name: results.of(arm.name)[0].iterations for arm in timed.arms if arm.student is not None}
     assert iterations == {"normalized": 100, "clipped": 50, "continued": 100, "short": 50}
     assert results.pace["clipped"]["pace"] == 2.0
     cli("study", "tiny", "--out", tmp_path, "--seeds", 0)
-    assert len(measured) == 1
+    assert measured == ["clip"]
+
+
+def test_an_arm_whose_steps_cannot_be_taken_keeps_the_iterations_of_the_base(
+    cli: Cli, started: list[Cell], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> dict[str, Any]:
+        raise RuntimeError("no memory\nfor this")
+
+    monkeypatch.setattr(paper_studies, "STUDIES", {"tiny": dataclasses.replace(STUDY, budget="seconds")})
+    monkeypatch.setattr(runner, "measure_pace", fail)
+    result = cli("study", "tiny", "--out", tmp_path, "--seeds", 0, "--only", "clipped")
+    assert "no step time of clipped; no memory\n" in result.out
+    results = load_results(tmp_path / "tiny-digits" / "results.json")
+    assert (results.of("clipped")[0].iterations, "clipped" in results.pace) == (100, False)
 
 
 def test_arms_whose_steps_take_as_long_share_a_measurement() -> None:
     def timed(**changes: Any) -> Any:
-        return runner._timed(*runner.resolve_arm(tiny_base(), Arm("arm", {"objective.kind": "cd", **changes}), 0, "cpu"))
+        return pace.timed(runner.resolve_arm(tiny_base(), Arm("arm", {"objective.kind": "cd", **changes}), 0, "cpu"))
 
     coarse = timed(**{"objective.discrete.steps": 8})
     assert coarse == timed(**{"objective.discrete.steps": 1024, "optimizer.lr": 0.5, "loop.iterations": 7})
@@ -214,11 +216,11 @@ def test_smoke_is_small(cli: Cli, started: list[Cell], tmp_path: Path) -> None:
 
 
 def test_presets_and_data_make_a_base() -> None:
-    base = with_data(base_of("img64-s-teacher", "img64-s-scd"), "/data")
+    base = choose_base(None, "img64-s-teacher", "img64-s-scd", "/data")[1]
     assert base.student.objective.kind == "scd"
     assert {base.teacher.data.source, base.student.data.source} == {"/data"}
     with pytest.raises(UserError, match="trains a teacher"):
-        base_of("img64-s-teacher", "img64-s-teacher")
+        choose_base(None, "img64-s-teacher", "img64-s-teacher")
 
 
 def test_interrupted_studies_leave_what_is_known(

@@ -5,10 +5,11 @@ of the log, so that neither the first steps nor a single line decides. The thres
 what runs broken on purpose show, with a wide margin to both sides.
 """
 
-import functools
 import math
+import statistics
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from typing import Literal
 
 from trigflow.lab.doctor.run_record import LogLine, RunRecord
 from trigflow.objectives import StudentObjective
@@ -20,7 +21,7 @@ class Diagnosis:
     """Something is wrong."""
 
     name: str = field(default="", kw_only=True)
-    """Of the check, which sets it."""
+    """Of the check."""
     title: str
     """In plain words."""
     evidence: str
@@ -50,20 +51,16 @@ class NotSeen:
 Outcome = Diagnosis | Sound | NotSeen
 Check = Callable[[RunRecord], Outcome]
 
-CHECKS: list[Check] = []
-"""In the order in which they are reported, which is that of this file: causes before what they cause."""
+CHECKS: dict[str, Check] = {}
+"""By name, in the order in which they are reported, which is that of this file: causes before what they cause."""
 
 
 def check(name: str) -> Callable[[Check], Check]:
     """Decorator that makes a function a check of this name."""
 
     def add(function: Check) -> Check:
-        @functools.wraps(function)
-        def named(record: RunRecord) -> Outcome:
-            return replace(function(record), name=name)
-
-        CHECKS.append(named)
-        return named
+        CHECKS[name] = function
+        return function
 
     return add
 
@@ -82,12 +79,13 @@ def non_finite(record: RunRecord) -> Outcome:
     skipped = _count(record, "skipped")
     if not skipped:
         return Sound(f"no step of {record.iteration} was left out")
-    half = record.config.loop.precision != "fp32"
+    remedy = _lower(record)
+    if record.config.loop.precision != "fp32":
+        remedy += "; try loop.precision fp32 for some steps to see whether the precision is the cause"
     return Diagnosis(
         "Some steps had a loss or gradient that was not finite.",
         f"{skipped} of {record.iteration} steps were left out, the first by iteration {_first(record, 'skipped')}.",
-        _lower(record)
-        + ("; try loop.precision fp32 for some steps to see whether the precision is the cause." if half else "."),
+        f"{remedy}.",
     )
 
 
@@ -133,7 +131,7 @@ def spikes(record: RunRecord) -> Outcome:
         return Sound(seen)
     return Diagnosis(
         "The loss or the gradient spikes.",
-        f"{seen[0].upper()}{seen[1:]}, the first by iteration {_first(record, 'spikes')}.",
+        f"{seen}, the first by iteration {_first(record, 'spikes')}.",
         f"{_lower(record)}, or leave such steps out with guard.spikes skip.",
     )
 
@@ -176,6 +174,10 @@ SCALE = 1.2
 """Factor between measured and assumed standard deviation."""
 
 
+SPACING = {"bfloat16": "0.008", "float16": "0.001"}
+"""Distance between neighbouring numbers in [1, 2)."""
+
+
 @check("half-precision")
 def half_precision(record: RunRecord) -> Outcome:
     """The time embedding and all that follows up to scales and shifts belong in float32, also under autocast."""
@@ -188,7 +190,7 @@ def half_precision(record: RunRecord) -> Outcome:
     return Diagnosis(
         "The time embedding is computed in half precision.",
         f"{half:.0f} of the {operations:.0f} operations between t and the image features are in {dtype}, in which a time near "
-        f"pi/2 is known to {_spacing(dtype)} only; the tangent contains the derivative of that path.",
+        f"pi/2 is known to {SPACING.get(dtype, 'few digits')} only; the tangent contains the derivative of that path.",
         "In the network's forward, compute the time embedding and the scales, shifts and gates made from it inside "
         "`with torch.autocast(device_type, enabled=False)` on float32 inputs and weights, or set loop.precision fp32.",
     )
@@ -205,7 +207,7 @@ def steep_embedding(record: RunRecord) -> Outcome:
     embedding = record.by_time("embedding_derivative_by_time")
     if embedding is None:
         return NotSeen(f"no derivative of the time embedding in the log and none from the weights; {_ask(record)}")
-    typical = _median(embedding)
+    typical = _typical(embedding)
     if typical <= STEEP:
         return Sound(f"the time embedding changes by {typical:.3g} times its size in a unit of time")
     conditioning, clock = record.config.network.conditioning, record.value("probe_clock")
@@ -237,14 +239,14 @@ def tangent_at_the_end(record: RunRecord) -> Outcome:
     evidence: list[str] = []
     sound: list[str] = []
     if embedding is not None and end is not None:
-        middle = _median(embedding[MIDDLE])
+        middle = _typical(embedding[MIDDLE])
         said = (
             f"the time embedding changes by {end:.3g} times its size in a unit of time at t_max = "
             f"{record.config.process.t_max:.3f}, and by {middle:.3g} times from pi/8 to 3 pi/8"
         )
         (evidence if end > max(DIVERGING * middle, STEEP / 2) else sound).append(said)
     if tangent is not None and getattr(record.config.objective, "segments", 1) == 1:
-        middle, last = _median(tangent[MIDDLE]), tangent[-1]
+        middle, last = _typical(tangent[MIDDLE]), tangent[-1]
         if last is not None and middle > 0:
             said = f"the tangent is {last:.3g} in the last time bin, {last / middle:.2g} times what it is from pi/8 to 3 pi/8"
             (evidence if last > middle else sound).append(said)
@@ -252,7 +254,7 @@ def tangent_at_the_end(record: RunRecord) -> Outcome:
         return Sound("; ".join(sound)) if sound else NotSeen("the log has no tangent by time")
     clock = record.by_time("probe_clock_by_time")
     if clock is not None and clock[-1] is not None:
-        sound.append(f"its part through the time is {clock[-1]:.3g} there and {_median(clock[MIDDLE]):.3g} in the middle")
+        sound.append(f"its part through the time is {clock[-1]:.3g} there and {_typical(clock[MIDDLE]):.3g} in the middle")
     conditioning = record.config.network.conditioning
     told = f"(now {conditioning.time_map}, {conditioning.time_embedding})"
     return Diagnosis(
@@ -366,11 +368,7 @@ def average_too_short(record: RunRecord) -> Outcome:
     )
     if max(ratio, newest) >= EMA_GAIN or isinstance(average_too_long(record), Diagnosis):
         return Sound(seen)
-    return Diagnosis(
-        "The average of the weights (EMA) is too short.",
-        _sentence([seen]),
-        _longer(record),
-    )
+    return Diagnosis("The average of the weights (EMA) is too short.", _sentence([seen]), _other_average(record, "raise"))
 
 
 @check("ema-long")
@@ -385,7 +383,7 @@ def average_too_long(record: RunRecord) -> Outcome:
     return Diagnosis(
         "The average of the weights (EMA) is too long for this run.",
         _sentence([seen, f"they differ by {100 * (record.value('ema_lag') or 0):.2g} % of their norm"]),
-        _shorter(record),
+        _other_average(record, "lower"),
     )
 
 
@@ -417,25 +415,24 @@ def _ask(record: RunRecord) -> str:
     return "switch on loop.instruments (--loop.instruments)"
 
 
-def _median(values: list[float | None]) -> float:
-    known = sorted(value for value in values if value is not None)
-    return known[len(known) // 2] if known else 0.0
+def _typical(values: list[float | None]) -> float:
+    """The median of those that are known, 0 for none."""
+    return statistics.median_high([value for value in values if value is not None] or [0.0])
 
 
 def _median_ratio(lines: list[LogLine], above: str, below: str) -> float | None:
     """Median over the lines of the ratio of two figures of the same line."""
     ratios = [line[above] / line[below] for line in lines if line.get(above) is not None and line.get(below)]
-    return _median(ratios) if ratios else None
+    return statistics.median_high(ratios) if ratios else None
 
 
 def _largest_share(record: RunRecord, saved: list[float | None]) -> float:
     """Median over the late lines of the largest exp(w(t)) e(t); `saved` is w(t) where a line has none."""
-    largest = []
+    largest: list[float | None] = []
     for line in record.late:
         pairs = zip(line.get("weight_by_time") or saved, line["loss_by_time"], strict=True)
-        exponents = [w + math.log(e) for w, e in pairs if w is not None and e]
-        largest += [max(exponents)] if exponents else []
-    return math.exp(min(_median([*largest]), 700.0))
+        largest.append(max((w + math.log(e) for w, e in pairs if w is not None and e), default=None))
+    return math.exp(min(_typical(largest), 700.0))
 
 
 def _sentence(parts: list[str]) -> str:
@@ -443,32 +440,16 @@ def _sentence(parts: list[str]) -> str:
     return f"{text[0].upper()}{text[1:]}."
 
 
-def _spacing(dtype: str) -> str:
-    """Distance between neighbouring numbers in [1, 2)."""
-    return {"bfloat16": "0.008", "float16": "0.001"}.get(dtype, "few digits")
-
-
-def _shorter(record: RunRecord) -> str:
+def _other_average(record: RunRecord, change: Literal["raise", "lower"]) -> str:
+    """How to average over a longer or shorter part of the run."""
     ema = record.config.ema
     if ema.kind == "power":
-        return f"Lower ema.sigma-rel (now {ema.sigma_rel:g}), for example to 0.05, or train longer."
-    return (
-        f"Set ema.kind power with sigma-rel 0.1, or lower ema.halflife-mimg (now {ema.halflife_mimg:g}) or ema.rampup (now "
-        f"{ema.rampup:g}; 0 is none): the run has seen {_images(record):.3g} million images."
-    )
-
-
-def _longer(record: RunRecord) -> str:
-    ema = record.config.ema
-    if ema.kind == "power":
-        return f"Raise ema.sigma-rel (now {ema.sigma_rel:g}) to 0.1."
+        wanted = " to 0.1." if change == "raise" else ", for example to 0.05, or train longer."
+        return f"{change.capitalize()} ema.sigma-rel (now {ema.sigma_rel:g}){wanted}"
     if ema.kind == "none":
         return "Set ema.kind power with sigma-rel 0.1 (now none)."
+    images = record.iteration * record.config.loop.batch_size / 1e6
     return (
-        f"Set ema.kind power with sigma-rel 0.1, or raise ema.halflife-mimg (now {ema.halflife_mimg:g}) or ema.rampup (now "
-        f"{ema.rampup:g}): the run has seen {_images(record):.3g} million images."
+        f"Set ema.kind power with sigma-rel 0.1, or {change} ema.halflife-mimg (now {ema.halflife_mimg:g}) or ema.rampup (now "
+        f"{ema.rampup:g}{'' if change == 'raise' else '; 0 is none'}): the run has seen {images:.3g} million images."
     )
-
-
-def _images(record: RunRecord) -> float:
-    return record.iteration * record.config.loop.batch_size / 1e6

@@ -69,7 +69,7 @@ def examine(folder: str | Path) -> Examination:
         UserError: when it is no run folder, or has no line of log yet.
     """
     record = read_record(Path(folder))
-    outcomes = [check(record) for check in CHECKS]
+    outcomes = [dataclasses.replace(check(record), name=name) for name, check in CHECKS.items()]
     return Examination(
         record,
         [outcome for outcome in outcomes if isinstance(outcome, Diagnosis)],

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from trigflow.lab.plan.step import ParameterCounts, RunCounts
+from trigflow.lab.plan.step import Step
 
 ParallelMode = Literal["ddp", "fsdp2"]
 
@@ -53,34 +53,25 @@ class Memory:
         return max(0, int((available - self.states - self.fixed) // self.per_sample))
 
 
-def memory(counted: RunCounts, parallel: ParallelMode, gpus: int) -> Memory:
+def memory(step: Step, parallel: ParallelMode, gpus: int) -> Memory:
     """What a run takes on each of `gpus` GPUs.
 
     ddp keeps everything on each. fsdp2 shards weights, gradients, moments and averages evenly, gathers the weights of a block
     for the time it is computed, one block ahead, and those outside of blocks for the whole step.
     """
     shards = gpus if parallel == "fsdp2" else 1
-    student, teacher, fake = counted.student, counted.teacher, counted.fake
-    step = counted.step
-    networks = [size for size in (student, teacher, fake) if size is not None]
+    student, teacher, fake = step.student, step.teacher, step.fake
+    # The weights of the two largest blocks and the gradients of the largest, and all outside of blocks.
+    gathered = sum(student.blocks[:2]) + sum(student.blocks[:1])
+    gathered += sum(size.parameters - sum(size.blocks) for size in (student, teacher, fake) if size is not None)
     return Memory(
         weights=BYTES * student.parameters / shards,
         gradients=BYTES * student.parameters / shards,
         optimizer=BYTES * student.moments / shards,
-        averages=BYTES * counted.averages * student.parameters / shards,
+        averages=BYTES * step.averages * student.parameters / shards,
         teacher=0.0 if teacher is None else BYTES * teacher.parameters / shards,
         fake_score=0.0 if fake is None else BYTES * (2 * fake.parameters + fake.moments) / shards,
-        gathered=0.0 if shards == 1 else BYTES * (_in_flight(student) + sum(map(_outside, networks))),
-        fixed=step.activations - step.growing,
-        per_sample=step.growing / step.batch,
+        gathered=0.0 if shards == 1 else BYTES * gathered,
+        fixed=step.many.activations - step.many.growing,
+        per_sample=step.many.growing / step.many.batch,
     )
-
-
-def _in_flight(size: ParameterCounts) -> int:
-    """Weights of the two largest blocks and gradients of the largest."""
-    return sum(size.blocks[:2]) + sum(size.blocks[:1])
-
-
-def _outside(size: ParameterCounts) -> int:
-    """Parameters outside of blocks."""
-    return size.parameters - sum(size.blocks)

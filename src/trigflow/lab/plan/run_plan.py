@@ -1,13 +1,14 @@
 """The plan of a run: what it takes on which machine, or why it does not fit; and the plan as text."""
 
 import dataclasses
+import json
 import math
 from dataclasses import dataclass
 from typing import Any
 
 from trigflow.lab.plan.hardware import get_gpu
 from trigflow.lab.plan.memory import USABLE, Memory, ParallelMode, memory
-from trigflow.lab.plan.step import ParameterCounts, RunCounts, count_run
+from trigflow.lab.plan.step import Step, count_run
 from trigflow.lab.recipes import get_run
 from trigflow.networks import name_of
 from trigflow.runtime.errors import UserError
@@ -73,8 +74,8 @@ class RunPlan:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON types, floats rounded to six digits."""
-        rounded: dict[str, Any] = _rounded(dataclasses.asdict(self))
-        return rounded
+        plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)), parse_float=lambda x: float(f"{float(x):.6g}"))
+        return plain
 
 
 def make_plan(
@@ -122,20 +123,20 @@ def make_plan(
             f"{recipe} needs {need / GIB:.1f} GiB a GPU at a batch of {batch_gpu or 1} on each under {parallel} on {gpus} x "
             f"{device.title}; expected at most {available / GIB:.1f} GiB, {USABLE:.0%} of its memory; {away}"
         )
-    config, forward = counted.config, counted.forward
-    total = counted.step.total / counted.step.batch
-    teacher = counted.step.teacher / counted.step.batch
+    config, forward, many = counted.config, counted.forward, counted.many
+    total, teacher = many.total / many.batch, many.teacher / many.batch
     separate = total + (forward if config.objective.has_tangent else 0)
     peak = device.fp32 if config.loop.precision == "fp32" else device.half
     rate = gpus * peak * 1e12 * utilization * 3600
     work = {"engine": batch * total, "separate_jvp": batch * separate}
+    networks = {"student": counted.student, "teacher": counted.teacher, "fake_score": counted.fake}
     return RunPlan(
         recipe=recipe,
         kind=config.objective.kind,
         network=name_of(config.network),
         precision=config.loop.precision,
         sample=run.shape,
-        parameters={name: size.parameters for name, size in _networks(counted).items()},
+        parameters={name: size.parameters for name, size in networks.items() if size is not None},
         forward_gflops=forward / 1e9,
         sample_gflops={
             "teacher": teacher / 1e9,
@@ -182,9 +183,7 @@ def _largest_divisor(number: int, bound: int) -> int:
     return next((n for n in range(min(number, bound), 0, -1) if number % n == 0), 0)
 
 
-def _what_fits(
-    counted: RunCounts, gpus: int, parallel: ParallelMode, largest: int, batch_gpu: int | None, available: float
-) -> str:
+def _what_fits(counted: Step, gpus: int, parallel: ParallelMode, largest: int, batch_gpu: int | None, available: float) -> str:
     """What to do about a run that does not fit: fewer samples at a time, sharding, more GPUs, or another GPU."""
     batch = counted.config.loop.batch_size
     if batch_gpu is not None and largest >= 1:
@@ -198,24 +197,11 @@ def _what_fits(
     return "use a GPU with more memory (--gpu), or --checkpointing"
 
 
-def _networks(counted: RunCounts) -> dict[str, ParameterCounts]:
-    found = {"student": counted.student, "teacher": counted.teacher, "fake_score": counted.fake}
-    return {name: size for name, size in found.items() if size is not None}
-
-
 def _in_gib(need: Memory, batch_gpu: int) -> dict[str, float]:
     """By what memory holds, and in total, with this many samples at a time."""
     parts = dataclasses.asdict(need)
     parts["activations"] = parts.pop("fixed") + batch_gpu * parts.pop("per_sample")
     return {name: value / GIB for name, value in {**parts, "total": need.total(batch_gpu)}.items()}
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _rounded(inner) for name, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_rounded(inner) for inner in value]
-    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 NAMES = {"student": "student", "teacher": "teacher", "fake_score": "fake score network"}

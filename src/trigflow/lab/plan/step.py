@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 from trigflow.codecs import Pixels
-from trigflow.conditions import null, takes
+from trigflow.conditions import takes
 from trigflow.lab.plan.trace import Target, Trace, arithmetic_of
 from trigflow.lab.recipes import get_run
 from trigflow.lab.recipes.listing import resolve_run
@@ -65,39 +65,18 @@ class StepCount:
     growing: int
 
 
-@dataclass(frozen=True)
-class RunCounts:
-    """What a run takes, whatever it runs on.
-
-    Attributes:
-        config: its settings, with the channels and classes of the data.
-        student: its size, weightings of the losses included; `teacher` and `fake` (score network) likewise, or None.
-        averages: number of averaged copies of the student's weights.
-        forward: floating-point operations of one evaluation of the student on one sample.
-        step: a step with `MANY` samples.
-    """
-
-    config: RunConfig
-    student: ParameterCounts
-    teacher: ParameterCounts | None
-    fake: ParameterCounts | None
-    averages: int
-    forward: int
-    step: StepCount
-
-
 @functools.lru_cache(maxsize=64)
-def count_run(recipe: str, precision: Precision | None = None, checkpointing: bool = False) -> RunCounts:
-    """Count a recipe on the meta device.
+def count_run(recipe: str, precision: Precision | None = None, checkpointing: bool = False) -> "Step":
+    """The step of a recipe, to be counted once however often it is asked for.
 
     Raises:
         UserError: for an unknown name.
     """
-    return Step(get_run(recipe), precision=precision, checkpointing=checkpointing).counted()
+    return Step(get_run(recipe), precision=precision, checkpointing=checkpointing)
 
 
 class Step:
-    """The training step of a run, on tensors that have shapes and no values.
+    """The training step of a run, on tensors that have shapes and no values: what the run takes, whatever it runs on.
 
     Args:
         run: the recipe.
@@ -128,16 +107,16 @@ class Step:
         self.mode: contextlib.AbstractContextManager[Any] = contextlib.nullcontext() if values else FakeTensorMode()
         objective = config.objective
         self.drawn = _drawn(config)
+        self._trace, self._teacher_flops = Trace(), 0
         with self.mode:
             self.learner = self._learner("weight", *["vsd_weight"] * objective.fake)
             fake = self._learner("fake_weight") if objective.fake else None
-            guide = _teacher(config, run.shape) if objective.distills else None
-        self.guide = guide.network if guide is not None and isinstance(guide.network, Guide) else None
+            guide = self._teacher() if objective.distills else None
         self.losses = Losses(config, self.learner, guide, fake)
         self.learners = [learner for learner in (self.learner, fake) if learner is not None]
         self.student = _size(self.learner)
         self.fake = None if fake is None else _size(fake)
-        self.teacher = None if self.guide is None else ParameterCounts(_count(self.guide), _blocks(self.guide))
+        self.teacher = None if guide is None else ParameterCounts(_count(guide.network), _blocks(guide.network))
         if checkpointing:
             for learner in self.learners:
                 checkpoint_blocks(learner.network, target)
@@ -150,7 +129,25 @@ class Step:
         network = build(config.network, config.process.sigma_data).train()
         return Learner(network, made, config.optimizer, config.loop.iterations)
 
-    def forward_flops(self) -> int:
+    def _teacher(self) -> Model:
+        """A model with the network of the student, without the conditions that the objective draws, whose evaluations say what
+        they take."""
+        config = self.config
+        spec = config.network.changed(conditioning=dataclasses.replace(config.network.conditioning, takes=()))
+        network = build(spec, config.process.sigma_data).eval().requires_grad_(False)
+
+        def begin(*_: object) -> None:
+            self._teacher_flops -= self._trace.flops
+
+        def end(*_: object) -> None:
+            self._teacher_flops += self._trace.flops
+
+        network.register_forward_pre_hook(begin)
+        network.register_forward_hook(end)
+        return Model(network, spec, config.process, Pixels.symmetric(self.shape))
+
+    @functools.cached_property
+    def forward(self) -> int:
         """Floating-point operations of one evaluation of the student on one sample."""
         with self.mode, torch.no_grad(), Trace() as trace:
             batch = self.batch(1)
@@ -159,23 +156,19 @@ class Step:
             network(batch["x0"], batch["t"], **{name: told[name] for name in takes(network)})
         return trace.flops
 
-    def counted(self) -> RunCounts:
-        """All that is to know of it."""
-        return RunCounts(
-            self.config, self.student, self.teacher, self.fake, self.averages, self.forward_flops(), self.count(MANY)
-        )
+    @functools.cached_property
+    def many(self) -> StepCount:
+        """A step with `MANY` samples."""
+        return self.count(MANY)
 
     def count(self, batch_size: int) -> StepCount:
         """What one step with this many samples takes."""
-        trace = Trace(batch_size)
+        self._trace, self._teacher_flops = Trace(batch_size), 0
         with self.mode:
             batch = self.batch(batch_size)
-            if self.guide is not None:
-                self.guide.trace, self.guide.flops = trace, 0
-            with trace, arithmetic_of(self.target):
+            with self._trace as trace, arithmetic_of(self.target):
                 self.backward(batch)
-        teacher = 0 if self.guide is None else self.guide.flops
-        return StepCount(batch_size, teacher, trace.flops, trace.peak, trace.growing)
+        return StepCount(batch_size, self._teacher_flops, trace.flops, trace.peak, trace.growing)
 
     def batch(self, size: int) -> Batch:
         """What a step needs: its batch, and gradients to add to, as they are with parallel training or accumulation."""
@@ -209,38 +202,6 @@ def _drawn(config: RunConfig) -> tuple[list[str], list[str]]:
     found = {**objective.draw(draws), **told, **objective.draw_more(draws)}
     numbers = [name for name, value in found.items() if value.ndim == 1]
     return [name for name in found if name not in numbers], numbers
-
-
-class Guide(nn.Module):
-    """The network of a teacher, which notes what its evaluations take.
-
-    Attributes:
-        trace: the count of the step.
-        flops: floating-point operations of its evaluations.
-    """
-
-    trace: Trace
-    flops: int
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network, self.takes, self.null = network, takes(network), null(network)
-        self.trace, self.flops = Trace(), 0
-
-    def forward(self, x: Tensor, t: Tensor, **conditions: Tensor) -> Tensor:
-        before = self.trace.flops
-        result: Tensor = self.network(x, t, **conditions)
-        self.flops += self.trace.flops - before
-        return result
-
-
-def _teacher(config: RunConfig, shape: tuple[int, int, int]) -> Model:
-    """A model with the network of the student, without the conditions that the objective draws, as a `Guide`."""
-    conditioning = dataclasses.replace(config.network.conditioning, takes=())
-    spec = config.network.changed(conditioning=conditioning)
-    guide = Guide(build(spec, config.process.sigma_data))
-    guide.eval().requires_grad_(False)
-    return Model(guide, spec, config.process, Pixels.symmetric(shape))
 
 
 def _size(learner: Learner) -> ParameterCounts:

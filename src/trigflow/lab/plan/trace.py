@@ -73,20 +73,16 @@ class Trace(TorchDispatchMode):
         count = COUNTED.get(func._overloadpacket)
         if count is not None:
             self.flops += int(count(*args, **kwargs, out_val=out))
-        if isinstance(out, Tensor):
-            self._see(out, args)
-        elif isinstance(out, (tuple, list)):
-            for value in out:
-                if isinstance(value, Tensor):
-                    self._see(value, args)
+        for value in _tensors(out):
+            self._see(value, args)
         return out
 
     def _see(self, tensor: Tensor, args: Any) -> None:
         """Take note of the memory of an output, unless it is that of an argument."""
         storage = tensor.untyped_storage()
         key = storage._cdata
-        if key in self._known or _has_memory(args, key):
-            return
+        if key in self._known or any(value.untyped_storage()._cdata == key for value in _tensors(args)):
+            return  # the output is a view of an argument, or that was written in place
         size = storage.nbytes()
         growing = size if size % self._batch == 0 else 0
 
@@ -102,15 +98,8 @@ class Trace(TorchDispatchMode):
             self.peak, self.growing = self.live, self._live_growing
 
 
-def _has_memory(args: Any, key: int) -> bool:
-    """Whether one of the arguments has its values there: the output is a view of it, or it was written in place."""
-    for value in args:
-        if isinstance(value, Tensor):
-            if value.untyped_storage()._cdata == key:
-                return True
-        elif isinstance(value, (tuple, list)) and _has_memory(value, key):
-            return True
-    return False
+def _tensors(values: Any) -> list[Tensor]:
+    return [value for value in pytree.tree_leaves(values) if isinstance(value, Tensor)]
 
 
 _NAMES = "softmax log_softmax norm sum prod cumsum exp expm1 log log1p pow square rsqrt reciprocal tan".split()

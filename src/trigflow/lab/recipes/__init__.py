@@ -6,9 +6,9 @@
 from pathlib import Path
 from typing import Literal
 
+from trigflow.lab.recipes.changes import shrink
 from trigflow.lab.recipes.named import NamedRun, Recipe
 from trigflow.lab.recipes.paper import PAPER
-from trigflow.lab.recipes.shrink import shrink
 from trigflow.lab.recipes.starters import RECIPES
 from trigflow.lab.recipes.transformers import TRANSFORMERS
 from trigflow.runtime.errors import UserError

@@ -10,17 +10,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from trigflow.data.config import DataConfig
+from trigflow.lab.recipes.changes import change
 from trigflow.lab.recipes.named import NamedRun
-from trigflow.networks import DDPMPPConfig, EDM2Config
+from trigflow.networks import DDPMPPConfig
 from trigflow.networks.edm2 import edm2_config
 from trigflow.objectives import Objective, TangentConfig, objective_of
 from trigflow.process import Proposal
-from trigflow.training.config import (
-    EMAConfig,
-    LoopConfig,
-    OptimizerConfig,
-    RunConfig,
-)
+from trigflow.training.config import EMAConfig, LoopConfig, OptimizerConfig, RunConfig
 
 TANGENT = TangentConfig(mode="normalize", c=0.1, warmup=10_000)
 
@@ -104,22 +100,15 @@ LATENTS = DataConfig(source="imagenet512-latents", normalize="edm2")
 
 
 def _teacher(
-    data: DataConfig,
-    network: EDM2Config,
-    objective: Objective,
-    *,
-    lr: float,
-    t_ref: int,
-    iterations: int,
-    sigma_rel: float,
+    name: str, size: SizeSettings, data: DataConfig, objective: Objective, *, t_ref: int, iterations: int, sigma_rel: float
 ) -> RunConfig:
     return RunConfig(
         data=data,
-        network=network,
+        network=dataclasses.replace(edm2_config(name), dropout=size.teacher_dropout),
         objective=objective,
         optimizer=OptimizerConfig(
             name="adam",
-            lr=lr,
+            lr=size.teacher_lr,
             betas=(0.9, 0.99),
             eps=1e-11,
             schedule="inverse_sqrt",
@@ -133,24 +122,28 @@ def _teacher(
 
 def _student(teacher: RunConfig, objective: Objective, *, lr: float, iterations: int, dropout: float) -> RunConfig:
     """Another objective, learning rate, length, dropout and average; all else is the teacher's."""
-    assert isinstance(teacher.network, EDM2Config)
-    return dataclasses.replace(
+    return change(
         teacher,
-        network=dataclasses.replace(teacher.network, dropout=dropout, dropout_up_to=LOW if dropout else None),
-        objective=objective,
-        optimizer=dataclasses.replace(teacher.optimizer, lr=lr, warmup=0),
-        ema=dataclasses.replace(teacher.ema, sigma_rel=STUDENT_SIGMA_REL, snapshot_every=10_000),
-        loop=dataclasses.replace(teacher.loop, iterations=iterations),
+        {
+            "network.dropout": dropout,
+            "network.dropout_up_to": LOW if dropout else None,
+            "objective": objective,
+            "optimizer.lr": lr,
+            "optimizer.warmup": 0,
+            "ema.sigma_rel": STUDENT_SIGMA_REL,
+            "ema.snapshot_every": 10_000,
+            "loop.iterations": iterations,
+        },
     )
 
 
 def _img64(name: str, size: SizeSettings) -> dict[str, RunConfig]:
     """Pixels. ours: no label dropout, because nothing here is guided."""
     teacher = _teacher(
+        f"img64-{name}",
+        size,
         PIXELS,
-        dataclasses.replace(edm2_config(f"img64-{name}"), dropout=size.teacher_dropout),
         objective_of(proposal=Proposal(-0.8, 1.6), label_dropout=0.0),
-        lr=size.teacher_lr,
         t_ref=35_000,
         iterations=size.teacher_iterations_64,
         sigma_rel=size.teacher_sigma_rel_64,
@@ -167,10 +160,10 @@ def _img512(name: str, size: SizeSettings) -> dict[str, RunConfig]:
     """Latents. ours: a tenth of the labels dropped, which guidance needs; and no tangent warmup in scd-vsd, which starts
     from a finished student: with r = 0 the loss would turn that back into its teacher."""
     teacher = _teacher(
+        f"img512-{name}",
+        size,
         LATENTS,
-        dataclasses.replace(edm2_config(f"img512-{name}"), dropout=size.teacher_dropout),
         objective_of(proposal=Proposal(-0.4, 1.0), label_dropout=0.1),
-        lr=size.teacher_lr,
         t_ref=70_000,
         iterations=size.teacher_iterations_512,
         sigma_rel=size.teacher_sigma_rel_512,

@@ -8,11 +8,7 @@ from trigflow.lab.recipes.named import Recipe
 from trigflow.networks import ConditioningConfig, TextConfig, UNetConfig
 from trigflow.objectives import TangentConfig, objective_of
 from trigflow.process import Proposal
-from trigflow.training.config import (
-    LoopConfig,
-    OptimizerConfig,
-    RunConfig,
-)
+from trigflow.training.config import LoopConfig, OptimizerConfig, RunConfig
 
 DIGITS_NETWORK = UNetConfig(patch=2, width=64, mult=(1,), blocks=1, conditioning=ConditioningConfig(width=32))
 MNIST_NETWORK = UNetConfig(patch=2, width=32, mult=(1, 2), blocks=1)

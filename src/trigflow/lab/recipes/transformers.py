@@ -7,16 +7,13 @@ has every choice.
 import dataclasses
 
 from trigflow.data.config import DataConfig
+from trigflow.lab.recipes.changes import change
 from trigflow.lab.recipes.named import NamedRun
 from trigflow.lab.recipes.paper import TANGENT, long_loop
 from trigflow.networks.dit import dit_config
 from trigflow.objectives import objective_of
 from trigflow.process import Proposal
-from trigflow.training.config import (
-    EMAConfig,
-    OptimizerConfig,
-    RunConfig,
-)
+from trigflow.training.config import EMAConfig, OptimizerConfig, RunConfig
 
 SIZES = {"b": 400_000, "xl": 7_000_000}
 """Iterations of the teacher: those of SiT's comparison of sizes, and of its longest run."""
@@ -31,18 +28,18 @@ def _runs(size: str, iterations: int) -> dict[str, RunConfig]:
         ema=EMAConfig(kind="power", sigma_rel=0.05, snapshot_every=20_000),
         loop=dataclasses.replace(long_loop(iterations, 256, "bf16"), channels_last=False),
     )
-    student = dataclasses.replace(
-        teacher,
-        optimizer=dataclasses.replace(teacher.optimizer, lr=5e-6),
-        ema=dataclasses.replace(teacher.ema, snapshot_every=10_000),
-        loop=dataclasses.replace(teacher.loop, iterations=200_000, batch_size=1024),
-    )
+    student = {
+        "optimizer.lr": 5e-6,
+        "ema.snapshot_every": 10_000,
+        "loop.iterations": 200_000,
+        "loop.batch_size": 1024,
+    }
     sct = objective_of("sct", proposal=Proposal(-0.8, 1.6), tangent=TANGENT)
     scd = objective_of("scd", proposal=Proposal(-0.8, 1.6), tangent=TANGENT, guidance_max=2.0)
     return {
         "teacher": teacher,
-        "sct": dataclasses.replace(student, objective=sct),
-        "scd": dataclasses.replace(student, objective=scd),
+        "sct": change(teacher, {**student, "objective": sct}),
+        "scd": change(teacher, {**student, "objective": scd}),
     }
 
 

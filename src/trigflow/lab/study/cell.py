@@ -7,6 +7,7 @@ happens when the runner ends, however it ends.
 
 import _thread
 import dataclasses
+import itertools
 import os
 import signal
 import statistics
@@ -22,14 +23,14 @@ from trigflow.data.config import load_data
 from trigflow.evaluation import Reference
 from trigflow.evaluation.evaluate_model import make_reference, score
 from trigflow.lab.demo import trained
-from trigflow.lab.study.pool import lock_of, locked
+from trigflow.lab.study.pool import RawResult, lock_of
 from trigflow.lab.study.spec import Draw
 from trigflow.models.model import Model, load
 from trigflow.runtime.errors import DivergedError, UserError, first_line
 from trigflow.runtime.files import read_json, write_json
 from trigflow.runtime.machine import machine
 from trigflow.samplers import search_times_and_gamma
-from trigflow.training.config import RunConfig, from_dict
+from trigflow.training.config import from_dict
 from trigflow.training.log import read_metrics
 
 MOST_SKIPPED = 0.1
@@ -49,7 +50,7 @@ def main(arguments: list[str]) -> int:
     try:
         cell = read_json(folder / "cell.json", "cell")
         out = folder.parent.parent
-        with locked(lock_of(out, cell["model"])):
+        with lock_of(out, cell["model"]):
             if not (folder / "result.json").is_file():
                 write_json(folder / "result.json", run_cell(cell, out))
     except KeyboardInterrupt:
@@ -63,7 +64,7 @@ def _stop_with_runner() -> None:
     _thread.interrupt_main()
 
 
-def run_cell(cell: dict[str, Any], out: Path) -> dict[str, Any]:
+def run_cell(cell: dict[str, Any], out: Path) -> RawResult:
     """The content of result.json: `status`, `reason`, and where it is not `failed` everything that was measured.
 
     The status is done; failed, for an exception; or diverged:
@@ -77,25 +78,8 @@ def run_cell(cell: dict[str, Any], out: Path) -> dict[str, Any]:
         cell: content of cell.json.
         out: folder of all models and cells.
     """
-    began = time.perf_counter()
     try:
-        config = from_dict(cell["config"])
-        dataset = load_data(config.data)
-        if isinstance(dataset, LatentDataset):
-            raise UserError("a study of latents, which cannot be measured; expected images; choose another base or --data")
-        teacher = None if cell["teacher"] is None else load(out / cell["teacher"], config.loop.device)
-        model = trained(config, out / cell["model"], teacher, None if cell["start"] is None else out / cell["start"])
-        result = trained_result(model, out / cell["model"], config)
-        trained_at = time.perf_counter()
-        draws = [Draw(**draw) for draw in cell["draws"]]
-        result["scores"] = {}
-        if result["status"] == "done":
-            reference = make_reference(dataset)
-            result["scores"] = score_draws(model, reference, draws, cell["num"], config.loop.seed)
-            if result["iterations"] >= JUDGED_FROM:
-                result |= _check_scale(result["scores"], model, reference, cell["num"], config.loop.seed)
-        result["seconds"] |= {"evaluate": time.perf_counter() - trained_at, "process": time.perf_counter() - began}
-        return result
+        return _measured(cell, out)
     except DivergedError as error:
         return {"status": "diverged", "reason": str(error), "scores": {}, "machine": machine()}
     except Exception as error:
@@ -104,15 +88,33 @@ def run_cell(cell: dict[str, Any], out: Path) -> dict[str, Any]:
         return {"status": "failed", "reason": kind + first_line(error), "machine": machine()}
 
 
-def trained_result(model: Model, folder: Path, config: RunConfig) -> dict[str, Any]:
-    """What the training of a model left: its figures, seconds, skipped steps, and whether it diverged."""
-    lines = read_metrics(folder)
-    skipped, iterations = int(lines[-1]["skipped"]), int(lines[-1]["iteration"])
+def _measured(cell: dict[str, Any], out: Path) -> RawResult:
+    """What came of the training and the draws of a cell, where nothing is raised."""
+    began = time.perf_counter()
+    config = from_dict(cell["config"])
+    dataset = load_data(config.data)
+    if isinstance(dataset, LatentDataset):
+        raise UserError("a study of latents, which cannot be measured; expected images; choose another base or --data")
+    teacher = None if cell["teacher"] is None else load(out / cell["teacher"], config.loop.device)
+    model = trained(config, out / cell["model"], teacher, None if cell["start"] is None else out / cell["start"])
+    trained_at = time.perf_counter()
+
+    lines = read_metrics(out / cell["model"])
+    iterations, skipped = int(lines[-1]["iteration"]), int(lines[-1]["skipped"])
+    scores: dict[str, Any] = {}
     reason = ""
     if not all(bool(p.isfinite().all()) for p in model.network.parameters()):
         reason = "weights are not finite"
     elif skipped > MOST_SKIPPED * iterations:
         reason = f"loss or gradient were not finite in {skipped} of {iterations} steps"
+    else:
+        reference, seed = make_reference(dataset), config.loop.seed
+        scores = score_draws(model, reference, [Draw(**draw) for draw in cell["draws"]], cell["num"], seed)
+        if iterations >= JUDGED_FROM:
+            noise = model.codec.pictures(model.codec.decode(model.noise(2 * seed + 1, 0, 0, cell["num"]))).cpu()
+            best, nothing = min(s["fd"] for s in scores.values()), reference.score(noise).fd
+            reason = f"Frechet distance {best:.1f}, that of noise is {nothing:.1f}" if best > nothing else ""
+    ended = time.perf_counter()
     return {
         "status": "diverged" if reason else "done",
         "reason": reason,
@@ -120,8 +122,13 @@ def trained_result(model: Model, folder: Path, config: RunConfig) -> dict[str, A
         "skipped": skipped,
         "parameters": sum(p.numel() for p in model.network.parameters()),
         "training": training_figures(lines),
-        "seconds": {"train": training_seconds(lines, config.loop.batch_size)},
+        "seconds": {
+            "train": training_seconds(lines, config.loop.batch_size),
+            "evaluate": ended - trained_at,
+            "process": ended - began,
+        },
         "machine": {**machine(), **({"device": "cpu"} if model.device.type == "cpu" else {})},
+        "scores": scores,
     }
 
 
@@ -146,14 +153,8 @@ def _mean(values: list[Any]) -> Any:
 
 def training_seconds(lines: list[dict[str, Any]], batch_size: int) -> float:
     """Seconds of training behind the log: those of an interrupted run's lost steps are not in it."""
-    seconds, before = 0.0, 0
-    for line in lines:
-        seconds += (line["iteration"] - before) * batch_size / line["images_per_second"]
-        before = line["iteration"]
-    return seconds
-
-
-# Drawing -------------------------------------------------------------------------------------------------------------
+    pairs = itertools.pairwise([{"iteration": 0}, *lines])
+    return sum((line["iteration"] - last["iteration"]) * batch_size / line["images_per_second"] for last, line in pairs)
 
 
 def score_draws(model: Model, reference: Reference, draws: list[Draw], num: int, seed: int) -> dict[str, Any]:
@@ -166,21 +167,22 @@ def score_draws(model: Model, reference: Reference, draws: list[Draw], num: int,
     for draw in draws:
         began = time.perf_counter()
         model.times = {}
-        searchable = model.kind == "consistency" and model.sampling.jumps != "segments" and draw.steps > 1
-        if draw.search and searchable:
-            model.times[draw.steps], gamma = _search(model, reference, draw, num, 2 * seed + 2)
-            model.sampling = dataclasses.replace(model.sampling, gamma=gamma)
+        if draw.search and draw.steps > 1 and model.kind == "consistency" and model.sampling.jumps != "segments":
+            _search(model, reference, draw, num, 2 * seed + 2)
         found = score(
             model, reference, num=num, steps=draw.steps, guidance=draw.guidance, solver=draw.solver, seed=2 * seed + 1
         )
-        scores[draw.name] = {name: found[name] for name in ("fd", "fd_real", "precision", "recall", "nfe")}
-        scores[draw.name] |= {"times": model.times.get(draw.steps), "seconds": time.perf_counter() - began}
+        scores[draw.name] = {
+            **{name: found[name] for name in ("fd", "fd_real", "precision", "recall", "nfe")},
+            "times": model.times.get(draw.steps),
+            "seconds": time.perf_counter() - began,
+        }
     return scores
 
 
-def _search(model: Model, reference: Reference, draw: Draw, num: int, seed: int) -> tuple[tuple[float, ...], float]:
-    """Times, and of a student of any jump the gamma, with the least Frechet distance: for each gamma 8 trials for two steps, 10
-    for each searched time of more."""
+def _search(model: Model, reference: Reference, draw: Draw, num: int, seed: int) -> None:
+    """Give the model the times, and where it takes any jump the gamma, with the least Frechet distance: for each gamma 8 trials
+    for two steps, 10 for each searched time of more."""
     free = model.sampling.jumps == "any"
 
     def distance(times: tuple[float, ...], gamma: float) -> float:
@@ -190,16 +192,8 @@ def _search(model: Model, reference: Reference, draw: Draw, num: int, seed: int)
     gammas = (0.0, 0.5, 1.0) if free else (0.0,)
     trials = len(gammas) * (8 if draw.steps == 2 else 10 * (draw.steps - 1))
     search, gamma = search_times_and_gamma(distance, model.process, draw.steps, gammas=gammas, evaluations=trials)
-    return search.times, gamma
-
-
-def _check_scale(scores: dict[str, Any], model: Model, reference: Reference, num: int, seed: int) -> dict[str, str]:
-    """Status and reason where the best draw is no better than noise."""
-    noise = model.codec.pictures(model.codec.decode(model.noise(2 * seed + 1, 0, 0, num))).cpu()
-    nothing, best = reference.score(noise).fd, min(s["fd"] for s in scores.values())
-    if best <= nothing:
-        return {}
-    return {"status": "diverged", "reason": f"Frechet distance {best:.1f}, that of noise is {nothing:.1f}"}
+    model.times[draw.steps] = search.times
+    model.sampling = dataclasses.replace(model.sampling, gamma=gamma)
 
 
 if __name__ == "__main__":

@@ -2,22 +2,23 @@
 
 import itertools
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trigflow.lab.study.results import HIGHER_IS_BETTER, Results, Summary
-from trigflow.lab.study.spec import Arm
-from trigflow.lab.study.study_table import NAMES, at, figure_at, label, places
+from trigflow.lab.study.results import Results
+from trigflow.lab.study.spec import HIGHER_IS_BETTER
+from trigflow.lab.study.study_table import NAMES, Row, label, rows
 from trigflow.runtime.errors import MissingExtraError
 from trigflow.runtime.files import replacing
+
+Style = dict[str, Any]
 
 WIDTH, POINTS, DPI = 3.5, 8, 200
 """Inches across, size of the smallest letters, dots per inch."""
 FILLS = (("0.25", ""), ("0.75", ""), ("white", "////"), ("0.5", "...."), ("white", ""), ("0.85", "xxxx"))
 """Gray and hatching of bars, so that they can be told apart without colour."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", "h")
-STROKES: tuple[Any, ...] = ("-", "--", ":", "-.")
+STROKES = ("-", "--", ":", "-.")
 """Of lines: markers tell arms apart, strokes the figures of an arm."""
 COLOURS = ("#00429d", "#b3611f", "#3a7d44", "#7b3294", "#555555", "#c2185b", "#00838f", "#8d6e00", "#111111", "#e07b91")
 """Of lines; markers and strokes tell them apart where there is no colour."""
@@ -25,22 +26,13 @@ SPREAD = 5.0
 """Largest value over smallest above which values are drawn on a logarithmic axis."""
 LONG = 24
 """Letters of a name beyond which a legend has one column."""
-TEACHER = {"color": "0.4", "linewidth": 0.9, "linestyle": (0, (1, 2)), "label": "teacher"}
+BAR: Style = {"edgecolor": "black", "linewidth": 0.6, "error_kw": {"elinewidth": 0.9, "capsize": 2, "ecolor": "#c0392b"}}
+LINE: Style = {"markersize": 4, "linewidth": 1.1, "elinewidth": 0.9, "capsize": 2}
+TEACHER: Style = {"color": "0.4", "linewidth": 0.9, "linestyle": (0, (1, 2)), "label": "teacher"}
 
-
-@dataclass
-class Curve:
-    """A line of a panel: that of an arm (or of several that are joined) and one figure.
-
-    Attributes:
-        arm: what the line is called, empty where a panel has only one.
-        figure: name of the figure.
-        points: `(x, mean, error)`; where x is None the line is horizontal.
-    """
-
-    arm: str
-    figure: str
-    points: list[tuple[float | None, float, float]]
+Curves = dict[tuple[str, str], list[tuple[float | None, float, float]]]
+"""The lines of a panel: by name of the arm (or of several that are joined) and of the figure its points `(x, mean, error)`; a
+line whose x is None is horizontal."""
 
 
 def require_matplotlib() -> None:
@@ -64,172 +56,123 @@ def figure(results: Results, path: str | Path) -> Path:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    study, path = results.study, Path(path)
-    groups = _by_kind(study.shown)
+    study, shown = results.study, rows(results)
+    kinds: dict[str, list[str]] = {}  # what figures measure, a panel each
+    for name in study.shown:
+        kind = name.rpartition(".")[2]
+        kinds.setdefault(kind if kind in NAMES else name, []).append(name)
     bars = study.over == "arm" and (study.axis is None or all(arm.x is None for arm in study.arms))
-    heights = [(_bar_height if bars else _line_height)(results, names) for names in groups.values()]
-    settings: Any = {"font.size": POINTS, "axes.titlesize": POINTS, "legend.fontsize": POINTS, "hatch.linewidth": 0.6}
-    with rc_context(settings):
+    curves = {kind: _curves(results, shown, names) for kind, names in kinds.items()}
+    if bars:
+        heights = [0.75 + 0.16 * len(names) * (1 + len(shown)) + 0.05 * len(shown) for names in kinds.values()]
+    else:
+        heights = [2.1 + 0.17 * math.ceil((len(lines) + 1) / _columns(lines)) for lines in curves.values()]
+    with rc_context({"font.size": POINTS, "axes.titlesize": POINTS, "legend.fontsize": POINTS, "hatch.linewidth": 0.6}):
         page = Figure(figsize=(WIDTH, sum(heights)), layout="constrained")
         FigureCanvasAgg(page)
-        panels = page.subplots(len(groups), 1, squeeze=False, height_ratios=heights)[:, 0]
-        for panel, (kind, names) in zip(panels, groups.items(), strict=True):
-            (_bars if bars else _lines)(panel, results, kind, names)
+        panels = page.subplots(len(kinds), 1, squeeze=False, height_ratios=heights)[:, 0]
+        for panel, (kind, names) in zip(panels, kinds.items(), strict=True):
+            if bars:
+                _draw_bars(panel, results, shown, kind, names)
+            else:
+                _draw_lines(panel, results, curves[kind], kind, names)
             panel.spines[["top", "right"]].set_visible(False)
-        with replacing(path) as temporary:
+        with replacing(Path(path)) as temporary:
             page.savefig(temporary, dpi=DPI, format="png")
-    return path
+    return Path(path)
 
 
-def _by_kind(shown: tuple[str, ...]) -> dict[str, list[str]]:
-    """Shown figures by what they measure, a panel each."""
-    groups: dict[str, list[str]] = {}
-    for name in shown:
-        kind = name.rpartition(".")[2]
-        groups.setdefault(kind if kind in NAMES else name, []).append(name)
-    return groups
-
-
-# Bars ----------------------------------------------------------------------------------------------------------------
-
-
-def _bar_height(results: Results, names: list[str]) -> float:
-    return 0.75 + 0.16 * len(names) * (1 + len(results.study.arms)) + 0.05 * len(results.study.arms)
-
-
-def _bars(panel: Any, results: Results, kind: str, names: list[str]) -> None:
+def _draw_bars(panel: Any, results: Results, shown: list[Row], kind: str, names: list[str]) -> None:
     """Horizontal bars, the first arm on top, one bar for each figure."""
-    arms = [arm for arm in results.study.arms if any(_has(results, arm, name) for name in names)]
+    # The arms that have the figures, or would have but for their end.
+    drawn = [row for row in shown if any(_draws(results, row, name) or row.figures[name].mean is not None for name in names)]
     share = 0.8 / len(names)
-    values = []
     for i, name in enumerate(names):
         gray, hatch = FILLS[i % len(FILLS)]
-        found = [results.summary(arm.name, name) for arm in arms]
-        middle = [k - 0.4 + share * (i + 0.5) for k in range(len(arms))]
-        widths = [s.mean or 0.0 for s in found]
-        errors = [s.error or 0.0 for s in found]
-        panel.barh(
-            middle, widths, share, xerr=errors, label=_short(name), color=gray, hatch=hatch, edgecolor="black", linewidth=0.6,
-            error_kw={"elinewidth": 0.9, "capsize": 2, "ecolor": "#c0392b"},
-        )  # fmt: skip
-        values += [s.mean for s in found if s.mean]
+        places = [k - 0.4 + share * (i + 0.5) for k in range(len(drawn))]
+        means = [row.figures[name].mean or 0.0 for row in drawn]
+        errors = [row.figures[name].error or 0.0 for row in drawn]
+        panel.barh(places, means, share, xerr=errors, label=_short(name), color=gray, hatch=hatch, **BAR)
     teacher = _teacher(results, kind, names)
     if teacher is not None:
         panel.axvline(teacher, **TEACHER)
-    _scale(panel, "x", kind, values)
-    panel.set_yticks(range(len(arms)), [_with_counts(results, arm) for arm in arms])
+    _scale(panel, "x", kind, [row.figures[name].mean for row in drawn for name in names])
+    panel.set_yticks(range(len(drawn)), [_with_counts(results, row.arm.name) for row in drawn])
     panel.invert_yaxis()
     panel.set_xlabel(NAMES.get(kind, label(kind)))
     if len(names) > 1 or teacher is not None:
         panel.legend(frameon=False, ncols=3, loc="lower right", bbox_to_anchor=(1.02, 1.0))  # names leave room on the left
 
 
-def _has(results: Results, arm: Arm, name: str) -> bool:
-    """Whether an arm belongs into a panel: it has the figure, or would have but for its end."""
-    draws = {draw.name for draw in arm.draws or results.study.draws}
-    head = name.rpartition(".")[0]
-    return head in draws or head == "teacher" or results.summary(arm.name, name).mean is not None
+def _draws(results: Results, row: Row, name: str) -> bool:
+    """Whether an arm is drawn from in the way that a figure scores."""
+    return name.rpartition(".")[0] in {"teacher", *(draw.name for draw in row.arm.draws or results.study.draws)}
 
 
-def _with_counts(results: Results, arm: Arm) -> str:
-    diverged, total = results.count(arm.name, "diverged"), len(results.of(arm.name))
-    return f"{arm.name}\n({diverged} of {total} diverged)" if diverged else arm.name
+def _with_counts(results: Results, arm: str) -> str:
+    diverged = results.count(arm, "diverged")
+    return f"{arm}\n({diverged} of {len(results.of(arm))} diverged)" if diverged else arm
 
 
-# Lines ---------------------------------------------------------------------------------------------------------------
+def _curves(results: Results, shown: list[Row], names: list[str]) -> Curves:
+    """A line for each arm (or the line it belongs to) and figure; of arms those with a place come first, in its order."""
+    over_arms = results.study.over == "arm"
+    if over_arms:
+        shown = sorted(shown, key=lambda row: (row.place is None, row.place or 0.0))
+    alone = over_arms and len({row.arm.line or row.arm.name for row in shown}) == 1
+    curves: Curves = {}
+    for row, name in itertools.product(shown, names):
+        found = row.figures[name]
+        if found.mean is not None:
+            title = "" if alone else row.arm.line or row.arm.name
+            curves.setdefault((title, name), []).append((row.place, found.mean, found.error or 0.0))
+    return curves
 
 
-def _lines(panel: Any, results: Results, kind: str, names: list[str]) -> None:
+def _draw_lines(panel: Any, results: Results, curves: Curves, kind: str, names: list[str]) -> None:
     """Lines over the arms' x, or over steps or guidance scales; arms without an x are horizontal lines."""
-    study, lines = results.study, _lines_of(results, names)
-    arms = list(dict.fromkeys(line.arm for line in lines))
-    xs = sorted({x for line in lines for x, _, _ in line.points if x is not None})
-    for line in lines:
-        which, figure = arms.index(line.arm), names.index(line.figure)
-        number = which if len(arms) > 1 else figure
-        x, y, errors = zip(*line.points, strict=True)
+    study, titles = results.study, _titles(curves)
+    arms = list(dict.fromkeys(arm for arm, _ in curves))
+    xs = sorted({x for points in curves.values() for x, _, _ in points if x is not None})
+    for (arm, name), points in curves.items():
+        figure = names.index(name)
+        number = arms.index(arm) if len(arms) > 1 else figure
+        x, y, errors = zip(*points, strict=True)
         if x[0] is None:  # along the whole axis
             x, y, errors = (xs[0], xs[-1]) if xs else (0.0, 1.0), (y[0], y[0]), (errors[0], errors[0])
-        panel.errorbar(
-            x, y, errors, label=_title(line, names), marker=MARKERS[number % len(MARKERS)],
-            linestyle=STROKES[figure % len(STROKES)], color=COLOURS[number % len(COLOURS)],
-            markersize=4, linewidth=1.1, elinewidth=0.9, capsize=2, markerfacecolor="white" if number % 2 else None,
-        )  # fmt: skip
+        style: Style = {"marker": MARKERS[number % len(MARKERS)], "color": COLOURS[number % len(COLOURS)]}
+        style |= {"linestyle": STROKES[figure % len(STROKES)], "markerfacecolor": "white" if number % 2 else None}
+        panel.errorbar(x, y, errors, label=titles[arm, name], **style, **LINE)
     teacher = _teacher(results, kind, names)
     if teacher is not None:
         panel.axhline(teacher, **TEACHER)
     if study.log_axis:
         panel.set_xscale("log", base=2)
     _ticks(panel, xs, study.log_axis)
-    _scale(panel, "y", kind, [mean for line in lines for _, mean, _ in line.points])
+    _scale(panel, "y", kind, [mean for points in curves.values() for _, mean, _ in points])
     panel.set_xlabel(study.axis or {"steps": "steps", "guidance": "guidance scale"}.get(study.over, ""))
     panel.set_ylabel(NAMES.get(kind, label(kind)))
-    count = len(lines) + (teacher is not None)
-    if count > 1:
-        columns = _columns(lines, names)
+    if len(curves) + (teacher is not None) > 1:
+        columns = _columns(curves)
         panel.legend(frameon=False, ncols=columns, loc="lower center", bbox_to_anchor=(0.5, 1.0), handlelength=3)
 
 
-def _lines_of(results: Results, names: list[str]) -> list[Curve]:
-    return _over_arms(results, names) if results.study.over == "arm" else _over_draws(results, names)
+def _titles(curves: Curves) -> dict[tuple[str, str], str]:
+    """What the lines are called: by the arm, and by the figure where there are several."""
+    several = len({name for _, name in curves}) > 1
+    return {(arm, name): ", ".join(filter(None, (arm, _short(name) * several))) for arm, name in curves}
 
 
-def _title(line: Curve, names: list[str]) -> str:
-    return ", ".join(word for word in (line.arm, _short(line.figure) if len(names) > 1 else "") if word)
-
-
-def _columns(lines: list[Curve], names: list[str]) -> int:
+def _columns(curves: Curves) -> int:
     """Of the legend: two, as long as the names leave room for them."""
-    return 2 if len(lines) > 2 and all(len(_title(line, names)) <= LONG for line in lines) else 1
-
-
-def _line_height(results: Results, names: list[str]) -> float:
-    """Inches of a panel: what is drawn, and a row of the legend for every one or two lines."""
-    lines = _lines_of(results, names)
-    return 2.1 + 0.17 * math.ceil((len(lines) + 1) / _columns(lines, names))
-
-
-def _over_arms(results: Results, names: list[str]) -> list[Curve]:
-    """The lines of arms with a place on the axis, then those of arms without."""
-    arms = results.study.arms
-    placed = sorted((arm for arm in arms if arm.x is not None), key=lambda arm: arm.x or 0.0)
-    alone = len({arm.line for arm in placed}) == 1 and len(placed) == len(arms)
-    lines: list[Curve] = []
-    for arm in [*placed, *(arm for arm in arms if arm.x is None)]:
-        for name in names:
-            title = "" if alone else (arm.line or arm.name) if arm.x is not None else arm.name
-            _extend(lines, title, name, arm.x, results.summary(arm.name, name))
-    return lines
-
-
-def _over_draws(results: Results, names: list[str]) -> list[Curve]:
-    """A line for each arm (or the line it belongs to) and figure, over steps or guidance scales."""
-    lines: list[Curve] = []
-    for arm in results.study.arms:
-        for x, draws in places(results, arm):
-            for name in names:
-                if any(figure_at(name, draw, results.study.over) for draw in draws):
-                    _extend(lines, arm.line or arm.name, name, x, at(results, arm, name, draws))
-    return lines
-
-
-def _extend(lines: list[Curve], arm: str, figure: str, x: float | None, summary: Summary) -> None:
-    """Add a point to its line, which it may be the first of."""
-    if summary.mean is None:
-        return
-    found = [line for line in lines if (line.arm, line.figure) == (arm, figure)]
-    if not found:
-        found = [Curve(arm, figure, [])]
-        lines += found
-    found[0].points.append((x, summary.mean, summary.error or 0.0))
+    return 2 if len(curves) > 2 and all(len(title) <= LONG for title in _titles(curves).values()) else 1
 
 
 def _teacher(results: Results, kind: str, names: list[str]) -> float | None:
     """The mean distance of the teachers, in a panel of distances that has none, where all arms have the same teachers."""
     if kind != "fd" or "teacher.fd" in names or len({t.seed for t in results.teachers.values()}) < len(results.teachers):
         return None
-    first = results.study.arms[0].name
-    return results.summary(first, "teacher.fd").mean
+    return results.summary(results.study.arms[0].name, "teacher.fd").mean
 
 
 def _short(figure: str) -> str:
@@ -245,13 +188,14 @@ def _ticks(panel: Any, places: list[float], log: bool) -> None:
         panel.minorticks_off()
 
 
-def _scale(panel: Any, axis: str, kind: str, values: list[float]) -> None:
+def _scale(panel: Any, axis: str, kind: str, found: list[float | None]) -> None:
     """A logarithmic axis where values are far apart; none for precision and recall, which are shares of all samples."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+    values = [value for value in found if value]
     if kind in HIGHER_IS_BETTER or not values or min(values) <= 0 or max(values) <= SPREAD * min(values):
         return
-    getattr(panel, f"set_{axis}scale")("log")
+    panel.set(**{f"{axis}scale": "log"})
     if axis == "x":
         panel.set_xlim(left=10 ** math.floor(math.log10(min(values))))
     if max(values) < 1000 * min(values):

@@ -1,10 +1,9 @@
 """Whether what a study expects holds: paired by seed, by mean and standard error."""
 
-import math
 from dataclasses import dataclass
 
-from trigflow.lab.study.results import HIGHER_IS_BETTER, Results, standard_error
-from trigflow.lab.study.spec import Expect
+from trigflow.lab.study.results import Results, Summary, summarize
+from trigflow.lab.study.spec import HIGHER_IS_BETTER, Expect
 
 STUDENT = (
     12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
@@ -29,7 +28,6 @@ class Verdict:
         error: standard error of that mean; None with fewer than two pairs.
         n: seeds that were compared, divergences included.
         better_diverged, worse_diverged: seeds among them in which only that arm diverged.
-        text: all of this in a sentence.
     """
 
     expect: Expect
@@ -39,7 +37,21 @@ class Verdict:
     n: int
     better_diverged: int
     worse_diverged: int
-    text: str
+
+    @property
+    def text(self) -> str:
+        """All of this in a sentence."""
+        expect = self.expect
+        against = "" if expect.against in (None, expect.figure) else f" by {expect.against}"
+        within = "" if expect.within is None else f" within {expect.within:g}x"
+        seeds = f"{self.n} seed{'' if self.n == 1 else 's'}"
+        outcome = f"not settled by {seeds}" if self.outcome == "not settled" else f"{self.outcome} ({seeds})"
+        error = "" if self.error is None else f" ± {self.error:.2g}"
+        found = [] if self.difference is None else [f"better by {self.difference:.3g}{error}"]
+        ends = {expect.better: self.better_diverged, expect.worse: self.worse_diverged}
+        found += [f"{arm} diverged in {count}" for arm, count in ends.items() if count]
+        said = f"{expect.better} against {expect.worse}{against}, {expect.figure}{within}: {outcome}"
+        return f"{said}; {', '.join(found)}" if found else said
 
 
 def judge(results: Results) -> list[Verdict]:
@@ -56,44 +68,38 @@ def judge(results: Results) -> list[Verdict]:
 
 def judge_one(results: Results, expect: Expect) -> Verdict:
     """The verdict on one expectation."""
-    figures = (expect.figure, expect.against or expect.figure)
     better, worse = results.of(expect.better), results.of(expect.worse)
     measured: list[float] = []
     lost = won = 0
     for seed in sorted(better.keys() & worse.keys()):
-        pair = better[seed], worse[seed]
-        diverged = [cell.status == "diverged" for cell in pair]
-        if any(cell.status in ("failed", "missing") for cell in pair) or all(diverged):
-            continue
-        if any(diverged):
-            lost, won = lost + diverged[0], won + diverged[1]
-            continue
-        mine, other = (results.value(cell, name) for cell, name in zip(pair, figures, strict=True))
-        if mine is not None and other is not None:
-            measured.append(_advantage(expect, mine, other))
+        ends = better[seed].status, worse[seed].status
+        if ends == ("diverged", "done"):
+            lost += 1
+        elif ends == ("done", "diverged"):
+            won += 1
+        elif ends == ("done", "done"):
+            mine = results.value(better[seed], expect.figure)
+            other = results.value(worse[seed], expect.against or expect.figure)
+            if mine is not None and other is not None:
+                measured.append(_advantage(expect, mine, other))
     largest = max(map(abs, measured), default=0.0) or 1.0
-    found = {_outcome([*measured, *[size] * won, *[-size] * lost]) for size in (largest, BEYOND * largest)}
-    found -= {"not settled"}
+    sizes = (largest, BEYOND * largest)
+    found = {_outcome(summarize([*measured, *[size] * won, *[-size] * lost])) for size in sizes} - {"not settled"}
+    seen = summarize(measured)
     outcome = found.pop() if len(found) == 1 else "not settled"
-    difference = math.fsum(measured) / len(measured) if measured else None
-    n, error = len(measured) + won + lost, standard_error(measured)
-    text = _sentence(expect, outcome, difference, error, n, lost, won)
-    return Verdict(expect, outcome, difference, error, n, lost, won, text)
+    return Verdict(expect, outcome, seen.mean, seen.error, seen.n + won + lost, lost, won)
 
 
 def _advantage(expect: Expect, mine: float, other: float) -> float:
     """By how much the arm expected to be better is so."""
-    if expect.figure.rpartition(".")[2] in HIGHER_IS_BETTER:
-        return mine - other / (expect.within or 1.0)
-    return (expect.within or 1.0) * other - mine
+    within = expect.within or 1.0
+    higher = expect.figure.rpartition(".")[2] in HIGHER_IS_BETTER
+    return mine - other / within if higher else within * other - mine
 
 
-def _outcome(differences: list[float]) -> str:
-    error = standard_error(differences)
-    if error is None:
-        return "not settled"
-    mean = math.fsum(differences) / len(differences)
-    if abs(mean) <= critical(len(differences)) * error:
+def _outcome(differences: Summary) -> str:
+    mean, error, n = differences.mean, differences.error, differences.n
+    if mean is None or error is None or abs(mean) <= critical(n) * error:
         return "not settled"
     return "holds" if mean > 0 else "does not hold"
 
@@ -102,14 +108,3 @@ def critical(n: int) -> float:
     """Standard errors that settle a mean of n differences, n >= 2."""
     freedom = n - 1
     return STUDENT[freedom - 1] if freedom <= len(STUDENT) else 1.96 + 2.5 / freedom
-
-
-def _sentence(expect: Expect, outcome: str, difference: float | None, error: float | None, n: int, lost: int, won: int) -> str:
-    against = "" if expect.against in (None, expect.figure) else f" by {expect.against}"
-    within = "" if expect.within is None else f" within {expect.within:g}x"
-    what = f"{expect.better} against {expect.worse}{against}, {expect.figure}{within}"
-    found = [] if difference is None else [f"better by {difference:.3g}" + ("" if error is None else f" ± {error:.2g}")]
-    found += [f"{arm} diverged in {count}" for arm, count in ((expect.better, lost), (expect.worse, won)) if count]
-    seeds = f"{n} seed{'' if n == 1 else 's'}"
-    by = f" by {seeds}" if outcome == "not settled" else f" ({seeds})"
-    return f"{what}: {outcome}{by}" + (f"; {', '.join(found)}" if found else "")

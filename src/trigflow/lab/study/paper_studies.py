@@ -4,21 +4,11 @@ the choices of the other studies: the optimizer, and a learning rate for every o
 Claims are in our own words. Where a claim comes from somewhere else, it says so.
 """
 
-from trigflow.lab.study.rivals import (
-    DISCRETE,
-    ECT,
-    GUIDANCE,
-    LENGTH,
-    MEANFLOW,
-    MEANFLOW_DISTILL,
-    RIVALS,
-    SCT,
-    TEACHER,
-    discrete,
-)
-from trigflow.lab.study.spec import Arm, Changes, Draw, Expect, Study
+from trigflow.lab.recipes.changes import Changes
+from trigflow.lab.study.rivals import DISCRETE, GUIDANCE, LEARNED, LENGTH, RIVALS, SCT, TEACHER
+from trigflow.lab.study.spec import Arm, Draw, Expect, Study, better
 
-ADAM_RATES = (2e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)
+ADAM_RATES = {f"Adam {rate:g}": rate for rate in (2e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)}
 
 OPTIMIZER = Study(
     name="optimizer",
@@ -27,20 +17,17 @@ OPTIMIZER = Study(
     "seven learning rates of Adam (our own choice; the paper uses RAdam and Adam).",
     arms=(
         Arm("Muon", {"optimizer.name": "muon"}),
-        *(Arm(f"Adam {rate:g}", {"optimizer.name": "adam", "optimizer.lr": rate}) for rate in ADAM_RATES),
+        *(Arm(name, {"optimizer.name": "adam", "optimizer.lr": rate}) for name, rate in ADAM_RATES.items()),
     ),
-    expectations=tuple(Expect("Muon", f"Adam {rate:g}", figure) for rate in ADAM_RATES for figure in ("1.fd", "2.fd")),
+    expectations=better("Muon", *ADAM_RATES),
     budget="seconds",
 )
 
-FACTORS = (0.2, 0.5, 1.0, 2.0)
 KINDS: dict[str, Changes] = {
     "sCD": {},
     "sCT": SCT,
-    "CD": discrete(128),
-    "ECT": ECT,
-    "MeanFlow": MEANFLOW,
-    "MeanFlow distilled": MEANFLOW_DISTILL,
+    "CD": LEARNED["CD, N = 128"],
+    **{name: LEARNED[name] for name in ("ECT", "MeanFlow", "MeanFlow distilled")},
 }
 
 RATES = Study(
@@ -51,7 +38,7 @@ RATES = Study(
     arms=tuple(
         Arm(f"{name}, rate x {factor:g}", changes, rate=factor, x=factor, line=name)
         for name, changes in KINDS.items()
-        for factor in FACTORS
+        for factor in (0.2, 0.5, 1.0, 2.0)
     ),
     budget="seconds",
     axis="learning rate, times that of the preset",
@@ -61,26 +48,19 @@ RATES = Study(
 )
 
 
-EMBEDDING = "network.conditioning"
-BOTH = ("digits", "mnist")
 STEEPEST = "embedding_derivative_end"
 """Relative norm of the time derivative of the embedding at t_max, next to pi/2, as the instruments measure it."""
-
-
-def _better(better: str, *worse: str, figures: tuple[str, ...] = ("1.fd", "2.fd")) -> tuple[Expect, ...]:
-    """One arm is better than each of the others by each of these figures."""
-    return tuple(Expect(better, other, figure) for other in worse for figure in figures)
-
 
 # a, b, e: the objective (section 4.2) -----------------------------------------------------------------------------------
 
 PUBLISHED: Changes = {"objective.tangent.prior": 0.0, "objective.adaptive_weight": True}
 """The weighting over time of the paper, which some presets depart from."""
-
-
-def _shaped(**settings: str | float) -> Changes:
-    return {**PUBLISHED, **{f"objective.tangent.{name}": value for name, value in settings.items()}}
-
+SHAPES: dict[str, Changes] = {
+    "clipped": {**PUBLISHED, "objective.tangent.mode": "clip"},
+    "raw": {**PUBLISHED, "objective.tangent.mode": "raw"},
+    # The published limit, for larger data, is far above a tangent of small images.
+    "clipped tightly": {**PUBLISHED, "objective.tangent.mode": "clip", "objective.tangent.limit": 0.1},
+}
 
 TANGENT = Study(
     name="tangent",
@@ -90,20 +70,29 @@ TANGENT = Study(
     "(section 4.2).",
     arms=(
         Arm("normalized", PUBLISHED),
-        Arm("clipped", _shaped(mode="clip")),
-        Arm("raw", _shaped(mode="raw")),
+        Arm("clipped", SHAPES["clipped"]),
+        Arm("raw", SHAPES["raw"]),
         # Not to mistake a rate that is too high for a method that fails.
-        Arm("clipped, a fifth of the rate", _shaped(mode="clip"), rate=0.2),
-        Arm("raw, a fifth of the rate", _shaped(mode="raw"), rate=0.2),
-        # The published limit, for larger data, is far above a tangent of small images.
-        Arm("clipped tightly", _shaped(mode="clip", limit=0.1)),
-        Arm("clipped tightly, a fifth of the rate", _shaped(mode="clip", limit=0.1), rate=0.2),
+        Arm("clipped, a fifth of the rate", SHAPES["clipped"], rate=0.2),
+        Arm("raw, a fifth of the rate", SHAPES["raw"], rate=0.2),
+        Arm("clipped tightly", SHAPES["clipped tightly"]),
+        Arm("clipped tightly, a fifth of the rate", SHAPES["clipped tightly"], rate=0.2),
     ),
-    expectations=_better("normalized", "raw", "raw, a fifth of the rate")
-    + _better("clipped", "raw")
-    + _better("clipped, a fifth of the rate", "raw, a fifth of the rate"),
-    bases=BOTH,
+    expectations=(
+        *better("normalized", "raw", "raw, a fifth of the rate"),
+        *better("clipped", "raw"),
+        *better("clipped, a fifth of the rate", "raw, a fifth of the rate"),
+    ),
+    bases=("digits", "mnist"),
 )
+
+
+def _fixed(power: float) -> Arm:
+    """The factor that normalizing takes out of the tangent, or its square root."""
+    return Arm(f"cos(t)^{power:g}", {"objective.tangent.prior": power, "objective.adaptive_weight": False})
+
+
+UNWEIGHTED: Changes = {**PUBLISHED, "objective.adaptive_weight": False}
 
 WEIGHTING = Study(
     name="weighting",
@@ -112,19 +101,18 @@ WEIGHTING = Study(
     "improves one- and two-step samples and replaces a hand-made one (section 4.2).",
     arms=(
         Arm("adaptive weighting", PUBLISHED),
-        Arm("no weighting", {**PUBLISHED, "objective.adaptive_weight": False}),
-        # The factor that normalizing takes out of the tangent, or its square root.
-        *(
-            Arm(f"cos(t)^{power:g}", {"objective.tangent.prior": power, "objective.adaptive_weight": False})
-            for power in (0.5, 1.0)
-        ),
+        Arm("no weighting", UNWEIGHTED),
+        _fixed(0.5),
+        _fixed(1.0),
         Arm("adaptive and cos(t)^0.5", {"objective.tangent.prior": 0.5, "objective.adaptive_weight": True}),
         Arm("adaptive weighting, half the rate", PUBLISHED, rate=0.5),
-        Arm("no weighting, half the rate", {**PUBLISHED, "objective.adaptive_weight": False}, rate=0.5),
+        Arm("no weighting, half the rate", UNWEIGHTED, rate=0.5),
     ),
-    expectations=_better("adaptive weighting", "no weighting", "cos(t)^0.5", "cos(t)^1")
-    + _better("adaptive weighting, half the rate", "no weighting, half the rate", "cos(t)^0.5", "cos(t)^1"),
-    bases=BOTH,
+    expectations=(
+        *better("adaptive weighting", "no weighting", "cos(t)^0.5", "cos(t)^1"),
+        *better("adaptive weighting, half the rate", "no weighting, half the rate", "cos(t)^0.5", "cos(t)^1"),
+    ),
+    bases=("digits", "mnist"),
 )
 
 WARMUP = Study(
@@ -135,17 +123,15 @@ WARMUP = Study(
     arms=(Arm("with warmup"), Arm("without warmup", {"objective.tangent.warmup": 0})),
     expectations=(
         Expect("with warmup", "without warmup", "grad_norm_max"),
-        Expect("with warmup", "without warmup", "1.fd", within=1.05),
-        Expect("with warmup", "without warmup", "2.fd", within=1.05),
+        *better("with warmup", "without warmup", within=1.05),
     ),
 )
-
 
 # c, d: the network (section 4.1) ----------------------------------------------------------------------------------------
 
 
 def _embedding(name: str, **settings: str | float) -> Arm:
-    return Arm(name, teacher={f"{EMBEDDING}.{setting}": value for setting, value in settings.items()})
+    return Arm(name, teacher={f"network.conditioning.{setting}": value for setting, value in settings.items()})
 
 
 EMBEDDINGS = Study(
@@ -163,8 +149,7 @@ EMBEDDINGS = Study(
         _embedding("Fourier 16, log", time_map="log", time_embedding="fourier", fourier_scale=16.0),
     ),
     expectations=(
-        *_better("positional, t", "Fourier 16, t", "Fourier 16, log", figures=("2.fd", "2.ratio", STEEPEST)),
-        *_better("positional, t", "positional, log", figures=("2.fd", "2.ratio", STEEPEST)),
+        *better("positional, t", "Fourier 16, t", "Fourier 16, log", "positional, log", by=["2.fd", "2.ratio", STEEPEST]),
         Expect("positional, t", "Fourier 16, log", "teacher.fd", within=1.05),
         Expect("positional, t", "Fourier 0.02, t", "2.ratio", within=1.1),
     ),
@@ -178,12 +163,11 @@ NORMALIZATION = Study(
     "its expressiveness and trains stably (section 4.1).",
     arms=(Arm("double normalization"), Arm("AdaGN", teacher={"network.norm": "adagn"})),
     expectations=(
-        *_better("double normalization", "AdaGN", figures=("2.fd", "2.ratio")),
+        *better("double normalization", "AdaGN", by=["2.fd", "2.ratio"]),
         Expect("double normalization", "AdaGN", "teacher.fd", within=1.05),
     ),
     shown=("teacher.fd", "1.fd", "2.fd", "2.ratio"),
 )
-
 
 # h, i, j: steps, size, derivative (section 5) -----------------------------------------------------------------------------
 
@@ -197,20 +181,13 @@ STEPS = Study(
     title="More steps, more segments",
     claim="A second step brings both sCD and sCT markedly closer to the teacher. Multistep models, which jump only to the end "
     "of their segment of the trajectory, get better with the number of segments M = 1, 2, 4, 8, 16 (published tables).",
-    arms=(
-        Arm("sCD"),
-        Arm("sCT", {"objective.kind": "sct"}),
-        *(_segments(count) for count in (1, 2, 4, 8, 16)),
-    ),
+    arms=(Arm("sCD"), Arm("sCT", SCT), *map(_segments, (1, 2, 4, 8, 16))),
     draws=(Draw(1), Draw(2, search=True), Draw(4, search=True)),
     expectations=(
         Expect("sCD", "sCD", "2.fd", against="1.fd"),
         Expect("sCT", "sCT", "2.fd", against="1.fd"),
         Expect("sCD", "sCD", "4.fd", against="2.fd"),
-        Expect("M = 2", "M = 1", "2.fd", against="1.fd"),
-        Expect("M = 4", "M = 2", "4.fd", against="2.fd"),
-        Expect("M = 8", "M = 4", "8.fd", against="4.fd"),
-        Expect("M = 16", "M = 8", "16.fd", against="8.fd"),
+        *(Expect(f"M = {2 * m}", f"M = {m}", f"{2 * m}.fd", against=f"{m}.fd") for m in (1, 2, 4, 8)),
     ),
     over="steps",
     axis="evaluations",
@@ -220,7 +197,7 @@ STEPS = Study(
 
 
 def _width(width: int) -> Arm:
-    changes = {"network.width": width, f"{EMBEDDING}.width": width // 2}
+    changes = {"network.width": width, "network.conditioning.width": width // 2}
     return Arm(f"width {width}", teacher=changes, x=width, line="sCD")
 
 
@@ -231,8 +208,7 @@ SIZE = Study(
     "(section 5.2). From the narrowest to the widest network here, parameters grow more than sixteenfold.",
     arms=tuple(map(_width, (16, 32, 64, 96))),
     expectations=(
-        Expect("width 96", "width 16", "teacher.fd"),
-        Expect("width 96", "width 16", "2.fd"),
+        *better("width 96", "width 16", by=["teacher.fd", "2.fd"]),
         Expect("width 96", "width 16", "2.ratio", within=1.1),
         Expect("width 16", "width 96", "2.ratio", within=1.1),
     ),
@@ -242,8 +218,8 @@ SIZE = Study(
 )
 
 
-def _derivative(derivative: str, precision: str) -> Changes:
-    return {"objective.tangent.derivative": derivative, "loop.precision": precision}
+def _derivative(name: str, derivative: str, precision: str) -> Arm:
+    return Arm(name, {"objective.tangent.derivative": derivative, "loop.precision": precision})
 
 
 DERIVATIVE = Study(
@@ -253,13 +229,13 @@ DERIVATIVE = Study(
     "(section 5.1). Later work that takes finite differences instead reports lower quality (not a claim of the paper).",
     arms=(
         Arm("exact, fp32"),
-        Arm("exact, bf16", _derivative("exact", "bf16")),
-        Arm("differences, fp32", _derivative("finite-difference", "fp32")),
-        Arm("differences, bf16", _derivative("finite-difference", "bf16")),
+        _derivative("exact, bf16", "exact", "bf16"),
+        _derivative("differences, fp32", "finite-difference", "fp32"),
+        _derivative("differences, bf16", "finite-difference", "bf16"),
     ),
     expectations=(
-        *_better("exact, fp32", "differences, fp32"),
-        *_better("exact, bf16", "differences, bf16"),
+        *better("exact, fp32", "differences, fp32"),
+        *better("exact, bf16", "differences, bf16"),
         Expect("exact, bf16", "exact, fp32", "2.fd", within=1.1),
     ),
 )

@@ -3,13 +3,13 @@
 What processes must not do at once they do under a lock, which the system releases when a process ends, however it ends.
 """
 
-import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,33 +18,8 @@ from filelock import FileLock, Timeout
 
 from trigflow.lab.study.study_plan import Cell
 from trigflow.runtime.errors import UserError
-from trigflow.runtime.files import ensure_folder, read_json, write_json
+from trigflow.runtime.files import read_json, write_json
 from trigflow.training.config import from_dict, to_dict
-
-
-def lock_of(out: Path, model: str) -> Path:
-    """The lock of a run folder below `out`: who holds it may train or draw from that model."""
-    return out / "locks" / model.replace("/", "-")
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the lock of this file, which is created where it is missing; waits until it is free."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path).acquire(poll_interval=0.1):  # looks again and again, so that Ctrl-C is noticed
-        yield
-
-
-def is_locked(path: Path) -> bool:
-    """Whether somebody holds the lock."""
-    if not path.is_file():
-        return False
-    try:
-        with FileLock(path).acquire(timeout=0):
-            return False
-    except Timeout:
-        return True
-
 
 RawResult = dict[str, Any]
 """Content of a result.json: status, reason and figures, see `trigflow.lab.study.cell.run_cell`."""
@@ -53,9 +28,19 @@ ATTEMPTS = 2
 """Processes of a cell that may end by a signal, or without saying why, before the cell has failed."""
 
 
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def lock_of(out: Path, name: str) -> FileLock:
+    """The lock of a run folder below `out`: who holds it may train or draw from that model."""
+    (out / "locks").mkdir(parents=True, exist_ok=True)
+    return FileLock(out / "locks" / name.replace("/", "-"))
+
+
+def is_held(lock: FileLock) -> bool:
+    """Whether somebody holds the lock."""
+    try:
+        with lock.acquire(timeout=0):
+            return False
+    except Timeout:
+        return True
 
 
 def threads_for(jobs: int) -> int:
@@ -65,36 +50,65 @@ def threads_for(jobs: int) -> int:
     return min(share, int(wanted)) if wanted.isdigit() and int(wanted) > 0 else share
 
 
-def spawn(module: str, arguments: list[str], threads: int, log: Path) -> subprocess.Popen[bytes]:
-    """`python -m module arguments` in the background, out of reach of the terminal's Ctrl-C, its output added to `log`.
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def spawn(folder: Path, threads: int) -> subprocess.Popen[bytes]:
+    """The process of a cell, out of reach of the terminal's Ctrl-C, its output added to log.txt.
 
     Its standard input is a pipe that closes when this process ends, however it ends.
     """
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
-    with log.open("ab") as output:
+    with (folder / "log.txt").open("ab") as output:
         return subprocess.Popen(
-            [sys.executable, "-m", module, *arguments],
+            [sys.executable, "-m", "trigflow.lab.study.cell", str(folder), "--attended"],
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=output,
-            env=environment,
+            env={**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"},
             start_new_session=True,
         )
 
 
-def stop(processes: Iterable[subprocess.Popen[bytes]]) -> None:
-    """Let attended processes save what they have and end; a second Ctrl-C kills them."""
-    processes = list(processes)
-    for process in processes:
-        if process.stdin is not None:
-            process.stdin.close()
-    try:
-        for process in processes:
-            process.wait()
-    except BaseException:
-        for process in processes:
-            process.kill()
-        raise
+def prepare(out: Path, cell: Cell) -> None:
+    """Write cell.json.
+
+    Raises:
+        UserError: where there is one already with other settings, from a version with other defaults.
+    """
+    file = out / "cells" / cell.key / "cell.json"
+    if not file.is_file():
+        write_json(file, cell.description())
+        return
+    found = read_json(file, "cell")
+    found["config"] = to_dict(from_dict(found["config"]))
+    if found != cell.description():
+        raise UserError(
+            f"'{file.parent}' was made by a version of trigflow with other defaults; expected the same settings; "
+            "choose another --out"
+        )
+
+
+def settle(out: Path, cells: Mapping[str, Cell], results: dict[str, RawResult], waiting: Container[str] = ()) -> list[Cell]:
+    """Add to `results` what is known by now, and return the cells whose results they are, without those still `waiting`.
+
+    A cell has its own result, or that of one that it needs and that has failed, or has diverged without a score.
+    """
+    settled = []
+    for key, cell in cells.items():
+        if key in results or key in waiting:
+            continue
+        file = out / "cells" / key / "result.json"
+        found = read_json(file, "result") if file.is_file() else None
+        for need in cell.needs:
+            other = results.get(need, {"status": "missing"})
+            if found is None and other["status"] in ("failed", "diverged") and not other.get("scores"):
+                found = {"status": other["status"], "reason": f"{cells[need].name}: {other['reason']}"}
+        if found is not None:
+            results[key] = found
+            settled.append(cell)
+    return settled
 
 
 @dataclass
@@ -111,107 +125,70 @@ class CellPool:
     jobs: int
     report: Callable[[Cell, RawResult, bool], None]
     running: dict[str, tuple[Cell, subprocess.Popen[bytes]]] = field(default_factory=dict)
-    attempts: dict[str, int] = field(default_factory=dict)
+    attempts: Counter[str] = field(default_factory=Counter)
 
     def run(self, cells: dict[str, Cell]) -> dict[str, RawResult]:
         """Results by key. Cells that have one are not run again; those whose needs failed have a result that says so."""
-        waiting, results = dict(cells), dict[str, RawResult]()
-        for key in cells:
-            prepare(self.out, cells[key])
-
-        def settle(cell: Cell, result: RawResult, before: bool) -> None:
-            results[cell.key] = result
-            waiting.pop(cell.key, None)
-            self.report(cell, result, before)
-
-        first = True
+        for cell in cells.values():
+            prepare(self.out, cell)
+        results: dict[str, RawResult] = {}
+        before = True
         try:
-            while waiting or self.running:
+            while True:
                 self._collect()
-                for cell in list(waiting.values()):
-                    if cell.key in self.running:
-                        continue
-                    found = read_result(self.out, cell.key) or stopped_by(cell, cells, results.get)
-                    if found is not None:
-                        settle(cell, found, first)
-                    elif all(need in results for need in cell.needs) and self._is_free(cell):
+                for cell in settle(self.out, cells, results, self.running):
+                    self.report(cell, results[cell.key], before)
+                before = False
+                if len(results) == len(cells):
+                    return results
+                for key, cell in cells.items():
+                    ready = key not in results and key not in self.running and all(need in results for need in cell.needs)
+                    if ready and self._is_free(cell):
                         self._start(cell)
-                first = False
-                if waiting:
-                    time.sleep(0.1)
+                time.sleep(0.1)
         finally:
-            stop(process for _, process in self.running.values())
-        return results
+            self._stop()
 
     def _is_free(self, cell: Cell) -> bool:
         """Whether there is room for a process, and nobody trains or draws from the cell's model."""
         models = {running.model for running, _ in self.running.values()}
-        return len(self.running) < self.jobs and cell.model not in models and not is_locked(lock_of(self.out, cell.model))
+        return len(self.running) < self.jobs and cell.model not in models and not is_held(lock_of(self.out, cell.model))
 
     def _start(self, cell: Cell) -> None:
-        folder = self.out / "cells" / cell.key
-        process = spawn("trigflow.lab.study.cell", [str(folder), "--attended"], threads_for(self.jobs), folder / "log.txt")
-        self.attempts[cell.key] = self.attempts.get(cell.key, 0) + 1
-        self.running[cell.key] = (cell, process)
+        self.attempts[cell.key] += 1
+        self.running[cell.key] = cell, spawn(self.out / "cells" / cell.key, threads_for(self.jobs))
 
     def _collect(self) -> None:
         """Take note of processes that have ended; those without a result are started again, or have failed."""
         for key, (_, process) in list(self.running.items()):
-            if process.poll() is None:
+            code = process.poll()
+            if code is None:
                 continue
             del self.running[key]
-            assert process.stdin is not None
-            with contextlib.suppress(OSError):
-                process.stdin.close()
-            if read_result(self.out, key) is None and self.attempts[key] >= ATTEMPTS:
-                write_json(self.out / "cells" / key / "result.json", _ended(process.returncode, self._last_words(key)))
+            _let_go(process)
+            folder = self.out / "cells" / key
+            if (folder / "result.json").is_file() or self.attempts[key] < ATTEMPTS:
+                continue
+            words = (folder / "log.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
+            signalled = f"was killed by {signal.Signals(-code).name}" if code < 0 else ""
+            reason = signalled or f"ended with code {code}: {words[-1] if words else ''}"
+            write_json(folder / "result.json", {"status": "failed", "reason": f"the process {reason}"})
 
-    def _last_words(self, key: str) -> str:
-        lines = (self.out / "cells" / key / "log.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        return lines[-1] if lines else ""
-
-
-def prepare(out: Path, cell: Cell) -> None:
-    """Write cell.json.
-
-    Raises:
-        UserError: where there is one already with other settings, from a version with other defaults.
-    """
-    folder = out / "cells" / cell.key
-    description = cell.description()
-    if (folder / "cell.json").is_file():
-        found = read_json(folder / "cell.json", "cell")
-        found["config"] = to_dict(from_dict(found["config"]))
-        if found != description:
-            raise UserError(
-                f"'{folder}' was made by a version of trigflow with other defaults; expected the same settings; "
-                "choose another --out"
-            )
-    else:
-        ensure_folder(folder)
-        write_json(folder / "cell.json", description)
+    def _stop(self) -> None:
+        """Let processes save what they have and end; a second Ctrl-C kills them."""
+        processes = [process for _, process in self.running.values()]
+        try:
+            for process in processes:
+                _let_go(process)
+            for process in processes:
+                process.wait()
+        except BaseException:
+            for process in processes:
+                process.kill()
+            raise
 
 
-def read_result(out: Path, key: str) -> RawResult | None:
-    """The result of a cell, None while there is none."""
-    file = out / "cells" / key / "result.json"
-    return read_json(file, "result") if file.is_file() else None
-
-
-def stopped_by(cell: Cell, cells: dict[str, Cell], find: Callable[[str], RawResult | None]) -> RawResult | None:
-    """The result of a cell that cannot be run because one that it needs has failed, or has diverged without a score; None
-    where nothing is known to stop it. `find` gives the result of a key, None where there is none."""
-    for need in cell.needs:
-        result = find(need)
-        if result is not None and (
-            result["status"] == "failed" or (result["status"] == "diverged" and not result.get("scores"))
-        ):
-            return {"status": result["status"], "reason": f"{cells[need].name}: {result['reason']}"}
-    return None
-
-
-def _ended(code: int, last_words: str) -> RawResult:
-    """The result of a cell whose process ended without writing one."""
-    if code < 0:
-        return {"status": "failed", "reason": f"the process was killed by {signal.Signals(-code).name}"}
-    return {"status": "failed", "reason": f"the process ended with code {code}: {last_words}"}
+def _let_go(process: subprocess.Popen[bytes]) -> None:
+    """Close the standard input of a process, by which it knows that nobody waits for it."""
+    if process.stdin is not None:
+        process.stdin.close()

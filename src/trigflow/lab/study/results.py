@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import statistics
 from collections.abc import Iterable
@@ -17,9 +18,6 @@ from trigflow.runtime.errors import UserError
 from trigflow.runtime.files import read_json, write_json
 
 FORMAT = 1
-HIGHER_IS_BETTER = ("precision", "recall")
-SCORES = ("fd", "fd_real", "precision", "recall", "nfe", "seconds")
-"""Figures of a draw; `ratio` is made from them."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +51,11 @@ class CellResult:
     training: dict[str, Any] = field(default_factory=dict)
     scores: dict[str, dict[str, Any]] = field(default_factory=dict)
     machine: int | None = None
+
+    @property
+    def best(self) -> dict[str, Any]:
+        """The scores of the draw of least distance; none where there are none."""
+        return min(self.scores.values(), key=lambda scores: float(scores["fd"]), default={})
 
 
 @dataclass(frozen=True)
@@ -88,39 +91,32 @@ class Results:
         """The cells of an arm by seed."""
         return {cell.seed: cell for cell in self.cells if cell.arm == arm}
 
+    def count(self, arm: str, *statuses: str) -> int:
+        """Cells of an arm with one of these statuses."""
+        return sum(cell.status in statuses for cell in self.of(arm).values())
+
     def value(self, cell: CellResult, figure: str) -> float | None:
         """A figure of a cell, named as in `trigflow.lab.study.spec.Expect`; None where it has none."""
         if cell.status in ("failed", "missing"):
             return None
+        teacher = self.teachers[cell.teacher].best if cell.teacher in self.teachers else {}
+        draws = {**cell.scores, "teacher": teacher}
         head, _, name = figure.rpartition(".")
-        if head == "teacher":
-            found = self._teacher(cell).get(name)
-        elif head in cell.scores and name == "ratio":
-            own, teacher = cell.scores[head]["fd"], self._teacher(cell).get("fd")
-            found = own / teacher if teacher else None
-        elif head in cell.scores and name in SCORES:
-            found = cell.scores[head][name]
+        found: Any
+        if head not in draws:
+            training = {**cell.training, **cell.seconds, "parameters": cell.parameters}
+            found, items = training.get(figure), training.get(head)
+            if isinstance(items, list) and name.isdigit():
+                found = dict(enumerate(items)).get(int(name))
+        elif name == "ratio":
+            found = draws[head]["fd"] / teacher["fd"] if teacher.get("fd") else None
         else:
-            found = _inside({**cell.training, **cell.seconds, "parameters": cell.parameters}, figure)
+            found = draws[head].get(name)
         return float(found) if isinstance(found, int | float) and math.isfinite(found) else None
-
-    def _teacher(self, cell: CellResult) -> dict[str, Any]:
-        """The scores of the best draw of a cell's teacher."""
-        teacher = self.teachers.get(cell.teacher)
-        return {} if teacher is None else best_draw(teacher)
 
     def summary(self, arm: str, figure: str) -> Summary:
         """Mean and standard error of a figure of an arm, over the cells that did not diverge."""
         return summarize(self.value(cell, figure) for cell in self.of(arm).values() if cell.status == "done")
-
-    def count(self, arm: str, status: str) -> int:
-        """Cells of an arm with this status."""
-        return sum(cell.status == status for cell in self.of(arm).values())
-
-
-def best_draw(cell: CellResult) -> dict[str, Any]:
-    """The scores of the draw of least distance; none where there are none."""
-    return min(cell.scores.values(), key=lambda scores: float(scores["fd"]), default={})
 
 
 @dataclass(frozen=True)
@@ -133,31 +129,16 @@ class Summary:
 
 
 def summarize(values: Iterable[float | None]) -> Summary:
-    """The summary of those that are numbers."""
+    """The summary of those that are numbers; the error is `sqrt(sum (v - mean)^2 / (n - 1) / n)`."""
     finite = [value for value in values if value is not None]
-    return Summary(statistics.fmean(finite) if finite else None, standard_error(finite), len(finite))
-
-
-def standard_error(values: list[float]) -> float | None:
-    """Of a mean: `sqrt(sum (v - mean)^2 / (n - 1) / n)`; None for fewer than two values."""
-    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
-
-
-def _inside(training: dict[str, Any], name: str) -> Any:
-    """`training[name]`, or item K of it for `name.K`."""
-    if name in training:
-        return training[name]
-    head, _, index = name.rpartition(".")
-    found = training.get(head)
-    return found[int(index)] if isinstance(found, list) and index.isdigit() and int(index) < len(found) else None
-
-
-# Files ---------------------------------------------------------------------------------------------------------------
+    error = statistics.stdev(finite) / math.sqrt(len(finite)) if len(finite) > 1 else None
+    return Summary(statistics.fmean(finite) if finite else None, error, len(finite))
 
 
 def save_results(results: Results, path: Path) -> None:
-    """Write results.json, whole or not at all."""
-    write_json(path, {"format": FORMAT, **_plain(dataclasses.asdict(results))})
+    """Write results.json, whole or not at all; infinities, which JSON has none of, become null."""
+    text = json.dumps({"format": FORMAT, **dataclasses.asdict(results)})
+    write_json(path, json.loads(text, parse_constant=lambda _: None))
 
 
 def load_results(path: str | Path) -> Results:
@@ -166,24 +147,13 @@ def load_results(path: str | Path) -> Results:
     Raises:
         UserError: when it is missing, damaged or of another version.
     """
-    path = Path(path)
-    raw = read_json(path, "results")
+    raw = read_json(Path(path), "results")
     try:
         if raw["format"] != FORMAT:
             raise ValueError(f"format {raw['format']}")
-        raw["teachers"] = dict(raw["teachers"])
         return dacite.from_dict(Results, raw, dacite.Config(cast=[tuple]))
     except (KeyError, TypeError, ValueError, dacite.DaciteError) as error:
         raise UserError(
             f"'{path}' holds no results of a study ({type(error).__name__}: {error}); expected a results.json written by "
             "trigflow study; check the path"
         ) from None
-
-
-def _plain(value: Any) -> Any:
-    """For JSON, which has no infinities."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {str(name): _plain(v) for name, v in value.items()}
-    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value

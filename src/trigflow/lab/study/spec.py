@@ -4,16 +4,18 @@ A study names changes to a *base*, a teacher and a student with their settings (
 that the same study runs on a laptop and on a cluster. Everything here is plain data; nothing in it is executed.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from tyro.conf import arg
 
+from trigflow.lab.recipes.changes import Changes
 from trigflow.lab.recipes.named import Recipe
 
-Changes = dict[str, Any]
-"""Settings of a `RunConfig` by dotted name, such as `{"objective.tangent.mode": "clip"}`."""
+HIGHER_IS_BETTER = ("precision", "recall")
+"""Of these figures more is better, of all others less."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,11 @@ class Expect:
     """Name of the figure of `worse`, where it is another one (two steps against eight evaluations of a solver)."""
     within: float | None = None
     """Expected is no difference, but `better <= within * worse`."""
+
+
+def better(arm: str, *others: str, by: Iterable[str] = ("1.fd", "2.fd"), within: float | None = None) -> tuple[Expect, ...]:
+    """The expectations that an arm is better than each of the others by each of these figures."""
+    return tuple(Expect(arm, other, figure, within=within) for other in others for figure in by)
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from trigflow.lab.study.spec import Arm, Base, Changes, Draw, Study
-from trigflow.objectives import as_kind, objective_of
+from trigflow.lab.recipes.changes import change
+from trigflow.lab.study.spec import Arm, Base, Draw, Study
+from trigflow.objectives import objective_of
 from trigflow.runtime.errors import UserError
 from trigflow.training.config import RunConfig, flattened, to_dict
 from trigflow.training.runs import with_dropout_of
+
+TeacherAndStudent = tuple[RunConfig, RunConfig]
+"""Settings of a teacher and of its student."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ class Cell:
     @functools.cached_property
     def key(self) -> str:
         """What tells this cell from others."""
-        return key_of({"model": self.model, "draws": [dataclasses.asdict(draw) for draw in self.draws], "num": self.num})
+        return key_of({name: self.description()[name] for name in ("model", "draws", "num")})
 
     def description(self) -> dict[str, Any]:
         """The content of cell.json."""
@@ -90,32 +94,12 @@ def choose_arms(study: Study, only: Sequence[str]) -> tuple[Arm, ...]:
         UserError: for an unknown name; the message lists the known ones.
     """
     known = {arm.name: arm for arm in study.arms}
-    for name in only:
-        if name not in known:
-            raise UserError(f"study '{study.name}' has no arm '{name}'; expected one of {', '.join(known)}; correct --only")
     names = set(only) or set(known)
+    if unknown := [name for name in only if name not in known]:
+        raise UserError(f"study '{study.name}' has no arm '{unknown[0]}'; expected one of {', '.join(known)}; correct --only")
     while more := {known[name].start for name in names} - names - {None}:
         names |= {name for name in more if name is not None}
     return tuple(arm for arm in study.arms if arm.name in names)
-
-
-def change(config: Any, changes: Changes) -> Any:
-    """A copy with settings changed by dotted name: `change(config, {"loop.seed": 1})`.
-
-    Raises:
-        UserError: for a setting that does not exist; the message lists its neighbours.
-    """
-    for name, value in changes.items():
-        if name == "objective.kind":
-            config = dataclasses.replace(config, objective=as_kind(config.objective, value))
-            continue
-        head, _, rest = name.partition(".")
-        known = [f.name for f in dataclasses.fields(config)] if dataclasses.is_dataclass(config) else []
-        if head not in known:
-            raise UserError(f"unknown setting '{name}'; expected one of {', '.join(known)}; correct the study")
-        inner = change(getattr(config, head), {rest: value}) if rest else value
-        config = dataclasses.replace(config, **{head: inner})
-    return config
 
 
 def resolve_arm(base: Base, arm: Arm, seed: int, device: str) -> tuple[RunConfig, RunConfig | None]:
@@ -127,45 +111,37 @@ def resolve_arm(base: Base, arm: Arm, seed: int, device: str) -> tuple[RunConfig
         UserError: for settings that do not exist, make no sense, or change the student's network.
     """
     fixed = {"loop.seed": seed, "loop.device": device}
-    teacher: RunConfig = change(change(base.teacher, arm.teacher), fixed)
+    teacher = change(base.teacher, {**arm.teacher, **fixed})
     if arm.student is None:
         return teacher, None
     kind = arm.student.get("objective.kind", base.student.objective.kind)
     network = with_dropout_of(base.student.network, teacher.network)
     student = dataclasses.replace(base.student, network=network, process=teacher.process)
-    student = change(change(change(student, {"objective.kind": kind, **base.of_kind.get(kind, {})}), arm.student), fixed)
+    for changes in ({"objective.kind": kind}, base.of_kind.get(kind, {}), arm.student, fixed):
+        student = change(student, changes)
     if with_dropout_of(student.network, network) != student.network:
         raise UserError(
             f"arm '{arm.name}' changes the student's network; expected changes to the teacher's, which the student has too; "
             "correct the study"
         )
     rate = base.rates.get(kind, 1.0) if arm.rate is None else arm.rate
-    fake_lr = getattr(student.objective, "fake_lr", None)
-    faster = {} if fake_lr is None else {"objective.fake_lr": rate * fake_lr}
-    student = change(student, {"optimizer.lr": rate * student.optimizer.lr, **faster})
+    student = change(student, {"optimizer.lr": rate * student.optimizer.lr})
+    fake_lr: float | None = getattr(student.objective, "fake_lr", None)
+    if fake_lr is not None:
+        student = change(student, {"objective.fake_lr": rate * fake_lr})
     return teacher, lengthen(student, arm.length)
 
 
+LENGTHS = ("loop.iterations", "objective.tangent.warmup", "optimizer.warmup", "optimizer.t_ref")
+"""What is counted in iterations and keeps its share of a run: the warmups of tangent and learning rate, and the length after
+which the inverse square root sets in."""
+
+
 def lengthen(config: RunConfig, factor: float) -> RunConfig:
-    """The run with `factor` times its iterations. What is counted in iterations keeps its share of the run: the warmups of
-    tangent and learning rate, and the length after which the inverse square root sets in."""
-    if factor == 1:
-        return config
-
-    def scaled(count: int) -> int:
-        return max(1, round(factor * count)) if count > 0 else count
-
-    tangent = getattr(config.objective, "tangent", None)
-    warmup = {} if tangent is None else {"objective.tangent.warmup": scaled(tangent.warmup)}
-    return change(
-        config,
-        {
-            "loop.iterations": scaled(config.loop.iterations),
-            **warmup,
-            "optimizer.warmup": scaled(config.optimizer.warmup),
-            "optimizer.t_ref": scaled(config.optimizer.t_ref),
-        },
-    )
+    """The run with `factor` times its iterations, and what is counted in them."""
+    settings = flattened(to_dict(config))
+    counts = {name: settings[name] for name in LENGTHS if settings.get(name, 0) > 0}
+    return change(config, {name: max(1, round(factor * count)) for name, count in counts.items()})
 
 
 def expand(
@@ -205,22 +181,23 @@ def expand(
             left.remove(arm)
             teacher, student = resolve_arm(base, arm, seed, device)
             teacher.validate()
-            model, name = f"teachers/{key_of(settings_of(teacher))}", f"{arm.name}, seed {seed}"
-            draws, here = arm.draws or study.draws, (arm.name, seed)
-            scored = plan.add(Cell(f"teacher, seed {seed}", model, teacher, base.teacher_draws, num))
-            plan.teacher_of[here] = scored
-            if student is None:
-                plan.of_arm[here] = plan.add(Cell(name, model, teacher, draws, num, needs=(scored,)))
-                continue
-            start = None if arm.start is None else models[arm.start]
-            needs = (scored,) if arm.start is None else (scored, plan.of_arm[arm.start, seed])
-            student = dataclasses.replace(
-                lengthen(student, 1 / (pace or {}).get(arm.name, 1.0)),
-                teacher=f"../../{model}", start=None if start is None else f"../../{start}",
-            )  # fmt: skip
-            student.validate()
-            models[arm.name] = f"students/{student.objective.kind}-{key_of(settings_of(student))}"
-            plan.of_arm[here] = plan.add(Cell(name, models[arm.name], student, draws, num, model, start, needs))
+            model, here = f"teachers/{key_of(settings_of(teacher))}", (arm.name, seed)
+            needed = plan.teacher_of[here] = plan.add(Cell(f"teacher, seed {seed}", model, teacher, base.teacher_draws, num))
+            cell = Cell(f"{arm.name}, seed {seed}", model, teacher, arm.draws or study.draws, num, needs=(needed,))
+            if student is not None:
+                start = None if arm.start is None else models[arm.start]
+                student = dataclasses.replace(
+                    lengthen(student, 1 / (pace or {}).get(arm.name, 1.0)),
+                    teacher=f"../../{model}",
+                    start=None if start is None else f"../../{start}",
+                )
+                student.validate()
+                models[arm.name] = f"students/{student.objective.kind}-{key_of(settings_of(student))}"
+                needs = cell.needs if arm.start is None else (*cell.needs, plan.of_arm[arm.start, seed])
+                cell = dataclasses.replace(
+                    cell, model=models[arm.name], config=student, teacher=model, start=start, needs=needs
+                )
+            plan.of_arm[here] = plan.add(cell)
     return plan
 
 
@@ -231,13 +208,11 @@ def settings_of(config: RunConfig) -> dict[str, Any]:
     Defaults are left out so that a version of this package with one more setting finds what an earlier one has finished.
     """
     usual = RunConfig(network=type(config.network)(), objective=objective_of(config.objective.kind))
-    mine, plain = (
-        flattened(to_dict(config)),
-        flattened(to_dict(usual)) | {"objective.kind": "diffusion", "network.kind": ""},
-    )
-    return {name: value for name, value in mine.items() if name not in plain or plain[name] != value}
+    plain = {**flattened(to_dict(usual)), "objective.kind": "diffusion", "network.kind": ""}
+    missing = object()
+    return {name: value for name, value in flattened(to_dict(config)).items() if plain.get(name, missing) != value}
 
 
-def key_of(description: dict[str, Any]) -> str:
+def key_of(description: Any) -> str:
     """12 hexadecimal digits that depend on all of a JSON value."""
     return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:12]

@@ -1,7 +1,9 @@
 """The table of a study, in Markdown."""
 
+from dataclasses import dataclass
+
 from trigflow.lab.study.judge import judge
-from trigflow.lab.study.results import Results, Summary, best_draw, summarize
+from trigflow.lab.study.results import Results, Summary, summarize
 from trigflow.lab.study.spec import Arm, Draw
 
 NAMES = {
@@ -22,80 +24,76 @@ OF_TRAINING = {
 
 def label(figure: str) -> str:
     """A figure in words: `2.fd` is "Fréchet distance, 2 steps"."""
+    head, _, name = figure.rpartition(".")
     if figure in OF_TRAINING:
         return OF_TRAINING[figure]
-    head, _, name = figure.rpartition(".")
     if head == "teacher":
         return f"{NAMES.get(name, name)}, teacher"
+    if name.isdigit():
+        return f"{head}, item {name}".replace("_", " ")
     if name not in NAMES:
-        return figure.replace("_", " ").replace(".", ", item ") if name.isdigit() else figure.replace("_", " ")
+        return figure.replace("_", " ")
     steps, _, guidance = head.partition("@")
-    words = [
-        NAMES[name],
-        f"{steps} step{'' if steps == '1' else 's'}" if steps else "",
-        f"scale {guidance}" if guidance else "",
-    ]
-    return ", ".join(word for word in words if word)
+    words = [NAMES[name]]
+    words += [f"{steps} step{'' if steps == '1' else 's'}"] * bool(steps)
+    words += [f"scale {guidance}"] * bool(guidance)
+    return ", ".join(words)
 
 
-def place(draw: Draw, over: str) -> float:
-    """Where a draw is along the figure of a study over steps or guidance scales."""
-    return draw.guidance if over == "guidance" else draw.steps
+@dataclass(frozen=True)
+class Row:
+    """An arm, at one place along the figure.
+
+    Attributes:
+        arm: it.
+        place: steps or guidance scale of its draws here; in a study over arms its x.
+        figures: those that are shown, by the names of `Study.shown`.
+    """
+
+    arm: Arm
+    place: float | None
+    figures: dict[str, Summary]
 
 
-def figure_at(figure: str, draw: Draw, over: str) -> str | None:
-    """The full name of a shown figure at one draw: over steps, `fd` at two steps is `2.fd`; over guidance scales, `1.fd` at
-    scale 2 is `1@2.fd`. None where the draw has another number of steps, or the figure is not one of draws."""
-    head, _, name = figure.rpartition(".")
-    if name not in NAMES or head == "teacher":
-        return None
-    if over == "guidance" and head != str(draw.steps):
-        return None
-    return f"{draw.name}.{name}"
+def rows(results: Results) -> list[Row]:
+    """What table and figure show: one row for each arm, or for each place of its draws."""
+    study, found = results.study, list[Row]()
+    for arm in study.arms:
+        if study.over == "arm":
+            found.append(Row(arm, arm.x, {name: results.summary(arm.name, name) for name in study.shown}))
+            continue
+        by_place: dict[float, list[Draw]] = {}
+        for draw in arm.draws or study.draws:
+            by_place.setdefault(getattr(draw, study.over), []).append(draw)
+        for place, draws in sorted(by_place.items()):
+            found.append(Row(arm, place, {name: _drawn(results, arm, name, draws) for name in study.shown}))
+    return found
 
 
-def places(results: Results, arm: Arm) -> list[tuple[float, list[Draw]]]:
-    """The draws of an arm by their place, in order; over arms there is one place with all of them."""
-    draws, over = arm.draws or results.study.draws, results.study.over
-    if over == "arm":
-        return [(0.0, list(draws))]
-    return [(x, [d for d in draws if place(d, over) == x]) for x in sorted({place(d, over) for d in draws})]
-
-
-def at(results: Results, arm: Arm, figure: str, draws: list[Draw]) -> Summary:
-    """A shown figure of an arm at one place."""
-    if results.study.over == "arm":
-        return results.summary(arm.name, figure)
-    names = (figure_at(figure, draw, results.study.over) for draw in draws)
-    found = [results.summary(arm.name, name) for name in names if name is not None]
-    return found[0] if found else Summary(None, None, 0)
+def _drawn(results: Results, arm: Arm, shown: str, draws: list[Draw]) -> Summary:
+    """A shown figure by its full name: `fd` drawn in two steps is `2.fd`, and `1.fd` at guidance scale 2 is `1@2.fd`."""
+    steps, _, name = shown.rpartition(".")
+    full = (f"{draw.name}.{name}" for draw in draws if steps in ("", str(draw.steps)))
+    return next((results.summary(arm.name, figure) for figure in full), Summary(None, None, 0))
 
 
 def table(results: Results) -> str:
     """Mean ± standard error of the shown figures by arm, iterations and seconds of training, and how many cells were done,
-    diverged or failed; above it the terms of the comparison."""
-    over = results.study.over
-    counts = [results.count(arm.name, status) for arm in results.study.arms for status in ("failed", "missing")]
-    rest = ["failed or missing"] if any(counts) else []
-    header = ["arm", *([] if over == "arm" else [over]), *map(label, results.study.shown)]
-    header += ["iterations", "seconds", "n", "diverged", *rest]
-    rows = []
-    for arm in results.study.arms:
-        cells = list(results.of(arm.name).values())
-        teacher_only = arm.student is None
-        iterations = summarize(None if teacher_only else c.iterations for c in cells)
-        seconds = summarize(None if teacher_only else c.seconds.get("train") for c in cells)
-        ends = [str(results.count(arm.name, "done")), str(results.count(arm.name, "diverged"))]
-        if rest:
-            ends.append(str(results.count(arm.name, "failed") + results.count(arm.name, "missing")))
-        for x, draws in places(results, arm):
-            values = [show(at(results, arm, figure, draws)) for figure in results.study.shown]
-            where = [] if over == "arm" else [f"{x:g}"]
-            trained = ["" if s.mean is None else f"{s.mean:,.0f}" for s in (iterations, seconds)]
-            rows.append([arm.name, *where, *values, *trained, *ends])
-    words = 1 + (over != "arm")
-    rule = [":---" if i < words else "---:" for i in range(len(header))]
-    lines = [header, rule, *rows]
+    diverged or failed."""
+    study = results.study
+    over = [] if study.over == "arm" else [study.over]
+    unfinished = any(cell.status in ("failed", "missing") for cell in results.cells)
+    header = ["arm", *over, *map(label, study.shown), "iterations", "seconds", "n", "diverged"]
+    lines = [header + ["failed or missing"] * unfinished]
+    lines.append([":---"] * (1 + len(over)) + ["---:"] * (len(lines[0]) - 1 - len(over)))
+    for row in rows(results):
+        arm = row.arm
+        trained = [] if arm.student is None else results.of(arm.name).values()
+        lengths = [summarize(c.iterations for c in trained), summarize(c.seconds.get("train") for c in trained)]
+        line = [arm.name, *(f"{row.place:g}" for _ in over), *map(show, row.figures.values())]
+        line += ["" if length.mean is None else f"{length.mean:,.0f}" for length in lengths]
+        line += [f"{results.count(arm.name, 'done')}", f"{results.count(arm.name, 'diverged')}"]
+        lines.append(line + [f"{results.count(arm.name, 'failed', 'missing')}"] * unfinished)
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -106,41 +104,42 @@ def terms(results: Results) -> str:
         "seconds": "Every arm has the same training time, unless its name says otherwise, as measured step times of arms and "
         "base foretell it: iterations are fitted to it, and seconds are what was really used, also where the machine had other "
         "things to do.",
-    }[results.study.budget]
-    seeds = ", ".join(map(str, results.seeds))
-    lines = [
-        f"Base {results.base}; mean ± standard error over seeds {seeds}, without cells that diverged; {results.num} samples a "
-        f"score. {equal}"
-    ]
-    teachers = {results.of(arm.name)[seed].teacher for arm in results.study.arms for seed in results.of(arm.name)}
-    by_seed = [t for name, t in results.teachers.items() if name in teachers and t.status == "done"]
-    if by_seed and len(teachers) == len({t.seed for t in results.teachers.values()}):
-        best = [best_draw(teacher) for teacher in by_seed]
-        fd, real = (summarize(b[name] for b in best) for name in ("fd", "fd_real"))
-        lines.append(
-            f"Teacher: Fréchet distance {show(fd)} with {' or '.join(sorted({str(b['nfe']) for b in best}))} evaluations; "
-            f"real against real: {show(real)}."
-        )
-    return " ".join(lines)
+    }
+    text = (
+        f"Base {results.base}; mean ± standard error over seeds {', '.join(map(str, results.seeds))}, without cells that "
+        f"diverged; {results.num} samples a score. {equal[results.study.budget]}"
+    )
+    names = {cell.teacher for cell in results.cells}
+    best = [teacher.best for name, teacher in results.teachers.items() if name in names and teacher.status == "done"]
+    if not best or len(names) != len({teacher.seed for teacher in results.teachers.values()}):
+        return text  # none, or those of arms differ
+    fd, real = (show(summarize(scores[name] for scores in best)) for name in ("fd", "fd_real"))
+    evaluations = " or ".join(sorted({str(scores["nfe"]) for scores in best}))
+    return f"{text} Teacher: Fréchet distance {fd} with {evaluations} evaluations; real against real: {real}."
 
 
 def report(results: Results) -> str:
     """The content of table.md: title, claim, terms, table, verdicts, and the cells that did not end well."""
-    study = results.study
-    parts = [f"# {study.title}", study.claim, terms(results), table(results)]
-    parts.append("\n".join(f"* {verdict.text}" for verdict in judge(results)))
     bad = [c for c in [*results.teachers.values(), *results.cells] if c.status in ("diverged", "failed")]
-    parts.append("\n".join(f"* {c.arm}, seed {c.seed}, {c.status}: {c.reason}" for c in bad))
+    parts = [
+        f"# {results.study.title}",
+        results.study.claim,
+        terms(results),
+        table(results),
+        "\n".join(f"* {verdict.text}" for verdict in judge(results)),
+        "\n".join(f"* {c.arm}, seed {c.seed}, {c.status}: {c.reason}" for c in bad),
+    ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def show(summary: Summary) -> str:
     """`2.31 ± 0.04`, with as many digits as the standard error leaves sense to."""
-    if summary.mean is None:
+    mean, error = summary.mean, summary.error
+    if mean is None:
         return "–"
-    if summary.error is None:
-        return f"{summary.mean:.3g}"
-    if abs(summary.mean) >= 1e5 or 0 < abs(summary.mean) < 1e-3:
-        return f"{summary.mean:.2e} ± {summary.error:.1e}"
-    digits = 3 if abs(summary.mean) < 1 else 2 if abs(summary.mean) < 100 else 0
-    return f"{summary.mean:,.{digits}f} ± {summary.error:,.{digits}f}"
+    if error is None:
+        return f"{mean:.3g}"
+    if abs(mean) >= 1e5 or 0 < abs(mean) < 1e-3:
+        return f"{mean:.2e} ± {error:.1e}"
+    digits = 3 if abs(mean) < 1 else 2 if abs(mean) < 100 else 0
+    return f"{mean:,.{digits}f} ± {error:,.{digits}f}"
