@@ -318,6 +318,84 @@ def test_what_depends_on_values_runs_as_it_is_and_says_so_once() -> None:
         compile(fn, backend="eager")((X,), (DX,))
 
 
+class Masked(nn.Module):
+    """Reads a mask, which it holds, in many ways."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = built()
+        self.register_buffer("mask", torch.tensor([True, False, True, True]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        length = int(self.mask.sum())
+        lengths = torch.stack([self.mask.sum(), self.mask.long().argmin()])
+        kept = torch.zeros(4, dtype=torch.long)
+        kept[: lengths.tolist()[0]] = self.mask.nonzero()[:, 0]
+        y = self.inner(x)
+        z = torch.zeros_like(y)
+        z[: lengths.tolist()[1]] = y[: lengths.tolist()[1]]
+        z[self.mask] += torch.tanh(y[self.mask])
+        if kept[1].item() == 2:
+            z = z * 2
+        return z[:length] if self.mask.any() else y
+
+
+def test_values_of_masks_have_graphs_of_their_own() -> None:
+    net, talk = Masked(), Talk()
+    step, parameters = compile(net, backend="aot_eager", limit=3, tell=talk), list(net.parameters())
+    masks = [torch.tensor(row) > 0 for row in ([1, 0, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0], [0, 1, 0, 1])]
+    for mask in (*masks[:3], *masks[:3]):
+        net.mask.copy_(mask)
+        check_same(step, net, (X,), (DX,), parameters)
+        assert torch.equal(torch.get_rng_state(), torch.Generator().manual_seed(0).get_state())
+    assert not talk.texts
+    assert [run is not None for runs in step.kinds.values() for run in runs] == [True] * 3
+    for mask in (masks[3], masks[0]):
+        net.mask.copy_(mask)
+        check_same(step, net, (X,), (DX,), parameters)
+    assert len(talk.texts) == 1
+    assert "values that decide what runs" in talk.texts[0]
+
+
+def test_random_numbers_that_decide_run_as_they_are() -> None:
+    talk = Talk()
+    step = compile(lambda x: x * int(torch.randint(1, 9, ())), backend="eager", tell=talk)
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        _, tangent = step((X,), (DX,))
+        torch.manual_seed(seed)
+        assert torch.equal(tangent, DX * int(torch.randint(1, 9, ())))
+    assert "the value of a tensor decides what runs" in talk.texts[0]
+
+
+def test_gradients_of_what_is_written_into_a_part() -> None:
+    net = built()
+
+    def fn(x: Tensor) -> Tensor:
+        y = torch.zeros_like(x)
+        y[:, 1:4] = net(x)[:, 1:4]
+        return y
+
+    check_same(quiet(fn), fn, (X,), (DX,), list(net.parameters()))
+
+
+def test_a_mask_of_flexible_attention_that_the_call_makes() -> None:
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    q, dq = draw(1, 1, 2, 128, 16).float(), draw(2, 1, 2, 128, 16).float()
+
+    def fn(q: Tensor, limit: Tensor) -> Tensor:
+        places = torch.arange(128) * limit
+        mask = create_block_mask(lambda b, h, i, j: places[j] <= places[i], 1, 1, 128, 128, device="cpu")
+        return flex_attention(q, q, q, block_mask=mask)  # type: ignore[return-value]
+
+    step = quiet(fn)
+    for limit in (torch.tensor(1), torch.tensor(-1)):
+        found, expected = step((q, limit), (dq, None)), jvp(fn, (q, limit), (dq, None))
+        assert torch.allclose(found[0], expected[0], atol=1e-6)
+        assert torch.allclose(found[1], expected[1], atol=1e-5)
+
+
 def test_hooks_of_gradients_run_as_they_are() -> None:
     net, talk, seen = built(), Talk(), []
 

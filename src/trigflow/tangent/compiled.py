@@ -74,7 +74,8 @@ class Compiled:
     the values of everything else in them, the training modes of the modules that run, whether gradients are recorded, autocast,
     and the default dtype. Weights, buffers and other tensors that the function finds by itself are read for every call, by
     their names in the modules that ran, so that an optimizer step, `load_state_dict` or another tensor under the same name is
-    seen. Other values that it reads (numbers in modules, globals, what it branches on) are those of its first run.
+    seen. Values that it reads off tensors of integers or booleans, such as the lengths in a mask, have a graph for each set of
+    them, and are compared in every call. Other values (numbers in modules, globals) are those of its first run.
 
     Random numbers, such as those of dropout, are drawn by the compiled code: from the state of PyTorch's generator, but not
     the same as without compilation, unless `torch._inductor.config.fallback_random` is set.
@@ -128,11 +129,11 @@ class Compiled:
         leaves, nest = pytree.tree_flatten(args)
         if any(type(x) is Dual for x in leaves):
             return self._on_duals(args)
-        kind = self._kind(leaves, args)
+        kind, tensors = self._kind(leaves, args), _tensors(leaves)
         for run in self.kinds.get(kind, ()):
             if run is None:
                 return self.function(*args)
-            state = run[0].read()
+            state = run[0].read(tensors)
             if state is not None:
                 return self._run(*run, state, leaves)
         return self._first(kind, leaves, nest, args)
@@ -191,7 +192,7 @@ class Compiled:
                 # What tracing saves is for no backward: activation checkpointing is not to count it.
                 with saved_tensors_hooks(_as_it_is, _as_it_is):
                     traced = trace(self.function, leaves, nest, self.dynamic)
-                    state = traced.read()
+                    state = traced.read(_tensors(leaves))
                     assert state is not None
                     graph = self._compile(traced.graph, state, _tensors(leaves))
                 result = self._run(traced, graph, state, leaves)
@@ -260,7 +261,7 @@ class Compiled:
         """What has changed from one kind to another, in words."""
         kinds = list(self.kinds)
         names = [field for field in Kind._fields if len({getattr(kind, field) for kind in kinds}) > 1]
-        return ", ".join(_WORDS[name] for name in names) or "the modules and their weights"
+        return ", ".join(_WORDS[name] for name in names) or "the modules, their weights, or values that decide what runs"
 
     def _say(self, why: str) -> None:
         if why not in self.told:

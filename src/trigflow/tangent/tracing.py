@@ -4,9 +4,11 @@
 
 * results of `torch.no_grad()` and of `jvp`'s tangents are detached, so that no gradient flows where none did;
 * tensors that the function finds by itself (weights, buffers, constants) become inputs, read anew for every run;
-* a custom `torch.autograd.Function` whose gradient is wanted stays one call, with its own backward.
+* a custom `torch.autograd.Function` whose gradient is wanted stays one call, with its own backward;
+* tensors that the functions of flexible attention hold become arguments of theirs.
 
-What depends on the values of tensors, or acts on the gradient from outside of the graph, cannot be traced.
+Values that the function reads off tensors of integers or booleans, such as masks, are constants of the graph, which stands for
+calls with these values alone. What depends on other values, or acts on the gradient from outside of the graph, cannot be traced.
 """
 
 import re
@@ -29,15 +31,21 @@ from torch.utils import _pytree as pytree
 from trigflow.tangent import dual, guard
 from trigflow.tangent.dual import Dual
 from trigflow.tangent.errors import function_name
+from trigflow.tangent.values import Undecided, fix_values, sources_of
 
 _HOOKS = {"register_hook", "register_post_accumulate_grad_hook", "backward", "retain_grad"}
-
+_UNSEEN = {"tolist", "numpy", "__array__", "__dlpack__", "tensor_split", "_pack_padded_sequence"}
+"""Reads of real tensors of which no operator is recorded."""
 
 _BUFFERS = "buffers before the trace"
 
 
 class Untraceable(Exception):
     """A function that is no graph of operators; the message says at which operation."""
+
+
+class _Reads(Untraceable):
+    """A function that reads the values of tensors."""
 
 
 @dataclass
@@ -50,6 +58,7 @@ class Traced:
         signs: shape, dtype, device and `requires_grad` of each of them.
         modules: that ran, with the training mode of each.
         moving: for each of the state whether a gradient can flow to it.
+        values: what the function read: where a tensor is among the state and the tensors of the call, and what was in it.
         nest: a `TreeSpec` of what the function returns.
     """
 
@@ -58,14 +67,18 @@ class Traced:
     signs: list[Any]
     modules: list[tuple[nn.Module, bool]]
     moving: list[bool]
+    values: list[tuple[int, Tensor]]
     nest: Any = None
 
-    def read(self) -> list[Tensor] | None:
-        """The tensors of the state as they are now; None where they, or the modules, are not of the kind that was traced."""
+    def read(self, inputs: list[Tensor]) -> list[Tensor] | None:
+        """The tensors of the state as they are now; None where they, the modules, or values that decide what runs, among them
+        those of the tensors of the call, are not those that were traced."""
         if any(module.training is not mode for module, mode in self.modules):
             return None
         found = [place.get(name) for place, name in self.state]
         if any(_sign(x) != sign for x, sign in zip(found, self.signs, strict=True)):
+            return None
+        if any(not torch.equal([*found, *inputs][i], value) for i, value in self.values):
             return None
         pairs: Any = zip(found, self.moving, strict=True)
         return [x if moves else x.detach() for x, moves in pairs]
@@ -76,7 +89,7 @@ def _sign(x: Any) -> Any:
 
 
 def trace(function: Callable[..., Any], leaves: list[Any], nest: Any, dynamic: bool = False) -> Traced:
-    """Run `function` once on tensors without memory and record what it does.
+    """Run `function` once on tensors without memory and record what it does; on real ones, where it reads values.
 
     Args:
         function: of the arguments that `leaves` and `nest` are flattened from.
@@ -87,12 +100,27 @@ def trace(function: Callable[..., Any], leaves: list[Any], nest: Any, dynamic: b
     Raises:
         Untraceable: if it depends on values, or calls something that is no operator.
     """
+    try:
+        return _trace(function, leaves, nest, dynamic)
+    except _Reads as reason:
+        if dynamic:
+            raise
+        try:
+            return _trace(function, leaves, nest, real=True)
+        except Untraceable:
+            raise reason from None
+
+
+def _trace(function: Callable[..., Any], leaves: list[Any], nest: Any, dynamic: bool = False, real: bool = False) -> Traced:
     places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
-    marks = _Marks()
+    marks = _Marks(real)
     outputs: Any = None
+    tracer: Any = None
 
     def flat(*tensors: Tensor) -> list[Tensor]:
-        nonlocal outputs
+        nonlocal outputs, tracer
+        mode: Any = proxy_tensor.get_proxy_mode()
+        tracer = mode.tracer
         filled = list(leaves)
         for i, tensor in zip(places, tensors, strict=True):
             filled[i] = tensor
@@ -103,19 +131,57 @@ def trace(function: Callable[..., Any], leaves: list[Any], nest: Any, dynamic: b
             raise Untraceable("the function returns something else than tensors")
         return [value if value.requires_grad else value.detach() for value in values]
 
-    inputs = [leaves[i] for i in places]
+    inputs: list[Tensor] = [leaves[i] for i in places]
+    table = {torch.ops.aten.upsample_nearest2d.default: _enlarged}
+    how: Any = {"tracing_mode": "real" if real else "fake", "_allow_non_fake_inputs": True}
     try:
-        with _unchanged(marks.modules):
-            given = _of_any_batch(inputs) if dynamic else inputs
-            table = {torch.ops.aten.upsample_nearest2d.default: _enlarged}
-            graph = proxy_tensor.make_fx(flat, table, tracing_mode="fake", _allow_non_fake_inputs=True)(*given)
+        with _unchanged(marks.modules), _undrawn(inputs):
+            given = _of_any_batch(inputs) if dynamic else [_copied(x) for x in inputs] if real else inputs
+            graph = proxy_tensor.make_fx(flat, table, **how, _error_on_data_dependent_ops=not real)(*given)
+        _pass_held(graph, tracer)
+        values = fix_values(graph, inputs) if real else {}
     except Untraceable:
         raise
+    except Undecided as reason:
+        raise Untraceable from reason
     except Exception as reason:
-        raise Untraceable(_words(reason, marks.last)) from reason
-    traced = _lifted(graph, list(marks.modules))
+        raise (_Reads if _reads(reason) else Untraceable)(_words(reason, marks.last)) from reason
+    traced = _lifted(graph, list(marks.modules), values)
     traced.nest = outputs
     return traced
+
+
+def _copied(x: Tensor) -> Tensor:
+    return x.detach().clone().requires_grad_(x.requires_grad)
+
+
+def _undrawn(inputs: list[Tensor]) -> Any:
+    """Afterwards random numbers are those that would have come without the trace."""
+    return torch.random.fork_rng([x.device for x in inputs if x.is_cuda])
+
+
+def _pass_held(graph: fx.GraphModule, tracer: Any) -> None:
+    """Tensors that the functions of flexible attention hold become arguments of theirs, made where they are made outside."""
+    for node in [node for node in graph.graph.nodes if node.target is torch.ops.higher_order.flex_attention]:
+        args = list(node.args)
+        for place, part in ((-2, args[3]), (-1, args[4][-1])):
+            function = getattr(graph, part.target)
+            held: dict[int, tuple[fx.Node, fx.Node]] = {}
+            last = [inner for inner in function.graph.nodes if inner.op == "placeholder"][-1]
+            for inner in [inner for inner in function.graph.nodes if inner.op == "get_attr"]:
+                value = getattr(function, inner.target)
+                if id(value) not in held:
+                    found = tracer.tensor_tracker.get(value)
+                    with graph.graph.inserting_before(node):
+                        outside = tracer.create_arg(value) if found is None else found.proxy.node
+                    with function.graph.inserting_after(last):
+                        last = function.graph.placeholder(f"held_{len(held)}")
+                    held[id(value)] = outside, last
+                inner.replace_all_uses_with(held[id(value)][1])
+                function.graph.erase_node(inner)
+            function.recompile()
+            args[place] = (*args[place], *(outside for outside, _ in held.values()))
+        node.args = tuple(args)
 
 
 def _enlarged(x: Tensor, size: list[int], *scales: float | None) -> Any:
@@ -134,11 +200,16 @@ def _enlarged(x: Tensor, size: list[int], *scales: float | None) -> Any:
 def _words(reason: Exception, last: Any) -> str:
     """Why a trace ended: the torch function at which it did, the line of the user that called it, and what it said."""
     what = str(reason).strip().split("\n")[0][:200] or type(reason).__name__
-    if type(reason).__name__ in ("GuardOnDataDependentSymNode", "DataDependentOutputException"):
+    if _reads(reason):
         what = "the value of a tensor decides what runs, as after .item()"
     frames = [f for f in traceback.extract_tb(reason.__traceback__) if not _OWN.search(f.filename)]
     where = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
     return f"{what} (in {function_name(last)}{where})" if last is not None else what + where
+
+
+def _reads(reason: Exception) -> bool:
+    name = type(reason).__name__
+    return name in ("GuardOnDataDependentSymNode", "DataDependentOutputException", "DynamicOutputShapeException")
 
 
 _OWN = re.compile(r"[/\\](torch|trigflow[/\\]tangent)[/\\]|<")
@@ -158,8 +229,9 @@ def _of_any_batch(inputs: list[Tensor]) -> list[Tensor]:
 class _Marks(TorchFunctionMode):
     """Sees every torch function that the traced function calls, and detaches what it gives under `torch.no_grad()`."""
 
-    def __init__(self) -> None:
+    def __init__(self, real: bool = False) -> None:
         super().__init__()
+        self.real = real
         self.modules: dict[nn.Module, dict[str, Any]] = {}
         self.last: Any = None
         self.busy = False
@@ -169,6 +241,8 @@ class _Marks(TorchFunctionMode):
     ) -> Any:
         if self.busy:
             return func(*args, **(kwargs or {}))
+        if self.real and func is Tensor.tolist:
+            return _listed(args[0])
         self._about(func)
         return self._seen(args, kwargs or {}, func(*args, **(kwargs or {})))
 
@@ -189,6 +263,8 @@ class _Marks(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name in _HOOKS:
             raise Untraceable(f"{function_name(func)} acts on the backward pass")
+        if self.real and name in _UNSEEN:
+            raise Untraceable(f"{function_name(func)} reads values")
         if name not in ("__get__", "__set__"):
             self.last = func
 
@@ -215,6 +291,10 @@ class _Marks(TorchFunctionMode):
         dual.OBSERVER.reset(self.tokens[0])
         guard.APPLY.reset(self.tokens[1])
         self.hook.remove()
+
+
+def _listed(x: Tensor) -> Any:
+    return x.item() if x.ndim == 0 else [_listed(part) for part in x]
 
 
 def _detached(x: Any) -> Any:
@@ -264,7 +344,7 @@ def _kept_function(cls: Any, original: Callable[..., Any], *args: Any, **kwargs:
     return proxy_tensor.track_tensor_tree(result, node, constant=None, tracer=mode.tracer)
 
 
-def _lifted(graph: fx.GraphModule, modules: list[nn.Module]) -> Traced:
+def _lifted(graph: fx.GraphModule, modules: list[nn.Module], values: dict[fx.Node, Tensor]) -> Traced:
     """The graph with the tensors that it holds as inputs, and where in the modules each of them lives."""
     homes: dict[int, tuple[dict[str, Any], str]] = {}
     for module in modules:
@@ -286,28 +366,19 @@ def _lifted(graph: fx.GraphModule, modules: list[nn.Module]) -> Traced:
             with graph.graph.inserting_before(first):
                 inputs[id(value)] = graph.graph.placeholder(f"state_{len(inputs)}"), value
         node.replace_all_uses_with(inputs[id(value)][0])
+        if node in values:
+            values[inputs[id(value)][0]] = values.pop(node)
         graph.graph.erase_node(node)
     graph._parameters.clear()
     graph._buffers.clear()
     graph.graph.lint()
     graph.recompile()
-    reached = _reached(graph.graph)
+    moving = sources_of(graph.graph.output_node().all_input_nodes, graph.graph, torch.ops.aten.detach.default)
     return Traced(
         graph,
         [homes.get(id(value), ({"": value}, "")) for _, value in inputs.values()],
         [_sign(value) for _, value in inputs.values()],
         [(module, module.training) for module in modules],
-        [node in reached for node, _ in inputs.values()],
+        [node in moving for node, _ in inputs.values()],
+        [(i, values[node]) for i, node in enumerate(graph.graph.nodes) if node in values],
     )
-
-
-def _reached(graph: fx.Graph) -> set[fx.Node]:
-    """The nodes from which a gradient of the outputs can be reached."""
-    reached: set[fx.Node] = set()
-    waiting = list(graph.output_node().all_input_nodes)
-    while waiting:
-        node = waiting.pop()
-        if node not in reached and node.target is not torch.ops.aten.detach.default:
-            reached.add(node)
-            waiting += node.all_input_nodes
-    return reached
