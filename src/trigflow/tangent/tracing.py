@@ -75,7 +75,7 @@ class Traced:
         those of the tensors of the call, are not those that were traced."""
         if any(module.training is not mode for module, mode in self.modules):
             return None
-        found = [place.get(name) for place, name in self.state]
+        found: list[Any] = [place.get(name) for place, name in self.state]
         if any(_sign(x) != sign for x, sign in zip(found, self.signs, strict=True)):
             return None
         if any(not torch.equal([*found, *inputs][i], value) for i, value in self.values):

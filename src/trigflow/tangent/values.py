@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-aten = torch.ops.aten
+aten: Any = torch.ops.aten
 MASKS = (torch.bool, torch.uint8)
 
 
@@ -30,7 +30,7 @@ def fix_values(graph: fx.GraphModule, inputs: list[Tensor]) -> dict[fx.Node, Ten
     Raises:
         Undecided: where such a tensor is no tensor of integers or booleans.
     """
-    nodes = graph.graph.nodes
+    nodes: Any = graph.graph.nodes
     reads = {node: read for node in nodes if (read := _read_by(node))}
     needed = sources_of([source for read in reads.values() for source in read], graph.graph)
     given = dict(zip((n for n in nodes if n.op == "placeholder"), inputs, strict=True))
@@ -72,7 +72,7 @@ def _constant(graph: fx.GraphModule, name: str, value: Tensor) -> fx.Node:
     return graph.graph.get_attr(name)
 
 
-def _read_by(node: fx.Node) -> list[fx.Node]:
+def _read_by(node: Any) -> list[fx.Node]:
     """The tensors whose values decide the result in Python, or the shape, of an operator."""
     tags = getattr(node.target, "tags", ())
     if node.target is aten.index.Tensor:
@@ -105,7 +105,7 @@ def _writes(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
     return written
 
 
-def _base(node: fx.Node) -> fx.Node:
+def _base(node: Any) -> fx.Node:
     """What a node is a view of, or was written into."""
     while node.all_input_nodes:
         returns = getattr(getattr(node.target, "_schema", None), "returns", ())
