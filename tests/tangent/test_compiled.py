@@ -1,7 +1,7 @@
 """Compiled functions with tangents: the numbers and gradients of plain runs, weights read anew, and when they run as they are.
 
-Most run the traced graph as it is (backend eager), some its graph of forward and backward (aot_eager). What inductor makes of
-graphs is looked at for whole networks by `make compile-check`.
+Most run the traced graph as it is (backend eager), some its graph of forward and backward (aot_eager), dropout by inductor. What
+that makes of whole networks is looked at by `make compile-check`.
 """
 
 from __future__ import annotations
@@ -176,6 +176,21 @@ def test_dropout_draws_one_mask_for_both() -> None:
     attend = quiet(lambda v: F.scaled_dot_product_attention(q, q, v, dropout_p=0.5))
     out, tangent = attend((value,), (2 * value,))
     assert torch.equal(tangent, 2 * out)
+
+
+def test_dropout_by_inductor_draws_as_the_engine() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Dropout(0.3), nn.Linear(6, 4), nn.Dropout(0.5), nn.SiLU(), nn.Dropout(0.2))
+    step, parameters = quiet(net, backend="inductor"), list(net.parameters())
+    for seed in (0, 1):
+        check_same(step, net, (X,), (DX,), parameters, seed)
+    torch.manual_seed(2)
+    out, _ = step((X,), (DX,))
+    drawn = torch.rand(3)
+    torch.manual_seed(2)
+    assert torch.allclose(net(X), out, atol=1e-6)
+    assert torch.equal(torch.rand(3), drawn)  # as many
+    assert one_kind(step)
 
 
 def test_draws_that_would_be_needed_twice_run_as_they_are() -> None:
@@ -469,6 +484,23 @@ def test_a_part_of_what_jvp_runs() -> None:
     assert not inner.kinds
     assert inner.tangents is not None
     assert one_kind(inner.tangents)
+
+
+def test_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inductor needs it for every kernel on CUDA."""
+    from torch._inductor.exc import TritonMissing
+
+    def missing(*_: Any, **__: Any) -> Any:
+        raise TritonMissing(None)
+
+    monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", missing)
+    net, talk = built(), Talk()
+    step = compile(net, tell=talk)
+    for _ in range(2):
+        check_same(step, net, (X,), (DX,), list(net.parameters()))
+    (text,) = talk.texts
+    assert "Net runs without compilation: TritonMissing: " in text
+    assert "\n" not in text
 
 
 def no_compiler(*_: Any) -> str:

@@ -11,7 +11,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -77,8 +77,7 @@ class Compiled:
     seen. Values that it reads off tensors of integers or booleans, such as the lengths in a mask, have a graph for each set of
     them, and are compared in every call. Other values (numbers in modules, globals) are those of its first run.
 
-    Random numbers, such as those of dropout, are drawn by the compiled code: from the state of PyTorch's generator, but not
-    the same as without compilation, unless `torch._inductor.config.fallback_random` is set.
+    Random numbers, such as those of dropout, are those that the function draws by itself at the same state of the generator.
 
     Where a call cannot be traced or compiled, the function runs as it is, and a warning says why, once.
 
@@ -188,7 +187,7 @@ class Compiled:
             return self.function(*args)
         try:
             # The backward is compiled now too, where a failure can be caught.
-            with self._cached(), config.patch(force_non_lazy_backward_lowering=True):
+            with self._cached(), config.patch(force_non_lazy_backward_lowering=True), _drawing(self.backend):
                 # What tracing saves is for no backward: activation checkpointing is not to count it.
                 with saved_tensors_hooks(_as_it_is, _as_it_is):
                     traced = trace(self.function, leaves, nest, self.dynamic)
@@ -267,6 +266,15 @@ class Compiled:
         if why not in self.told:
             self.told.add(why)
             self.tell(f"{self.name} runs without compilation: {why}")
+
+
+def _drawing(backend: str) -> Any:
+    """Have compiled code draw the random numbers of PyTorch's own kernels, in their order."""
+    if backend != "inductor":
+        return nullcontext()
+    from torch._inductor import config
+
+    return config.patch(fallback_random=True)
 
 
 def _as_it_is(x: Tensor) -> Tensor:
