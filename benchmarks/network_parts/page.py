@@ -22,8 +22,8 @@ of a plain call in {bfloat16}. Compiled by inductor, {compiled} graphs are exact
 * *bfloat16*: output and gradients in bfloat16, bit for bit, where the kernels of PyTorch repeat their own; empty for a network
   that does not run in it.
 * *traced*: relative error of output, tangent and gradients of all parameters by `trigflow.tangent.compile` with the backend
-  "eager", which is the graph as it was traced, at inputs other than those it was made at, and the nodes of that graph. *compiled*:
-  the same of output and tangent with the backend "inductor", for some of the classes.
+  "eager", which is the graph as it was traced, at inputs other than those it was made at, and the nodes of that graph.
+  *compiled*: the same of output and tangent with the backend "inductor", for some of the classes.
 * *time*: how far the output moves when the time moves by 0.2, relative to its size, at the times of the configuration. Where it
   is 0 the network takes no time, rounds it, or leaves it out of this pass: its tangent along the time is zero, without an
   error. `coverage(..., time=1)` says so of any network.

@@ -1,7 +1,7 @@
 """Compiled functions with tangents: the numbers and gradients of plain runs, weights read anew, and when they run as they are.
 
-Most run the traced graph as it is (backend eager), some its graph of forward and backward (aot_eager), dropout by inductor. What
-that makes of whole networks is looked at by `make compile-check`.
+Most run the traced graph as it is (backend eager), some its graph of forward and backward (aot_eager), dropout by inductor.
+What that makes of whole networks is looked at by `make compile-check`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Compiled losses, averages and updates: the numbers of a plain run, resumed bit for bit, and what cannot be compiled goes on without.
+"""Compiled losses, averages and updates: the numbers of a plain run, resumed bit for bit; what cannot be goes on without.
 
 The graphs run as they were traced; `make compile-check` looks at what inductor makes of them.
 """
@@ -16,7 +16,7 @@ from training.tiny import state_of, tiny_trainer, untrained_teacher
 from trigflow.cli import main
 from trigflow.training import compiled
 from trigflow.training.config import OptimizerConfig
-from trigflow.training.muon import updates_of
+from trigflow.training.muon import orthogonalize
 from trigflow.training.optimizer import build_optimizer
 from trigflow.training.trainer import Trainer
 
@@ -59,9 +59,9 @@ def test_steps_are_those_of_a_plain_run(tmp_path: Path, case: str, capfd: pytest
             torch.testing.assert_close(torch.as_tensor(other[name]), torch.as_tensor(value), rtol=1e-4, atol=1e-6)
     assert "without compilation" not in capfd.readouterr().err
     if case == "muon":
-        updates = [run.optimizers["optimizer"].updates for run in runs]  # type: ignore[attr-defined]
-        assert updates[0] is updates_of
-        assert updates[1].kinds
+        turns = [run.optimizers["optimizer"].turn for run in runs]  # type: ignore[attr-defined]
+        assert turns[0] is orthogonalize
+        assert turns[1].kinds
     assert bool(runs[1].losses.compiled) is not CASES[case].get("parallel.recompute", False)
     assert not runs[0].losses.compiled
     for a, b in zip(*(run.ema.network.parameters() for run in runs), strict=True):

@@ -11,7 +11,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -177,6 +177,7 @@ class Compiled:
     def _first(self, kind: Kind, leaves: list[Any], nest: Any, args: tuple[Any, ...]) -> Any:
         """The first call of a kind: trace, compile, run; or, where one of them fails, the function itself."""
         from torch._functorch import config
+        from torch._inductor import config as inductor
 
         from trigflow.tangent.tracing import Untraceable, trace  # what it imports takes half a second
 
@@ -186,8 +187,8 @@ class Compiled:
             runs.append(None)
             return self.function(*args)
         try:
-            # The backward is compiled now too, where a failure can be caught.
-            with self._cached(), config.patch(force_non_lazy_backward_lowering=True), _drawing(self.backend):
+            # The backward is compiled now too, where a failure can be caught; random numbers are those of PyTorch's kernels.
+            with self._cached(), config.patch(force_non_lazy_backward_lowering=True), inductor.patch(fallback_random=True):
                 # What tracing saves is for no backward: activation checkpointing is not to count it.
                 with saved_tensors_hooks(_as_it_is, _as_it_is):
                     traced = trace(self.function, leaves, nest, self.dynamic)
@@ -266,15 +267,6 @@ class Compiled:
         if why not in self.told:
             self.told.add(why)
             self.tell(f"{self.name} runs without compilation: {why}")
-
-
-def _drawing(backend: str) -> Any:
-    """Have compiled code draw the random numbers of PyTorch's own kernels, in their order."""
-    if backend != "inductor":
-        return nullcontext()
-    from torch._inductor import config
-
-    return config.patch(fallback_random=True)
 
 
 def _as_it_is(x: Tensor) -> Tensor:

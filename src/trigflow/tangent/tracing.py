@@ -7,14 +7,14 @@
 * a custom `torch.autograd.Function` whose gradient is wanted stays one call, with its own backward;
 * tensors that the functions of flexible attention hold become arguments of theirs.
 
-Values that the function reads off tensors of integers or booleans, such as masks, are constants of the graph, which stands for
-calls with these values alone. What depends on other values, or acts on the gradient from outside of the graph, cannot be traced.
+Values read off tensors of integers or booleans, such as masks, are constants of the graph, which is for calls with these.
+What depends on other values, or acts on the gradient from outside of the graph, cannot be traced.
 """
 
 import re
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +31,7 @@ from torch.utils import _pytree as pytree
 from trigflow.tangent import dual, guard
 from trigflow.tangent.dual import Dual
 from trigflow.tangent.errors import function_name
-from trigflow.tangent.values import Undecided, fix_values, sources_of
+from trigflow.tangent.values import fix_values, sources_of
 
 _HOOKS = {"register_hook", "register_post_accumulate_grad_hook", "backward", "retain_grad"}
 _UNSEEN = {"tolist", "numpy", "__array__", "__dlpack__", "tensor_split", "_pack_padded_sequence"}
@@ -42,10 +42,6 @@ _BUFFERS = "buffers before the trace"
 
 class Untraceable(Exception):
     """A function that is no graph of operators; the message says at which operation."""
-
-
-class _Reads(Untraceable):
-    """A function that reads the values of tensors."""
 
 
 @dataclass
@@ -71,8 +67,7 @@ class Traced:
     nest: Any = None
 
     def read(self, inputs: list[Tensor]) -> list[Tensor] | None:
-        """The tensors of the state as they are now; None where they, the modules, or values that decide what runs, among them
-        those of the tensors of the call, are not those that were traced."""
+        """The tensors of the state as they are now; None where they, modules or values that are read are of other kinds."""
         if any(module.training is not mode for module, mode in self.modules):
             return None
         found: list[Any] = [place.get(name) for place, name in self.state]
@@ -88,39 +83,27 @@ def _sign(x: Any) -> Any:
     return (x.shape, x.dtype, x.device, x.requires_grad) if isinstance(x, Tensor) else None
 
 
-def trace(function: Callable[..., Any], leaves: list[Any], nest: Any, dynamic: bool = False) -> Traced:
-    """Run `function` once on tensors without memory and record what it does; on real ones, where it reads values.
+def trace(function: Callable[..., Any], leaves: list[Any], nest: Any, dynamic: bool = False, real: bool = False) -> Traced:
+    """Run `function` once on tensors without memory and record what it does.
 
     Args:
         function: of the arguments that `leaves` and `nest` are flattened from.
         leaves: tensors, which become inputs of the graph, and others, which become constants of it.
         nest: a `TreeSpec`.
         dynamic: whether the first axis of tensors may have another size later.
+        real: whether it runs on tensors with values, as it does by itself where values are read.
 
     Raises:
         Untraceable: if it depends on values, or calls something that is no operator.
     """
-    try:
-        return _trace(function, leaves, nest, dynamic)
-    except _Reads as reason:
-        if dynamic:
-            raise
-        try:
-            return _trace(function, leaves, nest, real=True)
-        except Untraceable:
-            raise reason from None
-
-
-def _trace(function: Callable[..., Any], leaves: list[Any], nest: Any, dynamic: bool = False, real: bool = False) -> Traced:
     places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
     marks = _Marks(real)
     outputs: Any = None
-    tracer: Any = None
+    mode: Any = None
 
     def flat(*tensors: Tensor) -> list[Tensor]:
-        nonlocal outputs, tracer
-        mode: Any = proxy_tensor.get_proxy_mode()
-        tracer = mode.tracer
+        nonlocal outputs, mode
+        mode = proxy_tensor.get_proxy_mode()
         filled = list(leaves)
         for i, tensor in zip(places, tensors, strict=True):
             filled[i] = tensor
@@ -132,55 +115,42 @@ def _trace(function: Callable[..., Any], leaves: list[Any], nest: Any, dynamic: 
         return [value if value.requires_grad else value.detach() for value in values]
 
     inputs: list[Tensor] = [leaves[i] for i in places]
+    given = [x.detach().clone().requires_grad_(x.requires_grad) for x in inputs] if real else inputs
     table = {torch.ops.aten.upsample_nearest2d.default: _enlarged}
-    how: Any = {"tracing_mode": "real" if real else "fake", "_allow_non_fake_inputs": True}
+    how: Any = {"tracing_mode": "real" if real else "fake", "_error_on_data_dependent_ops": not real}
     try:
-        with _unchanged(marks.modules), _undrawn(inputs):
-            given = _of_any_batch(inputs) if dynamic else [_copied(x) for x in inputs] if real else inputs
-            graph = proxy_tensor.make_fx(flat, table, **how, _error_on_data_dependent_ops=not real)(*given)
-        _pass_held(graph, tracer)
+        with _unchanged(marks.modules), torch.random.fork_rng([x.device for x in inputs if x.is_cuda]):
+            trace_of = proxy_tensor.make_fx(flat, table, _allow_non_fake_inputs=True, **how)
+            graph = trace_of(*(_of_any_batch(inputs) if dynamic else given))
+        _pass_held(graph, mode.tracer)
         values = fix_values(graph, inputs) if real else {}
     except Untraceable:
         raise
-    except Undecided as reason:
-        raise Untraceable from reason
     except Exception as reason:
-        raise (_Reads if _reads(reason) else Untraceable)(_words(reason, marks.last)) from reason
+        if _reads(reason) and not (dynamic or real):
+            with suppress(Untraceable):
+                return trace(function, leaves, nest, real=True)
+        raise Untraceable(_words(reason, marks.last)) from reason
     traced = _lifted(graph, list(marks.modules), values)
     traced.nest = outputs
     return traced
 
 
-def _copied(x: Tensor) -> Tensor:
-    return x.detach().clone().requires_grad_(x.requires_grad)
-
-
-def _undrawn(inputs: list[Tensor]) -> Any:
-    """Afterwards random numbers are those that would have come without the trace."""
-    return torch.random.fork_rng([x.device for x in inputs if x.is_cuda])
-
-
 def _pass_held(graph: fx.GraphModule, tracer: Any) -> None:
     """Tensors that the functions of flexible attention hold become arguments of theirs, made where they are made outside."""
-    for node in [node for node in graph.graph.nodes if node.target is torch.ops.higher_order.flex_attention]:
-        args = list(node.args)
+    for node in graph.graph.find_nodes(op="call_function", target=torch.ops.higher_order.flex_attention):
+        args: list[Any] = list(node.args)
         for place, part in ((-2, args[3]), (-1, args[4][-1])):
             function = getattr(graph, part.target)
-            held: dict[int, tuple[fx.Node, fx.Node]] = {}
-            last = [inner for inner in function.graph.nodes if inner.op == "placeholder"][-1]
-            for inner in [inner for inner in function.graph.nodes if inner.op == "get_attr"]:
+            for inner in function.graph.find_nodes(op="get_attr"):
                 value = getattr(function, inner.target)
-                if id(value) not in held:
-                    found = tracer.tensor_tracker.get(value)
-                    with graph.graph.inserting_before(node):
-                        outside = tracer.create_arg(value) if found is None else found.proxy.node
-                    with function.graph.inserting_after(last):
-                        last = function.graph.placeholder(f"held_{len(held)}")
-                    held[id(value)] = outside, last
-                inner.replace_all_uses_with(held[id(value)][1])
+                found = tracer.tensor_tracker.get(value)
+                with graph.graph.inserting_before(node):
+                    args[place] = (*args[place], tracer.create_arg(value) if found is None else found.proxy.node)
+                with function.graph.inserting_after(function.graph.find_nodes(op="placeholder")[-1]):
+                    inner.replace_all_uses_with(function.graph.placeholder(inner.name))
                 function.graph.erase_node(inner)
             function.recompile()
-            args[place] = (*args[place], *(outside for outside, _ in held.values()))
         node.args = tuple(args)
 
 

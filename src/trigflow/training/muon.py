@@ -45,11 +45,6 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
     return x.mT if matrices.shape[-2] > matrices.shape[-1] else x
 
 
-def updates_of(directions: list[Tensor]) -> list[Tensor]:
-    """`orthogonalize` of matrices of one shape, each by itself in the list."""
-    return list(orthogonalize(torch.stack(directions)).unbind())
-
-
 def hidden_matrices(module: nn.Module) -> list[Tensor]:
     """The weights that Muon is for: of linear layers and convolutions with both sides at least `THIN`, in order.
 
@@ -90,7 +85,7 @@ class Muon(torch.optim.Optimizer):
         lr, betas, eps: as in Adam; betas and eps are used for the other parameters alone.
         weight_decay: decoupled, for all.
         momentum: decay of the momentum of the matrices, in [0, 1).
-        updates: `updates_of`, or the same compiled.
+        turn: `orthogonalize`, or the same compiled.
 
     Source: Jordan et al. 2024, "Muon: an optimizer for hidden layers"; Liu et al. 2025, "Muon is scalable for LLM training"
     (the factor).
@@ -106,13 +101,13 @@ class Muon(torch.optim.Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         momentum: float = 0.95,
-        updates: Callable[[list[Tensor]], list[Tensor]] = updates_of,
+        turn: Callable[[Tensor], Tensor] = orthogonalize,
     ) -> None:
         settings = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "momentum": momentum}
         settings["fused"] = True  # of the Adam part; also makes load_state_dict put the step counts beside the weights
         super().__init__(params, settings)
         self.matrices = {id(p) for p in matrices}
-        self.updates = updates
+        self.turn = turn
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -147,9 +142,8 @@ class Muon(torch.optim.Optimizer):
                 for mine, gradient in zip(averages, gradients, strict=True):
                     torch.where(bad, mine, mine.lerp(gradient, 1 - momentum), out=mine)
             mixed = torch._foreach_lerp(gradients, averages, momentum)
-            updates = self.updates(
-                [whole(from_piece(x, p) if is_sharded(p) else x).flatten(1) for x, p in zip(mixed, alike, strict=True)]
-            )
+            directions = [whole(from_piece(x, p) if is_sharded(p) else x).flatten(1) for x, p in zip(mixed, alike, strict=True)]
+            updates = self.turn(torch.stack(directions))
             rows = [piece(cut_like(update.reshape(p.shape), p)) for p, update in zip(alike, updates, strict=True)]
             weights, kept = [piece(p) for p in alike], 1 - lr * group["weight_decay"]
             if bad is not None:

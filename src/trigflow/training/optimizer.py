@@ -11,17 +11,13 @@ from trigflow.runtime.distributed.shards import by_kind
 from trigflow.runtime.errors import UserError
 from trigflow.training.compiled import compiled
 from trigflow.training.config import OptimizerConfig
-from trigflow.training.muon import Muon, hidden_matrices, updates_of
+from trigflow.training.muon import Muon, hidden_matrices, orthogonalize
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
     "radam": torch.optim.RAdam,
 }
-
-
-MATRICES = 64
-"""Shapes of matrices, each with its number, that the update of Muon is compiled for at most."""
 
 
 def build_optimizer(config: OptimizerConfig, modules: Iterable[nn.Module], compiles: bool = False) -> torch.optim.Optimizer:
@@ -47,7 +43,7 @@ def build_optimizer(config: OptimizerConfig, modules: Iterable[nn.Module], compi
             eps=config.eps,
             weight_decay=config.weight_decay,
             momentum=config.momentum,
-            updates=compiled(updates_of, "the update of Muon", limit=MATRICES) if compiles else updates_of,
+            turn=compiled(orthogonalize, "the update of Muon", limit=64) if compiles else orthogonalize,
         )
     if config.name not in OPTIMIZERS:
         raise UserError(f"unknown optimizer '{config.name}'; expected one of {', '.join(OPTIMIZERS)}, muon; set optimizer.name")
