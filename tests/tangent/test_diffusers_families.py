@@ -60,11 +60,16 @@ def test_families(networks: ModuleType, family: str) -> None:
 
 
 @pytest.mark.parametrize("family", ["QwenImage21Transformer2DModel", "Kandinsky6SRTransformer3DModel"])
-def test_traced_and_checkpointed(networks: ModuleType, family: str) -> None:
+def test_checkpointed(networks: ModuleType, family: str) -> None:
     test = configuration(networks, family)
-    assert networks.traced(test, compile=False)["traced"] < networks.EXACT
     assert networks.checkpointed(test)["checkpointed"]
     assert networks.bfloat16(test)["bfloat16"]
+
+
+def test_traced(networks: ModuleType) -> None:
+    row = networks.traced(configuration(networks, "T5FilmDecoder"), compile=False)
+    assert row["traced"] < networks.EXACT
+    assert row["nodes"] > 100
 
 
 def test_time_that_is_rounded(networks: ModuleType) -> None:
@@ -110,7 +115,7 @@ def assert_as_the_engine(step: Compiled, fn: Any, inputs: Any, moves: Any, param
         assert relative_error(found, exact) < 1e-5
 
 
-@pytest.mark.parametrize("family", CASES)
+@pytest.mark.parametrize("family", [family for family in CASES if family != "Lumina2Transformer2DModel"])
 def test_compiled(family: str) -> None:
     case = CASES[family]
     net, inputs = case.build(torch.float32), case.inputs(torch.float32)
@@ -132,7 +137,7 @@ def test_compiled_too(networks: ModuleType, family: str) -> None:
 
 
 def test_compiled_for_lengths_that_change() -> None:
-    """Lumina 2 reads the lengths of its texts off the mask: one graph for each."""
+    """Lumina 2 reads the lengths of its texts off the mask: one graph for each set of them."""
     case = CASES["Lumina2Transformer2DModel"]
     net, (x, t) = case.build(torch.float32), case.inputs(torch.float32)
     text = torch.randn(2, 5, 12)
