@@ -18,8 +18,8 @@ of a plain call in {bfloat16}. Compiled by inductor, {compiled} graphs are exact
 * *tangent*: relative error against central differences of fourth order, in float64 with everything that a network casts to a
   shorter type kept in float64, directions in the latents and the time at once, random weights of which none are zero. Output
   and gradients of all parameters equal those of a plain call bit for bit wherever the tangent is exact.
-* *checkpointed*: output and gradients in training mode bit for bit, and the tangent, with gradient checkpointing as without; empty
-  for a class that has none, or that fails with it by itself.
+* *checkpointed*: output and gradients in training mode bit for bit, and the tangent, with gradient checkpointing as without;
+  empty for a class that has none, or that fails with it by itself.
 * *bfloat16*: output and gradients in bfloat16, bit for bit, where the kernels of PyTorch repeat their own; empty for a network
   that does not run in it.
 * *traced*: relative error of output, tangent and gradients of all parameters by `trigflow.tangent.compile` with the backend
