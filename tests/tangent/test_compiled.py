@@ -350,7 +350,7 @@ class Masked(nn.Module):
         z = torch.zeros_like(y)
         z[: lengths.tolist()[1]] = y[: lengths.tolist()[1]]
         z[self.mask] += torch.tanh(y[self.mask])
-        if kept[1].item() == 2:
+        if kept[1].item() == 2 and self.mask.numpy().any() and float(self.inner.scale) == 2.0:
             z = z * 2
         return z[:length] if self.mask.any() else y
 

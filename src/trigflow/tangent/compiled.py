@@ -74,8 +74,8 @@ class Compiled:
     the values of everything else in them, the training modes of the modules that run, whether gradients are recorded, autocast,
     and the default dtype. Weights, buffers and other tensors that the function finds by itself are read for every call, by
     their names in the modules that ran, so that an optimizer step, `load_state_dict` or another tensor under the same name is
-    seen. Values that it reads off tensors of integers or booleans, such as the lengths in a mask, have a graph for each set of
-    them, and are compared in every call. Other values (numbers in modules, globals) are those of its first run.
+    seen. Values that it reads off tensors of integers or booleans, such as the lengths in a mask, or off constants have a graph
+    for each set of them, and are compared in every call. Other values (numbers in modules, globals) are those of its first run.
 
     Random numbers, such as those of dropout, are those that the function draws by itself at the same state of the generator.
 

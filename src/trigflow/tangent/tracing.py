@@ -7,7 +7,7 @@
 * a custom `torch.autograd.Function` whose gradient is wanted stays one call, with its own backward;
 * tensors that the functions of flexible attention hold become arguments of theirs.
 
-Values read off tensors of integers or booleans, such as masks, are constants of the graph, which is for calls with these.
+Values read off masks and other integers, or off constants, are constants of the graph, which is for calls with these.
 What depends on other values, or acts on the gradient from outside of the graph, cannot be traced.
 """
 
@@ -35,7 +35,7 @@ from trigflow.tangent.values import fix_values, sources_of
 
 _HOOKS = {"register_hook", "register_post_accumulate_grad_hook", "backward", "retain_grad"}
 _UNSEEN = {"tolist", "numpy", "__array__", "__dlpack__", "tensor_split", "_pack_padded_sequence"}
-"""Reads of real tensors of which no operator is recorded."""
+"""Functions that read real tensors and record no operator: one that reads them too stands in."""
 
 _BUFFERS = "buffers before the trace"
 
@@ -91,7 +91,7 @@ def trace(function: Callable[..., Any], leaves: list[Any], nest: Any, dynamic: b
         leaves: tensors, which become inputs of the graph, and others, which become constants of it.
         nest: a `TreeSpec`.
         dynamic: whether the first axis of tensors may have another size later.
-        real: whether it runs on tensors with values, as it does by itself where values are read.
+        real: whether it runs on tensors with values, as it does by itself where it fails without.
 
     Raises:
         Untraceable: if it depends on values, or calls something that is no operator.
@@ -127,7 +127,7 @@ def trace(function: Callable[..., Any], leaves: list[Any], nest: Any, dynamic: b
     except Untraceable:
         raise
     except Exception as reason:
-        if _reads(reason) and not (dynamic or real):
+        if not (dynamic or real):
             with suppress(Untraceable):
                 return trace(function, leaves, nest, real=True)
         raise Untraceable(_words(reason, marks.last)) from reason
@@ -170,16 +170,11 @@ def _enlarged(x: Tensor, size: list[int], *scales: float | None) -> Any:
 def _words(reason: Exception, last: Any) -> str:
     """Why a trace ended: the torch function at which it did, the line of the user that called it, and what it said."""
     what = str(reason).strip().split("\n")[0][:200] or type(reason).__name__
-    if _reads(reason):
+    if type(reason).__name__ in ("GuardOnDataDependentSymNode", "DataDependentOutputException"):
         what = "the value of a tensor decides what runs, as after .item()"
     frames = [f for f in traceback.extract_tb(reason.__traceback__) if not _OWN.search(f.filename)]
     where = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
     return f"{what} (in {function_name(last)}{where})" if last is not None else what + where
-
-
-def _reads(reason: Exception) -> bool:
-    name = type(reason).__name__
-    return name in ("GuardOnDataDependentSymNode", "DataDependentOutputException", "DynamicOutputShapeException")
 
 
 _OWN = re.compile(r"[/\\](torch|trigflow[/\\]tangent)[/\\]|<")
@@ -211,9 +206,10 @@ class _Marks(TorchFunctionMode):
     ) -> Any:
         if self.busy:
             return func(*args, **(kwargs or {}))
-        if self.real and func is Tensor.tolist:
-            return _listed(args[0])
         self._about(func)
+        if self.real and func.__name__ in _UNSEEN:
+            for x in filter(torch.is_tensor, args):
+                torch.equal(x, x)
         return self._seen(args, kwargs or {}, func(*args, **(kwargs or {})))
 
     def _of_dual(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any:
@@ -233,8 +229,6 @@ class _Marks(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name in _HOOKS:
             raise Untraceable(f"{function_name(func)} acts on the backward pass")
-        if self.real and name in _UNSEEN:
-            raise Untraceable(f"{function_name(func)} reads values")
         if name not in ("__get__", "__set__"):
             self.last = func
 
@@ -261,10 +255,6 @@ class _Marks(TorchFunctionMode):
         dual.OBSERVER.reset(self.tokens[0])
         guard.APPLY.reset(self.tokens[1])
         self.hook.remove()
-
-
-def _listed(x: Tensor) -> Any:
-    return x.item() if x.ndim == 0 else [_listed(part) for part in x]
 
 
 def _detached(x: Any) -> Any:

@@ -1,7 +1,7 @@
 """Values of tensors that decide what a function does, in the graph of one run: they become constants of it, under a guard.
 
-Only what comes from tensors of integers and booleans can be held fixed so, such as the lengths of texts, which are read off a
-mask: values of floating-point tensors are others in every call.
+Only what comes from tensors of integers and booleans, such as the lengths of texts, which are read off a mask, and from
+constants can be held fixed so: floating-point arguments and weights are others in every call.
 """
 
 from typing import Any
@@ -23,7 +23,7 @@ def fix_values(graph: fx.GraphModule, inputs: list[Tensor]) -> dict[fx.Node, Ten
         The placeholders and held tensors that these values were computed from, with copies of what is in them.
 
     Raises:
-        ValueError: where one of these is of floating-point numbers, or random numbers decide.
+        ValueError: where one of these is a floating-point argument or weight, or random numbers decide.
     """
     nodes: Any = graph.graph.nodes
     reads = {node: read for node in nodes if (read := _read_by(node))}
@@ -34,7 +34,7 @@ def fix_values(graph: fx.GraphModule, inputs: list[Tensor]) -> dict[fx.Node, Ten
     for node in [node for node in nodes if node in needed or node in reads]:
         if node.op in ("placeholder", "get_attr"):
             value: Any = given[node] if node in given else getattr(graph, node.target)
-            if value.is_floating_point() or value.is_complex():
+            if (value.is_floating_point() or value.is_complex()) and (node in given or value.requires_grad):
                 raise ValueError("values of floating-point tensors")
             roots[node], known[node] = value.clone(), value.clone()
         elif torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
