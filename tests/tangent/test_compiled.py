@@ -372,6 +372,21 @@ def test_values_of_masks_have_graphs_of_their_own() -> None:
     assert "values that decide what runs" in talk.texts[0]
 
 
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_sizes_that_a_mask_decides(backend: str) -> None:
+    """A graph as it was traced serves all; compilers want one for each mask."""
+    net, mask = built(), torch.tensor([True, False, True, True])
+
+    def fn(x: Tensor) -> Tensor:
+        y = net(x)
+        return torch.cat([y[mask], y[mask] * 2, y[~mask]])
+
+    step = quiet(fn, backend=backend)
+    for row in ([1, 0, 1, 1], [0, 1, 0, 0], [1, 0, 1, 1]):
+        mask.copy_(torch.tensor(row))
+        check_same(step, fn, (X,), (DX,), list(net.parameters()))
+
+
 def test_random_numbers_that_decide_run_as_they_are() -> None:
     talk = Talk()
     step = compile(lambda x: x * int(torch.randint(1, 9, ())), backend="eager", tell=talk)

@@ -174,14 +174,15 @@ class Compiled:
         shape = (x.shape[1:],) if self.dynamic else (x.shape, x.stride())
         return *shape, x.dtype, x.device, x.requires_grad
 
-    def _first(self, kind: Kind, leaves: list[Any], nest: Any, args: tuple[Any, ...]) -> Any:
+    def _first(self, kind: Kind, leaves: list[Any], nest: Any, args: tuple[Any, ...], real: bool = False) -> Any:
         """The first call of a kind: trace, compile, run; or, where one of them fails, the function itself."""
         from torch._functorch import config
         from torch._inductor import config as inductor
 
         from trigflow.tangent.tracing import Untraceable, trace  # what it imports takes half a second
+        from trigflow.tangent.values import read_by
 
-        runs = self.kinds.setdefault(kind, [])
+        runs, traced = self.kinds.setdefault(kind, []), None
         if sum(map(len, self.kinds.values())) >= self.limit:
             self._say(f"it is called in more than {self.limit} ways, which differ in {self._differences()}")
             runs.append(None)
@@ -191,7 +192,7 @@ class Compiled:
             with self._cached(), config.patch(force_non_lazy_backward_lowering=True), inductor.patch(fallback_random=True):
                 # What tracing saves is for no backward: activation checkpointing is not to count it.
                 with saved_tensors_hooks(_as_it_is, _as_it_is):
-                    traced = trace(self.function, leaves, nest, self.dynamic)
+                    traced = trace(self.function, leaves, nest, self.dynamic, real)
                     state = traced.read(_tensors(leaves))
                     assert state is not None
                     graph = self._compile(traced.graph, state, _tensors(leaves))
@@ -199,6 +200,8 @@ class Compiled:
         except torch.OutOfMemoryError:
             raise
         except Exception as reason:
+            if traced is not None and not (real or self.dynamic) and any(map(read_by, traced.graph.graph.nodes)):
+                return self._first(kind, leaves, nest, args, real=True)  # sizes that values decide, which few compilers take
             what = str(reason).strip().split("\n")[0][:300]
             self._say(what if isinstance(reason, Untraceable) else f"{type(reason).__name__}: {what}")
             runs.append(None)

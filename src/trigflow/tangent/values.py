@@ -26,7 +26,7 @@ def fix_values(graph: fx.GraphModule, inputs: list[Tensor]) -> dict[fx.Node, Ten
         ValueError: where one of these is a floating-point argument or weight, or random numbers decide.
     """
     nodes: Any = graph.graph.nodes
-    reads = {node: read for node in nodes if (read := _read_by(node))}
+    reads = {node: read for node in nodes if (read := read_by(node))}
     needed = sources_of([source for read in reads.values() for source in read], graph.graph)
     given = dict(zip(graph.graph.find_nodes(op="placeholder"), inputs, strict=True))
     known: dict[fx.Node, Any] = {}
@@ -63,7 +63,7 @@ def fix_values(graph: fx.GraphModule, inputs: list[Tensor]) -> dict[fx.Node, Ten
     return roots
 
 
-def _read_by(node: Any) -> list[fx.Node]:
+def read_by(node: Any) -> list[fx.Node]:
     """The tensors whose values decide the result in Python, or the shape, of an operator."""
     if node.target is aten.index.Tensor:
         return [x for x in node.args[1] if x is not None and x.meta["val"].dtype in (torch.bool, torch.uint8)]
