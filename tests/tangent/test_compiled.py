@@ -6,6 +6,7 @@ What that makes of whole networks is looked at by `make compile-check`.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -456,6 +457,20 @@ def test_what_a_module_keeps_of_a_trace_is_taken_away() -> None:
     assert net.table is None
     assert not hasattr(net, "calls")
     assert torch.equal(net(X), X * torch.arange(6.0))
+
+
+def test_what_a_cache_keeps_of_a_trace_has_values() -> None:
+    @functools.lru_cache
+    def table(size: int) -> Tensor:
+        return torch.arange(size) * 1.0
+
+    def fn(x: Tensor) -> Tensor:
+        return x * table(x.shape[1])
+
+    step = quiet(fn)
+    for _ in range(2):
+        assert torch.equal(step((X,), (DX,))[1], DX * torch.arange(6.0))
+        assert torch.equal(fn(X), X * torch.arange(6.0))
 
 
 def test_an_error_of_the_function_is_its_own() -> None:

@@ -118,8 +118,12 @@ def trace(function: Callable[..., Any], leaves: list[Any], nest: Any, dynamic: b
     given = [x.detach().clone().requires_grad_(x.requires_grad) for x in inputs] if real else inputs
     table = {torch.ops.aten.upsample_nearest2d.default: _enlarged}
     how: Any = {"tracing_mode": "real" if real else "fake", "_error_on_data_dependent_ops": not real}
+    drawn, first = [x.device for x in inputs if x.is_cuda], _Marks()
     try:
-        with _unchanged(marks.modules), torch.random.fork_rng([x.device for x in inputs if x.is_cuda]):
+        if not real:  # caches that no module holds keep what they get: let it have values
+            with _unchanged(first.modules), torch.random.fork_rng(drawn), first, torch.no_grad():
+                function(*pytree.tree_unflatten(leaves, nest))
+        with _unchanged(marks.modules), torch.random.fork_rng(drawn):
             trace_of = proxy_tensor.make_fx(flat, table, _allow_non_fake_inputs=True, **how)
             graph = trace_of(*(_of_any_batch(inputs) if dynamic else given))
         _pass_held(graph, mode.tracer)
@@ -247,7 +251,7 @@ class _Marks(TorchFunctionMode):
         if module not in self.modules:
             buffers = [x for x in module._buffers.values() if x is not None and not isinstance(x, FakeTensor)]
             with proxy_tensor.disable_proxy_modes_tracing(), unset_fake_temporarily(), torch.no_grad():
-                copies = [(x, x._version, x.clone()) for x in buffers]
+                copies = [(x, x.clone()) for x in buffers]
             self.modules[module] = {**vars(module), _BUFFERS: copies}
 
     def __exit__(self, *reason: Any) -> None:
@@ -274,10 +278,8 @@ def _unchanged(modules: dict[nn.Module, dict[str, Any]]) -> Iterator[None]:
             yield
         finally:
             for module, before in modules.items():
-                for buffer, version, copy in before.pop(_BUFFERS):
-                    if buffer._version != version:
-                        with torch.no_grad():
-                            buffer.copy_(copy)
+                for buffer, copy in before.pop(_BUFFERS):
+                    buffer.data.copy_(copy)  # not a change to what has saved it for its backward
                 now = vars(module)
                 for name in [name for name, value in now.items() if value is not before.get(name, now)]:
                     del now[name]

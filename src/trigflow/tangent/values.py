@@ -66,7 +66,9 @@ def fix_values(graph: fx.GraphModule, inputs: list[Tensor]) -> dict[fx.Node, Ten
 def read_by(node: Any) -> list[fx.Node]:
     """The tensors whose values decide the result in Python, or the shape, of an operator."""
     if node.target is aten.index.Tensor:
-        return [x for x in node.args[1] if x is not None and x.meta["val"].dtype in (torch.bool, torch.uint8)]
+        return [
+            x for x in node.args[1] if x is not None and getattr(x.meta.get("val"), "dtype", None) in (torch.bool, torch.uint8)
+        ]
     tags = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}.intersection(getattr(node.target, "tags", ()))
     return node.all_input_nodes if tags else []
 
