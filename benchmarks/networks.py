@@ -3,6 +3,7 @@
     git clone https://github.com/huggingface/diffusers && git -C diffusers checkout 58eb52c
     python benchmarks/networks.py --diffusers diffusers                 # hours on two cores; goes on where it was
     python benchmarks/networks.py --diffusers diffusers --only Flux     # classes with that in their name
+    python benchmarks/networks.py --diffusers diffusers --columns traced  # these columns again, and no others
     python benchmarks/networks.py --page                                # write docs/networks.md again, from the file
     python benchmarks/networks.py --check                               # only compare it with what would be written
 
@@ -15,10 +16,12 @@ directions are in the latents and the time at once. For each:
     tangent        relative error against central differences, in float64
     output         equal to that of a plain call, bit for bit
     gradients      of all parameters, bit for bit
-    checkpointed   the same three with `enable_gradient_checkpointing()`, against the training mode without it
+    checkpointed   the same three with `enable_gradient_checkpointing()`, against the training mode without it; none where
+                   a plain call fails
     bfloat16       output and gradients in bfloat16, bit for bit; none where a plain call fails
-    traced         relative error of the graph that `make_fx` makes of the call of `jvp`, at inputs that it was not made at
-    compiled       the same of that graph compiled by inductor, for some classes (`--compiled`)
+    traced         relative error of output, tangent and gradients of `trigflow.tangent.compile` with the backend "eager": the
+                   graph as it was traced, at inputs that it was not made at
+    compiled       the same of output and tangent with the backend "inductor", for some classes (`--compiled`)
     time           how far the output moves when the time moves by 0.2 of a unit, relative to the output
 
 In float64 everything that a network casts to a shorter type is kept in float64, so that differences have all their digits.
@@ -47,19 +50,28 @@ import torch
 from network_parts.cases import cases, resizes_without_torchvision
 from network_parts.page import page
 from torch import Tensor, nn
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 
 from trigflow.runtime.files import ensure_folder, read_json, write_json, write_text
 from trigflow.runtime.machine import machine
-from trigflow.tangent import jvp
+from trigflow.tangent import Compiled, compile, jvp
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "networks.md"
 RESULTS = ROOT / "benchmarks" / "results" / "networks.json"
-LATENTS = ("sample", "hidden_states", "x", "noisy_latents", "latents", "decoder_input_tokens", "bb_ca", "vision_tokens")
+LATENTS = (
+    "sample",
+    "hidden_states",
+    "x",
+    "noisy_latents",
+    "latents",
+    "decoder_input_tokens",
+    "bb_ca",
+    "vision_tokens",
+    "latent_image_embeds",
+)
 TIMES = (
     "timestep",
     "timesteps",
@@ -67,6 +79,8 @@ TIMES = (
     "t",
     "sigma",
     "timestep_ratio",
+    "timestep_img",
+    "r",
     "decoder_noise_time",
     "bb_ca_time",
     "vision_timesteps",
@@ -259,6 +273,10 @@ def checkpointed(test: Any) -> dict[str, Any]:
         if not getattr(case.net, "_supports_gradient_checkpointing", False):
             return {"checkpointed": None}
         out, tangent, gradients = step(case)
+        try:
+            plain(Case(test, torch.float64, training=True, checkpointing=True))
+        except RuntimeError:  # checkpoints its blocks with other arguments than it calls them with
+            return {"checkpointed": None}
         again = step(Case(test, torch.float64, training=True, checkpointing=True))
         expected, right = plain(Case(test, torch.float64, training=True))
     equal = same(again[0], out) and same(again[2], gradients) and same(out, expected) and same(gradients, right)
@@ -282,47 +300,61 @@ def bfloat16(test: Any) -> dict[str, Any]:
     return {"bfloat16": same(out, expected) and found and finite}
 
 
-def graph_of(case: Case, mode: str = "real") -> Any:
-    """The call of `jvp` as a graph of its torch operators; for inductor by fake tensors, whose strides it goes by."""
+def step_of(case: Case, backend: str) -> tuple[Compiled, Callable[..., Any]]:
+    """The call of `jvp` as a graph, and as it is; no graph is an error."""
 
-    def call(inputs: tuple[Tensor, ...], tangents: tuple[Tensor, ...]) -> Any:
-        return jvp(case.fn, inputs, tangents)
+    def fn(*moving: Any) -> list[Any]:
+        with InDouble():
+            return case.fn(*moving)
 
-    # Lengths that are read off the masks, which are constants, become constants of the graph.
-    trace = make_fx(call, tracing_mode=mode, _allow_non_fake_inputs=True, _error_on_data_dependent_ops=False)
-    return trace(case.inputs, case.directions())
+    def tell(text: str) -> None:
+        raise RuntimeError(text)
+
+    return compile(fn, backend=backend, tell=tell), lambda *given: jvp(fn, *given)
 
 
-def compiled_of(graph: Any) -> Callable[..., Any]:
-    """The graph as inductor compiles it."""
-    return torch.compile(graph, backend="inductor")  # type: ignore[no-any-return]
+def in_graph(case: Case, backend: str) -> tuple[float, float, int]:
+    """Relative error of the graph at other inputs than those it was made at; the seconds that it took, and its nodes."""
+    graph, engine = step_of(case, backend)
+    began = time.perf_counter()
+    graph(case.inputs, case.directions())
+    seconds = round(time.perf_counter() - began, 1)
+    moved = tuple(x + 0.01 * dx for x, dx in zip(case.inputs, case.directions(), strict=True))
+    turned = tuple(2 * dx for dx in case.directions())
+    results: list[Any] = []
+    for step in (graph, engine):
+        out, tangent = step(moved, turned)
+        results.append(([*(y.detach() for y in out), *tangent], case.gradients(out)))
+    (values, gradients), (expected, right) = results
+    assert [g is None for g in gradients] == [g is None for g in right]
+    known = [[g for g in side if g is not None] for side in (gradients, right)]
+    ((run,),) = graph.kinds.values()
+    return max(error(values, expected), error(*known)), seconds, len(run[0].graph.graph.nodes) if run else 0
 
 
 def traced(test: Any, compile: bool) -> dict[str, Any]:
     found: dict[str, Any] = {}
     with InDouble():
         case = Case(test, torch.float64)
-        case.net.requires_grad_(False)
-        began = time.perf_counter()
-        graph = graph_of(case)
-        found["trace_seconds"] = round(time.perf_counter() - began, 1)
-        found["nodes"] = len(graph.graph.nodes)
-        moved = tuple(x + 0.01 * dx for x, dx in zip(case.inputs, case.directions(), strict=True))
-        turned = tuple(2 * dx for dx in case.directions())
-        expected = pytree.tree_leaves(jvp(case.fn, moved, turned))
-    found["traced"] = error(pytree.tree_leaves(graph(moved, turned)), expected)
+    found["traced"], found["trace_seconds"], found["nodes"] = in_graph(case, "eager")
     if compile:
-        with InDouble():
-            graph = graph_of(case, "fake")
-        began = time.perf_counter()
+        case.net.requires_grad_(False)
         with torch.no_grad():
-            found["compiled"] = error(pytree.tree_leaves(compiled_of(graph)(moved, turned)), expected)
-        found["compile_seconds"] = round(time.perf_counter() - began, 1)
+            found["compiled"], found["compile_seconds"], _ = in_graph(case, "inductor")
         torch._dynamo.reset()
     return found
 
 
 # All of them ----------------------------------------------------------------------------------------------------------
+
+
+COLUMNS: dict[str, Callable[..., dict[str, Any]]] = {
+    "tangent": eager,
+    "checkpointed": checkpointed,
+    "bfloat16": bfloat16,
+    "traced": traced,
+}
+IN_GRAPHS = ("traced", "nodes", "trace_seconds", "compiled", "compile_seconds")
 
 
 def measure(test: Any, columns: dict[str, Callable[[Any], dict[str, Any]]]) -> dict[str, Any]:
@@ -381,6 +413,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, default=RESULTS)
     parser.add_argument("--page", action="store_true", help="write docs/networks.md and measure nothing")
     parser.add_argument("--check", action="store_true", help="compare docs/networks.md and measure nothing")
+    parser.add_argument("--columns", nargs="*", choices=COLUMNS, help="measure these alone, those that the file has too")
     parser.add_argument("--again", action="store_true", help="measure what the file already has")
     args = parser.parse_args(arguments)
     if args.page or args.check:
@@ -400,7 +433,16 @@ def main(arguments: list[str] | None = None) -> None:
             continue
         others = [row for k, row in rows.items() if row["class"] == network and k != key]
         compile = network in args.compiled and not any("compiled" in row for row in others)
-        if key in rows and not args.again:
+        if key in rows and args.columns:
+            columns = {name: COLUMNS[name] for name in args.columns if name != "traced"}
+            if "traced" in args.columns and not any("traced" in row for row in others):
+                columns["traced"] = partial(traced, compile=compile)
+                rows[key] = {k: v for k, v in rows[key].items() if k not in IN_GRAPHS}
+            runs(test)
+            failures = {k: v for k, v in rows[key]["failures"].items() if k not in columns}
+            found = measure(test, columns)
+            rows[key] |= {**found, "failures": failures | found["failures"]}
+        elif key in rows and not args.again:
             if not compile or "compiled" in rows[key]:
                 continue
             rows[key] |= measure(test, {"traced": partial(traced, compile=True)})
@@ -410,7 +452,7 @@ def main(arguments: list[str] | None = None) -> None:
             except Exception as reason:
                 print(f"{key}: not a network that runs as it is: {reason}"[:200])
                 continue
-            columns = {"tangent": eager, "checkpointed": checkpointed, "bfloat16": bfloat16}
+            columns = {name: column for name, column in COLUMNS.items() if name != "traced"}
             if compile or not any("traced" in row for row in others):
                 columns["traced"] = partial(traced, compile=compile)
             rows[key] = {"class": network, **measure(test, columns)}

@@ -18,11 +18,13 @@ of a plain call in {bfloat16}. Compiled by inductor, {compiled} graphs are exact
 * *tangent*: relative error against central differences of fourth order, in float64 with everything that a network casts to a
   shorter type kept in float64, directions in the latents and the time at once, random weights of which none are zero. Output
   and gradients of all parameters equal those of a plain call bit for bit wherever the tangent is exact.
-* *checkpointed*: output and gradients in training mode bit for bit, and the tangent, with gradient checkpointing as without.
+* *checkpointed*: output and gradients in training mode bit for bit, and the tangent, with gradient checkpointing as without;
+  empty for a class that has none, or that fails with it by itself.
 * *bfloat16*: output and gradients in bfloat16, bit for bit, where the kernels of PyTorch repeat their own; empty for a network
   that does not run in it.
-* *traced*: relative error of the graph that `make_fx` makes of the call of `jvp`, at inputs other than those it was made at,
-  and the nodes of that graph. *compiled*: the same for the graph compiled by inductor, for some of the classes.
+* *traced*: relative error of output, tangent and gradients of all parameters by `trigflow.tangent.compile` with the backend
+  "eager", which is the graph as it was traced, at inputs other than those it was made at, and the nodes of that graph.
+  *compiled*: the same of output and tangent with the backend "inductor", for some of the classes.
 * *time*: how far the output moves when the time moves by 0.2, relative to its size, at the times of the configuration. Where it
   is 0 the network takes no time, rounds it, or leaves it out of this pass: its tangent along the time is zero, without an
   error. `coverage(..., time=1)` says so of any network.

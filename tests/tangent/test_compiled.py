@@ -1,11 +1,12 @@
 """Compiled functions with tangents: the numbers and gradients of plain runs, weights read anew, and when they run as they are.
 
-Most run the traced graph as it is (backend eager), some its graph of forward and backward (aot_eager). What inductor makes of
-graphs is looked at for whole networks by `make compile-check`.
+Most run the traced graph as it is (backend eager), some its graph of forward and backward (aot_eager), dropout by inductor.
+What that makes of whole networks is looked at by `make compile-check`.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -178,6 +179,21 @@ def test_dropout_draws_one_mask_for_both() -> None:
     assert torch.equal(tangent, 2 * out)
 
 
+def test_dropout_by_inductor_draws_as_the_engine() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Dropout(0.3), nn.Linear(6, 4), nn.Dropout(0.5), nn.SiLU(), nn.Dropout(0.2))
+    step, parameters = quiet(net, backend="inductor"), list(net.parameters())
+    for seed in (0, 1):
+        check_same(step, net, (X,), (DX,), parameters, seed)
+    torch.manual_seed(2)
+    out, _ = step((X,), (DX,))
+    drawn = torch.rand(3)
+    torch.manual_seed(2)
+    assert torch.allclose(net(X), out, atol=1e-6)
+    assert torch.equal(torch.rand(3), drawn)  # as many
+    assert one_kind(step)
+
+
 def test_draws_that_would_be_needed_twice_run_as_they_are() -> None:
     talk = Talk()
     step = compile(nn.Dropout2d(0.5), backend="eager", tell=talk)
@@ -318,6 +334,99 @@ def test_what_depends_on_values_runs_as_it_is_and_says_so_once() -> None:
         compile(fn, backend="eager")((X,), (DX,))
 
 
+class Masked(nn.Module):
+    """Reads a mask, which it holds, in many ways."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = built()
+        self.register_buffer("mask", torch.tensor([True, False, True, True]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        length = int(self.mask.sum())
+        lengths = torch.stack([self.mask.sum(), self.mask.long().argmin()])
+        kept = torch.zeros(4, dtype=torch.long)
+        kept[: lengths.tolist()[0]] = self.mask.nonzero()[:, 0]
+        y = self.inner(x)
+        z = torch.zeros_like(y)
+        z[: lengths.tolist()[1]] = y[: lengths.tolist()[1]]
+        z[self.mask] += torch.tanh(y[self.mask])
+        if kept[1].item() == 2 and self.mask.numpy().any() and float(self.inner.scale) == 2.0:
+            z = z * 2
+        return z[:length] if self.mask.any() else y
+
+
+def test_values_of_masks_have_graphs_of_their_own() -> None:
+    net, talk = Masked(), Talk()
+    step, parameters = compile(net, backend="aot_eager", limit=3, tell=talk), list(net.parameters())
+    masks = [torch.tensor(row) > 0 for row in ([1, 0, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0], [0, 1, 0, 1])]
+    for mask in (*masks[:3], *masks[:3]):
+        net.mask.copy_(mask)
+        check_same(step, net, (X,), (DX,), parameters)
+        assert torch.equal(torch.get_rng_state(), torch.Generator().manual_seed(0).get_state())
+    assert not talk.texts
+    assert [run is not None for runs in step.kinds.values() for run in runs] == [True] * 3
+    for mask in (masks[3], masks[0]):
+        net.mask.copy_(mask)
+        check_same(step, net, (X,), (DX,), parameters)
+    assert len(talk.texts) == 1
+    assert "values that decide what runs" in talk.texts[0]
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_sizes_that_a_mask_decides(backend: str) -> None:
+    """A graph as it was traced serves all; compilers want one for each mask."""
+    net, mask = built(), torch.tensor([True, False, True, True])
+
+    def fn(x: Tensor) -> Tensor:
+        y = net(x)
+        return torch.cat([y[mask], y[mask] * 2, y[~mask]])
+
+    step = quiet(fn, backend=backend)
+    for row in ([1, 0, 1, 1], [0, 1, 0, 0], [1, 0, 1, 1]):
+        mask.copy_(torch.tensor(row))
+        check_same(step, fn, (X,), (DX,), list(net.parameters()))
+
+
+def test_random_numbers_that_decide_run_as_they_are() -> None:
+    talk = Talk()
+    step = compile(lambda x: x * int(torch.randint(1, 9, ())), backend="eager", tell=talk)
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        _, tangent = step((X,), (DX,))
+        torch.manual_seed(seed)
+        assert torch.equal(tangent, DX * int(torch.randint(1, 9, ())))
+    assert "the value of a tensor decides what runs" in talk.texts[0]
+
+
+def test_gradients_of_what_is_written_into_a_part() -> None:
+    net = built()
+
+    def fn(x: Tensor) -> Tensor:
+        y = torch.zeros_like(x)
+        y[:, 1:4] = net(x)[:, 1:4]
+        return y
+
+    check_same(quiet(fn), fn, (X,), (DX,), list(net.parameters()))
+
+
+def test_a_mask_of_flexible_attention_that_the_call_makes() -> None:
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    q, dq = draw(1, 1, 2, 128, 16).float(), draw(2, 1, 2, 128, 16).float()
+
+    def fn(q: Tensor, limit: Tensor) -> Tensor:
+        places = torch.arange(128) * limit
+        mask = create_block_mask(lambda b, h, i, j: places[j] <= places[i], 1, 1, 128, 128, device="cpu")
+        return flex_attention(q, q, q, block_mask=mask)  # type: ignore[return-value]
+
+    step = quiet(fn)
+    for limit in (torch.tensor(1), torch.tensor(-1)):
+        found, expected = step((q, limit), (dq, None)), jvp(fn, (q, limit), (dq, None))
+        assert torch.allclose(found[0], expected[0], atol=1e-6)
+        assert torch.allclose(found[1], expected[1], atol=1e-5)
+
+
 def test_hooks_of_gradients_run_as_they_are() -> None:
     net, talk, seen = built(), Talk(), []
 
@@ -348,6 +457,20 @@ def test_what_a_module_keeps_of_a_trace_is_taken_away() -> None:
     assert net.table is None
     assert not hasattr(net, "calls")
     assert torch.equal(net(X), X * torch.arange(6.0))
+
+
+def test_what_a_cache_keeps_of_a_trace_has_values() -> None:
+    @functools.lru_cache
+    def table(size: int) -> Tensor:
+        return torch.arange(size) * 1.0
+
+    def fn(x: Tensor) -> Tensor:
+        return x * table(x.shape[1])
+
+    step = quiet(fn)
+    for _ in range(2):
+        assert torch.equal(step((X,), (DX,))[1], DX * torch.arange(6.0))
+        assert torch.equal(fn(X), X * torch.arange(6.0))
 
 
 def test_an_error_of_the_function_is_its_own() -> None:
@@ -391,6 +514,23 @@ def test_a_part_of_what_jvp_runs() -> None:
     assert not inner.kinds
     assert inner.tangents is not None
     assert one_kind(inner.tangents)
+
+
+def test_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inductor needs it for every kernel on CUDA."""
+    from torch._inductor.exc import TritonMissing
+
+    def missing(*_: Any, **__: Any) -> Any:
+        raise TritonMissing(None)
+
+    monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", missing)
+    net, talk = built(), Talk()
+    step = compile(net, tell=talk)
+    for _ in range(2):
+        check_same(step, net, (X,), (DX,), list(net.parameters()))
+    (text,) = talk.texts
+    assert "Net runs without compilation: TritonMissing: " in text
+    assert "\n" not in text
 
 
 def no_compiler(*_: Any) -> str:

@@ -1,4 +1,7 @@
-"""More families of diffusers, in the configurations of `benchmarks/networks.py`: tangents against differences."""
+"""More families of diffusers, in the configurations of `benchmarks/networks.py`: tangents against differences.
+
+And all families, those of test_diffusers.py among them, as compiled: the traced graph against the engine.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,14 @@ from unittest import mock
 
 import pytest
 import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from scripts import BENCHMARKS, load_script
 from tangent.diffusers_cases import CASES, exact
 from tangent.helpers import relative_error
-from tangent.steps import assert_same_step
-from trigflow.tangent import coverage
+from tangent.steps import assert_same_step, directions
+from trigflow.tangent import Compiled, compile, coverage, jvp
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:torch.compile has no effect"),
@@ -55,11 +60,16 @@ def test_families(networks: ModuleType, family: str) -> None:
 
 
 @pytest.mark.parametrize("family", ["QwenImage21Transformer2DModel", "Kandinsky6SRTransformer3DModel"])
-def test_traced_and_checkpointed(networks: ModuleType, family: str) -> None:
+def test_checkpointed(networks: ModuleType, family: str) -> None:
     test = configuration(networks, family)
-    assert networks.traced(test, compile=False)["traced"] < networks.EXACT
     assert networks.checkpointed(test)["checkpointed"]
     assert networks.bfloat16(test)["bfloat16"]
+
+
+def test_traced(networks: ModuleType) -> None:
+    row = networks.traced(configuration(networks, "T5FilmDecoder"), compile=False)
+    assert row["traced"] < networks.EXACT
+    assert row["nodes"] > 100
 
 
 def test_time_that_is_rounded(networks: ModuleType) -> None:
@@ -77,3 +87,66 @@ def test_attention_in_slices() -> None:
     net.set_attention_slice(1)
     fn, inputs = case.fn(net), case.inputs()
     assert relative_error(assert_same_step(net, fn, inputs), exact(fn, inputs)) < 1e-6
+
+
+def quiet(fn: Any) -> Compiled:
+    """Compiled, where a fallback is an error."""
+
+    def tell(text: str) -> None:
+        raise AssertionError(text)
+
+    return compile(fn, backend="eager", tell=tell)
+
+
+def assert_as_the_engine(step: Compiled, fn: Any, inputs: Any, moves: Any, parameters: list[Tensor]) -> None:
+    """Output, tangent and gradients of a compiled call are those of `jvp`; gradients where there are parameters."""
+    results = []
+    for call in (step, lambda *given: jvp(fn, *given)):
+        out, tangent = map(pytree.tree_leaves, call(inputs, moves))
+        total = sum((y * torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view(y.shape)).sum() for y in out)
+        gradients = torch.autograd.grad(total, parameters, allow_unused=True) if parameters else ()
+        results.append(([*out, *tangent], gradients))
+    (values, gradients), (expected, right) = results
+    assert all(torch.equal(a, b) for a, b in zip(values, expected, strict=True))
+    assert [g is None for g in gradients] == [g is None for g in right]
+    pairs = [(a, b) for a, b in zip(gradients, right, strict=True) if a is not None and b is not None]
+    if pairs:
+        found, exact = (torch.cat([g.flatten() for g in side]) for side in zip(*pairs, strict=True))
+        assert relative_error(found, exact) < 1e-5
+
+
+@pytest.mark.parametrize("family", [family for family in CASES if family != "Lumina2Transformer2DModel"])
+def test_compiled(family: str) -> None:
+    case = CASES[family]
+    net, inputs = case.build(torch.float32), case.inputs(torch.float32)
+    fn = case.fn(net)
+    step = quiet(fn)
+    assert_as_the_engine(step, fn, inputs, directions(inputs), list(net.parameters()))
+    moved = tuple(x + 0.125 for x in inputs)
+    assert_as_the_engine(step, fn, moved, directions(inputs), list(net.parameters()))
+    assert sum(map(len, step.kinds.values())) == 1
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_compiled_too(networks: ModuleType, family: str) -> None:
+    """Flexible attention has no backward on a CPU: the parameters of two families are frozen here."""
+    case = networks.Case(configuration(networks, family), torch.float32)
+    parameters = [p for p in case.net.parameters() if p.requires_grad]
+    assert bool(parameters) == (family not in ("AnyFlowFARTransformer3DModel", "Kandinsky6SRTransformer3DModel"))
+    assert_as_the_engine(quiet(case.fn), case.fn, case.inputs, case.directions(), parameters)
+
+
+def test_compiled_for_lengths_that_change() -> None:
+    """Lumina 2 reads the lengths of its texts off the mask: one graph for each set of them."""
+    case = CASES["Lumina2Transformer2DModel"]
+    net, (x, t) = case.build(torch.float32), case.inputs(torch.float32)
+    text = torch.randn(2, 5, 12)
+
+    def fn(x: Tensor, t: Tensor, mask: Tensor) -> Tensor:
+        return net(x, timestep=t, encoder_hidden_states=text, encoder_attention_mask=mask, return_dict=False)[0]  # type: ignore[no-any-return]
+
+    step, moves = quiet(fn), (*directions((x, t)), None)
+    masks = [torch.arange(5) < torch.tensor([[a], [b]]) for a, b in ((5, 3), (2, 4), (5, 3))]
+    for mask in masks:
+        assert_as_the_engine(step, fn, (x, t, mask), moves, list(net.parameters()))
+    assert [len(runs) for runs in step.kinds.values()] == [2]

@@ -1,4 +1,4 @@
-"""Compiled losses and averages: the numbers of a plain run, resumed bit for bit, and what cannot be compiled goes on without.
+"""Compiled losses, averages and updates: the numbers of a plain run, resumed bit for bit; what cannot be goes on without.
 
 The graphs run as they were traced; `make compile-check` looks at what inductor makes of them.
 """
@@ -15,6 +15,9 @@ from torch import Tensor
 from training.tiny import state_of, tiny_trainer, untrained_teacher
 from trigflow.cli import main
 from trigflow.training import compiled
+from trigflow.training.config import OptimizerConfig
+from trigflow.training.muon import orthogonalize
+from trigflow.training.optimizer import build_optimizer
 from trigflow.training.trainer import Trainer
 
 SCD = {"objective.kind": "scd"}
@@ -28,6 +31,8 @@ CASES: dict[str, dict[str, Any]] = {
     "scd-vsd": {"objective.kind": "scd-vsd", "objective.fake_updates": 2},
     "any-step": {"objective.kind": "flow-map", "objective.anchor": 0.25},
     "meanflow": {"objective.kind": "meanflow"},
+    "muon": {"optimizer.name": "muon", "optimizer.weight_decay": 0.1, "network.width": 32},
+    "radam": {"optimizer.name": "radam"},
 }
 
 
@@ -53,11 +58,32 @@ def test_steps_are_those_of_a_plain_run(tmp_path: Path, case: str, capfd: pytest
         for name, value in plain.items():
             torch.testing.assert_close(torch.as_tensor(other[name]), torch.as_tensor(value), rtol=1e-4, atol=1e-6)
     assert "without compilation" not in capfd.readouterr().err
+    if case == "muon":
+        turns = [run.optimizers["optimizer"].turn for run in runs]  # type: ignore[attr-defined]
+        assert turns[0] is orthogonalize
+        assert turns[1].kinds
     assert bool(runs[1].losses.compiled) is not CASES[case].get("parallel.recompute", False)
     assert not runs[0].losses.compiled
     for a, b in zip(*(run.ema.network.parameters() for run in runs), strict=True):
         # Where guidance has other rows in a call, gradients near zero differ in the last digit, and Adam makes a step of each.
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-3 if case == "scd, guided" else 1e-6)
+
+
+def test_an_update_of_muon_that_cannot_be_compiled(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(compiled, "BACKEND", "no_such_backend")
+    results = []
+    for compiles in (False, True):
+        torch.manual_seed(0)
+        net = torch.nn.Sequential(torch.nn.Linear(32, 40), torch.nn.Linear(40, 32))
+        optimizer = build_optimizer(OptimizerConfig(name="muon"), [net], compiles)
+        for _ in range(2):
+            net(torch.ones(2, 32)).square().sum().backward()
+            optimizer.step()
+        results.append(list(net.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    said = capfd.readouterr().err
+    assert said.count("the update of Muon runs without compilation") == 1
+    assert "no_such_backend" in said
 
 
 def test_a_resumed_run_is_the_same_bit_for_bit(tmp_path: Path) -> None:

@@ -74,10 +74,10 @@ class Compiled:
     the values of everything else in them, the training modes of the modules that run, whether gradients are recorded, autocast,
     and the default dtype. Weights, buffers and other tensors that the function finds by itself are read for every call, by
     their names in the modules that ran, so that an optimizer step, `load_state_dict` or another tensor under the same name is
-    seen. Other values that it reads (numbers in modules, globals, what it branches on) are those of its first run.
+    seen. Values that it reads off tensors of integers or booleans, such as the lengths in a mask, or off constants have a graph
+    for each set of them, and are compared in every call. Other values (numbers in modules, globals) are those of its first run.
 
-    Random numbers, such as those of dropout, are drawn by the compiled code: from the state of PyTorch's generator, but not
-    the same as without compilation, unless `torch._inductor.config.fallback_random` is set.
+    Random numbers, such as those of dropout, are those that the function draws by itself at the same state of the generator.
 
     Where a call cannot be traced or compiled, the function runs as it is, and a warning says why, once.
 
@@ -128,11 +128,11 @@ class Compiled:
         leaves, nest = pytree.tree_flatten(args)
         if any(type(x) is Dual for x in leaves):
             return self._on_duals(args)
-        kind = self._kind(leaves, args)
+        kind, tensors = self._kind(leaves, args), _tensors(leaves)
         for run in self.kinds.get(kind, ()):
             if run is None:
                 return self.function(*args)
-            state = run[0].read()
+            state = run[0].read(tensors)
             if state is not None:
                 return self._run(*run, state, leaves)
         return self._first(kind, leaves, nest, args)
@@ -174,30 +174,34 @@ class Compiled:
         shape = (x.shape[1:],) if self.dynamic else (x.shape, x.stride())
         return *shape, x.dtype, x.device, x.requires_grad
 
-    def _first(self, kind: Kind, leaves: list[Any], nest: Any, args: tuple[Any, ...]) -> Any:
+    def _first(self, kind: Kind, leaves: list[Any], nest: Any, args: tuple[Any, ...], real: bool = False) -> Any:
         """The first call of a kind: trace, compile, run; or, where one of them fails, the function itself."""
         from torch._functorch import config
+        from torch._inductor import config as inductor
 
         from trigflow.tangent.tracing import Untraceable, trace  # what it imports takes half a second
+        from trigflow.tangent.values import read_by
 
-        runs = self.kinds.setdefault(kind, [])
+        runs, traced = self.kinds.setdefault(kind, []), None
         if sum(map(len, self.kinds.values())) >= self.limit:
             self._say(f"it is called in more than {self.limit} ways, which differ in {self._differences()}")
             runs.append(None)
             return self.function(*args)
         try:
-            # The backward is compiled now too, where a failure can be caught.
-            with self._cached(), config.patch(force_non_lazy_backward_lowering=True):
+            # The backward is compiled now too, where a failure can be caught; random numbers are those of PyTorch's kernels.
+            with self._cached(), config.patch(force_non_lazy_backward_lowering=True), inductor.patch(fallback_random=True):
                 # What tracing saves is for no backward: activation checkpointing is not to count it.
                 with saved_tensors_hooks(_as_it_is, _as_it_is):
-                    traced = trace(self.function, leaves, nest, self.dynamic)
-                    state = traced.read()
+                    traced = trace(self.function, leaves, nest, self.dynamic, real)
+                    state = traced.read(_tensors(leaves))
                     assert state is not None
                     graph = self._compile(traced.graph, state, _tensors(leaves))
                 result = self._run(traced, graph, state, leaves)
         except torch.OutOfMemoryError:
             raise
         except Exception as reason:
+            if traced is not None and not (real or self.dynamic) and any(map(read_by, traced.graph.graph.nodes)):
+                return self._first(kind, leaves, nest, args, real=True)  # sizes that values decide, which few compilers take
             what = str(reason).strip().split("\n")[0][:300]
             self._say(what if isinstance(reason, Untraceable) else f"{type(reason).__name__}: {what}")
             runs.append(None)
@@ -260,7 +264,7 @@ class Compiled:
         """What has changed from one kind to another, in words."""
         kinds = list(self.kinds)
         names = [field for field in Kind._fields if len({getattr(kind, field) for kind in kinds}) > 1]
-        return ", ".join(_WORDS[name] for name in names) or "the modules and their weights"
+        return ", ".join(_WORDS[name] for name in names) or "the modules, their weights, or values that decide what runs"
 
     def _say(self, why: str) -> None:
         if why not in self.told:

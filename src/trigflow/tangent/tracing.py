@@ -4,15 +4,17 @@
 
 * results of `torch.no_grad()` and of `jvp`'s tangents are detached, so that no gradient flows where none did;
 * tensors that the function finds by itself (weights, buffers, constants) become inputs, read anew for every run;
-* a custom `torch.autograd.Function` whose gradient is wanted stays one call, with its own backward.
+* a custom `torch.autograd.Function` whose gradient is wanted stays one call, with its own backward;
+* tensors that the functions of flexible attention hold become arguments of theirs.
 
-What depends on the values of tensors, or acts on the gradient from outside of the graph, cannot be traced.
+Values read off masks and other integers, or off constants, are constants of the graph, which is for calls with these.
+What depends on other values, or acts on the gradient from outside of the graph, cannot be traced.
 """
 
 import re
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,9 +31,11 @@ from torch.utils import _pytree as pytree
 from trigflow.tangent import dual, guard
 from trigflow.tangent.dual import Dual
 from trigflow.tangent.errors import function_name
+from trigflow.tangent.values import fix_values, sources_of
 
 _HOOKS = {"register_hook", "register_post_accumulate_grad_hook", "backward", "retain_grad"}
-
+_UNSEEN = {"tolist", "numpy", "__array__", "__dlpack__", "tensor_split", "_pack_padded_sequence"}
+"""Functions that read real tensors and record no operator: one that reads them too stands in."""
 
 _BUFFERS = "buffers before the trace"
 
@@ -50,6 +54,7 @@ class Traced:
         signs: shape, dtype, device and `requires_grad` of each of them.
         modules: that ran, with the training mode of each.
         moving: for each of the state whether a gradient can flow to it.
+        values: what the function read: where a tensor is among the state and the tensors of the call, and what was in it.
         nest: a `TreeSpec` of what the function returns.
     """
 
@@ -58,14 +63,17 @@ class Traced:
     signs: list[Any]
     modules: list[tuple[nn.Module, bool]]
     moving: list[bool]
+    values: list[tuple[int, Tensor]]
     nest: Any = None
 
-    def read(self) -> list[Tensor] | None:
-        """The tensors of the state as they are now; None where they, or the modules, are not of the kind that was traced."""
+    def read(self, inputs: list[Tensor]) -> list[Tensor] | None:
+        """The tensors of the state as they are now; None where they, modules or values that are read are of other kinds."""
         if any(module.training is not mode for module, mode in self.modules):
             return None
-        found = [place.get(name) for place, name in self.state]
+        found: list[Any] = [place.get(name) for place, name in self.state]
         if any(_sign(x) != sign for x, sign in zip(found, self.signs, strict=True)):
+            return None
+        if any(not torch.equal([*found, *inputs][i], value) for i, value in self.values):
             return None
         pairs: Any = zip(found, self.moving, strict=True)
         return [x if moves else x.detach() for x, moves in pairs]
@@ -75,7 +83,7 @@ def _sign(x: Any) -> Any:
     return (x.shape, x.dtype, x.device, x.requires_grad) if isinstance(x, Tensor) else None
 
 
-def trace(function: Callable[..., Any], leaves: list[Any], nest: Any, dynamic: bool = False) -> Traced:
+def trace(function: Callable[..., Any], leaves: list[Any], nest: Any, dynamic: bool = False, real: bool = False) -> Traced:
     """Run `function` once on tensors without memory and record what it does.
 
     Args:
@@ -83,16 +91,19 @@ def trace(function: Callable[..., Any], leaves: list[Any], nest: Any, dynamic: b
         leaves: tensors, which become inputs of the graph, and others, which become constants of it.
         nest: a `TreeSpec`.
         dynamic: whether the first axis of tensors may have another size later.
+        real: whether it runs on tensors with values, as it does by itself where it fails without.
 
     Raises:
         Untraceable: if it depends on values, or calls something that is no operator.
     """
     places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
-    marks = _Marks()
+    marks = _Marks(real)
     outputs: Any = None
+    mode: Any = None
 
     def flat(*tensors: Tensor) -> list[Tensor]:
-        nonlocal outputs
+        nonlocal outputs, mode
+        mode = proxy_tensor.get_proxy_mode()
         filled = list(leaves)
         for i, tensor in zip(places, tensors, strict=True):
             filled[i] = tensor
@@ -103,19 +114,48 @@ def trace(function: Callable[..., Any], leaves: list[Any], nest: Any, dynamic: b
             raise Untraceable("the function returns something else than tensors")
         return [value if value.requires_grad else value.detach() for value in values]
 
-    inputs = [leaves[i] for i in places]
+    inputs: list[Tensor] = [leaves[i] for i in places]
+    given = [x.detach().clone().requires_grad_(x.requires_grad) for x in inputs] if real else inputs
+    table = {torch.ops.aten.upsample_nearest2d.default: _enlarged}
+    how: Any = {"tracing_mode": "real" if real else "fake", "_error_on_data_dependent_ops": not real}
+    drawn, first = [x.device for x in inputs if x.is_cuda], _Marks()
     try:
-        with _unchanged(marks.modules):
-            given = _of_any_batch(inputs) if dynamic else inputs
-            table = {torch.ops.aten.upsample_nearest2d.default: _enlarged}
-            graph = proxy_tensor.make_fx(flat, table, tracing_mode="fake", _allow_non_fake_inputs=True)(*given)
+        if not real:  # caches that no module holds keep what they get: let it have values
+            with _unchanged(first.modules), torch.random.fork_rng(drawn), first, torch.no_grad():
+                function(*pytree.tree_unflatten(leaves, nest))
+        with _unchanged(marks.modules), torch.random.fork_rng(drawn):
+            trace_of = proxy_tensor.make_fx(flat, table, _allow_non_fake_inputs=True, **how)
+            graph = trace_of(*(_of_any_batch(inputs) if dynamic else given))
+        _pass_held(graph, mode.tracer)
+        values = fix_values(graph, inputs) if real else {}
     except Untraceable:
         raise
     except Exception as reason:
+        if not (dynamic or real):
+            with suppress(Untraceable):
+                return trace(function, leaves, nest, real=True)
         raise Untraceable(_words(reason, marks.last)) from reason
-    traced = _lifted(graph, list(marks.modules))
+    traced = _lifted(graph, list(marks.modules), values)
     traced.nest = outputs
     return traced
+
+
+def _pass_held(graph: fx.GraphModule, tracer: Any) -> None:
+    """Tensors that the functions of flexible attention hold become arguments of theirs, made where they are made outside."""
+    for node in graph.graph.find_nodes(op="call_function", target=torch.ops.higher_order.flex_attention):
+        args: list[Any] = list(node.args)
+        for place, part in ((-2, args[3]), (-1, args[4][-1])):
+            function = getattr(graph, part.target)
+            for inner in function.graph.find_nodes(op="get_attr"):
+                value = getattr(function, inner.target)
+                found = tracer.tensor_tracker.get(value)
+                with graph.graph.inserting_before(node):
+                    args[place] = (*args[place], tracer.create_arg(value) if found is None else found.proxy.node)
+                with function.graph.inserting_after(function.graph.find_nodes(op="placeholder")[-1]):
+                    inner.replace_all_uses_with(function.graph.placeholder(inner.name))
+                function.graph.erase_node(inner)
+            function.recompile()
+        node.args = tuple(args)
 
 
 def _enlarged(x: Tensor, size: list[int], *scales: float | None) -> Any:
@@ -158,8 +198,9 @@ def _of_any_batch(inputs: list[Tensor]) -> list[Tensor]:
 class _Marks(TorchFunctionMode):
     """Sees every torch function that the traced function calls, and detaches what it gives under `torch.no_grad()`."""
 
-    def __init__(self) -> None:
+    def __init__(self, real: bool = False) -> None:
         super().__init__()
+        self.real = real
         self.modules: dict[nn.Module, dict[str, Any]] = {}
         self.last: Any = None
         self.busy = False
@@ -170,6 +211,9 @@ class _Marks(TorchFunctionMode):
         if self.busy:
             return func(*args, **(kwargs or {}))
         self._about(func)
+        if self.real and func.__name__ in _UNSEEN:
+            for x in filter(torch.is_tensor, args):
+                torch.equal(x, x)
         return self._seen(args, kwargs or {}, func(*args, **(kwargs or {})))
 
     def _of_dual(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any:
@@ -207,7 +251,7 @@ class _Marks(TorchFunctionMode):
         if module not in self.modules:
             buffers = [x for x in module._buffers.values() if x is not None and not isinstance(x, FakeTensor)]
             with proxy_tensor.disable_proxy_modes_tracing(), unset_fake_temporarily(), torch.no_grad():
-                copies = [(x, x._version, x.clone()) for x in buffers]
+                copies = [(x, x.clone()) for x in buffers]
             self.modules[module] = {**vars(module), _BUFFERS: copies}
 
     def __exit__(self, *reason: Any) -> None:
@@ -234,10 +278,8 @@ def _unchanged(modules: dict[nn.Module, dict[str, Any]]) -> Iterator[None]:
             yield
         finally:
             for module, before in modules.items():
-                for buffer, version, copy in before.pop(_BUFFERS):
-                    if buffer._version != version:
-                        with torch.no_grad():
-                            buffer.copy_(copy)
+                for buffer, copy in before.pop(_BUFFERS):
+                    buffer.data.copy_(copy)  # not a change to what has saved it for its backward
                 now = vars(module)
                 for name in [name for name, value in now.items() if value is not before.get(name, now)]:
                     del now[name]
@@ -264,7 +306,7 @@ def _kept_function(cls: Any, original: Callable[..., Any], *args: Any, **kwargs:
     return proxy_tensor.track_tensor_tree(result, node, constant=None, tracer=mode.tracer)
 
 
-def _lifted(graph: fx.GraphModule, modules: list[nn.Module]) -> Traced:
+def _lifted(graph: fx.GraphModule, modules: list[nn.Module], values: dict[fx.Node, Tensor]) -> Traced:
     """The graph with the tensors that it holds as inputs, and where in the modules each of them lives."""
     homes: dict[int, tuple[dict[str, Any], str]] = {}
     for module in modules:
@@ -286,28 +328,19 @@ def _lifted(graph: fx.GraphModule, modules: list[nn.Module]) -> Traced:
             with graph.graph.inserting_before(first):
                 inputs[id(value)] = graph.graph.placeholder(f"state_{len(inputs)}"), value
         node.replace_all_uses_with(inputs[id(value)][0])
+        if node in values:
+            values[inputs[id(value)][0]] = values.pop(node)
         graph.graph.erase_node(node)
     graph._parameters.clear()
     graph._buffers.clear()
     graph.graph.lint()
     graph.recompile()
-    reached = _reached(graph.graph)
+    moving = sources_of(graph.graph.output_node().all_input_nodes, graph.graph, torch.ops.aten.detach.default)
     return Traced(
         graph,
         [homes.get(id(value), ({"": value}, "")) for _, value in inputs.values()],
         [_sign(value) for _, value in inputs.values()],
         [(module, module.training) for module in modules],
-        [node in reached for node, _ in inputs.values()],
+        [node in moving for node, _ in inputs.values()],
+        [(i, values[node]) for i, node in enumerate(graph.graph.nodes) if node in values],
     )
-
-
-def _reached(graph: fx.Graph) -> set[fx.Node]:
-    """The nodes from which a gradient of the outputs can be reached."""
-    reached: set[fx.Node] = set()
-    waiting = list(graph.output_node().all_input_nodes)
-    while waiting:
-        node = waiting.pop()
-        if node not in reached and node.target is not torch.ops.aten.detach.default:
-            reached.add(node)
-            waiting += node.all_input_nodes
-    return reached

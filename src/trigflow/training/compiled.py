@@ -24,12 +24,12 @@ def is_compiled(setting: str, device: torch.device, iterations: int) -> bool:
     return device.type == "cuda" and iterations >= WORTH if setting == "auto" else setting != "off"
 
 
-def compiled(function: Callable[..., Any], name: str, setting: str = "on", recomputed: bool = False) -> Compiled:
+def compiled(function: Callable[..., Any], name: str, setting: str = "on", **settings: Any) -> Compiled:
     """A function in its compiled form, for `loop.compile` as it is set.
 
     Compiled code is kept for the next process in `compiled` of the user's cache folder, or where `TORCHINDUCTOR_CACHE_DIR`
-    says. What cannot be compiled runs as it is, and the log says so in one line.
+    says. What cannot be compiled runs as it is, and the log says so in one line. Further settings are those of `Compiled`.
     """
     cache = None if "TORCHINDUCTOR_CACHE_DIR" in os.environ else cache_folder() / "compiled"
     mode = "reduce-overhead" if setting == "graphs" else None
-    return Compiled(function, name=name, mode=mode, backend=BACKEND, cache=cache, recomputed=recomputed, tell=warn)
+    return Compiled(function, name=name, mode=mode, backend=BACKEND, cache=cache, tell=warn, **settings)

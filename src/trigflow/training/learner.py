@@ -28,6 +28,7 @@ class Learner:
         config: optimizer and learning rate.
         iterations: length of the run, for the schedule.
         replicate: where there are several processes, `Parallel.replicate`.
+        compiles: whether what can be of the optimizer is compiled.
 
     Attributes:
         parameters: everything that the optimizer changes.
@@ -41,6 +42,7 @@ class Learner:
         config: OptimizerConfig,
         iterations: int,
         replicate: Callable[[list[nn.Module]], Callable[..., Any]] | None = None,
+        compiles: bool = False,
     ) -> None:
         self.network = network
         self.weights = weights
@@ -48,7 +50,7 @@ class Learner:
         self.iterations = iterations
         modules = [network, *weights.values()]
         self.parameters = [p for module in modules for p in module.parameters()]
-        self.optimizer = build_optimizer(config, modules)
+        self.optimizer = build_optimizer(config, modules, compiles)
         self.fine: Tensor | None = None
         self.call = _call if replicate is None else replicate(modules)
 

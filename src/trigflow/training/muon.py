@@ -1,7 +1,7 @@
 """Muon: steps of equal size in every direction of a weight matrix."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch.optim.adam import adam
 
 from trigflow.networks.embeddings import Conditioning
 from trigflow.networks.layers import AdaptiveNorm, ConditioningLinear
-from trigflow.runtime.distributed.shards import cut_like, piece, whole
+from trigflow.runtime.distributed.shards import cut_like, from_piece, is_sharded, piece, whole
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients (a, b, c) of the odd polynomial `a s + b s^3 + c s^5`, which moves singular values in (0, 1] towards 1 fast."""
@@ -87,6 +87,7 @@ class Muon(torch.optim.Optimizer):
         lr, betas, eps: as in Adam; betas and eps are used for the other parameters alone.
         weight_decay: decoupled, for all.
         momentum: decay of the momentum of the matrices, in [0, 1).
+        turn: `orthogonalize`, or the same compiled.
 
     Source: Jordan et al. 2024, "Muon: an optimizer for hidden layers"; Liu et al. 2025, "Muon is scalable for LLM training"
     (the factor).
@@ -102,11 +103,13 @@ class Muon(torch.optim.Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         momentum: float = 0.95,
+        turn: Callable[[Tensor], Tensor] = orthogonalize,
     ) -> None:
         settings = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "momentum": momentum}
         settings["fused"] = True  # of the Adam part; also makes load_state_dict put the step counts beside the weights
         super().__init__(params, settings)
         self.matrices = {id(p) for p in matrices}
+        self.turn = turn
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -130,26 +133,26 @@ class Muon(torch.optim.Optimizer):
         for p in params:
             by_shape.setdefault(matrix_shape(p), []).append(p)
         for shape, alike in by_shape.items():  # one batch of equal matrices at a time
-            directions = []
             for p in alike:
-                state = self.state[p]
-                if not state:
-                    state["momentum"] = torch.zeros_like(p)
-                if bad is None:
-                    state["momentum"].lerp_(p.grad, 1 - momentum)
-                else:
-                    mine = piece(state["momentum"])
-                    torch.where(bad, mine, mine.lerp(piece(p.grad), 1 - momentum), out=mine)  # type: ignore[arg-type]
-                directions.append(whole(p.grad.lerp(state["momentum"], momentum)).flatten(1))  # type: ignore[union-attr]
-            updates = orthogonalize(torch.stack(directions))
-            kept: Any = 1 - lr * group["weight_decay"]
+                if not self.state[p]:
+                    self.state[p]["momentum"] = torch.zeros_like(p)
+            gradients = [piece(p.grad) for p in alike if p.grad is not None]
+            averages = [piece(self.state[p]["momentum"]) for p in alike]
+            if bad is None:
+                torch._foreach_lerp_(averages, gradients, 1 - momentum)
+            else:
+                for mine, gradient in zip(averages, gradients, strict=True):
+                    torch.where(bad, mine, mine.lerp(gradient, 1 - momentum), out=mine)
+            mixed = torch._foreach_lerp(gradients, averages, momentum)
+            directions = [whole(from_piece(x, p) if is_sharded(p) else x).flatten(1) for x, p in zip(mixed, alike, strict=True)]
+            updates = self.turn(torch.stack(directions))
+            rows = [piece(cut_like(update.reshape(p.shape), p)) for p, update in zip(alike, updates, strict=True)]
+            weights, kept = [piece(p) for p in alike], 1 - lr * group["weight_decay"]
             if bad is not None:
-                updates, kept = torch.where(bad, 0.0, updates), torch.where(bad, 1.0, kept)
-            for p, update in zip(alike, updates, strict=True):
-                weight, rows = piece(p), piece(cut_like(update.reshape(p.shape), p))
-                if group["weight_decay"]:
-                    weight.mul_(kept)
-                weight.sub_(rows, alpha=0.2 * lr * math.sqrt(max(shape)))
+                rows, kept = [torch.where(bad, 0.0, x) for x in rows], torch.where(bad, 1.0, kept)
+            if group["weight_decay"]:
+                torch._foreach_mul_(weights, kept)
+            torch._foreach_add_(weights, rows, alpha=-0.2 * lr * math.sqrt(max(shape)))
 
     def _step_others(self, params: list[nn.Parameter], group: dict[str, Any], found: Tensor | None) -> None:
         if not params:

@@ -9,8 +9,9 @@ from torch import nn
 
 from trigflow.runtime.distributed.shards import by_kind
 from trigflow.runtime.errors import UserError
+from trigflow.training.compiled import compiled
 from trigflow.training.config import OptimizerConfig
-from trigflow.training.muon import Muon, hidden_matrices
+from trigflow.training.muon import Muon, hidden_matrices, orthogonalize
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
@@ -19,8 +20,10 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
 }
 
 
-def build_optimizer(config: OptimizerConfig, modules: Iterable[nn.Module]) -> torch.optim.Optimizer:
+def build_optimizer(config: OptimizerConfig, modules: Iterable[nn.Module], compiles: bool = False) -> torch.optim.Optimizer:
     """The optimizer of all parameters of `modules`; its learning rate is set before every step from `learning_rate`.
+
+    With `compiles` the update of Muon is compiled. The others are kernels over all weights at once in any case.
 
     Sharded parameters and whole ones are groups of their own. The `positions` of a group say which of all parameters it has,
     so that a checkpoint numbers them the same whether they are sharded or not.
@@ -40,6 +43,7 @@ def build_optimizer(config: OptimizerConfig, modules: Iterable[nn.Module]) -> to
             eps=config.eps,
             weight_decay=config.weight_decay,
             momentum=config.momentum,
+            turn=compiled(orthogonalize, "the update of Muon", limit=64) if compiles else orthogonalize,
         )
     if config.name not in OPTIMIZERS:
         raise UserError(f"unknown optimizer '{config.name}'; expected one of {', '.join(OPTIMIZERS)}, muon; set optimizer.name")
@@ -49,8 +53,7 @@ def build_optimizer(config: OptimizerConfig, modules: Iterable[nn.Module]) -> to
         "eps": config.eps,
         "weight_decay": config.weight_decay,
     }
-    if config.name != "radam":  # RAdam has no fused implementation
-        settings["fused"] = True
+    settings["foreach" if config.name == "radam" else "fused"] = True  # RAdam has no fused implementation
     return OPTIMIZERS[config.name](parameters, **settings)
 
 

@@ -124,7 +124,7 @@ class RunParts:
             if model is not None:
                 parallel.ease(model.network)
                 parallel.place(model.network, sharded=sharded)
-        self.student = Learner(self.network, weights, config.optimizer, loop.iterations, parallel.replicate)
+        self.student = Learner(self.network, weights, config.optimizer, loop.iterations, parallel.replicate, compiles)
         self.modules: dict[str, nn.Module] = {"network": self.network, **weights}
         self.optimizers = {"optimizer": self.student.optimizer}
         self.fake: Learner | None = None
@@ -133,7 +133,7 @@ class RunParts:
             fake = parallel.place(fake, memory_format, trained=True)
             lr = getattr(config.objective, "fake_lr", None) or config.optimizer.lr
             settings = dataclasses.replace(config.optimizer, lr=lr)
-            self.fake = Learner(fake, fake_weights, settings, loop.iterations, parallel.replicate)
+            self.fake = Learner(fake, fake_weights, settings, loop.iterations, parallel.replicate, compiles)
             self.modules |= {"fake": fake, **fake_weights}
             self.optimizers["fake_optimizer"] = self.fake.optimizer
         self.batches = Batches(
