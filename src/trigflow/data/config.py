@@ -25,6 +25,8 @@ class DataConfig:
     """Force 1 (grayscale) or 3 (RGB)."""
     skip_corrupt: Annotated[bool, tyro.conf.arg(aliases=["--skip-corrupt"])] = False
     """Leave out images that cannot be decoded instead of stopping."""
+    captions: bool = True
+    """Take what is written of the images as captions; networks that read words are trained on them."""
     flip: bool = False
     """Mirror half of the images horizontally while training."""
     normalize: Literal["measured", "symmetric", "edm2"] = "measured"
@@ -59,6 +61,7 @@ def load_data(config: DataConfig, progress: bool = False) -> Dataset:
         progress=progress and sys.stderr.isatty(),
         memory_limit_gib=config.memory_gib,
         workers=config.workers,
+        captions=config.captions,
     )
     if dataset.labels is not None:
         require_classes(dataset)

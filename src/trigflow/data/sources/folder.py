@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from trigflow.data.caption_files import find_captions
 from trigflow.data.dataset import ImageDataset, digest_of
 from trigflow.data.decode import check_corrupt, sizes_differ
 from trigflow.data.labels import find_labels
@@ -89,10 +90,12 @@ def read_images(
     progress: bool,
     memory_limit_gib: float,
     workers: int,
+    captions: bool,
 ) -> ImageDataset:
     """The images among these files; the arguments and errors are those of `trigflow.data.open_dataset`."""
     images = image_files(files)
     labels, class_names = find_labels(files, images.names)
+    written = find_captions(files, images.names) if captions else None
     decoder = Decoder(images, channels, resize, crop)
 
     def check(corrupt: list[int]) -> None:
@@ -114,6 +117,7 @@ def read_images(
         labels=None if labels is None else torch.tensor(labels)[kept],
         class_names=class_names,
         skipped=tuple(images.names[index] for index in corrupt),
+        captions=None if written is None else written.only(kept.nonzero()[:, 0]),
         **content,
     )
 
