@@ -13,6 +13,7 @@ from PIL import Image
 from trigflow.data.dataset import Dataset, ImageDataset
 from trigflow.data.decode import fit, to_tensor
 from trigflow.data.latent_files import holds_latents, read_latents
+from trigflow.data.sizes import bucket_sizes
 from trigflow.data.sources.emoji import open_emoji
 from trigflow.data.sources.files import ENDINGS, Files, FolderFiles
 from trigflow.data.sources.folder import ImageStack, read_images
@@ -47,6 +48,7 @@ def open_dataset(
     memory_limit_gib: float = 4.0,
     workers: int = 0,
     captions: bool = True,
+    buckets: bool = False,
 ) -> Dataset:
     """Open a data set, with its images in memory as bytes, or left where they are if they take more memory than they may.
 
@@ -83,6 +85,7 @@ def open_dataset(
         memory_limit_gib: largest size of decoded images that are kept in memory, in GiB; 0 keeps none.
         workers: processes that read and decode; 0 for this one alone.
         captions: False takes no note of captions.
+        buckets: make of every image the nearest of several sizes of about the square's area (`trigflow.data.sizes`).
 
     Raises:
         UserError: if there is no such data; no image in it; a file that cannot be read or, without `skip_corrupt`, decoded;
@@ -99,6 +102,12 @@ def open_dataset(
         raise UserError(f"resize {resize}; expected a side of 1 to {MOST_PIXELS_A_SIDE} pixels; use --resize N with such an N")
     if channels not in (None, 1, 3):
         raise UserError(f"{channels} channels; expected 1 (grayscale) or 3 (RGB); leave it out to keep what the images are")
+    if buckets and resize is None:
+        raise UserError(
+            "buckets without resize; expected the side of the square that they are about as large as; add --resize N"
+        )
+    if buckets:
+        bucket_sizes(resize or 1)
     if isinstance(source, str) and source in REGISTERED:
         if resize is not None or channels is not None:
             raise UserError(f"resize or channels for '{source}'; expected neither for data of a plugin; leave them out")
@@ -117,6 +126,10 @@ def open_dataset(
     }  # fmt: skip
     address = Address.parse(os.fspath(source)) if os.fspath(source).startswith(PREFIX) else None
     if address is not None and address.streams:
+        if buckets:
+            raise UserError(
+                f"buckets for the stream {source!r}; expected data read in any order; leave out stream=1 or buckets"
+            )
         return open_stream(address, **options)
     files = list_files(os.fspath(source))
     if holds_latents(files):
@@ -128,7 +141,7 @@ def open_dataset(
         return read_latents(
             files, skip_corrupt=skip_corrupt, progress=progress, memory_limit_gib=memory_limit_gib, captions=captions
         )
-    return read_images(files, memory_limit_gib=memory_limit_gib, **options)
+    return read_images(files, memory_limit_gib=memory_limit_gib, buckets=buckets, **options)
 
 
 def list_files(source: str) -> Files:
