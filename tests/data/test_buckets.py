@@ -93,7 +93,7 @@ def test_images_are_cropped_to_the_nearest_size(photos: Path, workers: int) -> N
     left = open_dataset(photos, resize=16, buckets=True, memory_limit_gib=0, workers=workers)
     square = open_dataset(photos, resize=16)
     for dataset in (kept, left, kept.subset(torch.arange(18, -1, -2)).subset(torch.arange(9, -1, -1))):
-        step = 19 // len(dataset)
+        step = 1 if len(dataset) == 19 else 2
         assert dataset.shape == square.shape == (3, 16, 16)
         for index in range(len(dataset)):
             stored, truth = dataset.stored(torch.tensor([index]))[0], expected[index * step]
