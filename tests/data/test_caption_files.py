@@ -141,7 +141,7 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "control": ({"cats__1.txt": "a\x07cat"}, r"'cats/1.txt' in .*'\\x07'.*without control characters"),
     "control in a table": ({"metadata.csv": "file_name,text\ncats/1.png,a\x00b\n"}, r"'metadata.csv'"),
     "half a character": ({"cats__1.json": b'{"text": "\\ud800"}'}, r"'cats/1.json' in .*'\\ud800'"),
-    "huge": ({"cats__1.txt": "a" * (1 << 20) + "b"}, r"'cats/1.txt' in .*has 1048577 characters; expected at most 1048576"),
+    "huge": ({"cats__1.txt": "a" * (1 << 20) + "b"}, r"'cats/1.txt' in .*has 1048577 letters; expected at most 1048576"),
     "no JSON": ({"cats__1.json": "{"}, r"'cats/1.json' in .*expected JSON"),
     "deep JSON": ({"cats__1.json": "[" * 100_000}, r"'cats/1.json' in .*expected JSON"),
     "a number": ({"cats__1.json": {"caption": 3}}, r"'cats/1.json' in .* holds '?3'?; expected a text or a list"),

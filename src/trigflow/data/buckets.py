@@ -39,7 +39,7 @@ class BucketRows:
         """The images at these indices `(b,)`, uint8 `(b, c, h, w)`.
 
         Raises:
-            UserError: if they are of several sizes, or as `ImageRows`.
+            UserError: if they are of several sizes, or cannot be read any more.
         """
         groups = self.groups[indices].unique()
         if len(groups) > 1:

@@ -29,8 +29,8 @@ from trigflow.runtime.errors import UserError
 
 TABLES = ("metadata.jsonl", "metadata.csv")
 BESIDE = (".json", ".txt", ".caption")
-LIMIT_BYTES = 1 << 20
-"""Largest file that is one caption."""
+MOST_LETTERS = 1 << 20
+"""In a file that is one caption."""
 
 
 class Written(NamedTuple):
@@ -61,17 +61,19 @@ def read_captions(files: Files, images: Sequence[str]) -> dict[str, Written]:
     if isinstance(files, HubFiles):
         values = zip(files.names, files.captions(), strict=False)
         return {n: Written(captions_in(v, f"{n} of {files.where!r}"), n) for n, v in values if v is not None}
-    found = _from_tables(files, images)
+    likely = [(index, name) for index, name in enumerate(files.names) if name.lower().endswith((*TABLES, *BESIDE))]
+    if not likely:
+        return {}
+    images = list(images)
+    found = _from_tables(files, likely, set(images))
     beside: dict[str, dict[str, tuple[str, ...]]] = {ending: {} for ending in BESIDE}
-    parts: set[str] | None = None
-    for index, name in enumerate(files.names):
-        ending = posixpath.splitext(name)[1].lower()
-        if ending in beside and name.lower() != LABEL_FILE:
-            parts = {first_part(image) for image in images} if parts is None else parts
-            if first_part(name) in parts and (texts := _beside(files, index, ending)) is not None:
-                beside[ending][name] = texts
+    parts = {first_part(image) for image in images}
+    for index, name in likely:
+        ending, belongs = posixpath.splitext(name)[1].lower(), first_part(name) in parts and name.lower() != LABEL_FILE
+        if ending in beside and belongs and (texts := _beside(files, index, ending)) is not None:
+            beside[ending][name] = texts
     for ending, texts_of in beside.items():
-        for image, name in pair(images, [*texts_of], files.where, "captions", ending).items():
+        for image, name in pair(images, [*texts_of], files.where, "captions", ending).items() if texts_of else ():
             found.setdefault(image, Written(texts_of[name], name))
     return found
 
@@ -79,34 +81,27 @@ def read_captions(files: Files, images: Sequence[str]) -> dict[str, Written]:
 def _beside(files: Files, index: int, ending: str) -> tuple[str, ...] | None:
     """The captions in a file beside an image; None for JSON that has none."""
     where = f"{files.names[index]!r} in {files.where!r}"
-    text = _text(files, index)
-    if ending != ".json":
-        if len(text) > LIMIT_BYTES:
-            raise no_caption(where, f"has {len(text)} characters", f"at most {LIMIT_BYTES}")
-        return captions_in(text, where)
-    content = _parsed(text, where)
-    value = said(content) if isinstance(content, dict) else None
+    value: Any = _text(files, index)
+    if ending == ".json":
+        value = said(content) if isinstance(content := _parsed(value, where), dict) else None
+    elif len(value) > MOST_LETTERS:
+        raise no_caption(where, f"has {len(value)} letters", f"at most {MOST_LETTERS}")
     return None if value is None else captions_in(value, where)
 
 
-def _from_tables(files: Files, images: Sequence[str]) -> dict[str, Written]:
+def _from_tables(files: Files, likely: Sequence[tuple[int, str]], images: set[str]) -> dict[str, Written]:
     found: dict[str, Written] = {}
-    there: set[str] = set()
-    for index, table in enumerate(files.names):
+    for index, table in likely:
         folder, _, last = table.rpartition("/")
-        if last.lower() not in TABLES:
-            continue
-        there = there or set(images)
-        for number, row in _rows(files, index):
+        for number, row in _rows(files, index) if last.lower() in TABLES else ():
             where = f"row {number} of {table!r} in {files.where!r}"
             if (value := said(row)) is None:
                 continue
-            if not isinstance(name := row.get("file_name"), str) or not name:
-                raise no_caption(where, "is of no image", 'the path of one, relative to the table, under "file_name"')
-            name = posixpath.normpath(posixpath.join(folder, name.replace("\\", "/")))
-            if name not in there:
-                if files.find(name) is None:
-                    raise no_caption(where, f"is of {name!r}, which is not there", "a path relative to the table")
+            name = row.get("file_name")
+            name = posixpath.normpath(posixpath.join(folder, name.replace("\\", "/"))) if isinstance(name, str) else None
+            if name is None or files.find(name) is None:
+                raise no_caption(where, f"is of {name!r}, which is not there", 'a path relative to the table as "file_name"')
+            if name not in images:
                 continue
             before = found.get(name, Written((), table))
             if before.source != table:

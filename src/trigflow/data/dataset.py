@@ -247,10 +247,7 @@ class Dataset:
         return self.values[indices.to(self.values.device)] if self.rows is None else self.rows[indices.cpu()]
 
     def chunks(self, size: int = 64) -> Iterator[Tensor]:
-        """All that is stored, `size` samples at a time: how to go through data that may not fit into memory.
-
-        Samples come in their order, but where they are of several sizes, one size after another.
-        """
+        """All that is stored, up to `size` samples of one shape at a time: for data that may not fit into memory."""
         groups = getattr(self.rows, "groups", torch.zeros(len(self)))
         for group in groups.unique():
             for indices in (groups == group).nonzero()[:, 0].split(size):

@@ -103,20 +103,12 @@ class Order:
 class BucketOrder(Order):
     """Which samples each training step sees where a batch has to be of one group, such as images of one size.
 
-    Of n steps, n_k take a batch from group k, which has n_k samples, spread evenly over the n with some jitter u::
+    Of n steps each group k takes as many as it has samples, n_k, evenly spread: those of its times among all, sorted::
 
-        times (j + u_j) / n_k,  j = 0 ... n_k - 1,  of all groups, sorted
+        (j + u_j) / n_k,  j = 0 ... n_k - 1,  u_j uniform in [0, 1)
 
-    The batches of a group are those of an `Order` of its own. So each sample comes up as often as any other, and no sample is
-    dropped; which come at a step depends on the groups, the batch size, the seed and the step alone.
-
-    Args:
-        groups: which group each sample is in, int64, shape `(n,)`.
-        batch_size: samples a step, at least 1.
-        seed: the seed of the run.
-
-    Raises:
-        UserError: as `Order`.
+    Its batches are those of an `Order` of its own, so that each sample comes up as often as any other. `groups` has the group
+    of each sample, int64 `(n,)`; the other arguments, and what is raised, are those of `Order`.
     """
 
     def __init__(self, groups: Tensor, batch_size: int, seed: int) -> None:
@@ -129,9 +121,8 @@ class BucketOrder(Order):
             return super().indices(step)  # which says so
         again, place = divmod(step, self.n)
         turns = self._permutation(again)
-        group = int(turns[place])
-        members = self.members[group]
-        return members[self.orders[group].indices(again * len(members) + int((turns[:place] == group).sum()))]
+        members, own = self.members[int(turns[place])], self.orders[int(turns[place])]
+        return members[own.indices(again * len(members) + int((turns[:place] == turns[place]).sum()))]
 
     def _permute(self, epoch: int) -> Tensor:
         """The group of each of the n steps of one round."""

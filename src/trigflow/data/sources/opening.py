@@ -102,17 +102,12 @@ def open_dataset(
         raise UserError(f"resize {resize}; expected a side of 1 to {MOST_PIXELS_A_SIDE} pixels; use --resize N with such an N")
     if channels not in (None, 1, 3):
         raise UserError(f"{channels} channels; expected 1 (grayscale) or 3 (RGB); leave it out to keep what the images are")
-    if buckets and resize is None:
-        raise UserError(
-            "buckets without resize; expected the side of the square that they are about as large as; add --resize N"
-        )
-    if buckets:
-        bucket_sizes(resize or 1)
+    if buckets and (resize is None or not bucket_sizes(resize)):
+        raise UserError("buckets without resize; expected the side of the square of about their area; add --resize N")
     if isinstance(source, str) and source in REGISTERED:
         if resize is not None or channels is not None:
             raise UserError(f"resize or channels for '{source}'; expected neither for data of a plugin; leave them out")
-        found = REGISTERED[source]()
-        return found if captions or found.captions is None else replace(found, captions=None)
+        return REGISTERED[source]() if captions else replace(REGISTERED[source](), captions=None)
     if isinstance(source, str) and source in DRAWN:
         if channels == 1:
             raise UserError(f"1 channel for '{source}'; expected 3, its colours are named in the captions; leave it out")
