@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trigflow.data import Order, epoch_order
+from trigflow.data.order import BucketOrder
 from trigflow.runtime.errors import UserError
 from trigflow.runtime.seeds import derive_seed
 
@@ -102,3 +103,37 @@ def test_sizes_below_one_are_refused(n: int, batch_size: int) -> None:
 def test_negative_steps_are_refused() -> None:
     with pytest.raises(UserError, match="step -1"):
         Order(3, 2, seed=0).indices(-1)
+
+
+sizes = st.lists(st.integers(1, 9), min_size=1, max_size=4)
+
+
+@quick
+@given(counts=sizes, batch_size=st.integers(1, 7), seed=st.integers(0, 3))
+def test_batches_of_one_group_take_every_sample_equally_often(counts: list[int], batch_size: int, seed: int) -> None:
+    groups = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    groups = groups[torch.randperm(len(groups), generator=torch.Generator().manual_seed(seed))]
+    order, n = BucketOrder(groups, batch_size, seed), sum(counts)
+    steps = [order.indices(step) for step in range(2 * n)]
+    turns = [groups[batch].unique() for batch in steps]
+    assert all(len(batch) == batch_size and len(turn) == 1 for batch, turn in zip(steps, turns, strict=True))
+    for end in (n, 2 * n):
+        seen = torch.cat(steps[:end]).bincount(minlength=n)
+        assert seen.tolist() == [batch_size * end // n] * n
+    for group, count in enumerate(counts):  # spread evenly: a group is never behind or ahead by two steps
+        taken = torch.cat(turns[:n]).eq(group).cumsum(0)
+        assert (taken - torch.arange(1, n + 1) * count / n).abs().max() < 2
+        own = torch.cat([batch for batch, turn in zip(steps, turns, strict=True) if turn == group])
+        first = own[: len(own) // count * count].view(-1, count).sort().values
+        assert (first == (groups == group).nonzero()[:, 0]).all()  # one permutation of the group after another
+    for step in (2 * n - 1, 0, n):
+        assert torch.equal(BucketOrder(groups, batch_size, seed).indices(step), steps[step])
+        assert torch.equal(order.indices(step), steps[step])
+
+
+def test_batches_of_one_group_are_others_with_another_seed_and_start_at_0() -> None:
+    groups = torch.tensor([0, 1] * 10)
+    drawn = [torch.cat([BucketOrder(groups, 3, seed).indices(step) for step in range(20)]).tolist() for seed in (0, 1)]
+    assert drawn[0] != drawn[1]
+    with pytest.raises(UserError, match="step -1; expected 0 or more"):
+        BucketOrder(groups, 3, 0).indices(-1)

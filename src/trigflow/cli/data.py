@@ -72,6 +72,8 @@ class Encode:
     """cpu, cuda, or auto."""
     workers: int = 0
     """Processes that read and decode images, ahead of the autoencoder."""
+    captions: bool = True
+    """Take the captions of the images along."""
     quiet: bool = False
     """No progress bar."""
 
@@ -88,5 +90,6 @@ class Encode:
             device=resolve_device(self.device),
             workers=self.workers,
             progress=not self.quiet,
+            captions=self.captions,
         )
         print(f"{count} latents in {self.out}; train on them with: trigflow train --data {self.out} --out RUN")

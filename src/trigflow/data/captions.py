@@ -1,8 +1,9 @@
 """What is written of each sample, for networks that read words."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,8 +11,40 @@ from typing_extensions import Self
 
 from trigflow.conditions.encoded import Encoded, States
 from trigflow.conditions.text import Text, plain, tokens
+from trigflow.conditions.told import quoted
 from trigflow.data.text_features import TextFeatures, encode_captions
 from trigflow.runtime.errors import UserError
+
+KEYS = ("captions", "caption", "text", "prompt")
+"""What captions are called in tables and JSON files; the first of these that there is."""
+
+
+def said(row: Mapping[str, Any]) -> Any:
+    """What a row of a table or the content of a JSON file has under the first of `KEYS`; None for nothing."""
+    return next((row[key] for key in KEYS if row.get(key) is not None), None)
+
+
+def captions_in(value: Any, where: str) -> tuple[str, ...]:
+    """One text or a list of them, each in plain form, without those that are empty.
+
+    Raises:
+        UserError: naming where the value is from, if it is none of these or cannot be printed.
+    """
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
+        raise no_caption(where, f"holds {quoted(value)}", "a text or a list of texts")
+    try:
+        return tuple(filter(None, map(plain, texts)))
+    except UserError as error:
+        wrong = f"cannot be printed ({str(error).split('; expected')[0]})"
+        raise no_caption(where, wrong, "text without control characters") from None
+
+
+def no_caption(where: str, wrong: str, expected: str) -> UserError:
+    """The error for a caption that is none."""
+    return UserError(
+        f"the caption in {where} {wrong}; expected {expected}; correct it, or leave captions out with --data.no-captions"
+    )
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,7 +21,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from trigflow.codecs import codec_from_state
-from trigflow.conditions import Conditioner, named
+from trigflow.conditions import Conditioner, Text, named
+from trigflow.conditions.told import quoted
+from trigflow.data.caption_files import read_captions
 from trigflow.data.decode import CorruptImageError, decode, is_turned, open_image
 from trigflow.data.findings import Report
 from trigflow.data.labels import find_labels, label_files, pair
@@ -29,7 +31,7 @@ from trigflow.data.latent_files import ENDING as LATENT_ENDING
 from trigflow.data.latent_files import parse
 from trigflow.data.loader import in_order
 from trigflow.data.rows import chunks_of
-from trigflow.data.sources.containers import examine_container
+from trigflow.data.sources.containers import examine_container, note_others
 from trigflow.data.sources.files import Files
 from trigflow.data.sources.opening import EMBEDDED
 from trigflow.data.sources.tars import TarFiles
@@ -126,6 +128,7 @@ def check_data(
     report.of = "latents" if latents and not len(images) else "images"
     report.images = len(chosen)
     names, labels = _labels(files, chosen, report)
+    note_others(files, _captions(files, chosen, report), report)
     examine = _Examine(chosen, _see_latent if report.of == "latents" else functools.partial(_see_image, resize=resize))
     seen, moments = list[Seen](), Moments()
     with tqdm(total=len(chosen), desc="checking", unit="image", disable=not progress) as bar:
@@ -226,6 +229,40 @@ def _labels(files: Files, chosen: Files, report: Report) -> tuple[tuple[str, ...
         if len(counts) == 1:
             report.problem("labels", names[labels[0]], "is the only class; training by class needs two")
     return names, labels
+
+
+def _captions(files: Files, chosen: Files, report: Report) -> set[str]:
+    """Notes on what is written of the images, where something is; the names of the files that say it."""
+    try:
+        found = read_captions(files, chosen.names)
+    except UserError as error:
+        report.problem("captions", report.source, str(error).split(";")[0])
+        return set()
+    if not found:
+        return set()
+    report.captions = sum(bool(written.texts) for written in found.values())
+    missing = [name for name in chosen.names if name not in found]
+    empty = [name for name in chosen.names if name in found and not found[name].texts]
+    for names, what in ((missing, "no caption"), (empty, "an empty caption")):
+        if names:
+            report.note("captions", names[0], f"has {what}, and is learned without words; {len(names)} such {report.of}")
+    names_of: dict[str, list[str]] = {}
+    for name in chosen.names:
+        for text in dict.fromkeys(found[name].texts if name in found else ()):
+            names_of.setdefault(text, []).append(name)
+    repeated = [text for text, names in names_of.items() if len(names) > 1]
+    if repeated:
+        most = max(repeated, key=lambda text: len(names_of[text]))
+        first, second, *rest = names_of[most]
+        what = f"has the caption {quoted(most)}, and so have {second!r} and {len(rest)} others; {len(repeated)} such captions"
+        report.note("captions", first, what)
+    limit = Text().length - 1
+    long = {text: length for text in names_of if (length := len(text.encode())) > limit}
+    if long:
+        longest = max(long, key=lambda text: long[text])
+        what = f"has a caption of {long[longest]} bytes; {len(long)} are cut at the {limit} that networks read by default"
+        report.note("captions", names_of[longest][0], what)
+    return {written.source for written in found.values()}
 
 
 def _compare_sizes(files: Files, seen: Sequence[Seen], report: Report) -> None:

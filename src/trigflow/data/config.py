@@ -21,10 +21,14 @@ class DataConfig:
     """digits, mnist, or the path of a folder or zip of images."""
     resize: Annotated[int | None, tyro.conf.arg(aliases=["--resize"])] = None
     """Scale and crop every image to N x N."""
+    buckets: Annotated[bool, tyro.conf.arg(aliases=["--buckets"])] = False
+    """Scale and crop every image to the nearest of several sizes of about N x N pixels, and train on batches of one size."""
     channels: int | None = None
     """Force 1 (grayscale) or 3 (RGB)."""
     skip_corrupt: Annotated[bool, tyro.conf.arg(aliases=["--skip-corrupt"])] = False
     """Leave out images that cannot be decoded instead of stopping."""
+    captions: bool = True
+    """Take what is written of the images as captions; networks that read words are trained on them."""
     flip: bool = False
     """Mirror half of the images horizontally while training."""
     normalize: Literal["measured", "symmetric", "edm2"] = "measured"
@@ -59,6 +63,8 @@ def load_data(config: DataConfig, progress: bool = False) -> Dataset:
         progress=progress and sys.stderr.isatty(),
         memory_limit_gib=config.memory_gib,
         workers=config.workers,
+        captions=config.captions,
+        buckets=config.buckets,
     )
     if dataset.labels is not None:
         require_classes(dataset)

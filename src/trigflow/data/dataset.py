@@ -26,7 +26,7 @@ from trigflow.conditions import (
     printable,
 )
 from trigflow.data.captions import Captions
-from trigflow.data.order import Order
+from trigflow.data.order import BucketOrder, Order
 from trigflow.runtime.errors import UserError
 from trigflow.runtime.seeds import derive_seed
 from trigflow.runtime.tensors import content
@@ -247,14 +247,18 @@ class Dataset:
         return self.values[indices.to(self.values.device)] if self.rows is None else self.rows[indices.cpu()]
 
     def chunks(self, size: int = 64) -> Iterator[Tensor]:
-        """All that is stored, `size` samples at a time: how to go through data that may not fit into memory."""
-        for indices in torch.arange(len(self)).split(size):
-            yield self.stored(indices)
+        """All that is stored, up to `size` samples of one shape at a time: for data that may not fit into memory."""
+        groups = getattr(self.rows, "groups", torch.zeros(len(self)))
+        for group in groups.unique():
+            for indices in (groups == group).nonzero()[:, 0].split(size):
+                yield self.stored(indices)
 
     def order(self, batch_size: int, seed: int) -> Order:
         """Which samples each training step sees."""
         if self.rows is None:
             return Order(len(self), batch_size, seed)
+        if (groups := getattr(self.rows, "groups", None)) is not None:
+            return BucketOrder(groups, batch_size, seed)
         return Order(len(self), batch_size, seed, shards=self.rows.shards, window=self.rows.window)
 
     def numbered_as(self: D, names: tuple[str, ...], whose: str) -> D:

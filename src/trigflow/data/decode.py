@@ -22,6 +22,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 from torch import Tensor
 
+from trigflow.data.sizes import nearest_bucket
 from trigflow.runtime.errors import UserError, on_one_line
 
 READERS: dict[bytes, type[Any]] = {
@@ -81,7 +82,7 @@ def check_corrupt(what: str, where: str, corrupt: Sequence[str], total: int, ski
         )
 
 
-def decode(data: bytes, name: str, *, channels: int | None, resize: int | None, crop: bool) -> Tensor:
+def decode(data: bytes, name: str, *, channels: int | None, resize: int | None, crop: bool, buckets: bool = False) -> Tensor:
     """The image in `data`, uint8, shape `(c, h, w)`.
 
     Args:
@@ -90,6 +91,7 @@ def decode(data: bytes, name: str, *, channels: int | None, resize: int | None, 
         channels: 1 or 3 to convert to grayscale or RGB; None keeps grayscale images gray and makes all others RGB.
         resize: side of the square to make of it (see `fit`), or None.
         crop: see `fit`.
+        buckets: make of it the nearest of `trigflow.data.sizes.bucket_sizes(resize)` in place of the square.
 
     Raises:
         CorruptImageError: if it cannot be decoded to the end.
@@ -98,7 +100,8 @@ def decode(data: bytes, name: str, *, channels: int | None, resize: int | None, 
     with open_image(data, name) as image:
         try:
             image.load()
-            plain = fit(_to_gray_or_rgb(_upright(image)), resize, crop)
+            plain = _to_gray_or_rgb(_upright(image))
+            plain = fit(plain, nearest_bucket(plain.size, resize) if buckets and resize else resize, crop)
         except MemoryError:
             raise
         except Exception as error:  # decoders meet bad bytes with any kind of exception
@@ -134,23 +137,25 @@ def open_image(data: bytes, name: str) -> Image.Image:
     return image
 
 
-def fit(image: Image.Image, resize: int | None, crop: bool) -> Image.Image:
-    """Make an image `resize` by `resize` pixels; None leaves it as it is.
+def fit(image: Image.Image, resize: int | tuple[int, int] | None, crop: bool) -> Image.Image:
+    """Make an image `resize` by `resize` pixels, or of that width and height; None leaves it as it is.
 
-    With `crop` the short side is scaled to `resize` and the centre kept; without, both sides are scaled on their own, which
+    With `crop` it is scaled until it just covers these, and the centre kept; without, both sides are scaled on their own, which
     distorts what is not square. The filter is Lanczos: its support grows with the reduction, so it does not alias at any
     ratio (a box does unless the ratio is whole), and it keeps more fine detail than bilinear or bicubic. An image that has the
     size already keeps its exact pixels.
     """
     if resize is None:
         return image
+    width, height = (resize, resize) if isinstance(resize, int) else resize
     if crop:
-        side = min(image.size)
-        left, top = (image.width - side) // 2, (image.height - side) // 2
-        image = image.crop((left, top, left + side, top + side))
-    if image.size == (resize, resize):
+        w = min(image.width, max(1, round(image.height * width / height)))
+        h = min(image.height, max(1, round(image.width * height / width)))
+        left, top = (image.width - w) // 2, (image.height - h) // 2
+        image = image.crop((left, top, left + w, top + h))
+    if image.size == (width, height):
         return image
-    return image.resize((resize, resize), Image.Resampling.LANCZOS)
+    return image.resize((width, height), Image.Resampling.LANCZOS)
 
 
 def to_tensor(image: Image.Image) -> Tensor:

@@ -26,6 +26,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from trigflow.codecs.vae import DEFAULT_VAE, VAE, PixelRange, VAESource
+from trigflow.data.caption_files import TABLES, find_captions
 from trigflow.data.decode import sizes_differ
 from trigflow.data.labels import LABEL_FILE, find_labels
 from trigflow.data.loader import in_order
@@ -137,13 +138,14 @@ def encode_images(
     device: torch.device | str = "cpu",
     workers: int = 0,
     progress: bool = False,
+    captions: bool = True,
 ) -> int:
     """Write mean and standard deviation of the latents of every image to a zip; how many there are.
 
     The zip holds for every image a float32 array of shape `(8, h / 8, w / 8)`, named like the image but for the ending
-    `.npy`, and `dataset.json` with the labels and what is needed to decode the latents. Nothing is drawn at random. While it
-    is written it is called `OUT.partial`; an interrupted encoding goes on from the last finished batch and gives the same file,
-    bit for bit.
+    `.npy`, and `dataset.json` with the labels and what is needed to decode the latents. Captions come last, as a
+    `metadata.jsonl` (see `trigflow.data.caption_files`). Nothing is drawn at random. While it is written it is called
+    `OUT.partial`; an interrupted encoding goes on from the last finished batch and gives the same file, bit for bit.
 
     Args:
         source: folder or zip of images, as for training.
@@ -155,6 +157,7 @@ def encode_images(
         device: where the autoencoder runs.
         workers: processes that read and decode images, ahead of the autoencoder; 0 for this one alone.
         progress: draw a progress bar on stderr.
+        captions: False takes none along.
 
     Raises:
         MissingExtraError: without diffusers.
@@ -168,7 +171,7 @@ def encode_images(
         raise UserError(f"'{path}' already exists; expected a new file; choose another --out, or delete it")
     if batch_size < 1 or (resize is not None and resize < 1):
         raise UserError(f"batch size {batch_size} and resize {resize}; expected at least 1; change --batch-size or --resize")
-    images = _Images.find(list_files(os.fspath(source)), resize)
+    images = _Images.find(list_files(os.fspath(source)), resize, captions)
     name = os.path.abspath(os.path.expanduser(vae)) if os.path.isdir(os.path.expanduser(vae)) else vae
     encoder = VAE(VAESource(name, pixels), batch_size)
     encoder.load(device)
@@ -200,6 +203,8 @@ def encode_images(
                     add(latent_name(images.files.names[index]), fingerprint, to_npy(moment))
                 done += len(indices)
                 bar.update(len(indices))
+            if images.table:
+                add(TABLES[0], Fingerprint.of(images.table), images.table)
         with partial.open("rb") as written:
             os.fsync(written.fileno())
         partial.replace(path)
@@ -236,9 +241,11 @@ class _Images:
     """As `dataset.json` has them: the name of the latent and the class."""
     class_names: tuple[str, ...]
     resize: int | None
+    table: bytes
+    """The captions as `metadata.jsonl` has them; empty without any."""
 
     @classmethod
-    def find(cls, all_files: Files, resize: int | None) -> _Images:
+    def find(cls, all_files: Files, resize: int | None, captions: bool) -> _Images:
         files = image_files(all_files)
         seen: dict[str, str] = {}
         for name in files.names:
@@ -250,7 +257,10 @@ class _Images:
                 )
         labels, class_names = find_labels(all_files, files.names)
         listed = None if labels is None else [(latent_name(n), label) for n, label in zip(files.names, labels, strict=True)]
-        return cls(files, listed, class_names, resize)
+        written = find_captions(all_files, files.names) if captions else None
+        rows = zip(files.names, () if written is None else written.texts, strict=written is not None)
+        lines = [json.dumps({"file_name": latent_name(n), "captions": texts}) for n, texts in rows if texts]
+        return cls(files, listed, class_names, resize, "\n".join(lines).encode())
 
     def read(self, index: int) -> tuple[Tensor, Fingerprint]:
         """One image, uint8 `(3, h, w)`, and the fingerprint of its file."""

@@ -35,6 +35,7 @@ class Report:
         of: images, or latents.
         sizes: how many there are of each size, such as `64x64 RGB`.
         classes: how many there are of each class; empty without labels.
+        captions: how many have one or several that are not empty.
         mean: of each channel; pixels in [-1, 1].
         std: standard deviation of each channel.
         problems: what training would stop at, pass over or learn wrongly.
@@ -47,6 +48,7 @@ class Report:
     of: str = "images"
     sizes: dict[str, int] = field(default_factory=dict)
     classes: dict[str, int] = field(default_factory=dict)
+    captions: int = 0
     mean: list[float] = field(default_factory=list)
     std: list[float] = field(default_factory=list)
     problems: list[Finding] = field(default_factory=list)
@@ -71,6 +73,8 @@ class Report:
             *(f"size: {size}, {count} {self.of}" for size, count in self.sizes.items()),
             *(f"class {i} {name!r}: {count} {self.of}" for i, (name, count) in enumerate(self.classes.items())),
         ]
+        if self.captions:
+            lines.append(f"captions: of {self.captions} {self.of}")
         if self.mean:
             numbers = (f"mean {mean:.3f}, deviation {std:.3f}" for mean, std in zip(self.mean, self.std, strict=True))
             lines += [f"channel {channel}: {text}" for channel, text in enumerate(numbers)]

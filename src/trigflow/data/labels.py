@@ -130,8 +130,12 @@ def _labels_beside(files: Files, images: Sequence[str], labels: Sequence[int]) -
     return numbers, number_classes(numbers)
 
 
-def pair(images: Sequence[str], labels: Sequence[str], where: str) -> dict[str, str]:
+def pair(
+    images: Sequence[str], labels: Sequence[str], where: str, kind: str = "labels", ending: str = CLASS_ENDING
+) -> dict[str, str]:
     """The label of each image that has one, by names: equal before the last ending, or else, alone so, before the first dot.
+
+    Files of another `kind` and `ending` than labels are found in the same way.
 
     Raises:
         UserError: for two images or two labels of which it cannot be told what belongs to which, naming both.
@@ -139,7 +143,7 @@ def pair(images: Sequence[str], labels: Sequence[str], where: str) -> dict[str, 
     of_stem: dict[str, str] = {}
     for label in labels:
         if (stem := posixpath.splitext(label)[0]) in of_stem:
-            raise _ambiguous("labels", of_stem[stem], label, where)
+            raise _ambiguous(kind, of_stem[stem], label, where, kind, ending)
         of_stem[stem] = label
     found: dict[str, str] = {}
     owner: dict[str, str] = {}
@@ -147,7 +151,7 @@ def pair(images: Sequence[str], labels: Sequence[str], where: str) -> dict[str, 
     for image in images:
         label = of_stem.get(posixpath.splitext(image)[0], "")
         if label in owner:
-            raise _ambiguous("images", owner[label], image, where)
+            raise _ambiguous("images", owner[label], image, where, kind, ending)
         if label:
             found[image], owner[label] = label, image
         else:
@@ -156,17 +160,18 @@ def pair(images: Sequence[str], labels: Sequence[str], where: str) -> dict[str, 
     if rest and free:
         images_of, labels_of = _by_first_part(images), _by_first_part(labels)
         for image in rest:
-            same = images_of[_first_part(image)], labels_of.get(_first_part(image), [])
+            same = images_of[first_part(image)], labels_of.get(first_part(image), [])
             if free.isdisjoint(same[1]):
                 continue
-            for what, names in zip(("images", "labels"), same, strict=True):
+            for what, names in zip(("images", kind), same, strict=True):
                 if len(names) > 1:
-                    raise _ambiguous(what, names[0], names[1], where)
+                    raise _ambiguous(what, names[0], names[1], where, kind, ending)
             found[image] = same[1][0]
     return found
 
 
-def _first_part(name: str) -> str:
+def first_part(name: str) -> str:
+    """A path up to the first dot of its last part."""
     folder, slash, last = name.rpartition("/")
     return folder + slash + last.split(".", 1)[0]
 
@@ -174,14 +179,14 @@ def _first_part(name: str) -> str:
 def _by_first_part(names: Iterable[str]) -> dict[str, list[str]]:
     groups = defaultdict(list)
     for name in names:
-        groups[_first_part(name)].append(name)
+        groups[first_part(name)].append(name)
     return groups
 
 
-def _ambiguous(what: str, one: str, other: str, where: str) -> UserError:
+def _ambiguous(what: str, one: str, other: str, where: str, kind: str, ending: str) -> UserError:
     return UserError(
-        f"the {what} {one!r} and {other!r} in {where!r} are named alike, so that labels cannot be told apart; expected one "
-        f"image and one {CLASS_ENDING} of a name; rename one of the two"
+        f"the {what} {one!r} and {other!r} in {where!r} are named alike, so that {kind} cannot be told apart; expected one "
+        f"image and one {ending} of a name; rename one of the two"
     )
 
 

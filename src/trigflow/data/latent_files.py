@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from trigflow.codecs.vae import CHANNELS, VAESource
 from trigflow.conditions import check_class_names
+from trigflow.data.caption_files import find_captions
 from trigflow.data.dataset import digest_of
 from trigflow.data.decode import CorruptImageError, check_corrupt
 from trigflow.data.labels import LABEL_FILE, find_labels, label_file, read_named
@@ -46,7 +47,7 @@ def holds_latents(files: Files) -> bool:
     return latent is not None
 
 
-def read_latents(files: Files, *, skip_corrupt: bool, progress: bool, memory_limit_gib: float) -> LatentDataset:
+def read_latents(files: Files, *, skip_corrupt: bool, progress: bool, memory_limit_gib: float, captions: bool) -> LatentDataset:
     """The latents of a folder or zip; the arguments are those of `trigflow.data.open_dataset`.
 
     `dataset.json` may say under "latents" which autoencoder they are of and what the classes are called; without it they
@@ -59,6 +60,7 @@ def read_latents(files: Files, *, skip_corrupt: bool, progress: bool, memory_lim
     latents = files.only([index for index, name in enumerate(files.names) if name.lower().endswith(ENDING)])
     names = latents.names
     labels, class_names = find_labels(files, names)
+    written = find_captions(files, names) if captions else None
     vae, given_names = _description(files, len(class_names))
     shape = _first_shape(latents)
     gib = len(names) * int(np.prod(shape)) * 4 / 2**30
@@ -80,6 +82,7 @@ def read_latents(files: Files, *, skip_corrupt: bool, progress: bool, memory_lim
         labels=None if labels is None else torch.tensor([labels[index] for index in kept]),
         class_names=given_names or class_names,
         skipped=tuple(corrupt),
+        captions=None if written is None else written.only(torch.tensor(kept)),
         vae=vae,
         rows=rows,
         digest=digest_of(checksums),

@@ -5,6 +5,8 @@ samples `k b ... k b + b - 1` of it. Which samples these are depends on `(n, b, 
 
 A stream can only be read from the beginning of each of its shards. Its permutations keep to that: they go through the shards in
 a random order, and through each from its beginning to its end, in windows of samples that are shuffled with each other.
+
+Of samples of several sizes each batch is of one; see `BucketOrder`.
 """
 
 from collections.abc import Sequence
@@ -96,3 +98,37 @@ class Order:
         if self.shards is None:
             return epoch_order(self.n, self.seed, epoch)
         return stream_order(self.shards, self.window, self.seed, epoch)
+
+
+class BucketOrder(Order):
+    """Which samples each training step sees where a batch has to be of one group, such as images of one size.
+
+    Of n steps each group k takes as many as it has samples, n_k, evenly spread: those of its times among all, sorted::
+
+        (j + u_j) / n_k,  j = 0 ... n_k - 1,  u_j uniform in [0, 1)
+
+    Its batches are those of an `Order` of its own, so that each sample comes up as often as any other. `groups` has the group
+    of each sample, int64 `(n,)`; the other arguments, and what is raised, are those of `Order`.
+    """
+
+    def __init__(self, groups: Tensor, batch_size: int, seed: int) -> None:
+        self.members = {int(group): (groups == group).nonzero()[:, 0] for group in groups.unique()}
+        super().__init__(len(groups), batch_size, seed)
+        self.orders = {k: Order(len(m), batch_size, derive_seed(seed, "bucket", k)) for k, m in self.members.items()}
+
+    def indices(self, step: int) -> Tensor:
+        if step < 0:
+            return super().indices(step)  # which says so
+        again, place = divmod(step, self.n)
+        turns = self._permutation(again)
+        members, own = self.members[int(turns[place])], self.orders[int(turns[place])]
+        return members[own.indices(again * len(members) + int((turns[:place] == turns[place]).sum()))]
+
+    def _permute(self, epoch: int) -> Tensor:
+        """The group of each of the n steps of one round."""
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, "turns", epoch))
+        counts = torch.tensor([len(members) for members in self.members.values()])
+        turns = torch.tensor([*self.members]).repeat_interleave(counts)
+        places = torch.cat([torch.arange(count) for count in counts.tolist()])
+        jitter = torch.rand(self.n, generator=generator, dtype=torch.float64)
+        return turns[((places + jitter) / counts.repeat_interleave(counts)).argsort(stable=True)]

@@ -33,6 +33,7 @@ class Decoder:
     channels: int | None
     resize: int | None
     crop: bool
+    buckets: bool = False
 
     def __call__(self, index: int) -> Tensor:
         """One image, uint8, shape `(c, h, w)`.
@@ -72,7 +73,7 @@ class Decoder:
 
     def _decoded(self, index: int, content: bytes) -> Tensor:
         name = self.files.names[index]
-        return decode(content, name, channels=self.channels, resize=self.resize, crop=self.crop)
+        return decode(content, name, channels=self.channels, resize=self.resize, crop=self.crop, buckets=self.buckets)
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,7 +154,7 @@ def scan(decoder: Decoder, *, workers: int, progress: bool) -> Scan:
         UserError: if a file cannot be read, or has more pixels than are safe.
     """
     files = decoder.files
-    subject = ["scan", files.where, decoder.channels, decoder.resize, decoder.crop]
+    subject = ["scan", files.where, decoder.channels, decoder.resize, decoder.crop, *["buckets"] * decoder.buckets]
     found = remembered(subject, [*files.identity(), len(files)], lambda: _scan(decoder, workers, progress))
     return Scan(*(torch.from_numpy(found[name]) for name in ("sizes", "channels", "counts", "checksums")))
 

@@ -9,6 +9,7 @@ on.
 
 from __future__ import annotations
 
+import json
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,6 +24,7 @@ from tqdm import tqdm
 
 from trigflow.codecs.pixels import count_values
 from trigflow.data.cache import Arrays, remembered
+from trigflow.data.captions import Captions, captions_in
 from trigflow.data.dataset import ImageDataset, digest_of
 from trigflow.data.decode import CorruptImageError, decode
 from trigflow.data.loader import in_order
@@ -46,7 +48,7 @@ class Shards:
 
     Attributes:
         table: a `datasets.IterableDataset` of undecoded images.
-        columns: where it has images and labels.
+        columns: where it has images, labels and captions.
         where: its address.
         channels: 1, 3 or None; as `resize` and `crop` see `trigflow.data.decode.decode`.
     """
@@ -86,15 +88,18 @@ class Shards:
         content = encoded_image(row[self.columns.image], name)
         return decode(content, name, channels=self.channels, resize=self.resize, crop=self.crop)
 
-    def examine(self, shard: int) -> tuple[list[tuple[int, ...]], list[Any], list[int], npt.NDArray[np.int64]]:
-        """Shape of every image of a shard, 0 for the corrupt, their labels, and what `trigflow.data.rows.Scan` has of them."""
+    def examine(self, shard: int) -> tuple[list[tuple[int, ...]], list[Any], list[Any], list[int], npt.NDArray[np.int64]]:
+        """Shape of every image of a shard, 0 for the corrupt, their labels and captions, and what `trigflow.data.rows.Scan` has
+        of them."""
         shapes: list[tuple[int, ...]] = []
         labels: list[Any] = []
+        captions: list[Any] = []
         checksums: list[int] = []
         counts = np.zeros((4, 256), dtype=np.int64)
         for row in self.read(shard):
             label = None if self.columns.label is None else row[self.columns.label]
             labels.append(label if type(label) is int else NO_LABEL)
+            captions.append(None if self.columns.caption is None else row[self.columns.caption])
             checksums.append(0)
             try:
                 name = f"row {len(shapes)} of shard {shard}"
@@ -105,7 +110,7 @@ class Shards:
                 continue
             shapes.append(tuple(image.shape))
             counts[slice(1) if len(image) == 1 else slice(1, 4)] += count_values(image[None]).numpy()
-        return shapes, labels, checksums, counts
+        return shapes, labels, captions, checksums, counts
 
 
 @dataclass(frozen=True, eq=False)
@@ -218,6 +223,7 @@ def open_stream(
     skip_corrupt: bool,
     progress: bool,
     workers: int,
+    captions: bool,
 ) -> ImageDataset:
     """The stream of this address as a data set; the other arguments are those of `trigflow.data.open_dataset`.
 
@@ -229,9 +235,8 @@ def open_stream(
     columns = find_columns(address, table.features)
     table = undecoded(table, columns.image)
     source = Shards(table, columns, address.text, channels, resize, crop)
-    found = remembered(
-        ["stream", address.text, channels, resize, crop], [len(source)], lambda: _scan(source, workers, progress)
-    )
+    subject = ["stream", address.text, channels, resize, crop, columns.caption]
+    found = remembered(subject, [len(source)], lambda: _scan(source, workers, progress))
     shapes, of_channels = found["shapes"], found["shapes"][:, 0]
     whole = of_channels.nonzero()[0]
     if (len(whole) < len(shapes) and not (skip_corrupt and len(whole))) or not len(whole):
@@ -251,6 +256,7 @@ def open_stream(
         values=torch.empty(0, *shape, dtype=torch.uint8),
         labels=None if labels is None else torch.from_numpy(labels[whole]),
         class_names=class_names if labels is not None else (),
+        captions=_captions(found, address.text, whole) if captions and columns.caption is not None else None,
         skipped=tuple(f"row {row}" for row in np.flatnonzero(of_channels == 0)),
         rows=StreamRows(
             replace(source, channels=shape[0]),
@@ -264,8 +270,15 @@ def open_stream(
     )
 
 
+def _captions(found: Arrays, where: str, whole: npt.NDArray[np.int64]) -> Captions | None:
+    """Those of the whole images, as far as one has any."""
+    values = json.loads(found["captions"].tobytes())
+    texts = [() if (value := values[row]) is None else captions_in(value, f"row {row} of {where!r}") for row in whole.tolist()]
+    return Captions(texts) if any(texts) else None
+
+
 def _scan(source: Shards, workers: int, progress: bool) -> Arrays:
-    """Of every image: shape, label, and in which shard and where in it; and the counts of all."""
+    """Of every image: shape, label, caption (as JSON), and in which shard and where in it; and the counts of all."""
     shards = range(len(source))
     found = list(
         tqdm(
@@ -280,7 +293,8 @@ def _scan(source: Shards, workers: int, progress: bool) -> Arrays:
     return {
         "shapes": np.array([shape for shapes, *_ in found for shape in shapes], dtype=np.int64).reshape(-1, 3),
         "labels": np.array([label for _, labels, *_ in found for label in labels], dtype=np.int64),
-        "checksums": np.array([checksum for _, _, checksums, _ in found for checksum in checksums], dtype=np.int64),
+        "captions": np.frombuffer(json.dumps([text for _, _, texts, *_ in found for text in texts]).encode(), np.uint8),
+        "checksums": np.array([checksum for *_, checksums, _ in found for checksum in checksums], dtype=np.int64),
         "shards": np.repeat(np.arange(len(found)), lengths),
         "positions": np.concatenate([np.arange(length) for length in lengths]) if lengths else np.zeros(0, np.int64),
         "counts": np.sum([counts for *_, counts in found], axis=0),

@@ -293,7 +293,7 @@ def _pictures(model: Model, stored: Tensor) -> Tensor:
 
 def _real_images(model: Model, one: Tensor, data: str | None, progress: bool) -> Dataset:
     """Images to compare with, of the shape of the one that was drawn."""
-    config = data_of(model.origin)
+    config = dataclasses.replace(data_of(model.origin), buckets=False)  # what is drawn are squares
     config = config if data is None else dataclasses.replace(config, source=data)
     shape = tuple(one.shape[1:])
     if not model.codec.pictured:

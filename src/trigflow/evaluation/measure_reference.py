@@ -124,7 +124,7 @@ class _Source:
 @contextmanager
 def _open(data: str, features: str, resize: int | None, crop: bool, progress: bool, processes: Processes) -> Iterator[_Source]:
     if features not in DOWNLOADED or data in EMBEDDED:
-        dataset = processes.agree(lambda: open_dataset(data, resize=resize, crop=crop, progress=progress))
+        dataset = processes.agree(lambda: open_dataset(data, resize=resize, crop=crop, progress=progress, captions=False))
         yield _Source(len(dataset), lambda start, stop: dataset.batch(torch.arange(start, stop))[0])
         return
     files = processes.agree(lambda: image_files(list_files(data)))

@@ -230,7 +230,7 @@ def _open(config: RunConfig, old: Model, dataset: Dataset | None, progress: bool
     """The data of the fine-tuning: images and classes like those of the model."""
     if dataset is None:
         try:
-            dataset = load_data(config.data, progress)
+            dataset = load_data(dataclasses.replace(config.data, buckets=False), progress)
         except UserError as error:
             problem = str(error).split(";")[0]
             raise UserError(

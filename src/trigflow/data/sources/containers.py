@@ -6,7 +6,7 @@ import stat
 import tarfile
 import zipfile
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from trigflow.data.findings import Report
 from trigflow.data.labels import CLASS_ENDING, LABEL_FILE
@@ -48,7 +48,6 @@ def examine_container(source: str) -> tuple[Files, Report]:
             _examine_zip(path, report)
         elif isinstance(files, FolderFiles):
             _examine_links(path, report)
-    _note_others(files, report)
     return files, report
 
 
@@ -127,14 +126,14 @@ def _examine_links(path: str, report: Report) -> None:
                 report.problem("link", os.path.relpath(full, path), "leads nowhere")
 
 
-def _note_others(files: Files, report: Report) -> None:
-    """Count the files that are neither images nor belong to them."""
+def note_others(files: Files, captions: Collection[str], report: Report) -> None:
+    """Count the files that are neither images nor belong to them, as those with their captions do."""
     used = {*files.images()}
     known = (LATENT_ENDING, CLASS_ENDING)
     others = [
         name
         for index, name in enumerate(files.names)
-        if index not in used and name.lower() != LABEL_FILE and not name.lower().endswith(known)
+        if index not in used and name not in captions and name.lower() != LABEL_FILE and not name.lower().endswith(known)
     ]
     if others:
         report.note(

@@ -4,6 +4,7 @@ They stay in memory, decoded, if they fit. Otherwise they stay where they are an
 """
 
 import os
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from trigflow.data.buckets import in_buckets
+from trigflow.data.caption_files import find_captions
 from trigflow.data.dataset import ImageDataset, digest_of
 from trigflow.data.decode import check_corrupt, sizes_differ
 from trigflow.data.labels import find_labels
@@ -89,24 +92,30 @@ def read_images(
     progress: bool,
     memory_limit_gib: float,
     workers: int,
+    captions: bool,
+    buckets: bool,
 ) -> ImageDataset:
     """The images among these files; the arguments and errors are those of `trigflow.data.open_dataset`."""
     images = image_files(files)
     labels, class_names = find_labels(files, images.names)
-    decoder = Decoder(images, channels, resize, crop)
+    written = find_captions(files, images.names) if captions else None
+    decoder = Decoder(images, channels, resize, crop, buckets)
+    content: dict[str, Any] = {}
 
     def check(corrupt: list[int]) -> None:
         check_corrupt("images", images.where, [images.names[i] for i in corrupt], len(images), skip_corrupt)
 
-    try:
-        stack, corrupt, checksums = _into_memory(decoder, memory_limit_gib, workers, progress)
-        check(corrupt)
-        content: dict[str, Any] = {"values": stack.images, "digest": digest_of(checksums)}
-    except MemoryLimitError:
+    if not buckets:
+        with suppress(MemoryLimitError):
+            stack, corrupt, checksums = _into_memory(decoder, memory_limit_gib, workers, progress)
+            check(corrupt)
+            content = {"values": stack.images, "digest": digest_of(checksums)}
+    if not content:
         found = scan(decoder, workers=workers, progress=progress)
         corrupt = (found.channels == 0).nonzero()[:, 0].tolist()
         check(corrupt)
-        content = _left_in_place(decoder, found)
+        content = in_buckets(decoder, found, memory_limit_gib, workers) if buckets else _left_in_place(decoder, found)
+        content["digest"] = digest_of(found.checksums)
     kept = torch.ones(len(images), dtype=torch.bool)
     kept[corrupt] = False
     return ImageDataset(
@@ -114,6 +123,7 @@ def read_images(
         labels=None if labels is None else torch.tensor(labels)[kept],
         class_names=class_names,
         skipped=tuple(images.names[index] for index in corrupt),
+        captions=None if written is None else written.only(kept.nonzero()[:, 0]),
         **content,
     )
 
@@ -167,5 +177,4 @@ def _left_in_place(decoder: Decoder, found: Scan) -> dict[str, Any]:
         "values": torch.empty(0, channels, height, width, dtype=torch.uint8),
         "rows": ImageRows(replace(decoder, files=files, channels=channels), (height, width)),
         "counts": found.counts_of(channels),
-        "digest": digest_of(found.checksums),
     }

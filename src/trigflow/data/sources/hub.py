@@ -5,7 +5,8 @@
     hf:org/name?stream=1&window=4096        read over the network as training asks, nothing kept on disk
 
 with, after `?` and joined by `&`: `split` (train), `config`, `revision`, `image` and `label` (the columns; found by their types
-when there is one of each), `stream` and `window` (see `trigflow.data.stream`).
+when there is one of each), `caption` (the column; the first of `trigflow.data.captions.KEYS` that holds texts), `stream` and
+`window` (see `trigflow.data.stream`). Parquet files are opened by their path or that of their folder.
 """
 
 from __future__ import annotations
@@ -19,13 +20,16 @@ from urllib.parse import parse_qsl
 import numpy as np
 import numpy.typing as npt
 
+from trigflow.data.captions import KEYS
 from trigflow.data.dataset import number_classes
 from trigflow.data.decode import CorruptImageError
 from trigflow.data.sources.files import Files, Names, read_file
 from trigflow.runtime.errors import MissingExtraError, UserError, on_one_line
 
 PREFIX = "hf:"
-SETTINGS = {"split": "train", "config": "", "revision": "", "image": "", "label": "", "stream": "0", "window": "1024"}
+PARQUET = ".parquet"
+COLUMNS = ("image", "label", "caption")
+SETTINGS = {"split": "train", "config": "", "revision": "", **dict.fromkeys(COLUMNS, ""), "stream": "0", "window": "1024"}
 EXAMPLE = "hf:org/name?split=train&image=image&label=label"
 
 
@@ -83,17 +87,19 @@ class Address:
 
 @dataclass(frozen=True)
 class Columns:
-    """Where a table has its images and labels.
+    """Where a table has its images, labels and captions.
 
     Attributes:
         image: name of the column of images.
         label: name of the column of labels; None for no labels.
         class_names: as the table has them; empty if it has none.
+        caption: name of the column of captions; None for none.
     """
 
     image: str
     label: str | None
     class_names: tuple[str, ...]
+    caption: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,6 +113,7 @@ class HubFiles(Files):
         rows: which row each image is, int64, shape `(n,)`.
         labels: of each image, int64, shape `(n,)`; or None.
         class_names: one a class.
+        texts: a `datasets.Dataset` with one column of captions; or None.
     """
 
     table: Any
@@ -114,6 +121,7 @@ class HubFiles(Files):
     rows: npt.NDArray[np.int64]
     labels: npt.NDArray[np.int64] | None
     class_names: tuple[str, ...]
+    texts: Any = None
 
     @classmethod
     def of(cls, text: str) -> HubFiles:
@@ -130,10 +138,10 @@ class HubFiles(Files):
         if columns.label is not None:
             labels, class_names = check_labels_of(address, table[columns.label][:], class_names)
         images = undecoded(table.select_columns([columns.image]), columns.image)
+        texts = None if columns.caption is None else table.select_columns([columns.caption])
         count = len(images)
-        return cls(
-            text, Names(f"row {row}" for row in range(count)), images, columns.image, np.arange(count), labels, class_names
-        )  # fmt: skip
+        names = Names(f"row {row}" for row in range(count))
+        return cls(text, names, images, columns.image, np.arange(count), labels, class_names, texts)
 
     def read(self, index: int) -> bytes:
         return encoded_image(self.table[int(self.rows[index])][self.column], self.names[index])
@@ -145,6 +153,13 @@ class HubFiles(Files):
 
     def images(self) -> Sequence[int]:
         return range(len(self))
+
+    def captions(self) -> list[Any]:
+        """What the column of captions holds of each image; nothing without one."""
+        if self.texts is None:
+            return []
+        values = self.texts[self.texts.column_names[0]][:]
+        return [values[row] for row in self.rows.tolist()]
 
     def identity(self) -> list[Any]:
         return [self.where, str(self.table._fingerprint)]
@@ -167,9 +182,10 @@ def load_table(address: Address) -> Any:
         if saved and not address.streams:
             found = datasets.load_from_disk(address.name)
             return found if saved == ["state.json"] else found[given["split"]]
+        parquet = address.name.lower().endswith(PARQUET) and os.path.isfile(address.name)
         return datasets.load_dataset(
-            address.name,
-            given["config"] or None,
+            *(("parquet",) if parquet else (address.name, given["config"] or None)),
+            data_files=address.name if parquet else None,
             split=given["split"],
             revision=given["revision"] or None,
             streaming=address.streams,
@@ -197,7 +213,14 @@ def find_columns(address: Address, features: Any) -> Columns:
         )
     label = _column(address, "label", kinds, [name for name, kind in kinds.items() if kind == "ClassLabel"])
     names = getattr(features[label], "names", None) if label is not None else None
-    return Columns(image, label, tuple(names or ()))
+    written = [name for name in KEYS if name in kinds and _is_text(features[name])]
+    return Columns(image, label, tuple(names or ()), _column(address, "caption", kinds, written[:1]))
+
+
+def _is_text(feature: Any) -> bool:
+    """Whether a column holds a text in each row, or a list of them."""
+    inner = feature[0] if isinstance(feature, list) else getattr(feature, "feature", feature)
+    return getattr(inner, "dtype", None) in ("string", "large_string")
 
 
 def undecoded(table: Any, column: str) -> Any:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,11 @@ from PIL import Image
 from trigflow.data.dataset import Dataset, ImageDataset
 from trigflow.data.decode import fit, to_tensor
 from trigflow.data.latent_files import holds_latents, read_latents
+from trigflow.data.sizes import bucket_sizes
 from trigflow.data.sources.emoji import open_emoji
 from trigflow.data.sources.files import ENDINGS, Files, FolderFiles
 from trigflow.data.sources.folder import ImageStack, read_images
-from trigflow.data.sources.hub import PREFIX, Address, HubFiles
+from trigflow.data.sources.hub import PARQUET, PREFIX, Address, HubFiles
 from trigflow.data.sources.tars import TarFiles, find_shards
 from trigflow.data.sources.zips import ZipFiles
 from trigflow.data.stream import open_stream
@@ -45,6 +47,8 @@ def open_dataset(
     progress: bool = False,
     memory_limit_gib: float = 4.0,
     workers: int = 0,
+    captions: bool = True,
+    buckets: bool = False,
 ) -> Dataset:
     """Open a data set, with its images in memory as bytes, or left where they are if they take more memory than they may.
 
@@ -58,8 +62,11 @@ def open_dataset(
              or of latents, `.npy` (see `trigflow.data.latent_files.read_latents`)
     tars     shards in the layout of WebDataset: a .tar, a folder of them, or `train-{000..099}.tar`
              (see `trigflow.data.sources.tars`)
-    hf:NAME  a data set of the Hugging Face hub or of its library on disk (see `trigflow.data.sources.hub`)
+    hf:NAME  a data set of the Hugging Face hub or of its library on disk (see `trigflow.data.sources.hub`);
+             a .parquet, or a folder of them, is one too
     ======== ===========================================================================================
+
+    What is written of the images beside them or in a table becomes their captions (`trigflow.data.caption_files` says how).
 
     Files are only ever read. Images are taken in the order of their sorted names. They become grayscale if every one of them
     is stored as grayscale, otherwise RGB (`trigflow.data.decode` says how).
@@ -77,11 +84,13 @@ def open_dataset(
         progress: show a bar while a folder or zip is read.
         memory_limit_gib: largest size of decoded images that are kept in memory, in GiB; 0 keeps none.
         workers: processes that read and decode; 0 for this one alone.
+        captions: False takes no note of captions.
+        buckets: make of every image the nearest of several sizes of about the square's area (`trigflow.data.sizes`).
 
     Raises:
         UserError: if there is no such data; no image in it; a file that cannot be read or, without `skip_corrupt`, decoded;
-            images of different sizes without `resize`; contradictory or malformed labels; latents that pass the memory limit
-            and do not lie in an uncompressed zip; or `resize` or `channels` is out of range.
+            images of different sizes without `resize`; contradictory or malformed labels or captions; latents that pass the
+            memory limit and do not lie in an uncompressed zip; or `resize` or `channels` is out of range.
         MissingExtraError: if the package that holds a named data set is not installed.
     """
     if not isinstance(source, str | os.PathLike):
@@ -93,22 +102,29 @@ def open_dataset(
         raise UserError(f"resize {resize}; expected a side of 1 to {MOST_PIXELS_A_SIDE} pixels; use --resize N with such an N")
     if channels not in (None, 1, 3):
         raise UserError(f"{channels} channels; expected 1 (grayscale) or 3 (RGB); leave it out to keep what the images are")
+    if buckets and (resize is None or not bucket_sizes(resize)):
+        raise UserError("buckets without resize; expected the side of the square of about their area; add --resize N")
     if isinstance(source, str) and source in REGISTERED:
         if resize is not None or channels is not None:
             raise UserError(f"resize or channels for '{source}'; expected neither for data of a plugin; leave them out")
-        return REGISTERED[source]()
+        return REGISTERED[source]() if captions else replace(REGISTERED[source](), captions=None)
     if isinstance(source, str) and source in DRAWN:
         if channels == 1:
             raise UserError(f"1 channel for '{source}'; expected 3, its colours are named in the captions; leave it out")
-        return open_emoji(resize, held_out=source != "emoji")
+        drawn = open_emoji(resize, held_out=source != "emoji")
+        return drawn if captions else replace(drawn, captions=None)
     if isinstance(source, str) and source in GRAY:
         return _gray(source, resize, crop, channels, memory_limit_gib)
     options: dict[str, Any] = {
         "resize": resize, "crop": crop, "channels": channels,
-        "skip_corrupt": skip_corrupt, "progress": progress, "workers": workers,
+        "skip_corrupt": skip_corrupt, "progress": progress, "workers": workers, "captions": captions,
     }  # fmt: skip
     address = Address.parse(os.fspath(source)) if os.fspath(source).startswith(PREFIX) else None
     if address is not None and address.streams:
+        if buckets:
+            raise UserError(
+                f"buckets for the stream {source!r}; expected data read in any order; leave out stream=1 or buckets"
+            )
         return open_stream(address, **options)
     files = list_files(os.fspath(source))
     if holds_latents(files):
@@ -117,8 +133,10 @@ def open_dataset(
                 f"resize or channels for the latents in {files.where!r}; expected neither; encode the images anew at another "
                 "size"
             )
-        return read_latents(files, skip_corrupt=skip_corrupt, progress=progress, memory_limit_gib=memory_limit_gib)
-    return read_images(files, memory_limit_gib=memory_limit_gib, **options)
+        return read_latents(
+            files, skip_corrupt=skip_corrupt, progress=progress, memory_limit_gib=memory_limit_gib, captions=captions
+        )
+    return read_images(files, memory_limit_gib=memory_limit_gib, buckets=buckets, **options)
 
 
 def list_files(source: str) -> Files:
@@ -140,7 +158,11 @@ def list_files(source: str) -> Files:
             "of a folder, .zip or .tar of images; check the spelling"
         )
     if os.path.isdir(path):
-        return FolderFiles.of(path)
+        files = FolderFiles.of(path)
+        tables = any(name.lower().endswith(PARQUET) for name in files.names)
+        return HubFiles.of(PREFIX + path) if tables and not files.images() and not holds_latents(files) else files
+    if path.lower().endswith(PARQUET):
+        return HubFiles.of(PREFIX + path)
     for endings, what, remedy in NO_SOURCES:
         if path.lower().endswith(endings):
             raise UserError(f"{path!r} is {what}; expected a folder, .zip or .tar of images; {remedy}")
