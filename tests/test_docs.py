@@ -186,6 +186,15 @@ def data(patch: Patch) -> Generator[Names, Names, None]:
     assert names["step"] == 999
 
 
+def editing(patch: Patch) -> Generator[Names, Names, None]:
+    copied("scd", "runs/demo")
+    names = yield {}
+    assert names["images"].shape == names["filled"].shape == names["large"].shape == (16, 1, 8, 8)
+    assert torch.equal(names["wider"][..., 2:6], names["small"].expand(16, 1, 8, 4))
+    assert torch.equal(names["row"][[0, -1]], torch.cat([names["model"].sample(1, labels=label) for label in (3, 8)]))
+    assert names["way"].shape == (3, 1, 8, 8)
+
+
 def export(patch: Patch) -> Generator[Names, Names, None]:
     from diffusers.utils import dynamic_modules_utils
 
@@ -348,6 +357,7 @@ def words(patch: Patch) -> Generator[Names, Names, None]:
 PAGES: dict[str, Page] = {
     "README.md": readme,
     "docs/data.md": data,
+    "docs/editing.md": editing,
     "docs/export.md": export,
     "docs/guidance.md": guidance,
     "docs/inference.md": inference,

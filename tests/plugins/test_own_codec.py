@@ -12,6 +12,7 @@ import torch
 import trigflow
 from plugins.walk import command, evaluated, exported, resumed, served
 from trigflow.codecs import CODECS, codec_from_state
+from trigflow.runtime.errors import UserError
 
 PLUGIN = "own_codec.py"
 
@@ -45,6 +46,15 @@ def test_it_is_sampled(student: Path, tmp_path: Path) -> None:
     )
     command(PLUGIN, "sample", student, "--num", 6, "--quiet", "--labels", "one", "three", "--out", tmp_path / "waves.png")
     assert (tmp_path / "waves.png").is_file()
+
+
+def test_it_has_no_pictures_to_edit(student: Path) -> None:
+    model = trigflow.load(student, "cpu")
+    for picture in (torch.zeros(1, 32, 64, dtype=torch.uint8), torch.zeros(64, dtype=torch.uint8)):
+        with pytest.raises(UserError, match=r"^a picture for a model of data of shape \(64,\); expected .*; use sample$"):
+            model.edit(picture, mask=torch.zeros(32, 64, dtype=torch.bool))
+    with pytest.raises(UserError, match="are no pictures"):
+        model.codec.seen(torch.zeros(1, 1, 32, 64, dtype=torch.uint8))
 
 
 def test_it_is_evaluated_and_exported(student: Path) -> None:

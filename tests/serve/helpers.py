@@ -17,6 +17,7 @@ from training.tiny import digits_config, untrained_teacher
 from trigflow.conditions import Conditioner
 from trigflow.models.model import Model
 from trigflow.networks import build
+from trigflow.samplers import Edit
 from trigflow.serve.drawing import Mix
 from trigflow.serve.limits import Limits
 from trigflow.serve.listen import bind
@@ -74,6 +75,9 @@ class StubDrawer:
         guidance: Tensor,
         steps: int,
         conditions: Mapping[str, Tensor] | None = None,
+        *,
+        weights: Sequence[float] = (1.0,),
+        edit: Edit | None = None,
     ) -> Tensor:
         z = noise(0)
         self.batches.append((len(z), steps))

@@ -288,8 +288,8 @@ def test_the_documentation_is_found_behind_a_prefix(path: str, named: str, prefi
     assert not re.search("[\"'=]/[a-z]", page.text)
     document = client.get(f"{prefix}/openapi.json").json()
     assert document["servers"] == [{"url": "."}]
-    assert set(document["paths"]) == {"/healthz", "/metrics", "/v1/model", "/v1/images"}
-    assert [set(methods) for methods in document["paths"].values()] == [{"get"}, {"get"}, {"get"}, {"post"}]
+    assert set(document["paths"]) == {"/healthz", "/metrics", "/v1/model", "/v1/images", "/v1/edit"}
+    assert [set(methods) for methods in document["paths"].values()] == [{"get"}] * 3 + [{"post"}] * 2
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from trigflow.serve.limits import Limits
 
 if TYPE_CHECKING:
     from trigflow.models.model import Model
+    from trigflow.samplers import Edit
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,19 @@ class Sample(Drawing):
     """Number of images."""
     columns: int | None = None
     """Images per row of a grid."""
+    weights: tuple[float, ...] = ()
+    """Mix the prompts, or else the classes, with these weights, one for each, instead of drawing them in turn."""
+    toward: Annotated[tuple[int, float] | None, arg(metavar="SEED SHARE")] = None
+    """Go from the noise of the seed to that of another, so far: 0 is here, 1 is there."""
+    photo: Annotated[Path | None, arg(name="from", metavar="PICTURE")] = None
+    """Begin at a PNG, JPEG or WebP, cut to a square and scaled to the model's size. What is transparent is drawn anew."""
+    strength: float | None = None
+    """With --from: how much noise the picture gets, above 0 and up to 1, where nothing is left of it but what is kept; by
+    default 0.5, and 1 where something is kept."""
+    mask: Annotated[Path | None, arg(metavar="PICTURE")] = None
+    """With --from: a picture of the same size, white where to draw anew. The rest is kept."""
+    keep: Annotated[str | None, arg(metavar="gray|N")] = None
+    """With --from: gray keeps the luminance and draws colours; N keeps the means of N x N pixels and draws details."""
 
     def run(self) -> None:
         from trigflow.codecs import codec_from_state
@@ -98,10 +112,12 @@ class Sample(Drawing):
         drawn = model.sample(
             num,
             first=first,
-            labels=list(self.labels) or None,
-            prompt=list(self.prompt) or None,
+            labels=self._mixed(self.labels, mix=not self.prompt),
+            prompt=self._mixed(self.prompt, mix=bool(self.prompt)),
             conditions=_said(self.conditions),
             gamma=self.gamma,
+            toward=self.toward,
+            edit=self.edit(model),
             progress=not self.quiet and is_first(),
             **how,
         )
@@ -109,6 +125,29 @@ class Sample(Drawing):
         if images is None:
             return
         print(model.codec.save(images, self.out, self.columns))
+
+    def edit(self, model: Model) -> Edit | None:
+        """What the options from `--from` on ask for."""
+        from trigflow.data.photo import read_photo
+        from trigflow.models.editing import edit_of
+
+        if self.photo is None:
+            if (self.strength, self.mask, self.keep) != (None, None, None):
+                raise UserError("--strength, --mask or --keep without a picture; expected one to begin at; pass --from")
+            return None
+        keep = int(self.keep) if self.keep is not None and self.keep.isdecimal() and len(self.keep) < 6 else self.keep
+        try:
+            photo, mask = self.photo.read_bytes(), None if self.mask is None else self.mask.read_bytes()
+        except OSError as error:
+            raise UserError(f"'{error.filename}': {error.strerror}; expected a picture; check the path") from None
+        picture, anew = read_photo(photo, model.codec.drawn_shape, mask=mask, keep=keep)
+        return edit_of(model, picture, self.strength, anew, keep)
+
+    def _mixed(self, said: Sequence[str], mix: bool) -> Any:
+        n, m = len(said), len(self.weights)
+        if mix and m not in (0, n):
+            raise UserError(f"{m} weights for {n} prompts or labels; expected one for each; correct --weights")
+        return dict(zip(said, self.weights, strict=True)) if mix and m else list(said) or None
 
 
 def _said(given: Sequence[str]) -> dict[str, Any]:

@@ -57,6 +57,9 @@ class Codec(Protocol):
     def decode(self, x0: Tensor) -> Tensor:
         """x0 to what a person gets, on the same device."""
 
+    def seen(self, pictures: Tensor) -> Tensor:
+        """Pictures, uint8 `(b, *drawn_shape)`, to the x0 that `decode` draws them from; a UserError where none are drawn."""
+
     def prepare(self, device: torch.device | str | None = None) -> None:
         """Load what `decode` needs, so that what is wrong with it is said before anything is drawn.
 

@@ -107,6 +107,10 @@ class Latents(DrawnPictures):
         """
         return self.autoencoder.decode(self.stored(x0))
 
+    def seen(self, pictures: Tensor) -> Tensor:
+        """Of uint8 `(b, 3, factor h, factor w)` the means that the autoencoder gives; errors as `VAE.load`."""
+        return self.encode(self.autoencoder.encode(pictures).chunk(2, 1)[0])
+
     def prepare(self, device: torch.device | str | None = None) -> None:
         """Read the autoencoder, and move it to this device.
 

@@ -153,6 +153,13 @@ class DrawnPictures:
         """The images themselves."""
         return drawn
 
+    def seen(self: Any, pictures: Tensor) -> Tensor:
+        """The same as `encode`, where stored data are pictures."""
+        if not self.pictured or len(self.shape) != 3:
+            raise UserError("a picture for a model whose data are no pictures; expected a model of pixels; use one")
+        encoded: Tensor = self.encode(pictures)
+        return encoded
+
     def preview(self, drawn: Tensor, columns: int | None = None) -> Image.Image:
         """Images side by side; see `make_grid`."""
         return make_grid(self.pictures(drawn), columns)

@@ -50,11 +50,11 @@ class Conditioner:
         """
         said = {name: value for name, value in (said or {}).items() if value is not None}
         for name in said.keys() - self.inputs.keys():
-            what = _called(name)
+            what = called(name)
             raise UserError(f"{what} for {self._what()}; expected {self._known()}; leave {what} out")
         told: dict[str, Tensor] = {}
         for name, maker in self.inputs.items():
-            told |= maker.rows(said.get(name), num, first, _called(name))
+            told |= maker.rows(said.get(name), num, first, called(name))
         return told
 
     def counts(self, said: Mapping[str, Any]) -> dict[str, int]:
@@ -64,13 +64,13 @@ class Conditioner:
             UserError: as `conditions`, for what is no such thing.
         """
         counted = {name: getattr(maker, "numbers", None) for name, maker in self.inputs.items() if name in said}
-        return {name: len(numbers(said[name], _called(name))) for name, numbers in counted.items() if numbers}
+        return {name: len(numbers(said[name], called(name))) for name, numbers in counted.items() if numbers}
 
     def _what(self) -> str:
         return "a model that takes no such condition" if self.inputs else "an unconditional model"
 
     def _known(self) -> str:
-        return ", ".join(map(_called, self.inputs)) or "none"
+        return ", ".join(map(called, self.inputs)) or "none"
 
     def state(self) -> dict[str, Any]:
         """Plain JSON types; `from_state` gives back an equal one."""
@@ -99,7 +99,7 @@ class Conditioner:
 CALLED = {"label": "labels", "text": "prompt"}
 
 
-def _called(name: str) -> str:
+def called(name: str) -> str:
     """What a condition is called by those who say it."""
     return CALLED.get(name, name)
 
@@ -115,6 +115,6 @@ def said_of(labels: Any, conditions: Mapping[str, Any] | None, prompt: Any = Non
     said = {name: value for name, value in (conditions or {}).items() if value is not None}
     for name, value in (("text", prompt), ("label", labels)):
         if value is not None and name in said:
-            raise UserError(f"{_called(name)}, and a {name} among the conditions; expected one of them; drop the other")
+            raise UserError(f"{called(name)}, and a {name} among the conditions; expected one of them; drop the other")
         said = said if value is None else {name: value, **said}
     return said

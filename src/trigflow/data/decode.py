@@ -100,7 +100,7 @@ def decode(data: bytes, name: str, *, channels: int | None, resize: int | None, 
     with open_image(data, name) as image:
         try:
             image.load()
-            plain = _to_gray_or_rgb(_upright(image))
+            plain = to_gray_or_rgb(upright(image))
             plain = fit(plain, nearest_bucket(plain.size, resize) if buckets and resize else resize, crop)
         except MemoryError:
             raise
@@ -164,7 +164,8 @@ def to_tensor(image: Image.Image) -> Tensor:
     return pixels.view(image.height, image.width, len(image.getbands())).permute(2, 0, 1)
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def upright(image: Image.Image) -> Image.Image:
+    """A picture as a viewer shows it."""
     if is_turned(image):
         with contextlib.suppress(Exception):
             return ImageOps.exif_transpose(image)
@@ -182,7 +183,7 @@ def _convert(image: Image.Image, mode: str) -> Image.Image:
     return image if image.mode == mode else image.convert(mode)
 
 
-def _to_gray_or_rgb(image: Image.Image) -> Image.Image:
+def to_gray_or_rgb(image: Image.Image) -> Image.Image:
     """Mode "L" for images that are stored as grayscale, "RGB" for all others; alpha composited over white."""
     transparency = image.info.get("transparency")
     if image.mode.startswith("I"):

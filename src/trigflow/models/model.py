@@ -24,7 +24,9 @@ from tqdm import tqdm
 from trigflow import samplers
 from trigflow.codecs import Codec, codec_from_state
 from trigflow.conditions import Conditioner, null, said_of, takes
+from trigflow.conditions.mix import parts_of
 from trigflow.migrations import migrated, stamped
+from trigflow.models.editing import edit_of
 from trigflow.models.negative import check_guidance
 from trigflow.models.weights import load_weights
 from trigflow.networks import CustomConfig, NetworkConfig, build, network_from_state, network_state
@@ -39,12 +41,9 @@ from trigflow.runtime.seeds import derive_seed
 from trigflow.runtime.values import number, whole
 from trigflow.runtime.wrappers import entries, unwrapped
 from trigflow.samplers import Sampling
+from trigflow.samplers.editing import Edit, Noise, Sampler, spherical, weighed
 
 Kind = Literal["diffusion", "consistency"]
-Noise = Callable[[int], Tensor]
-"""`noise(k)`: k = 0 where sampling starts, k > 0 the fresh noise of later steps."""
-Sampler = Callable[[samplers.VelocityFunction, Noise], Tensor]
-"""`sampler(velocity, noise) -> x0`."""
 
 NOISE_BLOCK = 64
 """Samples that share one noise generator; makes the noise of sample i independent of batch and total size."""
@@ -201,6 +200,8 @@ class Model:
         first: int = 0,
         progress: bool = False,
         decode: bool = True,
+        toward: tuple[int, float] | None = None,
+        edit: Edit | None = None,
     ) -> Tensor:
         """Draw samples.
 
@@ -212,8 +213,9 @@ class Model:
             steps: evaluations of a consistency model, for a multistep one the number of its segments and no other; or solver
                 steps of a diffusion model; see `default_steps`.
             labels: a class by number or name, or several, repeated as needed; by default the classes in turn. None for an
-                unconditional model.
-            prompt: a text or several, repeated as needed, for a model that reads words; by default the empty one.
+                unconditional model. A dict of classes and their weights mixes their velocities at every evaluation.
+            prompt: a text or several, repeated as needed, for a model that reads words; by default the empty one. A dict of
+                texts and their weights mixes them like classes.
             conditions: what else is said, by name, as the model's `conditioner` understands it.
             guidance: guidance scale; 1 for none.
             guidance_interval: noise levels sigma, low and high, between which a diffusion model is guided; None for all.
@@ -227,6 +229,8 @@ class Model:
             first: which sample to begin with; samples first ... first + num - 1 are drawn.
             progress: draw a progress bar on stderr.
             decode: False gives data as they are stored, such as latents before the autoencoder.
+            toward: another seed, and how far from 0 to 1 the noise lies on the way to the noise of that one.
+            edit: a picture to begin at, and what to keep of it; see `edit`.
 
         Returns:
             What the codec makes of x0, on the CPU: images uint8 `(num, c, h, w)`; of a model of latents, what the autoencoder
@@ -237,7 +241,10 @@ class Model:
             UserError: for numbers out of range, labels the model does not know, guidance it does not have.
         """
         check_default_device()
-        whole(num=num, batch_size=batch_size, first=first, seed=seed, **({} if steps is None else {"steps": steps}))
+        given = {} if steps is None else {"steps": steps}
+        whole(
+            num=num, batch_size=batch_size, first=first, seed=seed, **given, **({} if toward is None else {"toward": toward[0]})
+        )
         number(
             **({} if "guidance" in self.takes else {"guidance": guidance}),
             **({} if gamma is None else {"gamma": gamma}),
@@ -246,14 +253,15 @@ class Model:
             raise UserError(f"{num} samples in batches of {batch_size}; expected at least 1; raise --num")
         if first < 0:
             raise UserError(f"first sample {first}; expected 0 or more; correct the argument")
-        sampler = self.sampler(steps, solver, times, gamma)
-        told = self.conditioner.conditions(said_of(labels, conditions, prompt), num, first)
+        sampler = self.sampler(steps, solver, times, gamma, edit)
+        parts = parts_of(said_of(labels, conditions, prompt), self.conditioner.inputs)
+        told = [(share, self.conditioner.conditions(said, num, first)) for share, said in parts]
         if guidance == 1 and (guidance_interval is not None or negative is not None):
             raise UserError(
                 "a guidance interval or negative with guidance 1, which is none; expected another scale; pass --guidance"
             )
         guided = functools.partial(self.velocity, guidance=guidance, interval=guidance_interval, negative=negative)
-        guided(told)  # what is wrong with the guidance is said before a bar is drawn
+        guided(told[0][1])  # what is wrong with the guidance is said before a bar is drawn
         if decode:
             self.codec.prepare(self.device)  # what is wrong with it is said now, too
         finish = self.codec.decode if decode else self.codec.stored
@@ -261,12 +269,41 @@ class Model:
         bar = tqdm(total=num, desc="sampling", unit="img", disable=not progress)
         for start in range(0, num, batch_size):
             stop = min(start + batch_size, num)
-            rows = {name: value[start:stop].to(self.device) for name, value in told.items()}
-            noise = functools.partial(self.noise, seed, start=first + start, stop=first + stop)
-            drawn.append(self.draw(noise, guided(rows), sampler, finish=finish).cpu())
+            noise = functools.partial(self._noise, seed, toward, first + start, first + stop)
+            rows = [(share, {k: row[start:stop].to(self.device) for k, row in part.items()}) for share, part in told]
+            velocity = weighed([(share, guided(part)) for share, part in rows])
+            drawn.append(self.draw(noise, velocity, sampler, finish=finish).cpu())
             bar.update(stop - start)
         bar.close()
         return torch.cat(drawn)
+
+    def edit(
+        self,
+        picture: Tensor,
+        num: int = 1,
+        *,
+        strength: float | None = None,
+        mask: Tensor | None = None,
+        keep: str | int | None = None,
+        **how: Any,
+    ) -> Tensor:
+        """Draw from a picture: others like it, what is under a mask, its colours, or its details. Returns what `sample` does.
+
+        Args:
+            picture: uint8 `(c, h, w)`, of the size that is drawn; also gray or small where that is kept.
+            num: how many.
+            strength: in (0, 1]: sampling starts at this share of its first time, at the picture with noise; 1 at noise alone.
+                By default 1 where something is kept, otherwise 0.5.
+            mask: `(h, w)`, bool, or uint8 from 128 on: where to draw. The rest stays, byte for byte; of a model of latents the
+                latents that lie outside as a whole.
+            keep: "gray" keeps the luminance, N the means of N x N pixels, up to half a level of rounding; what is made here of
+                a picture in colours, or of the full size, is rounded to levels first.
+            how: as in `sample`; with more steps, what is drawn fits what is kept better.
+
+        Raises:
+            UserError: as `sample`, for a model without pictures, and for a picture, mask, strength or keep that does not fit.
+        """
+        return self.sample(num, edit=edit_of(self, picture, strength, mask, keep), **how)
 
     def draw(
         self,
@@ -314,12 +351,17 @@ class Model:
         noise = torch.cat(blocks)[offset : offset + stop - start]
         return self.process.sigma_data * noise.to(self.device)
 
+    def _noise(self, seed: int, toward: tuple[int, float] | None, start: int, stop: int, k: int) -> Tensor:
+        noise = self.noise(seed, k, start, stop)
+        return noise if toward is None else spherical(noise, self.noise(toward[0], k, start, stop), toward[1])
+
     def sampler(
         self,
         steps: int | None = None,
         solver: str = "heun",
         times: Sequence[float] | None = None,
         gamma: float | None = None,
+        edit: Edit | None = None,
     ) -> Sampler:
         """A function `draw(velocity, noise) -> x0` that draws one batch; arguments as in `sample`.
 
@@ -337,11 +379,8 @@ class Model:
         if gamma is not None and not (0 <= gamma <= 1 and (sampling.jumps == "any" or gamma == sampling.noise)):
             expected = "a number in [0, 1]" if sampling.jumps == "any" else f"{sampling.noise:g}, all that it was trained for"
             raise UserError(f"gamma {gamma:g} for this model; expected {expected}; drop --gamma")
-        if self.kind == "diffusion":
-            if times is not None:
-                raise UserError("sampling times for a diffusion model; expected a consistency model; use steps instead")
-            grid = samplers.sigma_grid(process, steps)
-            return lambda velocity, noise: solve(velocity, noise(0), grid)
+        if self.kind == "diffusion" and times is not None:
+            raise UserError("sampling times for a diffusion model; expected a consistency model; use steps instead")
         if sampling.jumps == "segments" and (steps != sampling.segments or times is not None):
             given = f"{steps} steps" if times is None else "sampling times"
             raise UserError(
@@ -349,21 +388,27 @@ class Model:
                 f"for each; drop {'--steps' if times is None else 'times'}"
             )
         schedule = self.schedule(steps) if times is None else tuple(times)
+        schedule = edit.times(schedule) if edit and schedule else schedule
         share = sampling.noise if gamma is None else gamma
 
         def draw(velocity: samplers.VelocityFunction, noise: Noise) -> Tensor:
             start = noise(0)  # first, also where it comes from a generator
+            if self.kind == "diffusion":
+                return solve(velocity, start, schedule)
             fresh = [noise(k) for k in range(1, len(schedule))] if share > 0 else None
             return samplers.flow_map_sample(velocity, process, start, schedule, gamma=share, fresh=fresh)
 
-        return draw
+        return edit.around(draw, process, schedule[0]) if edit and schedule else draw
 
     def schedule(self, steps: int) -> tuple[float, ...]:
-        """Sampling times of a consistency model for so many steps: of its segments, or what a search found, or the default.
+        """Sampling times for so many steps: of a diffusion model the grid of its solver, down to 0; of a student those of
+        its segments, or what a search found, or the default.
 
         Raises:
             UserError: for fewer than 1.
         """
+        if self.kind == "diffusion":
+            return tuple(samplers.sigma_grid(self.process, steps).tolist())
         if self.sampling.jumps == "segments":
             return samplers.segment_times(self.process, self.sampling.segments)
         default = samplers.meanflow_times if self.sampling.jumps == "any" else samplers.consistency_times

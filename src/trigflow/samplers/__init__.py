@@ -5,6 +5,7 @@ A sampler is a function of (velocity, x, times); `network_velocity` and `guided_
 """
 
 from trigflow.runtime.errors import renamed
+from trigflow.samplers.editing import Edit
 from trigflow.samplers.flow_map import flow_map_sample
 from trigflow.samplers.grid import consistency_times, meanflow_times, segment_times, sigma_grid
 from trigflow.samplers.guidance import JumpFunction, Network, VelocityFunction, guided_velocity, network_velocity
@@ -35,6 +36,7 @@ __getattr__ = renamed(__name__, RENAMED)
 
 __all__ = [
     "SOLVERS",
+    "Edit",
     "JumpFunction",
     "Network",
     "Sampling",

@@ -16,6 +16,7 @@ from starlette.websockets import WebSocket
 
 from trigflow.runtime.errors import UserError
 from trigflow.serve.batching import BusyError, ClosedError, Drawn, Job
+from trigflow.serve.drawing import Order
 from trigflow.serve.limits import Limits
 from trigflow.serve.offers import Offer
 from trigflow.serve.pages import add_page
@@ -136,35 +137,39 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         """What is served: models, classes, ranges of guidance and steps, limits."""
         return describe(service)
 
-    @app.post(
-        "/v1/images",
-        dependencies=locked,
-        response_class=Response,
-        responses={
-            200: _media(*sorted({*MEDIA_TYPES.values()})),
-            **unauthorized,
-            **_problems(408, 413, 415, 422, 429, 503),
-        },
-        openapi_extra={
-            "requestBody": {
-                "required": True,
-                "content": {"application/json": {"schema": service.images_request.model_json_schema()}},
-            }
-        },
-    )
+    def drawing(body: type[BaseModel]) -> dict[str, Any]:
+        """What is said of a route that draws what a body of this kind asks for."""
+        content = {"application/json": {"schema": body.model_json_schema()}}
+        answers = {200: _media(*sorted({*MEDIA_TYPES.values()})), **_problems(408, 413, 415, 422, 429, 503)}
+        return {
+            "dependencies": locked,
+            "response_class": Response,
+            "responses": {**answers, **unauthorized},
+            "openapi_extra": {"requestBody": {"required": True, "content": content}},
+        }
+
+    @app.post("/v1/images", **drawing(service.images_request))
     async def images(request: Request) -> Response:
         """Draw images: one sheet (PNG, WebP) or the pixels (npy). The same request gives the same images."""
         asked = check(service.images_request, parse_json(await read_body(request, service.limits)))
-        name, order = service.order(asked)
+        return await answer(request, *service.order(asked), asked.format)
+
+    @app.post("/v1/edit", **drawing(service.edit_request))
+    async def edit(request: Request) -> Response:
+        """Draw from a picture: others like it, what is under a mask, its colours, or its details; otherwise as `/v1/images`."""
+        asked = check(service.edit_request, parse_json(await read_body(request, service.limits, service.limits.edit_bytes)))
+        return await answer(request, *await service.edit_order(asked), asked.format)
+
+    async def answer(request: Request, name: str, order: Order, format: str) -> Response:
         jobs = service.batchers[name].submit(order)
         drawn = await _wait_for(request, service, name, jobs)
-        content, seconds = await service.encode(name, drawn, asked.format)
+        content, seconds = await service.encode(name, drawn, format)
         headers = {
             "X-Trigflow-Shape": ",".join(map(str, (len(order), *drawn[0].images.shape[1:]))),
             "X-Trigflow-Columns": str(columns_of(len(order))),
             "Server-Timing": ", ".join(f"{part};dur={1000 * value:.3f}" for part, value in seconds.items()),
         }
-        return Response(content, media_type=MEDIA_TYPES[asked.format], headers=headers)
+        return Response(content, media_type=MEDIA_TYPES[format], headers=headers)
 
     @app.websocket("/v1/stream")
     async def stream(websocket: WebSocket) -> None:
@@ -188,8 +193,8 @@ def describe(service: Service) -> ServerInfo:
     return ServerInfo(version=__version__, default=service.default, models=models, limits=vars(service.limits))
 
 
-async def read_body(request: Request, limits: Limits) -> bytes:
-    """The body of a JSON request.
+async def read_body(request: Request, limits: Limits, most: int | None = None) -> bytes:
+    """The body of a JSON request, of at most so many bytes; `limits.body_bytes` by default.
 
     Raises:
         HTTPException: 415 for another type, 413 for too large a body, 408 for one that takes too long to come.
@@ -198,7 +203,7 @@ async def read_body(request: Request, limits: Limits) -> bytes:
     if kind != "application/json":
         raise HTTPException(415, f"a body of type '{kind[:40]}'; expected application/json; set Content-Type")
     try:
-        return await within(limits.silent_seconds, _read(request, limits.body_bytes))
+        return await within(limits.silent_seconds, _read(request, most or limits.body_bytes))
     except asyncio.TimeoutError:
         message = f"no whole body within {limits.silent_seconds:g} s; expected it sooner; try again"
         raise HTTPException(408, message, {"Connection": "close"}) from None

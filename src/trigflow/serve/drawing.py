@@ -5,16 +5,17 @@ noise is drawn for it alone. What it is drawn together with changes the order in
 (last bits of float32), and so at times a pixel by one of 255 levels.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from trigflow.conditions import pick
 from trigflow.models.model import Model
-from trigflow.samplers import VelocityFunction
+from trigflow.samplers import Edit, VelocityFunction
+from trigflow.samplers.editing import weighed
 from trigflow.serve.noise import NoiseSource, Walk
 
 Mix = tuple[tuple[int, float], ...]
@@ -32,7 +33,9 @@ class Order:
         guidance: guidance scale, 1 for none.
         steps: as in `Model.sample`.
         walk: two angles; (0, 0) is the picture that `Model.sample` draws. See `trigflow.serve.noise`.
-        conditions: all others that the network takes, by name, a row for each picture.
+        conditions: all others that the network takes, by name, a row for each picture; of a mix of texts, `(n, m, ...)`.
+        weights: of the m texts of a mix.
+        edit: a picture to begin at.
     """
 
     seed: int
@@ -43,14 +46,16 @@ class Order:
     steps: int
     walk: Walk = (0.0, 0.0)
     conditions: Mapping[str, Tensor] = field(default_factory=dict)
+    weights: tuple[float, ...] = (1.0,)
+    edit: Edit | None = None
 
     def __len__(self) -> int:
         return self.stop - self.start
 
     @property
-    def key(self) -> tuple[int, bool]:
+    def key(self) -> Hashable:
         """Orders with the same key can be drawn together; unguided ones are not made to pay for guided ones."""
-        return self.steps, self.guidance == 1
+        return self.steps, self.guidance == 1, self.weights, self.edit
 
 
 class Drawer(Protocol):
@@ -63,6 +68,9 @@ class Drawer(Protocol):
         guidance: Tensor,
         steps: int,
         conditions: Mapping[str, Tensor] | None = None,
+        *,
+        weights: Sequence[float] = (1.0,),
+        edit: Edit | None = None,
     ) -> Tensor:
         """Pictures of one batch.
 
@@ -73,6 +81,7 @@ class Drawer(Protocol):
             guidance: scales, float32 `(b,)`.
             steps: as in `Model.sample`.
             conditions: of everything but the class, `(b, ...)`.
+            weights, edit: see `Order`; passed where there are any.
 
         Returns:
             uint8 `(b, c, h, w)`, on the CPU.
@@ -94,11 +103,15 @@ class ModelDrawer:
         guidance: Tensor,
         steps: int,
         conditions: Mapping[str, Tensor] | None = None,
+        *,
+        weights: Sequence[float] = (1.0,),
+        edit: Edit | None = None,
     ) -> Tensor:
-        model = self.model
+        model, guidance = self.model, guidance.to(self.model.device)
         told = {name: value.to(model.device) for name, value in (conditions or {}).items()}
-        velocity = mixed_velocity(model, mixes, guidance.to(model.device), told)
-        return model.codec.pictures(model.draw(noise, velocity, model.sampler(steps))).cpu()
+        texts = [told] if len(weights) == 1 else [{k: v[:, i] for k, v in told.items()} for i in range(len(weights))]
+        velocity = weighed([(w, mixed_velocity(model, mixes, guidance, one)) for w, one in zip(weights, texts, strict=True)])
+        return model.codec.pictures(model.draw(noise, velocity, model.sampler(steps, edit=edit))).cpu()
 
 
 def mixed_velocity(
@@ -139,5 +152,7 @@ def draw_together(drawer: Drawer, source: NoiseSource, orders: Sequence[Order]) 
     mixes = None if orders[0].mixes is None else [mix for order in orders for mix in order.mixes or ()]
     guidance = torch.tensor([order.guidance for order in orders for _ in range(len(order))], dtype=torch.float32)
     conditions = {name: torch.cat([order.conditions[name] for order in orders]) for name in orders[0].conditions}
-    images = drawer.draw(noise, mixes, guidance, orders[0].steps, conditions)
+    more: dict[str, Any] = {} if orders[0].edit is None else {"edit": orders[0].edit}
+    more |= {} if len(orders[0].weights) == 1 else {"weights": orders[0].weights}
+    images = drawer.draw(noise, mixes, guidance, orders[0].steps, conditions, **more)
     return list(images.split([len(order) for order in orders]))

@@ -39,6 +39,10 @@ class Limits:
     """Images of one frame of a stream."""
     body_bytes: int = 65_536
     """Body of a request."""
+    edit_bytes: int = 4_194_304
+    """Body of a request with a picture to edit."""
+    edit_pixels: int = 16_777_216
+    """Pixels of such a picture."""
     message_bytes: int = 4_096
     """Message of a stream, from the client."""
     batch: int = 64

@@ -3,20 +3,19 @@
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from trigflow.conditions import Classes, named, quoted, said_of
+import torch
+
+from trigflow.conditions import Classes, named, said_of
+from trigflow.conditions.mix import parts_of, shares
 from trigflow.deploy import Engine
 from trigflow.models.model import Model, load
 from trigflow.runtime.errors import UserError
 from trigflow.serve.drawing import Drawer, Mix, ModelDrawer, Order, draw_together
 from trigflow.serve.limits import Limits
 from trigflow.serve.noise import NoiseSource, Walk
-
-MOST_WEIGHT = 1_000_000
-"""Of a class in a mix."""
 
 Labels = int | str | Sequence[int | str] | Mapping[Any, float] | None
 """One class, classes in turn, a mix of classes with their weights, or all classes in turn; by number or name."""
@@ -71,11 +70,14 @@ class Offer:
         classes, mix = self.model.conditioner.classes, None
         if classes is not None and isinstance(labels, Mapping):
             mix, labels = self._mix(classes, labels), None
-        told = self.model.conditioner.conditions(said_of(labels, conditions), count, first)
-        mixes = None
-        if classes is not None:
-            mixes = tuple(mix or ((label, 1.0),) for label in told.pop("label").tolist())
-        return Order(seed, first, first + count, mixes, guidance, steps, walk, told)
+        parts = parts_of(said_of(labels, conditions), self.model.conditioner.inputs)
+        if len(parts) > self.mixed_labels:
+            raise UserError(f"a mix of {len(parts)} texts; expected at most {self.mixed_labels}; mix fewer")
+        rows = [self.model.conditioner.conditions(said, count, first) for _, said in parts]
+        numbers = [row.pop("label") for row in rows if classes is not None]
+        mixes = tuple(mix or ((label, 1.0),) for label in numbers[0].tolist()) if numbers else None
+        told = rows[0] if len(parts) == 1 else {name: torch.stack([row[name] for row in rows], 1) for name in rows[0]}
+        return Order(seed, first, first + count, mixes, guidance, steps, walk, told, tuple(weight for weight, _ in parts))
 
     def try_out(self, batch: int) -> None:
         """Draw one picture as a request without fields gets it, and a batch of those that cost most a step: this shows what is
@@ -88,17 +90,11 @@ class Offer:
                 draw_together(drawer, NoiseSource(self.model), [order])
 
     def _mix(self, classes: Classes, weights: Mapping[Any, float]) -> Mix:
-        fine = [isinstance(w, Real) and not isinstance(w, bool) and 0 <= w <= MOST_WEIGHT for w in weights.values()]
-        if not all(fine) or not any(weights.values()):
-            raise UserError(
-                f"a mix of labels with the weights {quoted([*weights.values()])}; expected numbers of at least 0 and at most "
-                f"{MOST_WEIGHT}, one of them above 0; correct labels"
-            )
-        if (positive := sum(map(bool, weights.values()))) > self.mixed_labels:
-            raise UserError(f"a mix of {positive} labels; expected at most {self.mixed_labels}; mix fewer")
-        chosen = zip(classes.numbers(list(weights)).tolist(), weights.values(), strict=True)
-        total = sum(weights.values())
-        return tuple((label, weight / total) for label, weight in sorted(chosen) if weight > 0)
+        mixed = shares(weights)
+        if len(mixed) > self.mixed_labels:
+            raise UserError(f"a mix of {len(mixed)} labels; expected at most {self.mixed_labels}; mix fewer")
+        numbers = dict(zip(weights, classes.numbers(list(weights)).tolist(), strict=True))
+        return tuple(sorted((numbers[label], share) for label, share in mixed))
 
 
 def offer_of(model: Model, limits: Limits, *drawers: Drawer) -> Offer:

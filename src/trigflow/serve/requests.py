@@ -16,9 +16,10 @@ from pydantic import (
 from pydantic_core import from_json
 
 from trigflow.conditions import quoted
+from trigflow.conditions.mix import MOST_WEIGHT
 from trigflow.runtime.errors import UserError
 from trigflow.serve.limits import Limits
-from trigflow.serve.offers import MOST_WEIGHT, Offer
+from trigflow.serve.offers import Offer
 
 SAFE_INTEGER = 2**53 - 1
 """The largest integer that every JSON client can send."""
@@ -29,7 +30,7 @@ LAST_PICTURE = 2**31 - 1
 Name = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Id = Annotated[int, Field(ge=0, le=SAFE_INTEGER)]
-Said = Number | list[Number] | Name
+Said = Number | list[Number] | Name | dict[Name, Number]
 
 
 class Message(BaseModel):
@@ -72,6 +73,26 @@ class ImagesRequest(PictureRequest):
 
     format: Literal["png", "webp", "npy"] = "png"
     """One sheet of pictures side by side, or the pixels as a NumPy file, uint8 (count, c, h, w)."""
+
+
+Photo = Annotated[
+    str,
+    StringConstraints(min_length=1, pattern="^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$"),
+    Field(description="a PNG, JPEG or WebP file in base64", json_schema_extra={"format": "byte"}),
+]
+
+
+class EditRequest(ImagesRequest):
+    """Body of `POST /v1/edit`."""
+
+    picture: Photo
+    """Where to begin; cut to a square and scaled to the model's size. What is transparent is drawn anew."""
+    mask: Annotated[Photo | None, Field(description="a file in base64, as the picture, of the same size, or null")] = None
+    """White where to draw anew; the rest is kept, exactly."""
+    strength: Annotated[float | None, Field(gt=0, le=1, description="a number above 0, at most 1, or null")] = None
+    """How much noise the picture gets; at 1 nothing is left but what is kept. null for 0.5, or 1 where something is kept."""
+    keep: Annotated[Literal["gray"] | int | None, Field(description="gray, a whole number, or null")] = None
+    """`gray` keeps the luminance and draws colours; N keeps the means of N x N pixels and draws details."""
 
 
 class FrameRequest(PictureRequest):
@@ -203,6 +224,7 @@ def _conditions_of(offer: Offer) -> Any:
     """What can be said to the model of an offer beside classes."""
     names = tuple(name for name in offer.model.conditioner.inputs if name != "label")
     key: Any = Literal[names] if names else str
-    expected = f"numbers, lists of numbers or texts by name, for {', '.join(names)}, or null" if names else "null"
+    what = "numbers, lists of numbers, texts or weights of texts"
+    expected = f"{what} by name, for {', '.join(names)}, or null" if names else "null"
     said = Annotated[dict[key, Said], Field(max_length=len(names))]
     return Annotated[said | None, Field(description=expected)]

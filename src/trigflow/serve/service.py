@@ -7,8 +7,10 @@ import functools
 import re
 import secrets
 import time
+from base64 import b64decode
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -16,13 +18,16 @@ import torch
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from trigflow.conditions import quoted
+from trigflow.data.photo import read_photo
+from trigflow.models.editing import edit_of
 from trigflow.runtime.errors import UserError
+from trigflow.samplers import Edit
 from trigflow.serve.batching import Batcher, Drawn
 from trigflow.serve.drawing import Order, draw_together
 from trigflow.serve.limits import Limits, check_token
 from trigflow.serve.noise import NoiseSource
 from trigflow.serve.offers import Offer
-from trigflow.serve.requests import FrameRequest, ImagesRequest, PictureRequest, bounded
+from trigflow.serve.requests import EditRequest, FrameRequest, ImagesRequest, PictureRequest, bounded
 from trigflow.serve.wire import encode
 
 Result = TypeVar("Result")
@@ -112,6 +117,7 @@ class Service:
         self.origins = {normal_origin(origin) for origin in ([origins] if isinstance(origins, str) else origins)}
         self.metrics = Metrics()
         self.images_request = bounded(ImagesRequest, limits, offers)
+        self.edit_request = bounded(EditRequest, limits, offers)
         self.frame_request = bounded(FrameRequest, limits, offers)
         self.encoders = ThreadPoolExecutor(2, "trigflow-encoder")
         self.batchers = {offer.name: self._batcher(offer) for offer in offers}
@@ -150,6 +156,18 @@ class Service:
         """
         name = request.model or self.default
         return name, self.offers[name].order(**request.order())
+
+    async def edit_order(self, request: EditRequest) -> tuple[str, Order]:
+        """The same of a request with a picture, which is read beside the event loop."""
+        name, order = self.order(request)
+
+        def edit() -> Edit:
+            offer, keep = self.offers[name], request.keep
+            files = [None if text is None else b64decode(text) for text in (request.picture, request.mask)]
+            picture, mask = read_photo(files[0] or b"", offer.shape, mask=files[1], keep=keep, pixels=self.limits.edit_pixels)
+            return edit_of(offer.model, picture, request.strength, mask, keep)
+
+        return name, replace(order, edit=await asyncio.get_running_loop().run_in_executor(self.encoders, edit))
 
     async def encode(self, name: str, drawn: Sequence[Drawn], format: str) -> tuple[bytes, dict[str, float]]:
         """Pictures of a model as bytes, and the seconds they were in the queue, in the network and here, which are recorded."""
