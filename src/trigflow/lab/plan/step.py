@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 from trigflow.codecs import Pixels
-from trigflow.conditions import takes
+from trigflow.conditions import null, takes
 from trigflow.lab.plan.trace import Target, Trace, arithmetic_of
 from trigflow.lab.recipes import get_run
 from trigflow.lab.recipes.listing import resolve_run
@@ -177,8 +177,8 @@ class Step:
                 parameter.grad = torch.zeros_like(parameter)
         batch = {name: torch.zeros(size, *self.shape, dtype=torch.float32) for name in ("x0", "noise", *self.drawn[0])}
         batch |= {name: torch.ones(size, dtype=torch.float32) for name in self.drawn[1]}
-        if "label" in takes(self.learner.network):
-            batch[f"{CONDITION}label"] = torch.zeros(size, dtype=torch.int64)
+        for name, row in null(self.learner.network).items():
+            batch[f"{CONDITION}{name}"] = row.expand(size, *row.shape).clone()
         return batch
 
     def backward(self, batch: Batch) -> None:

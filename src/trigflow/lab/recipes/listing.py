@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from trigflow.data import ImageDataset
+from trigflow.data.captions import Captions
 from trigflow.lab.recipes import RUNS, get_run
 from trigflow.lab.recipes.named import NamedRun
 from trigflow.networks import EDM2Config, NetworkConfig, build, name_of
@@ -18,7 +19,8 @@ def resolve_run(run: NamedRun, precision: Precision | None = None) -> RunConfig:
     """The settings of a run as they are once the data it is meant for are there; in another precision, when given."""
     labels = torch.zeros(0, dtype=torch.int64) if run.classes else None
     names = tuple(str(i) for i in range(run.classes))
-    data = ImageDataset(run.name, torch.zeros(0, *run.shape, dtype=torch.uint8), labels, names)
+    captions = Captions([]) if run.config.network.conditioning.text else None
+    data = ImageDataset(run.name, torch.zeros(0, *run.shape, dtype=torch.uint8), labels, names, captions=captions)
     loop = run.config.loop if precision is None else dataclasses.replace(run.config.loop, precision=precision)
     return fit_network(dataclasses.replace(run.config, loop=loop), data)
 
