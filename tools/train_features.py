@@ -52,6 +52,7 @@ class Recipe:
     dim: int = 64
     classes: int = 10
     channels: int = 1
+    pool: int = 1
 
 
 RECIPES = {
@@ -62,15 +63,17 @@ RECIPES = {
     "emoji": Recipe(
         "Noto colour emoji, both parts of trigflow's data set",
         48,
-        16,
-        4,
-        epochs=80,
+        24,
+        3,
+        epochs=100,
         batch=64,
-        learning_rate=3e-3,
-        shift=4,
-        reconstruction=20.0,
+        learning_rate=2e-3,
+        shift=3,
+        reconstruction=3.0,
+        dim=128,
         classes=1898,
         channels=3,
+        pool=2,
     ),
 }
 
@@ -139,7 +142,7 @@ def train(name: str, seed: int, folder: Path) -> Path:
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = FeatureNet(recipe.size, recipe.width, recipe.stages, recipe.dim, recipe.classes, recipe.channels)
+        network = FeatureNet(recipe.size, recipe.width, recipe.stages, recipe.dim, recipe.classes, recipe.channels, recipe.pool)
         decoder = torch.nn.Linear(recipe.dim, recipe.channels * recipe.size**2)
     parameters = [*network.parameters(), *decoder.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=0.01)
@@ -181,7 +184,7 @@ def train(name: str, seed: int, folder: Path) -> Path:
         "dataset": recipe.source,
         **{
             key: str(getattr(recipe, key))
-            for key in ("size", "width", "stages", "dim", "classes", "channels", "epochs", "batch")
+            for key in ("size", "width", "stages", "dim", "classes", "channels", "pool", "epochs", "batch")
         },
         **{key: str(getattr(recipe, key)) for key in ("learning_rate", "shift", "reconstruction", "balance")},
         "seed": str(seed),

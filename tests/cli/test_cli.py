@@ -447,7 +447,7 @@ def mixed_folders(data: Path) -> None:
         (
             shutil.rmtree,
             [],
-            "nothing at that path; expected digits, mnist, or the path of a folder, .zip or .tar of images",
+            "expected digits, mnist, emoji, emoji-held-out, or the path of a folder, .zip or .tar of images",
         ),
         (no_images, [], "no images found in"),
         (
@@ -472,7 +472,7 @@ def mixed_folders(data: Path) -> None:
         (None, ["--network.width", "0"], "width"),
         (None, ["--network.conditioning.width", "7"], "width"),
         (None, ["--loop.device", "abacus"], "device 'abacus' cannot be used"),
-        (None, ["--preset", "cifar"], "unknown preset 'cifar'; expected one of digits, mnist, images"),
+        (None, ["--preset", "cifar"], "unknown preset 'cifar'; expected one of digits, mnist, emoji, images"),
         (None, ["--objective.kind", "scd"], "train without a teacher cannot distill"),
     ],
 )
@@ -548,7 +548,7 @@ def test_mistakes_in_sampling(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--features", "clip"], "unknown features 'clip'; expected one of digits, mnist, pixels, inception, dinov2"),
+        (["--features", "clip"], "unknown features 'clip'; expected one of digits, mnist, emoji, pixels, inception, dinov2"),
         (["--data", "nowhere"], "no data named 'nowhere'"),
         (["--num", "3"], "3 samples to measure; expected at least 4; raise --num"),
         (["--steps", "0"], "expected at least 1"),

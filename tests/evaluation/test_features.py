@@ -147,7 +147,7 @@ def test_images_that_are_not_bytes_are_refused() -> None:
 
 
 def test_unknown_names_and_impossible_networks_are_refused() -> None:
-    with pytest.raises(UserError, match="unknown features 'clip'; expected one of digits, mnist, pixels, inception"):
+    with pytest.raises(UserError, match="unknown features 'clip'; expected one of digits, mnist, emoji, pixels, inception"):
         feature_extractor("clip")
     with pytest.raises(UserError, match="cannot be halved 4 times"):
         FeatureNet(size=8, stages=4)

@@ -13,6 +13,7 @@ import torch
 
 from training.tiny import all_digits, change, model_from
 from trigflow.data import ImageDataset, LatentDataset
+from trigflow.data.captions import Captions
 from trigflow.lab.recipes import (
     DATA,
     RECIPES,
@@ -110,7 +111,7 @@ def test_names() -> None:
 @pytest.mark.parametrize("name", RUNS)
 def test_kinds(name: str) -> None:
     run = get_run(name)
-    role = name.split("-", 1 if run.name.startswith(("cifar10", "digits", "mnist", "images")) else 2)[-1]
+    role = name.split("-", 1 if run.name.startswith(("cifar10", "digits", "mnist", "emoji", "images")) else 2)[-1]
     assert run.config.objective.kind == {"teacher": "diffusion"}.get(role, role)
     assert run.command == ("train" if role in ("teacher", "sct") else "distill")
     resolved = resolve_run(run)
@@ -202,7 +203,7 @@ def test_guidance_has_what_it_needs() -> None:
         if getattr(run.config.objective, "guidance_max", 1.0) > 1:
             teacher = get_run(f"{run.name.rsplit('-scd', 1)[0]}-teacher")
             assert teacher.config.objective.label_dropout > 0
-            assert teacher.classes > 1
+            assert teacher.classes > 1 or teacher.config.network.conditioning.text
 
 
 # On the command line -------------------------------------------------------------------------------------------------
@@ -225,7 +226,7 @@ def test_presets_of_a_command() -> None:
         (["train", "--preset", "img512-m-scd-vsd"], ["trigflow distill TEACHER --preset img512-m-scd-vsd"]),
         (["distill", "t", "--preset", "img64-s-teacher"], ["trains a teacher", "trigflow train --preset img64-s-teacher"]),
         (["train", "--preset", "img64-s"], ["unknown preset 'img64-s'", "img64-s-teacher, img64-s-sct, img64-s-scd"]),
-        (["distill", "t", "--preset", "imagenet"], ["unknown preset 'imagenet'", "digits, mnist, images"]),
+        (["distill", "t", "--preset", "imagenet"], ["unknown preset 'imagenet'", "digits, mnist, emoji, images"]),
         (["train", "--preset", "img512-s-teacher"], ["'imagenet512-latents'", "trigflow encode", "--data PATH"]),
         (["train", "--preset", "cifar10-sct"], ["'cifar10'", "--data PATH"]),
         (["recipes", "img64"], ["unknown recipe 'img64'", "trigflow recipes"]),
@@ -243,7 +244,7 @@ def test_refusals(args: list[str], parts: list[str], cli: Cli, tmp_path: Path, m
 
 
 def test_data_that_only_the_user_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    embedded = {"digits", "mnist"}
+    embedded = {"digits", "mnist", "emoji"}
     assert {run.config.data.source for run in RUNS.values()} - embedded == set(DATA)
     for source in DATA:
         with pytest.raises(UserError, match="pass --data PATH"):
@@ -298,7 +299,9 @@ def data_for(name: str) -> ImageDataset:
     shape = (8, run.shape[0], 16, 16)
     if run.shape[0] == 4:
         return LatentDataset("latents", 5 * torch.randn(shape, generator=generator), labels, names)
-    return ImageDataset("images", torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8), labels, names)
+    captions = Captions.of([["a"], ["b"]] * 4) if run.config.network.conditioning.text else None
+    images = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+    return ImageDataset("images", images, labels, names, captions=captions)
 
 
 def random_teacher(name: str, data: ImageDataset) -> Model:

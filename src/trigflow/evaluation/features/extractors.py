@@ -44,18 +44,20 @@ class FeatureNet(nn.Module):
         dim: length of the feature vector.
         classes: number of classes.
         channels: of the images.
+        pool: side of the cells that images are averaged over first.
     """
 
     mean: Tensor
     std: Tensor
 
     def __init__(
-        self, size: int, width: int = 16, stages: int = 2, dim: int = 64, classes: int = 10, channels: int = 1
+        self, size: int, width: int = 16, stages: int = 2, dim: int = 64, classes: int = 10, channels: int = 1, pool: int = 1
     ) -> None:
         super().__init__()
-        if size >> stages < 1:
+        inside = size // pool
+        if inside >> stages < 1:
             raise UserError(f"size {size} cannot be halved {stages} times; expected size >= {2**stages}; use fewer stages")
-        self.shape = (channels, size, size)
+        self.shape, self.pool = (channels, size, size), pool
         layers: list[nn.Module] = []
         c_in = channels
         for stage in range(stages):
@@ -64,7 +66,7 @@ class FeatureNet(nn.Module):
             layers += [nn.Conv2d(c_out, c_out, 3, padding=1), nn.SiLU(), nn.AvgPool2d(2)]
             c_in = c_out
         self.stages = nn.Sequential(*layers)
-        self.hidden = nn.Linear(c_in * (size >> stages) ** 2, dim)
+        self.hidden = nn.Linear(c_in * (inside >> stages) ** 2, dim)
         self.classifier = nn.Linear(dim, classes)
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("std", torch.ones(dim))
@@ -89,7 +91,7 @@ class FeatureNet(nn.Module):
                 f"images of shape {tuple(images.shape)}; this feature network expects (b, {', '.join(map(str, self.shape))}); "
                 "use the features of that data set, or 'pixels' for any size"
             )
-        x = images.to(self.mean.dtype) / 127.5 - 1
+        x = F.avg_pool2d(images.to(self.mean.dtype) / 127.5 - 1, self.pool)
         return torch.tanh(self.hidden(self.stages(x).flatten(1)))
 
     def classify(self, hidden: Tensor) -> Tensor:
@@ -155,7 +157,11 @@ def feature_extractor(name: str, weights: str | None = None, progress: bool = Fa
     tensors, metadata = shipped_weights(name)
     with torch.random.fork_rng(devices=[]):  # the weights drawn here are replaced at once
         network = FeatureNet(
-            **{key: int(metadata[key]) for key in ("size", "width", "stages", "dim", "classes", "channels") if key in metadata}
+            **{
+                key: int(metadata[key])
+                for key in ("size", "width", "stages", "dim", "classes", "channels", "pool")
+                if key in metadata
+            }
         )
     network.load_state_dict({key: tensors[key].float() for key in network.state_dict()})
     return network.eval().requires_grad_(False)

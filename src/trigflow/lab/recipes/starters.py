@@ -57,11 +57,14 @@ def _student(
     proposal: Proposal,
     tangent: TangentConfig,
     adaptive_weight: bool = True,
+    guidance_max: float = 1.0,
 ) -> RunConfig:
     """sCD with the data, network and intervals of the teacher."""
     return dataclasses.replace(
         teacher,
-        objective=objective_of("scd", proposal=proposal, tangent=tangent, adaptive_weight=adaptive_weight),
+        objective=objective_of(
+            "scd", proposal=proposal, tangent=tangent, adaptive_weight=adaptive_weight, guidance_max=guidance_max
+        ),
         optimizer=dataclasses.replace(teacher.optimizer, lr=lr, warmup=0),
         loop=dataclasses.replace(teacher.loop, iterations=iterations, batch_size=batch_size),
     )
@@ -106,16 +109,15 @@ RECIPES: dict[str, Recipe] = {
     ),
     "emoji": Recipe(
         EMOJI,
-        dataclasses.replace(
-            _student(
-                EMOJI,
-                iterations=12_000,
-                batch_size=64,
-                lr=2e-3,
-                tangent=TangentConfig(warmup=500, c=0.1),
-                proposal=Proposal(-0.8, 1.6),
-                adaptive_weight=False,
-            ),
+        _student(
+            EMOJI,
+            iterations=12_000,
+            batch_size=64,
+            lr=2e-3,
+            tangent=TangentConfig(warmup=500, c=0.1),
+            proposal=Proposal(-0.8, 1.6),
+            adaptive_weight=False,
+            guidance_max=4.0,
         ),
     ),
     "images": Recipe(
