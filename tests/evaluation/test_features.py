@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from trigflow.data import open_dataset
 from trigflow.evaluation import FeatureNet, PixelFeatures, default_features, extract, feature_extractor
 from trigflow.evaluation.features.extractors import shipped_weights
 from trigflow.runtime.errors import UserError
@@ -151,3 +152,21 @@ def test_unknown_names_and_impossible_networks_are_refused() -> None:
         feature_extractor("clip")
     with pytest.raises(UserError, match="cannot be halved 4 times"):
         FeatureNet(size=8, stages=4)
+
+
+def test_the_classifier_of_emoji_knows_each_of_them() -> None:
+    try:
+        parts = [open_dataset(name) for name in ("emoji", "emoji-held-out")]
+    except UserError as error:
+        pytest.skip(str(error))
+    network, images = feature_extractor("emoji"), torch.cat([part.values for part in parts])
+    _, metadata = shipped_weights("emoji")
+    assert isinstance(network, FeatureNet)
+    assert len(images) == int(metadata["classes"])
+    varied = parts[0].batch(torch.arange(len(parts[0])), generator=torch.Generator().manual_seed(1))[0]
+    varied = torch.cat([varied, parts[1].values])
+    guessed = torch.cat([network.logits(part).argmax(1) for part in varied.split(512)])
+    assert float((guessed == torch.arange(len(images))).double().mean()) > 0.9 < float(metadata["test_accuracy"])
+    features = extract(network, images)
+    assert (features.std(0) - 1).abs().max() < 0.5
+    assert default_features("emoji") == default_features("emoji-held-out") == "emoji"
