@@ -118,7 +118,7 @@ def run(args: argparse.Namespace) -> bool:
     """Measure, write the file, and say whether the bars are met."""
     known = int(shipped_weights("emoji")[1]["classes"])
     if (found := sum(len(open_dataset(part)) for part in ("emoji", "emoji-held-out"))) != known:
-        raise SystemExit(f"{found} emoji with this font and package; the classifier knows {known}: use those of constraints.txt")
+        raise SystemExit(f"{found} emoji with this font and package; the classifier knows {known}; use those of CI")
     teacher, student = load(args.teacher), load(args.student)
     plans = {"teacher": (teacher, 18), "student_2": (student, 2), "student_1": (student, 1)}
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in plans}
