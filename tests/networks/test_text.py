@@ -17,6 +17,7 @@ from trigflow.networks import (
     UNetConfig,
     build,
 )
+from trigflow.networks.text import TextEncoder
 from trigflow.runtime.errors import UserError
 
 WORDS = TextConfig(length=12, width=16, depth=1, heads=2)
@@ -130,10 +131,27 @@ def test_networks_without_words_say_so(config):
         build(config(conditioning=ConditioningConfig(text=WORDS)))
 
 
-@pytest.mark.parametrize("changes", [{"length": 1}, {"width": 6}, {"depth": -1}, {"heads": 3}, {"features": -1}])
+@pytest.mark.parametrize("changes", [{"length": 1}, {"width": 6}, {"depth": -1}, {"heads": 3}, {"grams": -1}, {"features": -1}])
 def test_settings_that_make_no_sense(changes):
     (name,) = changes
     config = CONFIGS["unet"]
     text = dataclasses.replace(WORDS, **changes)
     with pytest.raises(UserError, match=f"conditioning.text.{name}"):
         build(config.changed(conditioning=dataclasses.replace(config.conditioning, text=text)))
+
+
+def test_a_byte_sees_the_runs_that_end_at_it():
+    torch.manual_seed(0)
+    encoder = TextEncoder(TextConfig(length=12, width=8, depth=0, grams=10_007)).double()
+    text = Text(12).rows("abcdefghij", 1, 0)
+    states = encoder(text["text"], text["text_mask"]).states[0]
+    for place in range(1, 11):
+        other = text["text"].clone()
+        other[0, place] = 2 + ord("z")
+        moved = (encoder(other, text["text_mask"]).states[0] - states).abs().amax(1) > 1e-6
+        assert moved.nonzero().flatten().tolist() == list(range(place, min(place + 5, 12)))
+    run = sum(int(text["text"][0, 5 - k]) * 257**k for k in range(3)) % 10_007
+    with torch.no_grad():
+        encoder.grams[0].weight[run] += 1.0
+    moved = (encoder(text["text"], text["text_mask"]).states[0] - states).abs().amax(1) > 1e-6
+    assert moved.nonzero().flatten().tolist() == [5]

@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from trigflow.conditions.text import LENGTHS, TOKENS, tokens
 from trigflow.networks.layers import check_setting, norm_groups, zero_bias
 
+RUNS = (3, 5)
+"""Lengths of the runs of bytes that have tables."""
+
 
 @dataclass(frozen=True)
 class TextConfig:
@@ -30,6 +33,8 @@ class TextConfig:
     """Transformer blocks over the tokens, trained with the network."""
     heads: int = 4
     """Attention heads of these blocks."""
+    grams: int = 2039
+    """Rows of each table for the runs of 3 and of 5 bytes that end at a byte, which make words known at once; 0 for none."""
     features: int = 0
     """Features of a frozen encoder that are read in place of bytes; 0 for bytes."""
 
@@ -44,6 +49,7 @@ class TextConfig:
         check_setting(self.depth >= 0, "conditioning.text.depth", self.depth, "0 or more")
         fine = self.heads >= 1 and self.width % self.heads == 0
         check_setting(fine, "conditioning.text.heads", self.heads, f"a divisor of the width {self.width}")
+        check_setting(self.grams >= 0, "conditioning.text.grams", self.grams, "0 or more")
         check_setting(self.features >= 0, "conditioning.text.features", self.features, "0 or more")
 
     @property
@@ -73,11 +79,15 @@ class Context(NamedTuple):
 class TextEncoder(nn.Module):
     """Bytes, or the states of a frozen encoder, into a `Context`::
 
-        h = E[text] + p        (bytes; p sine positions)          h = W text       (features)
+        h = E[text] + E3[run of 3] + E5[run of 5] + p      (bytes; p sine positions)        h = W text       (features)
         h = h + attention(norm(h), mask);  h = h + mlp(norm(h))         depth times
         states = norm(h)
 
+    A run of bytes is found in its table by its digits in base 257, modulo the rows.
+
     Shapes: text int64 `(b, n)` or float `(b, n, features)`, mask bool `(b, n)`.
+
+    Source of the tables: Pagnoni et al. 2024 (Byte Latent Transformer), hash n-gram embeddings.
     """
 
     def __init__(self, config: TextConfig) -> None:
@@ -85,6 +95,8 @@ class TextEncoder(nn.Module):
         config.check()
         self.config = config
         self.inp = nn.Linear(config.features, config.width) if config.features else nn.Embedding(TOKENS, config.width)
+        tables = len(RUNS) if config.grams and not config.features else 0
+        self.grams = nn.ModuleList(nn.Embedding(config.grams, config.width) for _ in range(tables))
         self.blocks = nn.ModuleList(TextBlock(config.width, config.heads) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width)
 
@@ -92,6 +104,9 @@ class TextEncoder(nn.Module):
         h = self.inp(text)
         if not self.config.features:
             h = h + positions(h.shape[1], h.shape[2], h)
+            for length, table in zip(RUNS, self.grams, strict=False):
+                run = sum(F.pad(text, (k, 0))[:, : text.shape[1]] * 257**k for k in range(length))
+                h = h + table(run % self.config.grams)
         for block in self.blocks:
             h = block(h, mask)
         h = self.norm(h)
