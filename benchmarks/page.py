@@ -19,6 +19,7 @@ event before it. Browser, server and this script share the machine; nothing else
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import shlex
@@ -121,10 +122,11 @@ def typing(browser: Browser, address: str, seconds: float) -> list[float]:
     page = opened(browser, f"{address}#count=1&steps=student:2")
     page.focus("#prompt")
     end = time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        for text in TEXTS:
-            page.keyboard.type(text, delay=KEY_MS)
-            page.keyboard.press("Control+A")
+    for text in itertools.cycle(TEXTS):
+        if time.perf_counter() > end:
+            break
+        page.keyboard.type(text, delay=KEY_MS)
+        page.keyboard.press("Control+A")
     found: list[float] = page.evaluate("seen.slides")
     page.context.close()
     return found
@@ -146,7 +148,7 @@ def measure(browser: Browser, address: str, openings: int, seconds: float) -> di
     slides = (typing if words else slider)(browser, address, seconds)
     bars = [
         ("first frame, slowest opening, s", max(firsts), "<=", 1.0),
-        ("walk, frames/s", rate, ">=", 30.0),
+        *([] if words else [("walk, frames/s", rate, ">=", 30.0)]),
         (f"{what} to picture, 95th percentile, ms", percentile(slides, 0.95), "<=", most),
     ]
     return {

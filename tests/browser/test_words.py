@@ -36,7 +36,7 @@ def words(browser: Any) -> Iterator[int]:
 
 def type_in(seen: Visit, text: str) -> None:
     """Type a text in place of what is there, key by key."""
-    seen.page.locator("#prompt").focus()
+    seen.page.locator("#prompt").click()  # waits until it is there
     seen.page.keyboard.press("Control+A")
     seen.page.keyboard.press("Delete")
     seen.page.keyboard.type(text)
@@ -201,7 +201,7 @@ def test_a_student_alone_races_against_itself(visit: Open) -> None:
 
 def test_history(visit: Open, words: int) -> None:
     seen = visit(words)
-    assert "kept here" in note(seen)
+    seen.until(lambda: "kept here" in note(seen), "what is going to be there")
     for text in ("cat", "red apple"):
         type_in(seen, text)
         prompted(seen, text)
