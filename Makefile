@@ -6,10 +6,19 @@ STAMP  := $(VENV)/.installed
 OUT    ?= runs/demo
 SEED   ?= 0
 
-.PHONY: demo test test-browser lab-smoke compile-check gpu lint format clean
+MODEL  ?= models/emoji
+
+.PHONY: demo page test test-browser lab-smoke compile-check gpu lint format clean model-for-page
 
 demo: $(STAMP)
 	$(BIN)/trigflow demo --out $(OUT) --seed $(SEED)
+
+# A page that draws what is typed; another model that reads words with MODEL=FOLDER.
+page: model-for-page $(STAMP)
+	$(BIN)/trigflow serve $(MODEL) --open
+
+model-for-page:
+	$(if $(wildcard $(MODEL)/model.json),@:,$(error no model in '$(MODEL)'; expected a folder with model.json; name one: make page MODEL=runs/demo))
 
 # Two processes of one thread each: the tensors of the tests are tiny. Tests are compiled once, not at every start.
 test: $(STAMP)

@@ -22,6 +22,29 @@ BOXES = """() => Array.from(
     document.querySelectorAll("#strip button, .chip, #views"), (element) => element.getBoundingClientRect().toJSON()
 )"""
 
+CONTRAST = """() => {
+    const numbers = (colour) => colour.match(/[\\d.]+/g).map(Number)
+    const light = ([r, g, b]) => {
+        const linear = [r, g, b].map(v => v / 255).map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    }
+    const behind = (element) => {
+        for (; element; element = element.parentElement) {
+            const colour = numbers(getComputedStyle(element).backgroundColor)
+            if (colour[3] !== 0) return colour
+        }
+        return [255, 255, 255]
+    }
+    const found = []
+    for (const element of document.querySelectorAll("body *")) {
+        const own = [...element.childNodes].some(node => node.nodeType === 3 && node.textContent.trim())
+        if (!own || !element.checkVisibility() || element.closest("#hint, .unseen, :disabled")) continue
+        const [a, b] = [numbers(getComputedStyle(element).color), behind(element)].map(light)
+        found.push([(Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05), element.textContent.trim()])
+    }
+    return found
+}"""
+"""Contrast of every text that is seen with what lies behind it, and the text."""
 WIDTHS = "[document.scrollingElement.scrollWidth, innerWidth]"
 
 
@@ -89,33 +112,11 @@ def test_dark_and_light(visit: Open, port: int, scheme: str) -> None:
 
 def test_texts_can_be_read(visit: Open, port: int) -> None:
     """Contrast of at least 4.5 (WCAG 2.2, AA) between text and what lies behind it, in both themes."""
-    contrast = """() => {
-        const numbers = (colour) => colour.match(/[\\d.]+/g).map(Number)
-        const light = ([r, g, b]) => {
-            const linear = [r, g, b].map(v => v / 255).map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
-            return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-        }
-        const behind = (element) => {
-            for (; element; element = element.parentElement) {
-                const colour = numbers(getComputedStyle(element).backgroundColor)
-                if (colour[3] !== 0) return colour
-            }
-            return [255, 255, 255]
-        }
-        const found = []
-        for (const element of document.querySelectorAll("body *")) {
-            const own = [...element.childNodes].some(node => node.nodeType === 3 && node.textContent.trim())
-            if (!own || !element.checkVisibility() || element.closest("#hint, .unseen, :disabled")) continue
-            const [a, b] = [numbers(getComputedStyle(element).color), behind(element)].map(light)
-            found.push([(Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05), element.textContent.trim()])
-        }
-        return found
-    }"""
     for scheme in ("light", "dark"):
         seen = visit(port, "#view=race&mix=3:1,4:1", color_scheme=scheme)
         seen.settle()
         seen.page.get_by_text("Where the time goes").click()
-        found = seen.page.evaluate(contrast)
+        found = seen.page.evaluate(CONTRAST)
         assert len(found) > 30
         assert [text for ratio, text in found if ratio < 4.5] == []
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from browser.helpers import Visit
+from trigflow.conditions.text import plain
 
 Call = Callable[..., Any]
 
@@ -149,6 +150,15 @@ def test_scene_and_address(call: Call) -> None:
     assert call("scene.js", "m.orderOf(...a).guidance", there, info, "teacher", 4) == 1  # a race is on equal terms
     for mix, labels in (({"2": 0, "7": 5}, 7), ({"2": 0, "7": 0}, 2), ({"4": 1}, 4), ({}, None)):
         assert call("scene.js", "m.orderOf(...a).labels ?? null", {**there, "mix": mix}, info, "student", 1) == labels
+
+
+def test_texts_as_the_server_reads_them(call: Call) -> None:
+    for text in ("  two \t words\n", "e\u0301", "", "قلب  أحمر", "🐳"):
+        assert call("prompt.js", "m.plain(a[0])", text) == plain(text)
+    for text, most, fine in (("cat", 3, True), ("cats", 3, False), ("🐳", 4, True), ("🐳", 3, False), ("a\x07", 9, False)):
+        assert (call("prompt.js", "m.problem(...a)", text, most) == "") is fine
+    assert call("prompt.js", "m.problem('\\ud83d', 9)") != ""
+    assert call("prompt.js", "m.problem('x'.repeat(1e7), 9)").startswith("Too long: 10000000")
 
 
 def test_who_is_faster(call: Call) -> None:

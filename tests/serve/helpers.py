@@ -14,9 +14,9 @@ from fastapi import FastAPI
 from torch import Tensor
 
 from training.tiny import digits_config, untrained_teacher
-from trigflow.conditions import Conditioner
-from trigflow.models.model import Model
-from trigflow.networks import build
+from trigflow.conditions import Conditioner, Text
+from trigflow.models.model import Kind, Model
+from trigflow.networks import TextConfig, build
 from trigflow.samplers import Edit
 from trigflow.serve.drawing import Mix
 from trigflow.serve.limits import Limits
@@ -45,6 +45,23 @@ def plain() -> Model:
     with torch.random.fork_rng():
         network = build(spec, model.process.sigma_data).eval()
     return dataclasses.replace(model, network=network, spec=spec, conditioner=Conditioner())
+
+
+def reader(kind: Kind = "consistency", length: int = 24, **objective: Any) -> Model:
+    """A model of 8x8 pictures without classes that reads words of less than `length` bytes, with random weights."""
+    model = student(**objective) if kind == "consistency" else teacher()
+    words = TextConfig(length=length, width=16, depth=1, heads=2)
+    takes = ("guidance",) if model.sampling.guidance_max > 1 else ()
+    conditioning = dataclasses.replace(model.spec.conditioning, num_classes=0, text=words, takes=takes)
+    spec = model.spec.changed(attention=(0,), conditioning=conditioning)
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        network = build(spec, model.process.sigma_data)
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    network.eval().requires_grad_(False)
+    return dataclasses.replace(model, network=network, spec=spec, conditioner=Conditioner({"text": Text(length)}))
 
 
 class StubDrawer:

@@ -108,6 +108,7 @@ def test_what_is_served(client: TestClient) -> None:
         "shape": [1, 8, 8],
         "classes": 10,
         "class_names": [str(digit) for digit in range(10)],
+        "prompt_bytes": 0,
         "guidance": [1.0, 1.0],
         "steps": [1, 64],
         "default_steps": 2,

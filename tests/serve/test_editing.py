@@ -82,7 +82,7 @@ def test_strength_and_mixes_of_classes(client: TestClient) -> None:
 
 
 def test_colours_and_details(reader: TestClient) -> None:
-    said = {"conditions": {"text": "red"}, "count": 2}
+    said = {"prompt": "red", "count": 2}
     model, weights = reading(), torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64)[:, None, None]
     coloured = pictures(reader, picture=file(GRAY), keep="gray", **said)
     assert ((weights * coloured).sum(1, keepdim=True) - GRAY).abs().max() <= 0.5 + 1e-6
@@ -99,25 +99,25 @@ def test_a_mix_of_texts(reader: TestClient) -> None:
     model = reading()
     ends = [model.sample(3, prompt=text, seed=4) for text in ("red", "blue")]
     assert torch.equal(words(model, red=1.0, blue=0.0), ends[0])
-    mixed = pictures(reader, "/v1/images", count=3, conditions={"text": {"red": 1, "blue": 3}})
+    mixed = pictures(reader, "/v1/images", count=3, prompt={"red": 1, "blue": 3})
     assert close(mixed, words(model, red=0.25, blue=0.75))
     assert not close(mixed, ends[0])
     assert not close(mixed, ends[1])
-    assert close(pictures(reader, "/v1/images", count=6, conditions={"text": {"red": 1, "blue": 3}})[:3], mixed)
+    assert close(pictures(reader, "/v1/images", count=6, prompt={"red": 1, "blue": 3})[:3], mixed)
 
 
 @pytest.mark.parametrize(
-    ("conditions", "said"),
+    ("prompt", "said"),
     [
-        ({"text": {}}, "a mix of prompt with the weights []"),
-        ({"text": {"red": -1}}, "a mix of prompt with the weights [-1.0]"),
-        ({"text": dict.fromkeys("abcde", 1)}, "a mix of 5 texts; expected at most 4; mix fewer"),
-        ({"text": {"a" * 16: 1}}, "a prompt of 16 bytes"),
-        ({"text": {"red": "much"}}, "conditions"),
+        ({}, "a mix of prompt with the weights []"),
+        ({"red": -1}, "a mix of prompt with the weights [-1]"),
+        (dict.fromkeys("abcde", 1), "a mix of 5 texts; expected at most 4; mix fewer"),
+        ({"a" * 16: 1}, "a prompt of 16 bytes"),
+        ({"red": "much"}, "a mix of prompt with the weights ['much']"),
     ],
 )
-def test_bad_mixes_of_texts(reader: TestClient, conditions: dict[str, Any], said: str) -> None:
-    answer = reader.post("/v1/images", json={"conditions": conditions})
+def test_bad_mixes_of_texts(reader: TestClient, prompt: dict[str, Any], said: str) -> None:
+    answer = reader.post("/v1/images", json={"prompt": prompt})
     assert answer.status_code == 422
     assert answer.json()["detail"].startswith(said)
 

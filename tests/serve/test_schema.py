@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from schemathesis import GenerationMode
 
-from serve.helpers import StubDrawer, stub_offer
+from serve.helpers import StubDrawer, reader, stub_offer
 from trigflow.serve.app import create_app
 from trigflow.serve.limits import Limits
+from trigflow.serve.offers import offer_of
 
 LIMITS = Limits(images=8, steps=4, window_ms=0)
 APP = create_app([stub_offer(StubDrawer(), LIMITS)], LIMITS, token="a-token.of_enough~letters")
@@ -23,6 +24,9 @@ PICTURE = base64.b64encode(BUFFER.getvalue()).decode()
 schemathesis.openapi.format("byte", st.just(PICTURE))
 SCHEMA = schemathesis.openapi.from_asgi("/openapi.json", APP)
 SCHEMA.config.generation.update(modes=[GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
+WORDS = create_app([offer_of(reader(length=64), LIMITS, StubDrawer())], LIMITS)
+WORDS_SCHEMA = schemathesis.openapi.from_asgi("/openapi.json", WORDS).include(path="/v1/images")
+WORDS_SCHEMA.config.generation.update(modes=[GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
 HEADERS = {"Authorization": "Bearer a-token.of_enough~letters"}
 
 
@@ -33,5 +37,13 @@ def test_no_request_breaks_the_server(case: schemathesis.Case) -> None:
     assume(not any(isinstance(body.get(name), str) and body[name] != PICTURE for name in ("picture", "mask")))  # are no files
     assume(body.get("keep") in (None, 2, 4) and not (body.get("keep") and body.get("mask")))
     response = case.call(headers=HEADERS)
+    case.validate_response(response)
+    assert response.status_code < 500
+
+
+@WORDS_SCHEMA.parametrize()
+@settings(max_examples=40, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+def test_no_prompt_breaks_the_server(case: schemathesis.Case) -> None:
+    response = case.call()
     case.validate_response(response)
     assert response.status_code < 500

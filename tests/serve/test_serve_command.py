@@ -21,13 +21,13 @@ import torch
 import programs
 from conftest import Result
 from deploy.students import NAMES
-from serve.helpers import StubDrawer, stub_offer, student, teacher
+from serve.helpers import StubDrawer, stub_offer, student, teacher, wait_for
 from trigflow.conditions import Conditioner
 from trigflow.runtime.errors import UserError
 from trigflow.serve.app import create_app
 from trigflow.serve.drawing import draw_together
 from trigflow.serve.limits import Limits
-from trigflow.serve.listen import bind, read_token, said_after, settled_heap, use_cores
+from trigflow.serve.listen import bind, read_token, said_after, settled_heap, show, use_cores
 from trigflow.serve.noise import NoiseSource
 from trigflow.serve.offers import offers_of
 
@@ -99,9 +99,12 @@ def test_what_is_served_has_names_of_its_own() -> None:
         create_app([stub_offer(StubDrawer())] * 2)
 
 
-def test_serves_until_interrupted(run: Path) -> None:
-    command = ["-m", "trigflow", "serve", run, "--port", "0", "--device", "cpu", "--variant", "plain"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TRIGFLOW_TOKEN": "a-token.of_enough~letters"}
+def test_serves_until_interrupted(run: Path, tmp_path: Path) -> None:
+    browser, opened = tmp_path / "browser", tmp_path / "opened"
+    browser.write_text(f"#!/bin/sh\nprintf %s \"$1\" > '{opened}.part' && mv '{opened}.part' '{opened}'\n")
+    browser.chmod(0o755)
+    command = ["-m", "trigflow", "serve", run, "--port", "0", "--device", "cpu", "--variant", "plain", "--open"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TRIGFLOW_TOKEN": "a-token.of_enough~letters", "BROWSER": str(browser)}
     server = programs.start(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, environment=environment)
     try:
         assert server.stdout is not None
@@ -112,6 +115,8 @@ def test_serves_until_interrupted(run: Path) -> None:
             assert answer.status == 200
         with pytest.raises(urllib.error.HTTPError, match="401"):
             urllib.request.urlopen(f"{address}/v1/model", timeout=10)
+        wait_for(opened.exists)
+        assert opened.read_text() == f"{address}/"
     finally:
         server.send_signal(signal.SIGINT)
         out, err = server.communicate(timeout=30)
@@ -172,6 +177,20 @@ def test_offers_are_settled(run: Path) -> None:
             order = offer.order(count=4, labels=labels, guidance=guidance, steps=1, walk=(1.0, 2.0))
             assert draw_together(offer.drawers[0], NoiseSource(offer.model), [order])[0].shape == (4, 1, 8, 8)
         assert set(network.recorded) == recorded
+
+
+@pytest.mark.parametrize(
+    ("address", "opened"),
+    [("http://0.0.0.0:81/", "http://127.0.0.1:81/"), ("http://[::]:81/", "http://[::1]:81/"), ("http://a:1/", "http://a:1/")],
+)
+def test_where_there_is_no_browser_the_address_is_said(
+    address: str, opened: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("webbrowser.open", lambda url: bool(asked.append(url)))
+    show(address)
+    assert asked == [opened]
+    assert opened in capsys.readouterr().err
 
 
 def test_what_takes_long_is_said(capsys: pytest.CaptureFixture[str]) -> None:

@@ -194,6 +194,8 @@ class Serve:
     """Cores for each worker; by default its share of all, or of OMP_NUM_THREADS."""
     verbose: bool = False
     """Log every request."""
+    open: bool = False
+    """Open the page in the browser of this machine."""
     limits: Limits = field(default_factory=Limits)
 
     def run(self) -> None:

@@ -44,12 +44,13 @@ class Health(BaseModel):
 
 
 class OfferInfo(BaseModel):
-    """What one model takes and gives."""
+    """What one model takes and gives; without classes, or without a prompt, their number is 0."""
 
     kind: str
     shape: list[int]
     classes: int
     class_names: list[str]
+    prompt_bytes: int
     guidance: list[float]
     steps: list[int]
     default_steps: int
@@ -134,7 +135,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
 
     @app.get("/v1/model", dependencies=locked, responses=unauthorized)
     async def model() -> ServerInfo:
-        """What is served: models, classes, ranges of guidance and steps, limits."""
+        """What is served: models, classes, bytes of a prompt, ranges of guidance and steps, limits."""
         return describe(service)
 
     def drawing(body: type[BaseModel]) -> dict[str, Any]:
@@ -184,6 +185,7 @@ def describe(service: Service) -> ServerInfo:
             shape=list(offer.shape),
             classes=offer.model.num_classes,
             class_names=list(offer.model.class_names),
+            prompt_bytes=offer.prompt_bytes,
             guidance=list(offer.guidance),
             steps=list(offer.steps),
             default_steps=offer.model.default_steps(),

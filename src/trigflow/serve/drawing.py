@@ -1,8 +1,8 @@
 """From orders to pixels: what a picture depends on, and who draws it.
 
-A picture depends on its seed and number, its place on the walk, its label mix, guidance and steps, and on nothing else: all
-noise is drawn for it alone. What it is drawn together with changes the order in which the arithmetic of the network rounds
-(last bits of float32), and so at times a pixel by one of 255 levels.
+A picture depends on its seed and number, its place on the walk, its label mix or prompt, guidance and steps, and on nothing
+else: all noise is drawn for it alone. What it is drawn together with changes the order in which the arithmetic of the network
+rounds (last bits of float32), and so at times a pixel by one of 255 levels.
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence

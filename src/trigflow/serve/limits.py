@@ -37,6 +37,8 @@ class Limits:
     """Classes in the mix of one frame; each costs an evaluation a step."""
     frame_images: int = 64
     """Images of one frame of a stream."""
+    prompt_bytes: int = 1_024
+    """Bytes of a prompt, of a model that reads as many; one of its own may read fewer."""
     body_bytes: int = 65_536
     """Body of a request."""
     edit_bytes: int = 4_194_304

@@ -7,6 +7,7 @@ import os
 import socket
 import sys
 import threading
+import webbrowser
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -33,6 +34,7 @@ def listen(
     threads: int | None = None,
     limits: Limits | None = None,
     verbose: bool = False,
+    open: bool = False,
 ) -> None:
     """Serve a run folder until interrupted.
 
@@ -62,11 +64,20 @@ def listen(
         print(f"{' and '.join(offer.name for offer in offers)} at http://{address}, documentation at /docs", flush=True)
         if token is None and not address.startswith(("127.", "[::1]")):
             print("no token: whoever reaches this address can use it; set one with --token-file", flush=True)
+        if open:  # in a thread: a browser in a terminal ends when its user leaves it
+            threading.Thread(target=show, args=[f"http://{address}/"], daemon=True).start()
         try:
             with settled_heap():
                 server.run(sockets=[listener])
         except KeyboardInterrupt:
             print("closed", flush=True)
+
+
+def show(address: str) -> None:
+    """Open the page in the browser of this machine, or say that there is none."""
+    reachable = address.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
+    if not webbrowser.open(reachable):
+        print(f"no browser can be opened from here; open {reachable} in one", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

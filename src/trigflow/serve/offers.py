@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from trigflow.conditions import Classes, named, said_of
+from trigflow.conditions import Classes, Text, named, said_of
 from trigflow.conditions.mix import parts_of, shares
+from trigflow.conditions.text import LENGTHS
 from trigflow.deploy import Engine
 from trigflow.models.model import Model, load
 from trigflow.runtime.errors import UserError
@@ -33,6 +34,7 @@ class Offer:
         guidance: lowest and highest scale; both 1 without guidance.
         steps: fewest and most steps.
         mixed_labels: most classes of a mix.
+        prompt_bytes: of the longest prompt; 0 for a model of no words.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Offer:
     guidance: tuple[float, float]
     steps: tuple[int, int]
     mixed_labels: int
+    prompt_bytes: int = 0
 
     def order(
         self,
@@ -50,6 +53,7 @@ class Offer:
         count: int = 1,
         first: int = 0,
         labels: Labels = None,
+        prompt: str | Sequence[str] | Mapping[str, float] | None = None,
         guidance: float = 1.0,
         steps: int | None = None,
         walk: Walk = (0.0, 0.0),
@@ -58,7 +62,7 @@ class Offer:
         """An order for pictures first ... first + count - 1 of a seed.
 
         Raises:
-            UserError: for labels, conditions, guidance or steps that this model does not take.
+            UserError: for labels, prompts, conditions, guidance or steps that this model does not take.
         """
         steps = self.model.default_steps() if steps is None else steps
         _check_range("steps", steps, self.steps, self.name)
@@ -70,9 +74,12 @@ class Offer:
         classes, mix = self.model.conditioner.classes, None
         if classes is not None and isinstance(labels, Mapping):
             mix, labels = self._mix(classes, labels), None
-        parts = parts_of(said_of(labels, conditions), self.model.conditioner.inputs)
+        parts = parts_of(said_of(labels, conditions, prompt), self.model.conditioner.inputs)
         if len(parts) > self.mixed_labels:
             raise UserError(f"a mix of {len(parts)} texts; expected at most {self.mixed_labels}; mix fewer")
+        for _, said in parts:
+            if said.get("text") is not None and self.prompt_bytes:
+                Text(self.prompt_bytes + 1).numbers(said["text"])
         rows = [self.model.conditioner.conditions(said, count, first) for _, said in parts]
         numbers = [row.pop("label") for row in rows if classes is not None]
         mixes = tuple(mix or ((label, 1.0),) for label in numbers[0].tolist()) if numbers else None
@@ -118,6 +125,7 @@ def offer_of(model: Model, limits: Limits, *drawers: Drawer) -> Offer:
         guidance=_guidance(model, limits),
         steps=(segments, segments) if segments > 1 else (1, limits.steps),
         mixed_labels=limits.mixed_labels,
+        prompt_bytes=_prompt_bytes(model, limits),
     )
 
 
@@ -151,20 +159,23 @@ def offers_of(run: Path, limits: Limits, device: str = "auto", variant: str = "a
     for folder in () if found is None else (run / found, Path(found)):
         if (folder / "model.json").is_file():
             teacher = offer(folder)
-            if teacher.name == "teacher" and teacher.shape == offers[0].shape and _same_classes(teacher.model, model):
+            if teacher.name == "teacher" and teacher.shape == offers[0].shape and _told_the_same(teacher, offers[0]):
                 return [*offers, teacher]
             print(
-                f"'{folder}' is not served: it draws other shapes or classes than its student",
+                f"'{folder}' is not served: it draws other shapes or classes than its student, or reads other texts",
                 file=sys.stderr,
                 flush=True,
             )
     return offers
 
 
-def _same_classes(one: Model, other: Model) -> bool:
-    """Whether class k of the one is class k of the other; names that are but numbers, "0", "1", ..., say nothing."""
-    tell = named(one.class_names) and named(other.class_names)
-    return one.num_classes == other.num_classes and (one.class_names == other.class_names or not tell)
+def _told_the_same(one: Offer, other: Offer) -> bool:
+    """Whether both read the same texts, and class k of the one is class k of the other; names that are but numbers, "0", "1",
+    ..., say nothing."""
+    names, others = one.model.class_names, other.model.class_names
+    same = names == others or not (named(names) and named(others))
+    same_text = one.model.conditioner.inputs.get("text") == other.model.conditioner.inputs.get("text")
+    return same and same_text and one.model.num_classes == other.model.num_classes
 
 
 def _guidance(model: Model, limits: Limits) -> tuple[float, float]:
@@ -176,6 +187,13 @@ def _guidance(model: Model, limits: Limits) -> tuple[float, float]:
     except UserError:
         return 1.0, 1.0
     return 1.0, max(1.0, limits.guidance)
+
+
+def _prompt_bytes(model: Model, limits: Limits) -> int:
+    """Bytes of the longest prompt that may be sent for a model; an encoder of another kind may read less of it."""
+    text = model.conditioner.inputs.get("text")
+    length = text.length if isinstance(text, Text) else LENGTHS[1]
+    return 0 if text is None else min(limits.prompt_bytes, length - 1)
 
 
 def _check_range(what: str, value: float, bounds: tuple[float, float], name: str) -> None:

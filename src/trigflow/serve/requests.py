@@ -27,10 +27,13 @@ SAFE_INTEGER = 2**53 - 1
 LAST_PICTURE = 2**31 - 1
 """The largest number of a picture."""
 
+PRINTED = "^[^\\x00-\\x08\\x0e-\\x1b\\x7f-\\x84\\x86-\\x9f]*$"
+"""A text without control characters, but for those that are read as a space."""
+
 Name = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Id = Annotated[int, Field(ge=0, le=SAFE_INTEGER)]
-Said = Number | list[Number] | Name | dict[Name, Number]
+Said = Number | list[Number] | Name
 
 
 class Message(BaseModel):
@@ -51,6 +54,9 @@ class PictureRequest(Message):
     labels: Any = None
     """One class by number or name; classes in turn; weights of a mix, such as {"3": 0.7, "5": 0.3}; or null for all classes in
     turn."""
+    prompt: Any = None
+    """What to draw: a text, several in turn, or weights of a mix, such as {"green heart": 0.7, "red heart": 0.3}; null, as the
+    empty text, for anything."""
     conditions: dict[Name, Said] | None = None
     """What else is said to the model, by name; null for its defaults."""
     guidance: Number = 1.0
@@ -184,14 +190,15 @@ def bounded(kind: type[AnyMessage], limits: Limits, offers: Sequence[Offer]) -> 
     step = {"anyOf": [{"type": "integer", "minimum": min(steps), "maximum": max(steps)}, {"type": "null"}]}
     names: Any = Literal[tuple(offer.name for offer in offers)]
 
-    def short(labels: Any) -> Any:
-        if isinstance(labels, list) and len(labels) > limits.images:
+    def short(said: Any) -> Any:
+        if isinstance(said, list) and len(said) > limits.images:
             raise ValueError
-        return labels
+        return said
 
     fields: dict[str, Any] = {
         "count": (Annotated[int, Field(ge=1, le=most)], 1),
         "labels": (Annotated[Any, AfterValidator(short), WithJsonSchema(_labels_schema(offers[0], limits))], None),
+        "prompt": (Annotated[Any, AfterValidator(short), WithJsonSchema(_prompt_schema(offers[0], limits))], None),
         "conditions": (_conditions_of(offers[0]), None),
         "guidance": (Annotated[Number, WithJsonSchema(scale)], 1.0),
         "steps": (Annotated[int | None, WithJsonSchema(step)], None),
@@ -207,6 +214,19 @@ def _labels_schema(offer: Offer, limits: Limits) -> dict[str, Any]:
         return {"type": "null"}
     name = {"enum": list(classes.words)}
     label = {"anyOf": [{"type": "integer", "minimum": 0, "maximum": classes.num - 1}, name]}
+    return _one_or_more("a class by number or name", label, name, offer, limits)
+
+
+def _prompt_schema(offer: Offer, limits: Limits) -> dict[str, Any]:
+    """The JSON schema of what `Offer.order` takes as a prompt. It counts characters, of which there are no more than bytes."""
+    if not offer.prompt_bytes:
+        return {"type": "null"}
+    text = {"type": "string", "maxLength": offer.prompt_bytes, "pattern": PRINTED}
+    return _one_or_more(f"a text of at most {offer.prompt_bytes} bytes in UTF-8", text, text, offer, limits)
+
+
+def _one_or_more(what: str, one: dict[str, Any], name: dict[str, Any], offer: Offer, limits: Limits) -> dict[str, Any]:
+    """The schema of one thing, of several in turn, of weights of a mix by name, and of nothing."""
     mix = {
         "type": "object",
         "propertyNames": name,
@@ -215,16 +235,15 @@ def _labels_schema(offer: Offer, limits: Limits) -> dict[str, Any]:
         "maxProperties": offer.mixed_labels,
         "not": {"additionalProperties": {"const": 0}},  # not all of them
     }
-    turn = {"type": "array", "items": label, "minItems": 1, "maxItems": limits.images}
-    expected = f"a class by number or name, a list of at most {limits.images} of them, weights of a mix, or null"
-    return {"anyOf": [label, turn, mix, {"type": "null"}], "description": expected}
+    turn = {"type": "array", "items": one, "minItems": 1, "maxItems": limits.images}
+    expected = f"{what}, a list of at most {limits.images} of them, weights of a mix, or null"
+    return {"anyOf": [one, turn, mix, {"type": "null"}], "description": expected}
 
 
 def _conditions_of(offer: Offer) -> Any:
-    """What can be said to the model of an offer beside classes."""
-    names = tuple(name for name in offer.model.conditioner.inputs if name != "label")
+    """What can be said to the model of an offer beside classes and a prompt."""
+    names = tuple(name for name in offer.model.conditioner.inputs if name not in ("label", "text"))
     key: Any = Literal[names] if names else str
-    what = "numbers, lists of numbers, texts or weights of texts"
-    expected = f"{what} by name, for {', '.join(names)}, or null" if names else "null"
+    expected = f"numbers, lists of numbers or texts by name, for {', '.join(names)}, or null" if names else "null"
     said = Annotated[dict[key, Said], Field(max_length=len(names))]
     return Annotated[said | None, Field(description=expected)]

@@ -2,6 +2,8 @@
 
 import { find, make, titled, write } from "./dom.js"
 import { Mix } from "./mix.js"
+import { mostBytes, Prompt } from "./prompt.js"
+import { canRace, lanesOf } from "./race.js"
 import { guidanceRange, LAST_PICTURE } from "./scene.js"
 import { evenly, Slider, stepsBetween } from "./slider.js"
 import { lasting } from "./storage.js"
@@ -13,6 +15,7 @@ export class Controls {
   #scene
   #info
   #sliders = {}
+  #variation = null
   #mix = null
 
   constructor(scene, info) {
@@ -22,6 +25,7 @@ export class Controls {
     this.#makeModels()
     this.#makeMix()
     this.#makeSliders()
+    if (mostBytes(info) > 0) this.#makeWords()
     this.#makeNumber("seed", Number.MAX_SAFE_INTEGER)
     this.#makeNumber("picture", LAST_PICTURE)
     find("controls").addEventListener("submit", (event) => event.preventDefault())
@@ -33,7 +37,7 @@ export class Controls {
   #makeViews() {
     const views = find("views")
     const [, , race] = views.querySelectorAll("label")
-    race.hidden = Object.keys(this.#info.models).length < 2
+    race.hidden = !canRace(this.#info)
     views.disabled = false
     views.addEventListener("change", (event) => this.#scene.set({ view: event.target.value }))
   }
@@ -100,6 +104,19 @@ export class Controls {
     find("sampling").append(this.#sliders[id].element)
   }
 
+  /** The field of the prompt, and one way of the walk as a slider: how far the noise is from that of the seed. */
+  #makeWords() {
+    new Prompt(this.#scene, mostBytes(this.#info))
+    this.#variation = new Slider({
+      name: "Variation",
+      values: evenly(-100, 100, 1),
+      value: 0,
+      show: (part) => `${part} %`,
+      changed: (part) => this.#scene.set({ walk: [(part * Math.PI) / 100, this.#scene.values.walk[1]] }),
+    })
+    find("noise").querySelector("h2").after(this.#variation.element)
+  }
+
   #makeNumber(name, most) {
     const input = find(name)
     input.max = most
@@ -111,7 +128,8 @@ export class Controls {
 
   /** Show these values, and what can be set in their view. */
   #follow(values, changes) {
-    if (Object.keys(changes).join() === "walk") return // nothing here shows it, and it changes with every picture
+    if ("walk" in changes && this.#variation) this.#variation.value = (100 * values.walk[0]) / Math.PI
+    if (Object.keys(changes).join() === "walk") return // nothing else shows it, and it changes with every picture
     for (const input of document.querySelectorAll("input[name=view]")) input.checked = input.value === values.view
     for (const input of document.querySelectorAll("input[name=model]")) input.checked = input.value === values.model
     for (const name of ["seed", "picture"]) {
@@ -128,10 +146,11 @@ export class Controls {
 
   #show(values) {
     const race = values.view === "race"
+    const free = (model) => lanesOf(this.#info, values).some((lane) => lane.model === model && lane.name === titled(model))
     find("who").hidden = race || Object.keys(this.#info.models).length < 2
     for (const [id, slider] of Object.entries(this.#sliders)) {
       const [what, model] = id.split("-")
-      if (what === "steps") slider.element.hidden = !race && model !== values.model
+      if (what === "steps") slider.element.hidden = !free(model)
       else if (what === "guidance") slider.element.hidden = id !== guidanceId(values)
       else slider.element.hidden = values.view === "wall"
     }
@@ -162,6 +181,6 @@ export function about(info) {
   const { shape, classes } = info.models[info.default]
   const [, h, w] = shape
   const who = Object.keys(info.models).join(" and ")
-  write(find("about"), `${titled(who)} · ${w} × ${h} pixels${classes ? ` · ${classes} classes` : ""}`)
+  write(find("about"), `${titled(who)} · ${w} × ${h} pixels${classes ? ` · ${classes} classes` : ""}${mostBytes(info) ? " · follows your words" : ""}`)
   write(find("version"), info.version)
 }

@@ -6,8 +6,8 @@ import { calm, eachFrame, find, write } from "./dom.js"
 import { inMs, Table } from "./latency.js"
 import { TorusMap } from "./map.js"
 import { askForToken, Notice } from "./notice.js"
-import { verdict } from "./race.js"
-import { save } from "./save.js"
+import { lanesOf, verdict } from "./race.js"
+import { canCopy, copy, save } from "./save.js"
 import { firstScene, fromFragment, orderOf, Scene, toFragment } from "./scene.js"
 import { Seat } from "./seat.js"
 import { describe, TokenNeeded } from "./server.js"
@@ -63,6 +63,7 @@ async function start() {
 
   function tell(seat, state, detail) {
     if (seat.figure.hidden) return
+    if (state === "live") run() // a frame is awaited from now on
     if (state === "locked") unlock(detail.reason)
     if (state === "live" && seat.lost) compare()
     seat.lost = state === "waiting" || (seat.lost && state !== "live")
@@ -71,10 +72,14 @@ async function start() {
     document.body.dataset.connection = state
   }
 
-  seats = [new Seat(find("first"), tell), new Seat(find("second"), tell)]
-  const [first, second] = seats
-  const student = info.default
-  const other = Object.keys(info.models).find((name) => name !== student)
+  const racers = lanesOf(info, { ...scene.values, view: "race" })
+  const figures = racers.map((_, i) => (i === 0 ? find("first") : find("first").cloneNode(true)))
+  figures.slice(1).forEach((figure, i) => {
+    figure.id = ["second", "third"][i]
+    figures[i].after(figure)
+  })
+  seats = figures.map((figure) => new Seat(figure, tell))
+  const [first] = seats
 
   function gridOf({ view, count, model }) {
     if (view !== "wall") return squareGrid(count)
@@ -85,9 +90,9 @@ async function start() {
   function ask(values) {
     const grid = gridOf(values)
     const count = values.view === "wall" ? grid.columns * grid.rows : values.count
-    const race = values.view === "race"
-    first.ask(orderOf(values, info, race ? student : values.model, count), grid)
-    if (race) second.ask(orderOf(values, info, other, count), grid)
+    lanesOf(info, values).forEach(({ model, steps, name }, i) => {
+      seats[i].ask({ ...orderOf(values, info, model, count), steps }, grid, name)
+    })
     run()
   }
 
@@ -96,7 +101,7 @@ async function start() {
   const table = new Table(find("times").querySelector("tbody"))
   let told = 0
 
-  function figures(now) {
+  function tellFigures(now) {
     told = now
     write(find("rate"), String(first.figures.rate(now)))
     write(find("delay"), inMs(first.figures.percentile("total", 0.5)))
@@ -104,7 +109,7 @@ async function start() {
     if (find("times").open) table.update(first.figures)
     if (scene.values.view !== "race") return
     const walls = seats.map(({ figures }) => figures.percentile("wall", 0.5))
-    write(find("verdict"), verdict(...walls, [student, other]))
+    write(find("verdict"), verdict(...walls.slice(-2), racers.slice(-2).map(({ who }) => who)))
   }
 
   function clocks(now) {
@@ -117,7 +122,7 @@ async function start() {
   const run = eachFrame((now) => {
     const busy = seats.some(({ stream, figures }) => stream.since !== null || figures.rate(now) > 0)
     if (scene.values.view === "race") clocks(now)
-    if (!busy || now - told > 400) figures(now)
+    if (!busy || now - told > 400) tellFigures(now)
     return busy
   })
   find("times").addEventListener("toggle", run)
@@ -146,15 +151,26 @@ async function start() {
       walk.drift = false
       scene.set({ walk: [0, 0] })
     },
-    save: () => save(seats.filter(({ figure }) => !figure.hidden).map(({ picture }) => picture), scene.values),
+    save: () => save(shown(), scene.values),
+    copy: async () => {
+      tellCopied((await copy(shown())) ? "Copied" : "Not allowed")
+      setTimeout(tellCopied, 2000, "")
+    },
   }
+  const tellCopied = (said) => {
+    write(find("copied"), said)
+    write(find("copy").querySelector("span"), said || "Copy")
+  }
+  const shown = () => seats.filter(({ figure }) => !figure.hidden).map(({ picture }) => picture)
+  find("copy").hidden = !canCopy()
   for (const [id, act] of Object.entries(actions)) find(id).addEventListener("click", act)
-  const keys = { " ": "drift", n: "new", Home: "home", s: "save" }
+  const keys = { " ": "drift", n: "new", Home: "home", s: "save", c: "copy" }
   stage.addEventListener("keydown", (event) => {
     if (event.target !== stage || event.ctrlKey || event.metaKey || event.altKey || !(event.key in keys)) return
     event.preventDefault()
     actions[keys[event.key]]()
   })
+  find("prompt").addEventListener("input", () => stage.classList.add("touched"))
   for (const kind of ["pointerdown", "keydown"]) stage.addEventListener(kind, () => stage.classList.add("touched"))
   addEventListener("pointerdown", () => walk.touch())
   addEventListener("keydown", () => walk.touch())
@@ -173,10 +189,12 @@ async function start() {
 
   function arrange({ view }) {
     document.body.dataset.view = view
-    second.figure.hidden = view !== "race"
     find("verdict").hidden = view !== "race"
     write(find("hint"), view === "wall" ? "Drag to walk, touch a picture to go in" : "Drag to walk through noise space")
-    if (view !== "race") second.stream.rest()
+    for (const { figure, stream } of seats.slice(1)) {
+      figure.hidden = view !== "race"
+      if (view !== "race") stream.rest()
+    }
   }
 
   function follow(values, changes) {
@@ -194,7 +212,7 @@ async function start() {
   new ResizeObserver(() => scene.values.view === "wall" && ask(scene.values)).observe(stage)
   // The walk may have written its next place into the address before this event comes.
   addEventListener("hashchange", ({ newURL }) => scene.set(fromFragment(new URL(newURL).hash, scene.values, info)))
-  if (!calm()) walk.drift = true
+  if (!calm() && scene.values.prompt === null) walk.drift = true // the pictures of words move with them
 }
 
 start()

@@ -1,7 +1,23 @@
 // Teacher beside student: a clock for each, running while its picture is in the making.
 
-import { write } from "./dom.js"
+import { titled, write } from "./dom.js"
 import { inMs } from "./latency.js"
+
+/**
+ * Who draws in this view: `{ model, steps, name, who }` for each figure. A race is one of the models; where they read words,
+ * one step and two are there side by side.
+ */
+export function lanesOf(info, { view, model, steps }) {
+  const alone = (who) => ({ model: who, steps: steps[who], name: titled(who), who })
+  if (view !== "race") return [alone(model)]
+  return Object.entries(info.models).flatMap(([who, { steps: [low, high], prompt_bytes }]) => {
+    if (!prompt_bytes || who !== "student" || low === high) return [alone(who)]
+    return ["1 step", "2 steps"].map((name, i) => ({ model: who, steps: i + 1, name, who: `${who} in ${name}` }))
+  })
+}
+
+/** Whether there is anybody to race with. */
+export const canRace = (info) => lanesOf(info, { view: "race", steps: {} }).length > 1
 
 /** The clock below a picture. It stops at the time that its last frame took, from the request to the screen. */
 export class Clock {
@@ -41,7 +57,7 @@ export class Clock {
   /** Show these milliseconds, as a number and as a part of `whole`. */
   show(ms, whole) {
     write(this.#time, inMs(ms))
-    write(this.#part, this.#last === null ? "" : `last ${inMs(this.#last.wall)} ms,\nnetwork ${inMs(this.#last.network)} ms`)
+    write(this.#part, `last ${inMs(this.wall)} ms,\nnetwork ${inMs(this.#last?.network ?? null)} ms`)
     this.#bar.style.transform = `scaleX(${Math.min(1, ms / whole).toFixed(4)})`
     this.#bar.parentElement.classList.toggle("running", this.#since !== null)
   }

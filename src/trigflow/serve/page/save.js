@@ -1,9 +1,9 @@
-// Saving what is seen as a PNG file.
+// Saving and copying what is seen as PNG.
 
 import { gapOf } from "./canvas.js"
 
-/** Save what these pictures show, side by side. */
-export function save(pictures, { seed, picture, view }) {
+/** What these pictures show, side by side, as a promise of a PNG file. */
+function drawn(pictures) {
   const canvases = pictures.map((shown) => shown.copy())
   const gap = canvases.length > 1 ? gapOf(canvases[0].height, canvases[0].width) : 0
   const width = canvases.reduce((sum, canvas) => sum + canvas.width + gap, -gap)
@@ -14,10 +14,22 @@ export function save(pictures, { seed, picture, view }) {
     context.drawImage(canvas, left, 0)
     left += canvas.width + gap
   }
-  sheet.toBlob((blob) => {
-    const url = URL.createObjectURL(blob)
-    const link = Object.assign(document.createElement("a"), { href: url, download: `trigflow-${view}-${seed}-${picture}.png` })
-    link.click()
-    setTimeout(() => URL.revokeObjectURL(url), 10_000)
-  }, "image/png")
+  return new Promise((resolve) => sheet.toBlob(resolve, "image/png"))
+}
+
+/** Save them as a file with a name of its own. */
+export async function save(pictures, { seed, picture, view, prompt }) {
+  const url = URL.createObjectURL(await drawn(pictures))
+  const words = (prompt ?? "").replace(/[^\p{L}\p{M}\p{N}\p{Extended_Pictographic}]+/gu, "-").replace(/^-|-$/g, "")
+  const download = `trigflow-${words || view}-${seed}-${picture}.png`
+  Object.assign(document.createElement("a"), { href: url, download }).click()
+  setTimeout(() => URL.revokeObjectURL(url), 10_000)
+}
+
+/** Whether this browser lets a page copy pictures; on most it has to come from this machine, or by TLS. */
+export const canCopy = () => Boolean(window.ClipboardItem && navigator.clipboard?.write)
+
+/** Copy them, to be pasted elsewhere; whether the browser has let us. */
+export function copy(pictures) {
+  return navigator.clipboard.write([new ClipboardItem({ "image/png": drawn(pictures) })]).then(() => true, () => false)
 }

@@ -1,5 +1,8 @@
 // What is to be seen, as plain values, and how it reads as requests and as the address of the page.
 
+import { mostBytes, plain, problem } from "./prompt.js"
+import { canRace } from "./race.js"
+
 /**
  * The values of a scene:
  *
@@ -9,6 +12,7 @@
  *     picture   number of the first picture
  *     count     pictures at once on the walk and in a race
  *     walk      two angles
+ *     prompt    a text, as short as it is read; null where none is
  *     mix       { class: weight }, weights from 0 to 100; empty for all classes in turn
  *     guidance  guidance scale
  *     steps     sampling steps by model
@@ -37,7 +41,9 @@ export function firstScene(info) {
   const steps = Object.fromEntries(Object.entries(info.models).map(([name, model]) => [name, model.default_steps]))
   const classes = info.models[info.default].classes
   const mix = classes ? { [Math.min(3, classes - 1)]: 100 } : {}
-  return { view: "walk", model: info.default, seed: 0, picture: 0, count: 1, walk: [0, 0], mix, guidance: 1, steps }
+  const words = mostBytes(info) > 0
+  const [prompt, guidance] = words ? ["", 2] : [null, 1]
+  return { view: "walk", model: info.default, seed: 0, picture: 0, count: 1, walk: [0, 0], prompt, mix, guidance, steps }
 }
 
 /** The scales of guidance that can be chosen: what everybody who draws in this view takes. */
@@ -59,6 +65,7 @@ export function orderOf(values, info, name, count) {
     guidance: Math.min(high, Math.max(low, values.guidance)),
     steps: values.steps[name],
   }
+  if (values.prompt) order.prompt = values.prompt
   const labels = classes ? labelsOf(values.mix, names) : null
   return labels === null ? order : { ...order, labels }
 }
@@ -75,10 +82,11 @@ function labelsOf(mix, names) {
 // The address of the page ---------------------------------------------------------------------------------------------
 
 /** A scene as the fragment of an address, so that a place can be kept and shared. */
-export function toFragment({ view, model, seed, picture, count, walk, mix, guidance, steps }) {
+export function toFragment({ view, model, seed, picture, count, walk, prompt, mix, guidance, steps }) {
   const pairs = (record) => Object.entries(record).map(([key, value]) => `${key}:${value}`).join(",")
   const parts = { view, model, seed, picture, count, walk: walk.map((angle) => angle.toFixed(4)).join(",") }
-  return Object.entries({ ...parts, mix: pairs(mix), guidance, steps: pairs(steps) })
+  const words = prompt === null ? {} : { prompt: encodeURIComponent(prompt) }
+  return Object.entries({ ...parts, ...words, mix: pairs(mix), guidance, steps: pairs(steps) })
     .map(([key, value]) => `${key}=${value}`)
     .join("&")
 }
@@ -93,7 +101,7 @@ export function fromFragment(fragment, scene, info) {
   const whole = (text, low, high) => (/^\d{1,16}$/.test(text) && +text >= low && +text <= high ? +text : null)
   const pairs = (text) => (text ?? "").split(",").filter(Boolean).map((pair) => pair.split(":"))
 
-  const views = models.length > 1 ? ["walk", "wall", "race"] : ["walk", "wall"]
+  const views = canRace(info) ? ["walk", "wall", "race"] : ["walk", "wall"]
   if (views.includes(given.get("view"))) found.view = given.get("view")
   if (models.includes(given.get("model"))) found.model = given.get("model")
   found.seed = whole(given.get("seed"), 0, Number.MAX_SAFE_INTEGER) ?? scene.seed
@@ -101,6 +109,8 @@ export function fromFragment(fragment, scene, info) {
   found.count = whole(given.get("count"), 1, limits.frame_images) ?? scene.count
   const walk = (given.get("walk") ?? "").split(",").map(parseFloat)
   if (walk.length === 2 && walk.every(Number.isFinite)) found.walk = walk
+  const most = mostBytes(info)
+  if (most && given.has("prompt") && !problem(given.get("prompt"), most)) found.prompt = plain(given.get("prompt"))
   if (given.has("mix")) {
     const mix = pairs(given.get("mix")).filter(
       ([label, weight]) => whole(label, 0, classes - 1) !== null && whole(weight, 0, 100) !== null,

@@ -2,7 +2,7 @@
 
 import { Picture } from "./canvas.js"
 import { Stream } from "./connection.js"
-import { find, titled, write } from "./dom.js"
+import { find, write } from "./dom.js"
 import { Figures, partsOf } from "./latency.js"
 import { Clock } from "./race.js"
 import { describe, openStream } from "./server.js"
@@ -25,15 +25,18 @@ export class Seat {
     })
   }
 
-  /** Ask for pictures in this grid. */
-  ask(order, grid) {
-    if (this.name !== order.model) {
-      this.name = order.model
+  /** Ask for pictures in this grid, drawn by somebody of this name. */
+  ask(order, grid, name) {
+    if (this.name !== name) {
+      this.name = name
       this.figure.dataset.model = order.model
       this.figures = new Figures()
       this.clock.clear()
-      write(this.figure.querySelector(".name"), titled(order.model))
+      write(this.figure.querySelector(".name"), name)
     }
+    const canvas = this.figure.querySelector("canvas")
+    const seen = `${order.prompt ?? "Pictures"}, ${name}`
+    if (canvas.ariaLabel !== seen) canvas.ariaLabel = seen
     this.grids.set(order.count, grid)
     this.stream.ask(order)
   }
