@@ -473,6 +473,14 @@ def test_what_a_cache_keeps_of_a_trace_has_values() -> None:
         assert torch.equal(fn(X), X * torch.arange(6.0))
 
 
+def test_a_function_that_writes_into_its_arguments() -> None:
+    a, b = torch.zeros(3), torch.ones(3)
+    step = Compiled(lambda a, b: a.add_(b) * 1, backend="eager")
+    for i in range(3):
+        assert torch.equal(step(a, b), a)
+        assert torch.equal(a, (i + 1) * b)
+
+
 def test_an_error_of_the_function_is_its_own() -> None:
     def wrong(x: Tensor) -> Tensor:
         raise KeyError("mine")

@@ -101,31 +101,33 @@ def trace(function: Callable[..., Any], leaves: list[Any], nest: Any, dynamic: b
     outputs: Any = None
     mode: Any = None
 
-    def flat(*tensors: Tensor) -> list[Tensor]:
-        nonlocal outputs, mode
-        mode = proxy_tensor.get_proxy_mode()
+    def call(*tensors: Tensor) -> Any:
         filled = list(leaves)
         for i, tensor in zip(places, tensors, strict=True):
             filled[i] = tensor
-        args = pytree.tree_unflatten(filled, nest)
+        return function(*pytree.tree_unflatten(filled, nest))
+
+    def flat(*tensors: Tensor) -> list[Tensor]:
+        nonlocal outputs, mode
+        mode = proxy_tensor.get_proxy_mode()
         with marks:
-            values, outputs = pytree.tree_flatten(function(*args))
+            values, outputs = pytree.tree_flatten(call(*tensors))
         if not all(isinstance(value, Tensor) for value in values):
             raise Untraceable("the function returns something else than tensors")
         return [value if value.requires_grad else value.detach() for value in values]
 
     inputs: list[Tensor] = [leaves[i] for i in places]
-    given = [x.detach().clone().requires_grad_(x.requires_grad) for x in inputs] if real else inputs
+    copies = [x.detach().clone().requires_grad_(x.requires_grad) for x in inputs]
     table = {torch.ops.aten.upsample_nearest2d.default: _enlarged}
     how: Any = {"tracing_mode": "real" if real else "fake", "_error_on_data_dependent_ops": not real}
     drawn, first = [x.device for x in inputs if x.is_cuda], _Marks()
     try:
         if not real:  # caches that no module holds keep what they get: let it have values
             with _unchanged(first.modules), torch.random.fork_rng(drawn), first, torch.no_grad():
-                function(*pytree.tree_unflatten(leaves, nest))
+                call(*copies)
         with _unchanged(marks.modules), torch.random.fork_rng(drawn):
             trace_of = proxy_tensor.make_fx(flat, table, _allow_non_fake_inputs=True, **how)
-            graph = trace_of(*(_of_any_batch(inputs) if dynamic else given))
+            graph = trace_of(*(_of_any_batch(inputs) if dynamic else copies if real else inputs))
         _pass_held(graph, mode.tracer)
         values = fix_values(graph, inputs) if real else {}
     except Untraceable:
