@@ -380,12 +380,27 @@ def test_sizes_that_a_mask_decides(backend: str) -> None:
 
     def fn(x: Tensor) -> Tensor:
         y = net(x)
-        return torch.cat([y[mask], y[mask] * 2, y[~mask]])
+        return torch.cat([y[mask], y[mask] * 2, y[torch.tensor([2, 1])], y[order]])
 
+    order = torch.tensor([3, 0])
     step = quiet(fn, backend=backend)
-    for row in ([1, 0, 1, 1], [0, 1, 0, 0], [1, 0, 1, 1]):
+    for row in ([1, 0, 1, 1], [0, 1, 0, 0], [1, 1, 1, 0], [1, 0, 1, 1]):
+        order.add_(1).remainder_(4)
         mask.copy_(torch.tensor(row))
         check_same(step, fn, (X,), (DX,), list(net.parameters()))
+
+
+def test_a_mask_that_is_held_is_compared() -> None:
+    mask = torch.tensor([True, False, True, True])
+
+    def fn(x: Tensor) -> Tensor:
+        y = x[mask]
+        return y * 2 if len(y) == 3 else y
+
+    step = quiet(fn)
+    for row in ([1, 0, 1, 1], [0, 1, 0, 0], [1, 1, 1, 0]):
+        mask.copy_(torch.tensor(row))
+        assert torch.equal(step((X,), (DX,))[1], fn(DX))
 
 
 def test_random_numbers_that_decide_run_as_they_are() -> None:

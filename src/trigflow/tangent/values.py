@@ -26,6 +26,8 @@ def fix_values(graph: fx.GraphModule, inputs: list[Tensor]) -> dict[fx.Node, Ten
         ValueError: where one of these is a floating-point argument or weight, or random numbers decide.
     """
     nodes: Any = graph.graph.nodes
+    for node in graph.graph.find_nodes(op="get_attr"):
+        node.meta.setdefault("val", getattr(graph, node.target))
     reads = {node: read for node in nodes if (read := read_by(node))}
     needed = sources_of([source for read in reads.values() for source in read], graph.graph)
     given = dict(zip(graph.graph.find_nodes(op="placeholder"), inputs, strict=True))
@@ -64,11 +66,10 @@ def fix_values(graph: fx.GraphModule, inputs: list[Tensor]) -> dict[fx.Node, Ten
 
 
 def read_by(node: Any) -> list[fx.Node]:
-    """The tensors whose values decide the result in Python, or the shape, of an operator."""
+    """The tensors whose values decide the result in Python, or the shape, of an operator: an index may be a mask."""
     if node.target is aten.index.Tensor:
-        return [
-            x for x in node.args[1] if x is not None and getattr(x.meta.get("val"), "dtype", None) in (torch.bool, torch.uint8)
-        ]
+        types = (torch.bool, torch.uint8, None)
+        return [x for x in node.args[1] if x is not None and getattr(x.meta.get("val"), "dtype", None) in types]
     tags = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}.intersection(getattr(node.target, "tags", ()))
     return node.all_input_nodes if tags else []
 
