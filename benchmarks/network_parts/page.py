@@ -30,8 +30,8 @@ of a plain call in {bfloat16}. Compiled by inductor, {compiled} graphs are exact
   error. `coverage(..., time=1)` says so of any network.
 
 Flexible attention has no backward on the CPU in PyTorch; the parameters of classes that use it were frozen there.
-HiDreamImageTransformer2DModel sends tokens to experts by the values of its activations, through NumPy: no graph stands for that, and
-`trigflow.tangent.compile` runs it as it is, which it says in one line.
+HiDreamImageTransformer2DModel sends tokens to experts by the values of its activations, through NumPy: no graph stands for
+that, and `trigflow.tangent.compile` runs it as it is, which it says in one line.
 
 | class | parameters | tangent | checkpointed | bfloat16 | traced | nodes | compiled | time |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- |
