@@ -91,20 +91,12 @@ class Latents(DrawnPictures):
         return (stored.float() - mean) / std * self.sigma_data
 
     def stored(self, x0: Tensor) -> Tensor:
-        """`x0` to latents `z`, float32: the inverse of `encode`, up to rounding.
-
-        Raises:
-            UserError: as `encode`.
-        """
+        """`x0` to latents `z`, float32: the inverse of `encode`, up to rounding; errors as `encode`."""
         mean, std = self._like(x0)
         return x0.float() / self.sigma_data * std + mean
 
     def decode(self, x0: Tensor) -> Tensor:
-        """What the autoencoder makes of `x0`, uint8 `(b, 3, factor h, factor w)`.
-
-        Raises:
-            MissingExtraError, UserError: as `VAE.load`.
-        """
+        """What the autoencoder makes of `x0`, uint8 `(b, 3, factor h, factor w)`; errors as `VAE.load`."""
         return self.autoencoder.decode(self.stored(x0))
 
     def seen(self, pictures: Tensor) -> Tensor:
@@ -112,11 +104,7 @@ class Latents(DrawnPictures):
         return self.encode(self.autoencoder.encode(pictures).chunk(2, 1)[0])
 
     def prepare(self, device: torch.device | str | None = None) -> None:
-        """Read the autoencoder, and move it to this device.
-
-        Raises:
-            MissingExtraError, UserError: as `VAE.load`.
-        """
+        """Read the autoencoder, and move it to this device; errors as `VAE.load`."""
         self.autoencoder.load(device)
 
     def component(self) -> Any:

@@ -6,6 +6,7 @@ is uncompressed, and read as training asks for it; then only the headers are che
 
 import io
 import json
+import math
 import os
 import zlib
 from dataclasses import dataclass
@@ -105,10 +106,7 @@ class Header:
     @property
     def size(self) -> int:
         """Bytes of the whole file."""
-        count = 1
-        for side in self.shape:
-            count *= side
-        return self.length + count * self.dtype.itemsize
+        return self.length + math.prod(self.shape) * self.dtype.itemsize
 
 
 def parse_header(data: bytes, name: str) -> Header:

@@ -36,11 +36,7 @@ class Decoder:
     buckets: bool = False
 
     def __call__(self, index: int) -> Tensor:
-        """One image, uint8, shape `(c, h, w)`.
-
-        Raises:
-            UserError, CorruptImageError: as `Files.read` and `decode`.
-        """
+        """One image, uint8, shape `(c, h, w)`; errors as `Files.read` and `decode`."""
         return self._decoded(index, self.files.read(index))
 
     def whole(self, index: int) -> tuple[Tensor, bytes]:

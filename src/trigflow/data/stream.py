@@ -80,11 +80,7 @@ class Shards:
             ) from error
 
     def decode(self, row: dict[str, Any], name: str) -> Tensor:
-        """The image of a row, uint8, shape `(c, h, w)`.
-
-        Raises:
-            UserError, CorruptImageError: as `trigflow.data.decode.decode`.
-        """
+        """The image of a row, uint8, shape `(c, h, w)`; errors as `trigflow.data.decode.decode`."""
         content = encoded_image(row[self.columns.image], name)
         return decode(content, name, channels=self.channels, resize=self.resize, crop=self.crop)
 

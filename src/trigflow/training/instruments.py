@@ -11,7 +11,6 @@ known to 0.004 only, and the derivative is that of the rounding. A network of on
 unless it is told otherwise.
 """
 
-import copy
 import math
 import statistics
 from collections.abc import Callable
@@ -33,7 +32,8 @@ from trigflow.objectives.objective import per_sample_mean_square
 from trigflow.process import HALF_PI, trig
 from trigflow.segments import segment_bounds
 from trigflow.training.batch import Batch, conditions_of
-from trigflow.training.ema import power_decay
+from trigflow.training.config import EMAConfig
+from trigflow.training.ema import EMA
 from trigflow.training.log import TIME_BINS, FigureWindow
 from trigflow.training.losses import Losses
 
@@ -59,7 +59,7 @@ class Instruments:
         self.losses = losses
         self.average = average
         self.network = losses.student.network
-        self.longer = copy.deepcopy(self.network).eval().requires_grad_(False)
+        self.longer = EMA(EMAConfig(kind="power", sigma_rel=LONGER), self.network)
         self.taken = 0
         self.start: float | None = None
         self.batch: Batch = {}
@@ -134,12 +134,8 @@ class Instruments:
         embed = embedding_of(self.network)
         if embed is None:
             return {}
-        t = torch.cat(
-            [
-                bin_centres(self._device),
-                torch.tensor([self.losses.config.process.t_max], dtype=torch.float32, device=self._device),
-            ]
-        )
+        centres = bin_centres(self._device)
+        t = torch.cat([centres, centres.new_tensor([self.losses.config.process.t_max])])
         with torch.no_grad():
             *derivatives, end = relative_derivative(embed, t).tolist()
         return {"embedding_derivative_by_time": derivatives, "embedding_derivative_end": end}
@@ -166,11 +162,12 @@ class Instruments:
         conditions, end = conditions_of(batch), segment_bounds(t, getattr(objective, "segments", 1))[0]
         if "end" in takes(self.network):
             conditions["end"] = end
-        self._lengthen()
+        self.taken += 1
+        self.longer.update(self.network, self.taken, 1)
         result: dict[str, Any] = {}
         networks = {"": self.network.eval(), "_ema": self.average}
         if self.taken >= AT_LEAST:
-            networks["_longer"] = self.longer
+            networks["_longer"] = self.longer.network
         with self.losses.precision():
             result |= self._time_arithmetic(x_t / process.sigma_data, t, conditions)
             if objective.probe == "error":
@@ -227,15 +224,6 @@ class Instruments:
             figures[f"probe_error{name}"] = _rms(g)
         return figures
 
-    def _lengthen(self) -> None:
-        """Take the present weights into the longer average."""
-        self.taken += 1
-        beta = power_decay(LONGER, self.taken)
-        mine: list[Tensor] = list(self.longer.parameters())
-        torch._foreach_lerp_(mine, [p.detach() for p in self.network.parameters()], 1 - beta)
-        for buffer, theirs in zip(self.longer.buffers(), self.network.buffers(), strict=True):
-            buffer.copy_(theirs)
-
     @property
     def _device(self) -> torch.device:
         return next(self.network.parameters()).device
@@ -255,24 +243,23 @@ def parts_of(network: nn.Module) -> dict[str, nn.Module]:
         network = next(iter(parts.values()))
 
 
-def embedding_of(network: nn.Module) -> Callable[[Tensor], Tensor] | None:
-    """The function from times `(b,)` to the conditioning vector `(b, e)`, without class and at guidance 1; None for a network
-    that has none by a name known here."""
+def embedding_of(network: nn.Module) -> Callable[..., Tensor] | None:
+    """The function from times `(b,)`, and labels where it is to know them, to the conditioning vector `(b, e)`, at guidance 1;
+    None for a network that has none by a name known here."""
+    known: Any = network
 
-    def conditions(t: Tensor) -> dict[str, Tensor]:
-        known = {"guidance": torch.ones_like(t), "end": torch.zeros_like(t)}
-        return {name: value for name, value in known.items() if name in takes(network)}
+    def embed(t: Tensor, label: Tensor | None = None) -> Tensor:
+        values = {"guidance": torch.ones_like(t), "end": torch.zeros_like(t)}
+        told = {name: value for name, value in values.items() if name in takes(network)}
+        told |= {} if label is None else {"label": label}
+        with full_precision(t):
+            if isinstance(network, DDPMPP):
+                noise = c_noise(t, network.config.conditioning.time_map, network.sigma_data)
+                return network.model.embed(noise, label, None, None)
+            return known.unet.embed(t, None, **told) if isinstance(network, EDM2) else known.conditioning(t, **told)
 
-    if isinstance(network, EDM2):
-        unet = network.unet
-        return lambda t: _full(t, lambda: unet.embed(t, None, **conditions(t)))
-    if isinstance(network, DDPMPP):
-        body, time_map, sd = network.model, network.config.conditioning.time_map, network.sigma_data
-        return lambda t: _full(t, lambda: body.embed(c_noise(t, time_map, sd), None, None, None))
-    conditioning = getattr(network, "conditioning", None)
-    if isinstance(conditioning, Conditioning):
-        return lambda t: _full(t, lambda: conditioning(t, **conditions(t)))
-    return None
+    has = isinstance(network, DDPMPP | EDM2) or isinstance(getattr(network, "conditioning", None), Conditioning)
+    return embed if has else None
 
 
 def relative_derivative(embed: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
@@ -282,11 +269,6 @@ def relative_derivative(embed: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
     """
     e, derivative = tangent_engine.jvp(embed, (t,), (torch.ones_like(t),))
     return _rms(derivative) / _rms(e).clamp_min(1e-30)
-
-
-def _full(t: Tensor, call: Callable[[], Tensor]) -> Tensor:
-    with full_precision(t):
-        return call()
 
 
 def _rms(x: Tensor) -> Tensor:

@@ -101,11 +101,7 @@ class CheckpointWriter:
             self._end(on_first(lambda: self._error))
 
     def finish(self) -> None:
-        """Wait until what is being written, if anything, is whole.
-
-        Raises:
-            UserError: as `advance`.
-        """
+        """Wait until what is being written, if anything, is whole; errors as `advance`."""
         while self.busy:
             self.wait()
             self.advance()
