@@ -140,7 +140,11 @@ def convert(
             classes, a setting makes no sense, or `out` holds a run or cannot be written.
     """
     settings = settings or ConvertSettings()
-    _check_settings(settings)
+    for name, least in (("iterations", 0), ("fit_iterations", 0), ("batch_size", 1)):
+        if (value := getattr(settings, name)) < least:
+            raise UserError(f"{name} is {value}; expected {least} or more; correct the setting")
+    if not 0 < settings.lr < float("inf"):
+        raise UserError(f"lr is {settings.lr}; expected a positive number; correct the setting")
     check_outside(check_place(out, "folder"), source_of(run) if data is None else data)
     begun(Path(out), resume)
     old = load(run, device)
@@ -273,12 +277,3 @@ def _tuned_config(config: RunConfig, network: NetworkConfig, settings: ConvertSe
             device=device, seed=settings.seed, sample_every=0, log_every=min(50, iterations),
         ),
     )  # fmt: skip
-
-
-def _check_settings(settings: ConvertSettings) -> None:
-    for name, least in (("iterations", 0), ("fit_iterations", 0), ("batch_size", 1)):
-        value = getattr(settings, name)
-        if value < least:
-            raise UserError(f"{name} is {value}; expected {least} or more; correct the setting")
-    if not 0 < settings.lr < float("inf"):
-        raise UserError(f"lr is {settings.lr}; expected a positive number; correct the setting")

@@ -46,11 +46,7 @@ AT_LEAST = 8
 
 
 class Instruments:
-    """Takes measurements of a training run.
-
-    Args:
-        losses: of the run: configuration, student and teacher.
-        average: the averaged network that the run keeps.
+    """Takes measurements of a training run. The `average` is the averaged network that it keeps.
 
     Source of what is measured: Lu and Song 2025, section 4, which takes the tangent apart to find what makes it unstable.
     """
@@ -140,15 +136,6 @@ class Instruments:
             *derivatives, end = relative_derivative(embed, t).tolist()
         return {"embedding_derivative_by_time": derivatives, "embedding_derivative_end": end}
 
-    def _time_arithmetic(self, x: Tensor, t: Tensor, conditions: Conditions) -> dict[str, Any]:
-        """Once a process: it does not change."""
-        if self.arithmetic is None:
-            found = time_arithmetic(self.network, x[:2], t[:2], {name: c[:2] for name, c in conditions.items()})
-            self.arithmetic = {} if found is None else {
-                "time_operations": found.operations, "time_half": found.half, "time_dtype": found.dtype
-            }  # fmt: skip
-        return self.arithmetic
-
     # Probe -----------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -169,7 +156,11 @@ class Instruments:
         if self.taken >= AT_LEAST:
             networks["_longer"] = self.longer.network
         with self.losses.precision():
-            result |= self._time_arithmetic(x_t / process.sigma_data, t, conditions)
+            if self.arithmetic is None:  # it does not change
+                two = {name: c[:2] for name, c in conditions.items()}
+                found = time_arithmetic(self.network, x_t[:2] / process.sigma_data, t[:2], two)
+                self.arithmetic = {} if found is None else {f"time_{name}": value for name, value in vars(found).items()}
+            result |= self.arithmetic
             if objective.probe == "error":
                 v = process.velocity(batch["x0"], batch["noise"], t)
                 figures = {
@@ -300,16 +291,11 @@ class Arithmetic:
 
 
 def time_arithmetic(network: Callable[..., Any], x: Tensor, t: Tensor, conditions: Conditions) -> Arithmetic | None:
-    """Watch one evaluation `network(x, t, **conditions)` and tell the arithmetic of its time embedding.
+    """Watch one evaluation `network(x, t, **conditions)` and tell the arithmetic of its time embedding. A sample or two of x
+    suffice.
 
     Whatever is computed from t and not from x is followed by its memory, so the network may be any. A last conversion to
     half precision, for use beside the image, is no computation and does not count.
-
-    Args:
-        network: called once, without gradients.
-        x: input of the image, `(b, ...)`; a sample or two suffice.
-        t: times `(b,)`.
-        conditions: what else the network is told.
 
     Returns:
         None where nothing can be seen: a network without a time, or of operations that PyTorch does not show.

@@ -40,11 +40,8 @@ RIDGE = 1e-4
 
 
 def stable_config(config: NetworkConfig, modulation: ModulationChoice = "keep") -> NetworkConfig:
-    """The configuration with identity time and positional features, and double normalization where that is asked for.
-
-    Raises:
-        UserError: if that is what the network has already, or `double` is asked of a network that is not EDM2 or DDPM++.
-    """
+    """The configuration with identity time and positional features, and double normalization where that is asked for. Raises a
+    UserError if that is what the network has already, or `double` is asked of a network that is not EDM2 or DDPM++."""
     published = isinstance(config, EDM2Config | DDPMPPConfig)
     if modulation == "double" and not published:
         raise UserError(
@@ -106,11 +103,8 @@ class TimePath:
 
 
 def time_path(network: nn.Module, to_blocks: bool = True) -> TimePath:
-    """The time path of a network of this library; not `to_blocks`, it ends at the embedding.
-
-    Raises:
-        UserError: for a network that has none.
-    """
+    """The time path of a network of this library; not `to_blocks`, it ends at the embedding. Raises a UserError for a network
+    that has none."""
     embed = embedding_of(network)
     if embed is None:
         raise UserError(

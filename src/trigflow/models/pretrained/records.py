@@ -207,11 +207,8 @@ def _sizes(numbers: tuple[Any, ...]) -> bool:
 
 
 def read_pickle(source: Source) -> Any:
-    """The object in a plain pickle, or in an archive written by `torch.save`.
-
-    Raises:
-        UserError: when the file is neither, is damaged, or asks for anything but the parts of a snapshot.
-    """
+    """The object in a plain pickle, or in an archive written by `torch.save`. Raises a UserError when the file is neither, is
+    damaged, or asks for anything but the parts of a snapshot."""
     whole = Span(0, source.size)
     head = source.read(Span(0, min(source.size, 16)))
     if head.startswith(b"PK\x03\x04"):

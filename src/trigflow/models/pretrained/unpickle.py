@@ -52,13 +52,7 @@ class Span:
 
 
 class Source:
-    """An open file with the bounds that every reader of it shares.
-
-    Args:
-        path: for the messages.
-        file: opened for reading in binary mode, seekable.
-        expected: what it should be, for the messages.
-    """
+    """An open file with the bounds that every reader of it shares. Messages say that `expected` was meant."""
 
     def __init__(self, path: Path, file: BinaryIO, expected: str = "a network snapshot of EDM or EDM2 (.pkl)") -> None:
         self.path = path
