@@ -55,7 +55,7 @@ def test_resize_leaves_the_size_of_the_network_as_it_is() -> None:
 
 
 def test_pooling_of_the_blocks() -> None:
-    ones, branches = torch.ones(1, 1, 6, 6), [[("branch", 2, 3)]]
+    ones, branches = torch.ones(1, 1, 6, 6), {"branch": [(2, 3)]}
     average, maximum, halve = (Mixed(1, branches, pool).eval() for pool in ("average", "max", "halve"))
     assert torch.equal(average(ones)[:, 2:], ones)  # the border is left out of the mean
     assert torch.equal(maximum(-ones)[:, 2:], -ones)

@@ -203,7 +203,7 @@ def test_the_longer_average_has_a_power_profile(tmp_path: Path) -> None:
     exponent = power_exponent(LONGER) + 1
     shares = [((k + 1) / 5) ** exponent - (k / 5) ** exponent for k in range(5)]
     expected = sum(share * weight for share, weight in zip(shares, seen, strict=True))
-    torch.testing.assert_close(trainer.instruments.longer.inp.weight, expected)
+    torch.testing.assert_close(trainer.instruments.longer.network.inp.weight, expected)
 
 
 # The time embedding --------------------------------------------------------------------------------------------------

@@ -14,14 +14,18 @@ another class with the members of `Codec`, entered into `CODECS` under its `kind
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypeVar
 
+import dacite
 import torch
 from PIL import Image
 from torch import Tensor
 
-from trigflow.runtime.errors import UserError
+from trigflow.runtime.errors import UserError, on_one_line
+
+T = TypeVar("T")
 
 
 class Codec(Protocol):
@@ -134,21 +138,22 @@ def codec_from_state(state: object) -> Codec:
     return CODECS[kind].from_state(state)
 
 
-def are_numbers(values: object) -> bool:
-    """Whether this is a list of plain numbers (True is none)."""
-    return isinstance(values, list | tuple) and all(type(value) in (int, float) for value in values)
-
-
-def shape_from_state(state: Mapping[str, Any]) -> tuple[int, ...]:
-    """The shape in a saved codec.
+def from_saved(cls: type[T], what: str, state: object) -> T:
+    """A dataclass from the values of its fields that are compared, as JSON has them.
 
     Raises:
-        UserError: if there is none.
+        UserError: if one is missing or of another type, or the `shape` not above 0; `what` names it.
     """
-    shape = state.get("shape")
-    if not isinstance(shape, list | tuple) or not all(type(size) is int and size > 0 for size in shape):
-        raise UserError(
-            f"a codec saved with the shape {shape!r}; expected a list of whole numbers above 0; take the file from a finished "
-            "run, unedited"
-        )
-    return tuple(shape)
+    given = state if isinstance(state, Mapping) else {}
+    values = {field.name: given.get(field.name) for field in fields(cls) if field.compare}  # type: ignore[arg-type]
+    try:
+        found = dacite.from_dict(cls, values, dacite.Config(cast=[tuple]))
+        if min(getattr(found, "shape", (1,)), default=0) > 0:
+            return found
+        fault = "a shape not above 0"
+    except (dacite.DaciteError, TypeError) as error:
+        fault = on_one_line(error)
+    raise UserError(
+        f"{what} saved as {state!r} ({fault}); expected the numbers and names that trigflow wrote; "
+        "take the file from a finished run, unedited"
+    )

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from trigflow.codecs.codec import are_numbers, register, shape_from_state
+from trigflow.codecs.codec import from_saved, register
 from trigflow.codecs.pictures import DrawnPictures
 from trigflow.codecs.vae import DEFAULT_VAE, VAE, VAESource
 from trigflow.runtime.errors import UserError
@@ -91,20 +91,12 @@ class Latents(DrawnPictures):
         return (stored.float() - mean) / std * self.sigma_data
 
     def stored(self, x0: Tensor) -> Tensor:
-        """`x0` to latents `z`, float32: the inverse of `encode`, up to rounding.
-
-        Raises:
-            UserError: as `encode`.
-        """
+        """`x0` to latents `z`, float32: the inverse of `encode`, up to rounding; errors as `encode`."""
         mean, std = self._like(x0)
         return x0.float() / self.sigma_data * std + mean
 
     def decode(self, x0: Tensor) -> Tensor:
-        """What the autoencoder makes of `x0`, uint8 `(b, 3, factor h, factor w)`.
-
-        Raises:
-            MissingExtraError, UserError: as `VAE.load`.
-        """
+        """What the autoencoder makes of `x0`, uint8 `(b, 3, factor h, factor w)`; errors as `VAE.load`."""
         return self.autoencoder.decode(self.stored(x0))
 
     def seen(self, pictures: Tensor) -> Tensor:
@@ -112,11 +104,7 @@ class Latents(DrawnPictures):
         return self.encode(self.autoencoder.encode(pictures).chunk(2, 1)[0])
 
     def prepare(self, device: torch.device | str | None = None) -> None:
-        """Read the autoencoder, and move it to this device.
-
-        Raises:
-            MissingExtraError, UserError: as `VAE.load`.
-        """
+        """Read the autoencoder, and move it to this device; errors as `VAE.load`."""
         self.autoencoder.load(device)
 
     def component(self) -> Any:
@@ -150,20 +138,8 @@ class Latents(DrawnPictures):
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Latents:
-        """The inverse of `state`.
-
-        Raises:
-            UserError: if a key is missing or a value is not a number.
-        """
-        mean, std, sigma_data = (state.get(key) for key in ("raw_mean", "raw_std", "sigma_data"))
-        if not are_numbers(mean) or not are_numbers(std) or not are_numbers([sigma_data]):
-            raise UserError(
-                f"latents saved as {dict(state)!r}; expected the numbers raw_mean and raw_std (lists) and sigma_data; take the "
-                "file from a finished run, unedited"
-            )
-        vae = VAESource.from_state(state.get("vae"))
-        numbers = tuple(state["raw_mean"]), tuple(state["raw_std"]), state["sigma_data"]
-        return cls(shape_from_state(state), *numbers, vae)
+        """The inverse of `state`. Raises a UserError if a key is missing or a value is not what it should be."""
+        return from_saved(cls, "latents", state)
 
     def _like(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         if latents.ndim != 4 or latents.shape[1] != len(self.raw_mean) or not latents.is_floating_point():

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from trigflow.codecs.codec import are_numbers, register, shape_from_state
+from trigflow.codecs.codec import from_saved, register
 from trigflow.codecs.pictures import DrawnPictures
 from trigflow.runtime.errors import UserError
 
@@ -149,18 +149,8 @@ class Pixels(DrawnPictures):
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Pixels:
-        """The inverse of `state`.
-
-        Raises:
-            UserError: if a key is missing or a value is not a number.
-        """
-        mean, rest = state.get("mean"), [state.get(key) for key in ("scale", "sigma_data")]
-        if not are_numbers(mean) or not are_numbers(rest):
-            raise UserError(
-                f"pixels saved as {dict(state)!r}; expected the numbers mean (a list), scale and sigma_data; "
-                "take the file from a finished run, unedited"
-            )
-        return cls(shape_from_state(state), tuple(map(float, state["mean"])), *map(float, rest))  # type: ignore[arg-type]
+        """The inverse of `state`. Raises a UserError if a key is missing or a value is not a number."""
+        return from_saved(cls, "pixels", state)
 
     def _mean_like(self, images: Tensor) -> Tensor:
         if images.ndim != 4 or images.shape[1] != len(self.mean):

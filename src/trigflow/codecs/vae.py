@@ -12,20 +12,19 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from trigflow.codecs.codec import from_saved
 from trigflow.runtime.errors import MissingExtraError, UserError, first_line
 
 DEFAULT_VAE = "stabilityai/sd-vae-ft-mse"
 CHANNELS = 4
 """Channels of a latent of SD-VAE."""
 PixelRange = Literal["unit", "symmetric"]
-RANGES = ("unit", "symmetric")
 
 
 @dataclass(frozen=True)
@@ -49,19 +48,8 @@ class VAESource:
 
     @classmethod
     def from_state(cls, state: object) -> VAESource:
-        """The inverse of `state`.
-
-        Raises:
-            UserError: if it is no such dict.
-        """
-        found = state if isinstance(state, Mapping) else {}
-        name, pixels, digest = (found.get(key) for key in ("name", "pixels", "digest"))
-        if not isinstance(name, str) or pixels not in RANGES or not isinstance(digest, str | None):
-            raise UserError(
-                f"an autoencoder given as {state!r}; expected its name, pixels (unit or symmetric) and digest; "
-                "take the file as trigflow wrote it"
-            )
-        return cls(name, cast(PixelRange, pixels), digest)
+        """The inverse of `state`. Raises a UserError if it is no such dict."""
+        return from_saved(cls, "an autoencoder", state)
 
     def check_same(self, other: VAESource, mine: str, theirs: str) -> None:
         """Raise a UserError if latents of `other` are not latents of this one, as far as the two are known."""

@@ -36,11 +36,8 @@ class BucketRows:
         return len(self.groups)
 
     def __getitem__(self, indices: Tensor) -> Tensor:
-        """The images at these indices `(b,)`, uint8 `(b, c, h, w)`.
-
-        Raises:
-            UserError: if they are of several sizes, or cannot be read any more.
-        """
+        """The images at these indices `(b,)`, uint8 `(b, c, h, w)`. Raises a UserError if they are of several sizes, or cannot
+        be read any more."""
         groups = self.groups[indices].unique()
         if len(groups) > 1:
             raise UserError(

@@ -25,11 +25,8 @@ def said(row: Mapping[str, Any]) -> Any:
 
 
 def captions_in(value: Any, where: str) -> tuple[str, ...]:
-    """One text or a list of them, each in plain form, without those that are empty.
-
-    Raises:
-        UserError: naming where the value is from, if it is none of these or cannot be printed.
-    """
+    """One text or a list of them, each in plain form, without those that are empty. Raises a UserError naming where the value
+    is from, if it is none of these or cannot be printed."""
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
         raise no_caption(where, f"holds {quoted(value)}", "a text or a list of texts")
@@ -66,11 +63,8 @@ class Captions:
 
     @classmethod
     def of(cls, texts: Sequence[Sequence[str]]) -> Self:
-        """These, each in plain form, without those that are empty.
-
-        Raises:
-            UserError: naming the sample whose text cannot be printed.
-        """
+        """These, each in plain form, without those that are empty. Raises a UserError naming the sample whose text cannot be
+        printed."""
         read = []
         for number, several in enumerate(texts):
             try:

@@ -59,38 +59,9 @@ class Seen:
     traits: tuple[str, ...] = ()
 
 
-class Moments:
-    """Sums over many images of the values and their squares, apart for each number of channels."""
-
-    def __init__(self) -> None:
-        self.sums: dict[int, npt.NDArray[np.float64]] = {}
-
-    def add(self, values: Tensor) -> None:
-        """Take in one image, shape `(c, h, w)`."""
-        flat = values.flatten(1).double()
-        rows = [flat.new_full((len(flat),), flat.shape[1]), flat.sum(dim=1), flat.square().sum(dim=1)]
-        self._add(len(flat), torch.stack(rows).numpy())
-
-    def merge(self, other: Moments) -> None:
-        """Take in what another has seen."""
-        for channels, sums in other.sums.items():
-            self._add(channels, sums)
-
-    def mean_and_std(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        """Of each channel; those of one channel count for all where there are more."""
-        sums = np.zeros((3, max(self.sums)))
-        for channels, found in self.sums.items():
-            if channels in (1, sums.shape[1]):
-                sums += found
-        count, total, squares = sums
-        mean = total / count
-        return mean, np.sqrt(np.maximum(squares / count - mean**2, 0))
-
-    def _add(self, channels: int, sums: npt.NDArray[np.float64]) -> None:
-        self.sums[channels] = self.sums.get(channels, 0) + sums
-
-
-Examined = tuple[list[Seen], Moments]
+Sums = dict[int, npt.NDArray[np.float64]]
+"""Of images of each number of channels: count, sum and sum of squares of the values of each channel, `(3, c)`."""
+Examined = tuple[list[Seen], Sums]
 
 
 def check_data(
@@ -130,11 +101,11 @@ def check_data(
     names, labels = _labels(files, chosen, report)
     note_others(files, _captions(files, chosen, report), report)
     examine = _Examine(chosen, _see_latent if report.of == "latents" else functools.partial(_see_image, resize=resize))
-    seen, moments = list[Seen](), Moments()
+    seen, sums = list[Seen](), Sums()
     with tqdm(total=len(chosen), desc="checking", unit="image", disable=not progress) as bar:
-        for part, sums in in_order(examine, chunks_of(len(chosen)), workers):
+        for part, found in in_order(examine, chunks_of(len(chosen)), workers):
             seen += part
-            moments.merge(sums)
+            sums |= {channels: sums.get(channels, 0) + more for channels, more in found.items()}
             bar.update(len(part))
     for name, one in zip(chosen.names, seen, strict=True):
         if one.problem is not None:
@@ -142,7 +113,7 @@ def check_data(
     _compare_sizes(chosen, seen, report)
     _find_duplicates(chosen, seen, names, labels, report)
     _count_traits(chosen, seen, report)
-    _measure(moments, report)
+    _measure(sums, report)
     if model is not None:
         _compare_with(model, os.fspath(like or ""), seen, names, report)
     return report
@@ -159,17 +130,19 @@ class _Examine:
     see: Callable[[bytes, str], tuple[Tensor, tuple[str, ...]]]
 
     def __call__(self, indices: Sequence[int]) -> Examined:
-        moments = Moments()
-        return [self._examine(index, moments) for index in indices], moments
+        sums = Sums()
+        return [self._examine(index, sums) for index in indices], sums
 
-    def _examine(self, index: int, moments: Moments) -> Seen:
+    def _examine(self, index: int, sums: Sums) -> Seen:
         try:
             values, traits = self.see(self.files.read(index), self.files.names[index])
         except CorruptImageError as error:
             return Seen(error.reason)
         except UserError as error:
             return Seen(str(error).split(";")[0])
-        moments.add(values)
+        flat = values.flatten(1).double()
+        rows = torch.stack([torch.ones_like(flat).sum(dim=1), flat.sum(dim=1), flat.square().sum(dim=1)])
+        sums[len(flat)] = sums.get(len(flat), 0) + rows.numpy()
         return Seen(None, tuple(values.shape), _digest(values), traits)
 
 
@@ -266,24 +239,20 @@ def _captions(files: Files, chosen: Files, report: Report) -> set[str]:
 
 
 def _compare_sizes(files: Files, seen: Sequence[Seen], report: Report) -> None:
-    counts = Counter(one.shape for one in seen if one.shape)
+    found = [(name, one.shape) for name, one in zip(files.names, seen, strict=True) if one.shape]
+    counts = Counter(shape for _, shape in found)
     report.sizes = {_describe(shape, report.of): count for shape, count in counts.most_common()}
     if not counts:
         return
-    if report.of == "latents":
-        usual: tuple[int, ...] = counts.most_common(1)[0][0]
-        others = [(name, one) for name, one in zip(files.names, seen, strict=True) if one.shape not in ((), usual)]
-        expected = _describe(usual, "latents")
-    else:
-        sides = Counter(one.shape[1:] for one in seen if one.shape).most_common(1)[0][0]
-        others = [(name, one) for name, one in zip(files.names, seen, strict=True) if one.shape[1:] not in ((), sides)]
-        expected = f"{sides[1]}x{sides[0]}"
-        channels = {one.shape[0] for one in seen if one.shape}
-        if len(channels) > 1:
-            grays = sum(1 for one in seen if one.shape[:1] == (1,))
-            report.note("channels", report.source, f"has {grays} grayscale images among RGB; all become RGB")
-    for name, one in others:
-        report.problem("size", name, f"is {_describe(one.shape, report.of)}, most others are {expected}")
+    compared = 0 if report.of == "latents" else 1  # images may be gray among RGB
+    usual: tuple[int, ...] = Counter(shape[compared:] for _, shape in found).most_common(1)[0][0]
+    expected = f"{usual[1]}x{usual[0]}" if compared else _describe(usual, "latents")
+    if compared and len({shape[0] for shape in counts}) > 1:
+        grays = sum(count for shape, count in counts.items() if shape[0] == 1)
+        report.note("channels", report.source, f"has {grays} grayscale images among RGB; all become RGB")
+    for name, shape in found:
+        if shape[compared:] != usual:
+            report.problem("size", name, f"is {_describe(shape, report.of)}, most others are {expected}")
 
 
 def _describe(shape: Sequence[int], of: str) -> str:
@@ -314,10 +283,14 @@ def _count_traits(files: Files, seen: Sequence[Seen], report: Report) -> None:
         report.note("converted", first, f"{trait}; {count} such image{'' if count == 1 else 's'}")
 
 
-def _measure(moments: Moments, report: Report) -> None:
-    if not moments.sums:
+def _measure(sums: Sums, report: Report) -> None:
+    """Mean and deviation of each channel; those of one channel count for all where there are more."""
+    if not sums:
         return
-    mean, std = moments.mean_and_std()
+    most = max(sums)
+    count, total, squares = sum((found for channels, found in sums.items() if channels in (1, most)), np.zeros((3, most)))
+    mean = total / count
+    std = np.sqrt(np.maximum(squares / count - mean**2, 0))
     if report.of == "images":
         mean, std = mean / 127.5 - 1, std / 127.5
     report.mean, report.std = mean.tolist(), std.tolist()

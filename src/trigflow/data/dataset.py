@@ -171,13 +171,14 @@ class Dataset:
         Args:
             indices: which samples, int64, shape `(b,)`; one may come up several times.
             flip: bool, shape `(b,)`; samples where it is true are mirrored left to right.
-            generator: for data with randomness of its own, which most have not (see `trigflow.data.latents`).
+            generator: for data with randomness of its own, which most have not (see `vary`).
             rows: which of the indices are wanted, int64; None for all.
             stored: what `stored` gave for the wanted indices, where that was asked for before (see `Loader`).
 
         Raises:
             UserError: if `flip` is not a bool mask of shape `(b,)`, or samples cannot be mirrored.
         """
+        count = len(indices)
         if rows is not None:
             indices, flip = indices[rows], None if flip is None else flip[rows]
         values = self.stored(indices) if stored is None else stored
@@ -190,7 +191,14 @@ class Dataset:
                 )
             mask = flip.to(values.device).reshape(-1, *[1] * (values.ndim - 1))
             values = torch.where(mask, values.flip(-1), values)
-        return values, self._labels_of(indices)
+        return self.vary(values, count, rows, generator), self._labels_of(indices)
+
+    def vary(self, values: Tensor, count: int, rows: Tensor | None, generator: torch.Generator | None) -> Tensor:
+        """What is drawn of stored samples each time they come up, for data with randomness of its own; else `values`.
+
+        The numbers of all `count` samples of a batch are drawn, whatever `rows` of it are wanted (None for all).
+        """
+        return values
 
     def told(self, indices: Tensor, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """The conditions of the chosen samples, by name, each `(b, ...)`: `label`, those of `conditions`, and a caption.

@@ -7,6 +7,7 @@ the fingerprint of what it was made from in an extra field, which other programs
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import os
@@ -196,8 +197,8 @@ def encode_images(
             if not entries:
                 add(LABEL_FILE, Fingerprint.of(description), description)
             pieces = [range(start, min(start + batch_size, total)) for start in range(done, total, batch_size)]
-            size = (first.shape[1], first.shape[2])
-            for indices, (batch, sources) in zip(pieces, in_order(_Read(images, size), pieces, workers), strict=True):
+            read = functools.partial(images.batch, (first.shape[1], first.shape[2]))
+            for indices, (batch, sources) in zip(pieces, in_order(read, pieces, workers), strict=True):
                 moments = encoder.encode(batch.to(device)).cpu()
                 for index, fingerprint, moment in zip(indices, sources, moments, strict=True):
                     add(latent_name(images.files.names[index]), fingerprint, to_npy(moment))
@@ -267,21 +268,13 @@ class _Images:
         image, content = Decoder(self.files, 3, self.resize, crop=True).whole(index)
         return image, Fingerprint.of(content)
 
-
-@dataclass(frozen=True)
-class _Read:
-    """Images as a batch, and the fingerprints of their files; they have to be of one size, height and width."""
-
-    images: _Images
-    size: tuple[int, int]
-
-    def __call__(self, indices: Sequence[int]) -> tuple[Tensor, list[Fingerprint]]:
-        batch, sources = zip(*map(self.images.read, indices), strict=True)
-        names = self.images.files.names
-        for index, image in zip(indices, batch, strict=True):
-            if image.shape[1:] != self.size:
-                raise sizes_differ(names[0], self.size, names[index], image.shape[1:])
-        return torch.stack(batch), list(sources)
+    def batch(self, size: tuple[int, int], indices: Sequence[int]) -> tuple[Tensor, list[Fingerprint]]:
+        """Images, which have to be of this height and width, and the fingerprints of their files."""
+        images, sources = zip(*map(self.read, indices), strict=True)
+        for index, image in zip(indices, images, strict=True):
+            if image.shape[1:] != size:
+                raise sizes_differ(self.files.names[0], size, self.files.names[index], image.shape[1:])
+        return torch.stack(images), list(sources)
 
 
 # Going on ------------------------------------------------------------------------------------------------------------

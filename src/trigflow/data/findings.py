@@ -7,13 +7,8 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was found.
-
-    Attributes:
-        kind: in a word or two, such as `corrupt` or `duplicate`.
-        name: the file, or what else it is about.
-        what: what is the matter with it.
-    """
+    """One thing that was found. Its kind is a word or two, such as `corrupt` or `duplicate`; the name, a file or what else it
+    is about."""
 
     kind: str
     name: str

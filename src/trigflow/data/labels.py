@@ -217,11 +217,7 @@ def _parse_class(files: Files, index: int) -> int:
 
 
 def read_named(files: Files, name: str) -> bytes:
-    """The bytes of the file of this name; empty where there is none.
-
-    Raises:
-        UserError, CorruptImageError: as `Files.read`.
-    """
+    """The bytes of the file of this name; empty where there is none; errors as `Files.read`."""
     index = files.find(name)
     return b"" if index is None else files.read(index)
 

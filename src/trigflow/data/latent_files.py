@@ -6,6 +6,7 @@ is uncompressed, and read as training asks for it; then only the headers are che
 
 import io
 import json
+import math
 import os
 import zlib
 from dataclasses import dataclass
@@ -33,11 +34,7 @@ PREFIX_BYTES = 1024
 
 
 def holds_latents(files: Files) -> bool:
-    """Whether this folder or zip holds latents rather than images.
-
-    Raises:
-        UserError: if it holds both.
-    """
+    """Whether this folder or zip holds latents rather than images. Raises a UserError if it holds both."""
     latent = next((name for name in files.names if name.lower().endswith(ENDING)), None)
     image = next((files.names[index] for index in files.images()), None)
     if latent is not None and image is not None:
@@ -105,18 +102,12 @@ class Header:
     @property
     def size(self) -> int:
         """Bytes of the whole file."""
-        count = 1
-        for side in self.shape:
-            count *= side
-        return self.length + count * self.dtype.itemsize
+        return self.length + math.prod(self.shape) * self.dtype.itemsize
 
 
 def parse_header(data: bytes, name: str) -> Header:
-    """The header at the beginning of a `.npy` file. Nothing in it is executed, and no pickled object is ever read.
-
-    Raises:
-        CorruptImageError: if it is none, or one of objects.
-    """
+    """The header at the beginning of a `.npy` file. Nothing in it is executed, and no pickled object is ever read. Raises a
+    CorruptImageError if it is none, or one of objects."""
     file = io.BytesIO(data)
     try:
         version = np.lib.format.read_magic(file)

@@ -102,36 +102,13 @@ class LatentDataset(Dataset):
         """Whether standard deviations are stored beside the means."""
         return self.values.shape[1] == 2 * CHANNELS
 
-    def batch(
-        self,
-        indices: Tensor,
-        *,
-        flip: Tensor | None = None,
-        generator: torch.Generator | None = None,
-        rows: Tensor | None = None,
-        stored: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Latents `z = mean + std * eps`, float32 `(b, 4, h, w)`, and their labels, int64 `(b,)` or None.
-
-        Args:
-            indices: which images, int64, shape `(b,)`; one may come up several times.
-            flip: has to be None.
-            generator: `eps` is drawn from it, on the CPU; None gives the means.
-            rows: which of the indices are wanted, int64; None for all. Whatever they are, `eps` is drawn for all indices.
-            stored: what `stored` gave for the wanted indices, where that was asked for before.
-
-        Raises:
-            UserError: if `flip` is given: the latent of a mirrored image is not the mirrored latent.
-        """
-        if flip is not None:
-            self.check_flip()
-        count, indices = len(indices), indices if rows is None else indices[rows]
-        stored = self.stored(indices) if stored is None else stored
-        mean, std = stored[:, :CHANNELS], stored[:, CHANNELS:]
-        if generator is not None and self.has_std:
-            eps = torch.randn(count, *mean.shape[1:], generator=generator, dtype=torch.float32)
-            mean = mean + std * (eps if rows is None else eps[rows]).to(mean.device)
-        return mean, self._labels_of(indices)
+    def vary(self, values: Tensor, count: int, rows: Tensor | None, generator: torch.Generator | None) -> Tensor:
+        """Latents `z = mean + std * eps`, float32 `(b, 4, h, w)`, `eps` drawn on the CPU; without a generator the means."""
+        mean, std = values[:, :CHANNELS], values[:, CHANNELS:]
+        if generator is None or not self.has_std:
+            return mean
+        eps = torch.randn(count, *mean.shape[1:], generator=generator, dtype=torch.float32)
+        return mean + std * (eps if rows is None else eps[rows]).to(mean.device)
 
     def check_flip(self) -> None:
         """Raise a UserError: the latent of a mirrored image is not the mirrored latent."""

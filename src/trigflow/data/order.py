@@ -70,11 +70,8 @@ class Order:
         self._latest = {0: self._permute(0)}
 
     def indices(self, step: int) -> Tensor:
-        """Sample indices of a step, int64, shape `(batch_size,)`; the same whatever was asked before.
-
-        Raises:
-            UserError: if `step` is negative.
-        """
+        """Sample indices of a step, int64, shape `(batch_size,)`; the same whatever was asked before. Raises a UserError if
+        `step` is negative."""
         if step < 0:
             raise UserError(f"step {step}; expected 0 or more; count steps from 0")
         position = step * self.batch_size

@@ -36,19 +36,11 @@ class Decoder:
     buckets: bool = False
 
     def __call__(self, index: int) -> Tensor:
-        """One image, uint8, shape `(c, h, w)`.
-
-        Raises:
-            UserError, CorruptImageError: as `Files.read` and `decode`.
-        """
+        """One image, uint8, shape `(c, h, w)`; errors as `Files.read` and `decode`."""
         return self._decoded(index, self.files.read(index))
 
     def whole(self, index: int) -> tuple[Tensor, bytes]:
-        """One image, which has to be whole, and the content of its file.
-
-        Raises:
-            UserError: if it is not, or cannot be read.
-        """
+        """One image, which has to be whole, and the content of its file. Raises a UserError if it is not, or cannot be read."""
         content = self.files.read(index)
         try:
             return self._decoded(index, content), content
@@ -78,12 +70,7 @@ class Decoder:
 
 @dataclass(frozen=True, eq=False)
 class ImageRows:
-    """Images of equal size that have been seen to be whole.
-
-    Attributes:
-        decoder: reads them.
-        size: height and width.
-    """
+    """Images of equal size that have been seen to be whole. The size is height and width."""
 
     decoder: Decoder
     size: tuple[int, int]
@@ -94,11 +81,8 @@ class ImageRows:
         return len(self.decoder.files)
 
     def __getitem__(self, indices: Tensor) -> Tensor:
-        """The images at these indices `(b,)`, uint8 `(b, c, h, w)`.
-
-        Raises:
-            UserError: if one cannot be read or decoded any more.
-        """
+        """The images at these indices `(b,)`, uint8 `(b, c, h, w)`. Raises a UserError if one cannot be read or decoded any
+        more."""
         images = torch.empty(len(indices), self.decoder.channels or 3, *self.size, dtype=torch.uint8)
         for row, index in zip(images, indices.tolist(), strict=True):
             try:

@@ -16,11 +16,8 @@ from trigflow.runtime.errors import UserError
 
 @functools.cache
 def bucket_sizes(side: int) -> list[tuple[int, int]]:
-    """Width and height of all buckets of the square of this side, from the narrowest to the widest; see the module.
-
-    Raises:
-        UserError: if the side is no multiple of their step.
-    """
+    """Width and height of all buckets of the square of this side, from the narrowest to the widest; see the module. Raises a
+    UserError if the side is no multiple of their step."""
     step = next(q for q in (64, 32, 16, 8, 4, 2, 1) if q <= side / 8 or q == 1)
     if side % step:
         raise UserError(f"resize {side} with buckets; expected a multiple of {step}; use --resize {side - side % step}")

@@ -44,14 +44,8 @@ NO_LABEL = -1
 
 @dataclass(frozen=True)
 class Shards:
-    """The encoded images of a stream, shard by shard, and how to decode them.
-
-    Attributes:
-        table: a `datasets.IterableDataset` of undecoded images.
-        columns: where it has images, labels and captions.
-        where: its address.
-        channels: 1, 3 or None; as `resize` and `crop` see `trigflow.data.decode.decode`.
-    """
+    """The encoded images of a stream, shard by shard, and how to decode them. The table is a `datasets.IterableDataset` of
+    undecoded images; the settings are those of `trigflow.data.decode.decode`."""
 
     table: Any
     columns: Columns
@@ -64,11 +58,8 @@ class Shards:
         return int(self.table.num_shards)
 
     def read(self, shard: int) -> Iterator[dict[str, Any]]:
-        """The rows of a shard, from its beginning.
-
-        Raises:
-            UserError: if it cannot be read, with what the library says about it.
-        """
+        """The rows of a shard, from its beginning. Raises a UserError if it cannot be read, with what the library says about
+        it."""
         try:
             yield from self.table.shard(num_shards=len(self), index=shard)
         except (MemoryError, UserError):
@@ -80,11 +71,7 @@ class Shards:
             ) from error
 
     def decode(self, row: dict[str, Any], name: str) -> Tensor:
-        """The image of a row, uint8, shape `(c, h, w)`.
-
-        Raises:
-            UserError, CorruptImageError: as `trigflow.data.decode.decode`.
-        """
+        """The image of a row, uint8, shape `(c, h, w)`; errors as `trigflow.data.decode.decode`."""
         content = encoded_image(row[self.columns.image], name)
         return decode(content, name, channels=self.channels, resize=self.resize, crop=self.crop)
 
@@ -136,11 +123,8 @@ class StreamRows:
         return len(self.positions)
 
     def __getitem__(self, indices: Tensor) -> Tensor:
-        """The images at these indices `(b,)`, uint8 `(b, c, h, w)`.
-
-        Raises:
-            UserError: if the stream cannot be read, or is not as it was when it was indexed.
-        """
+        """The images at these indices `(b,)`, uint8 `(b, c, h, w)`. Raises a UserError if the stream cannot be read, or is not
+        as it was when it was indexed."""
         images = torch.empty(len(indices), *self.shape, dtype=torch.uint8)
         begins = np.cumsum([0, *self.shards])
         for image, index in zip(images, indices.tolist(), strict=True):
@@ -159,11 +143,7 @@ class StreamRows:
         return images
 
     def only(self, indices: Tensor) -> StreamRows:
-        """These images alone, in the order of the stream.
-
-        Raises:
-            UserError: if the indices do not rise.
-        """
+        """These images alone, in the order of the stream. Raises a UserError if the indices do not rise."""
         if bool((indices[1:] <= indices[:-1]).any()):
             raise UserError(
                 f"images of the stream {self.source.where!r} in an order of their own; expected rising indices; sort them, or "

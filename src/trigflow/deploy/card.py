@@ -84,9 +84,9 @@ def description_of(model: Model) -> dict[str, Any]:
     if source and Path(source["name"]).expanduser().exists():
         raw["codec"]["vae"] = {**source, "name": Path(source["name"]).name}
     if origin.get("teacher"):
-        origin["teacher"] = _last_name(origin["teacher"])
+        origin["teacher"] = Path(origin["teacher"]).name
     if origin.get("data"):
-        origin["data"] = {**origin["data"], "source": _last_name(origin["data"]["source"])}
+        origin["data"] = {**origin["data"], "source": Path(origin["data"]["source"]).name}
     return {**raw, "origin": origin}
 
 
@@ -104,7 +104,8 @@ def figures_of(folder: Path) -> list[dict[str, Any]]:
     if report.is_file():
         raw = _figures(report)
         for name, text in (("student_1", "student"), ("student_2", "student"), ("teacher", "teacher")):
-            found = {key: raw[key][name] for key in ("nfe", "fd", "precision", "recall") if name in _table(raw, key)}
+            tables = {key: raw[key] for key in ("nfe", "fd", "precision", "recall") if isinstance(raw.get(key), dict)}
+            found = {key: of_each[name] for key, of_each in tables.items() if name in of_each}
             if found:
                 rows.append({"model": text, **found, **{key: raw[key] for key in ("num",) if key in raw}})
     for path in sorted(folder.glob("evaluation*.json")):
@@ -151,7 +152,7 @@ def model_card(model: Model, figures: list[dict[str, Any]], pictured: bool, run:
     content += f" of {'x'.join(map(str, sides))} with {channels} channel{'s' * (channels > 1)}"
     parameters = sum(p.numel() for p in model.network.parameters())
     kind = f"{model.num_classes} classes" if model.num_classes else "no classes"
-    title = f"{_code(_last_name(data_of(model.origin).source))}, drawn in one or two steps"
+    title = f"{_code(Path(data_of(model.origin).source).name)}, drawn in one or two steps"
     named = [f"{number} {_code(name)}" for number, name in enumerate(model.class_names[:100])]
     more = ", ..." if len(model.class_names) > 100 else ""
     lines = [f"Classes: {', '.join(named)}{more}"] if named else []
@@ -160,6 +161,7 @@ def model_card(model: Model, figures: list[dict[str, Any]], pictured: bool, run:
     else:
         lines.append("Guidance: none; `guidance_scale` is 1.")
     times = {steps: ", ".join(f"{t:.4f}" for t in found) for steps, found in sorted(model.times.items())}
+    settings = _recipe(from_dict(run)) if run else _known(model)
     lines += [f"Times found by a search for {steps} steps: {found}" for steps, found in times.items()]
     return CARD.format(
         title=title,
@@ -170,7 +172,7 @@ def model_card(model: Model, figures: list[dict[str, Any]], pictured: bool, run:
         conditions="\n\n".join(lines),
         figures=table(quality) if quality else "Not measured.",
         speed=f"## Speed\n\n{table(speeds)}\n\n" if speeds else "",
-        recipe=table(_recipe(from_dict(run)) if run else _known(model)),
+        recipe=table([{"setting": name, "value": value} for name, value in settings.items()]),
     )
 
 
@@ -183,25 +185,24 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in (head, ["---"] * len(names), *cells))
 
 
-def _known(model: Model) -> list[dict[str, Any]]:
+def _known(model: Model) -> dict[str, Any]:
     """What a model says of its training, where the configuration of its run is not at hand."""
     kind = model.origin.get("objective", "")
-    settings = {
+    return {
         "objective": OBJECTIVES[kind].summary if kind in OBJECTIVES else "not recorded",
-        "data": _code(_last_name(data_of(model.origin).source)),
+        "data": _code(Path(data_of(model.origin).source).name),
         "network": name_of(model.spec),
         "sigma_data": model.process.sigma_data,
     }
-    return [{"setting": name, "value": value} for name, value in settings.items()]
 
 
-def _recipe(config: RunConfig) -> list[dict[str, Any]]:
+def _recipe(config: RunConfig) -> dict[str, Any]:
     objective, optimizer, loop = config.objective, config.optimizer, config.loop
     raw, tangent = to_dict(config), getattr(objective, "tangent", None)
     conditioning = raw["network"]["conditioning"]
-    settings = {
+    return {
         "objective": known(objective.kind).summary,
-        "data": _code(_last_name(config.data.source)),
+        "data": _code(Path(config.data.source).name),
         "network": raw["network"]["kind"],
         "time embedding": f"{conditioning['time_embedding']}, c_noise(t) = {conditioning['time_map']}",
         "sigma_data": config.process.sigma_data,
@@ -215,7 +216,6 @@ def _recipe(config: RunConfig) -> list[dict[str, Any]]:
         "precision": loop.precision,
         "seed": loop.seed,
     }
-    return [{"setting": name, "value": value} for name, value in settings.items()]
 
 
 def _figures(path: Path) -> dict[str, Any]:
@@ -226,15 +226,6 @@ def _figures(path: Path) -> dict[str, Any]:
             f"figures '{path}' hold no Frechet distance; expected a file of trigflow demo or evaluate; remove or replace it"
         )
     return raw
-
-
-def _table(raw: dict[str, Any], key: str) -> dict[str, Any]:
-    value = raw.get(key)
-    return value if isinstance(value, dict) else {}
-
-
-def _last_name(source: str) -> str:
-    return Path(source).name
 
 
 def _code(text: str) -> str:

@@ -21,11 +21,7 @@ Replay = Callable[[Tensor, list[Tensor]], Tensor]
 
 
 class Variant(nn.Module):
-    """A network `F(x, t, **conditions)` in the place of another, with its attributes.
-
-    Args:
-        network: the one that is replaced; in eval mode.
-    """
+    """A network `F(x, t, **conditions)` in the place of another, which is in eval mode, with its attributes."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -42,10 +38,6 @@ class FixedSizes(Variant):
     The batch is cut into parts as `cut` says, and each part copied into a buffer of its size (what lies behind it is computed
     and thrown away; samples of a batch know nothing of each other). Each size is recorded when it is first needed. Calls from
     several threads take turns.
-
-    Args:
-        network: see `Variant`.
-        sizes: increasing batch sizes.
     """
 
     def __init__(self, network: nn.Module, sizes: Sequence[int] = SIZES) -> None:
@@ -103,11 +95,8 @@ class FixedSizes(Variant):
         raise NotImplementedError
 
     def check(self, call: Callable[..., Tensor], replay: Replay, buffer: Tensor, held: dict[str, Tensor]) -> None:
-        """Compare with the network at other inputs than the recorded ones.
-
-        Raises:
-            UserError: where they differ: the network decides by its inputs what it computes, which a recording cannot.
-        """
+        """Compare with the network at other inputs than the recorded ones. Raises a UserError where they differ: the network
+        decides by its inputs what it computes, which a recording cannot."""
         generator = torch.Generator().manual_seed(0)
         buffer.copy_(torch.randn(buffer.shape, generator=generator, dtype=torch.float32))
         held["t"].mul_(0.5)

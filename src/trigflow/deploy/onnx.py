@@ -72,12 +72,8 @@ def require(what: str) -> None:
 
 
 def exported(module: nn.Module, inputs: Mapping[str, Tensor], output: str) -> Any:
-    """The ONNX program of a module `forward(self, *inputs)`, for any batch size.
-
-    Args:
-        module: takes the inputs by position.
-        inputs: an example, by the names that they get.
-        output: name of the result.
+    """The ONNX program of a module `forward(self, *inputs)`, for any batch size. The inputs are an example, by the names that
+    they get.
 
     Raises:
         UserError: for a network that has its batch size written into it.

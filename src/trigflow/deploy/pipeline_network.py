@@ -132,11 +132,8 @@ def local_folder(source: str | Path, options: dict[str, Any]) -> Path:
 
 
 def read_component(cls: Any, folder: Path, variant: str | None = None, dtype: torch.dtype = torch.float32) -> Any:
-    """A model of a folder in this dtype, every weight of it read.
-
-    Raises:
-        UserError: when a file is missing or damaged, or weights and configuration do not belong together.
-    """
+    """A model of a folder in this dtype, every weight of it read. Raises a UserError when a file is missing or damaged, or
+    weights and configuration do not belong together."""
     weights = "no variant" if variant is None else f"the variant {variant}"
     with (
         _told(folder, f"a config.json and whole safetensors files of {weights}; restore it, or name another variant"),
@@ -158,11 +155,7 @@ def read_component(cls: Any, folder: Path, variant: str | None = None, dtype: to
 
 
 def read_scheduler(folder: Path) -> SCMScheduler:
-    """The scheduler of a folder.
-
-    Raises:
-        UserError: when it is missing or damaged.
-    """
+    """The scheduler of a folder. Raises a UserError when it is missing or damaged."""
     with _told(folder, "a scheduler_config.json; restore it"):
         return SCMScheduler.from_pretrained(os.fspath(folder))
 

@@ -35,13 +35,8 @@ KEPT_BYTES = 4 << 20
 
 
 class Traced(FixedSizes):
-    """The network as two recordings; see the module docstring. The same arithmetic in the same order: the same bits.
-
-    Args:
-        network: see `Variant`.
-        sizes: see `FixedSizes`.
-        kept_bytes: bound on what is kept of the conditioning.
-    """
+    """The network as two recordings; see the module docstring. The same arithmetic in the same order: the same bits. At most
+    `kept_bytes` are kept of the conditioning."""
 
     def __init__(self, network: nn.Module, sizes: Sequence[int] = SIZES, kept_bytes: int = KEPT_BYTES) -> None:
         super().__init__(network, sizes)

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 from statistics import fmean
@@ -31,6 +31,7 @@ from trigflow.evaluation import (
 )
 from trigflow.evaluation.clip_score import ClipScore
 from trigflow.evaluation.scores import half_distance
+from trigflow.evaluation.streaming import Images
 from trigflow.models.model import Model
 from trigflow.runtime.errors import UserError
 from trigflow.runtime.values import whole
@@ -163,18 +164,38 @@ def evaluate_model(
             "pass --data IMAGES or --reference FILE"
         )
     processes = Processes.present()
+    show = progress and processes.rank == 0
     sampling: dict[str, Any] = {
         "steps": steps, "guidance": guidance, "guidance_interval": guidance_interval, "negative": negative, "solver": solver,
     }  # fmt: skip
     drawn = processes.agree(lambda: model.sample(1, first=first, seed=seed, **sampling))  # what is wrong is said at once
     one = model.codec.pictures(drawn)
+    captions: list[str] = []
+
+    def extractor_of(name: str) -> nn.Module:
+        return processes.one_first(lambda: feature_extractor(name, weights, show).to(model.device))
+
+    def stream(images: Images, count: int, bar: str) -> Iterator[Tensor]:
+        shown = bar if progress else None
+        return stream_features(images, count, extractor, batch_size=batch_size, processes=processes, progress=shown)
+
     if reference is None:
-        real, extractor, sampling["conditions"], captions = _from_data(
-            model, one, data, features, weights, batch_size, processes, progress
-        )
+        dataset = processes.agree(lambda: _real_images(model, one, data, show))
+        name = default_features(dataset.name) if features == "auto" else features
+        extractor, everything = extractor_of(name), torch.arange(len(dataset))
+        batches = stream(lambda i, j: _pictures(model, dataset.batch(everything[i:j])[0]), len(dataset), "features of the data")
+        statistics, kept = gather(batches, keep=True)
+        real = ReferenceStatistics(statistics, kept, None if kept is None else half_distance(kept), name, dataset.name)
+        sampling["conditions"] = dataset.read_by(null(model.network)).said(everything, model.conditioner.inputs)
+        captions = [] if dataset.captions is None else dataset.captions.of_samples(everything)
     else:
-        captions = []
-        real, extractor = _from_file(model, one, reference, features, weights, processes, progress)
+        real = processes.agree(lambda: read_reference(reference, None if features == "auto" else features))
+        extractor, expected = extractor_of(real.extractor), len(real.statistics.mean)
+        if (found := extract(extractor, one).shape[1]) != expected:
+            raise UserError(
+                f"reference '{reference}' of {expected} features for '{real.extractor}' of {found}; expected the same; "
+                "choose --features, or another file"
+            )
     compare = _comparison(model, real, processes)
     if clip is not None and not captions:
         raise UserError("a CLIP score without captions; expected data with captions; drop --clip, or pass --data")
@@ -194,10 +215,7 @@ def evaluate_model(
 
     results = []
     for begin in range(first, first + repeat * num, num):
-        batches = stream_features(
-            functools.partial(draw, begin), num, extractor,
-            batch_size=batch_size, processes=processes, progress="sampling" if progress else None,
-        )  # fmt: skip
+        batches = stream(functools.partial(draw, begin), num, "sampling")
         results.append({**compare(batches), "seeds": f"{begin}-{begin + num - 1}"})
     best = min(results, key=lambda result: float(result["fd"]))
     seeds = best.pop("seeds")
@@ -231,59 +249,6 @@ def _comparison(model: Model, real: ReferenceStatistics, processes: Processes) -
         return result
 
     return compare
-
-
-def _from_data(
-    model: Model,
-    one: Tensor,
-    data: str | None,
-    features: str,
-    weights: str | None,
-    batch_size: int,
-    processes: Processes,
-    progress: bool,
-) -> tuple[ReferenceStatistics, nn.Module, Mapping[str, Any], list[str]]:
-    """The images to compare with, of the shape of the one that was drawn, in feature space; the extractor; what is said of
-    the data to the model beside their classes; and captions."""
-    dataset = processes.agree(lambda: _real_images(model, one, data, progress and processes.rank == 0))
-    name = default_features(dataset.name) if features == "auto" else features
-    extractor = _extractor(model, name, weights, processes, progress)
-    batches = stream_features(
-        lambda start, stop: _pictures(model, dataset.batch(torch.arange(start, stop))[0]), len(dataset), extractor,
-        batch_size=batch_size, processes=processes, progress="features of the data" if progress else None,
-    )  # fmt: skip
-    statistics, kept = gather(batches, keep=True)
-    floor = None if kept is None else half_distance(kept)
-    everything = torch.arange(len(dataset))
-    told = dataset.read_by(null(model.network)).said(everything, model.conditioner.inputs)
-    captions = [] if dataset.captions is None else dataset.captions.of_samples(everything)
-    return ReferenceStatistics(statistics, kept, floor, name, dataset.name), extractor, told, captions
-
-
-def _from_file(
-    model: Model,
-    one: Tensor,
-    path: str | Path,
-    features: str,
-    weights: str | None,
-    processes: Processes,
-    progress: bool,
-) -> tuple[ReferenceStatistics, nn.Module]:
-    """The statistics in a file, and an extractor that makes features as long as they are, of the one image drawn."""
-    real = processes.agree(lambda: read_reference(path, None if features == "auto" else features))
-    extractor = _extractor(model, real.extractor, weights, processes, progress)
-    found = extract(extractor, one).shape[1]
-    if found != len(real.statistics.mean):
-        raise UserError(
-            f"reference '{path}' of {len(real.statistics.mean)} features for '{real.extractor}' of {found}; expected the same; "
-            "choose --features, or another file"
-        )
-    return real, extractor
-
-
-def _extractor(model: Model, name: str, weights: str | None, processes: Processes, progress: bool) -> nn.Module:
-    show = progress and processes.rank == 0
-    return processes.one_first(lambda: feature_extractor(name, weights, show).to(model.device))
 
 
 def _pictures(model: Model, stored: Tensor) -> Tensor:

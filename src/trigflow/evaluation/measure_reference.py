@@ -3,8 +3,6 @@
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -78,12 +76,13 @@ def measure_reference(
         name = default_features(data) if data in EMBEDDED else "inception"
     show = progress and processes.rank == 0
     extractor = processes.one_first(lambda: feature_extractor(name, weights, show).to(device))
-    with _open(data, name, resize, crop, show, processes) as source:
-        total = source.count if num is None else min(num, source.count)
+    with ThreadPoolExecutor(THREADS) as pool:
+        count, read = _images(data, name, resize, crop, show, processes, pool)
+        total = count if num is None else min(num, count)
         if total < 4:
             raise UserError(f"{total} images in {data!r}; expected at least 4; add images")
         batches = stream_features(
-            source.read, total, extractor, batch_size=batch_size, processes=processes,
+            read, total, extractor, batch_size=batch_size, processes=processes,
             progress="features" if progress else None,
         )  # fmt: skip
         statistics, kept, fd_real = _gather(batches, total, min(keep, total), seed)
@@ -113,29 +112,21 @@ def _gather(batches: Iterator[Tensor], total: int, keep: int, seed: int) -> tupl
     )
 
 
-@dataclass(frozen=True)
-class _Source:
-    """Images by number."""
-
-    count: int
-    read: Images
-
-
-@contextmanager
-def _open(data: str, features: str, resize: int | None, crop: bool, progress: bool, processes: Processes) -> Iterator[_Source]:
+def _images(
+    data: str, features: str, resize: int | None, crop: bool, progress: bool, processes: Processes, pool: ThreadPoolExecutor
+) -> tuple[int, Images]:
+    """How many images there are, and a function that gives a range of them."""
     if features not in DOWNLOADED or data in EMBEDDED:
         dataset = processes.agree(lambda: open_dataset(data, resize=resize, crop=crop, progress=progress, captions=False))
-        yield _Source(len(dataset), lambda start, stop: dataset.batch(torch.arange(start, stop))[0])
-        return
+        return len(dataset), lambda start, stop: dataset.batch(torch.arange(start, stop))[0]
     files = processes.agree(lambda: image_files(list_files(data)))
     decoder = Decoder(files, 3, resize, crop)
-    with ThreadPoolExecutor(THREADS) as pool:
 
-        def read(start: int, stop: int) -> Tensor:
-            images = [image for image, _ in pool.map(decoder.whole, range(start, stop))]
-            for index, image in enumerate(images, start):
-                if image.shape != images[0].shape:
-                    raise sizes_differ(files.names[start], images[0].shape[1:], files.names[index], image.shape[1:])
-            return torch.stack(images)
+    def read(start: int, stop: int) -> Tensor:
+        images = [image for image, _ in pool.map(decoder.whole, range(start, stop))]
+        for index, image in enumerate(images, start):
+            if image.shape != images[0].shape:
+                raise sizes_differ(files.names[start], images[0].shape[1:], files.names[index], image.shape[1:])
+        return torch.stack(images)
 
-        yield _Source(len(files), read)
+    return len(files), read

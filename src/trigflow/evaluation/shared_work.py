@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import torch.distributed as dist
-
+from trigflow.runtime.distributed import gather, rank, world_size
 from trigflow.runtime.errors import UserError
 
 T = TypeVar("T")
@@ -31,9 +30,7 @@ class Processes:
     @classmethod
     def present(cls) -> Processes:
         """Those of an initialized `torch.distributed`, else this one alone."""
-        if not (dist.is_available() and dist.is_initialized()):
-            return cls()
-        return cls(dist.get_rank(), dist.get_world_size())
+        return cls(rank(), world_size())
 
     def together(self, compute: Callable[[], T]) -> list[T]:
         """What `compute` gives in each process, in the order of the ranks; every process gets all of it.
@@ -51,15 +48,14 @@ class Processes:
             value = compute()
         except Exception as raised:
             error = raised
-        outcomes: list[Any] = [None] * self.count
-        dist.all_gather_object(outcomes, (value, _described(error)))
+        said = None if error is None else UserError(str(error)) if isinstance(error, UserError) else repr(error)
+        outcomes = gather((value, said))
         if error is not None:
             raise error
-        for rank, (_, failure) in enumerate(outcomes):
+        for number, (_, failure) in enumerate(outcomes):
             if failure is not None:
-                expected, text = failure
-                raise UserError(text) if expected else RuntimeError(f"process {rank} failed: {text}")
-        return [value for value, _ in outcomes]
+                raise failure if isinstance(failure, UserError) else RuntimeError(f"process {number} failed: {failure}")
+        return [value for value, _ in outcomes]  # type: ignore[misc]
 
     def agree(self, compute: Callable[[], T]) -> T:
         """What `compute` gives in this process, once it has succeeded in all. Raises as `together`."""
@@ -76,10 +72,3 @@ class Processes:
 
 
 ALONE = Processes()
-
-
-def _described(error: Exception | None) -> tuple[bool, str] | None:
-    """Whether an error is the user's to correct, and its text."""
-    if error is None:
-        return None
-    return isinstance(error, UserError), str(error) if isinstance(error, UserError) else repr(error)

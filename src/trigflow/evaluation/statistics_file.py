@@ -109,22 +109,22 @@ def _read_npz(path: Path, features: str | None) -> ReferenceStatistics:
         if isinstance(error, UserError):
             raise
         raise _refusal(path, f"is damaged ({first_line(error)})") from None
-    extractor = _text(path, arrays, "extractor") or features or "inception"
+    extractor = _single(path, arrays, "extractor") or features or "inception"
     if features is not None and features != extractor:
         raise UserError(
             f"reference '{path}' is of the features '{extractor}'; expected '{features}'; choose --features {extractor}, or "
             "another file"
         )
-    statistics = _statistics(path, arrays["mu"], arrays["sigma"], int(_number(path, arrays, "n") or 0))
+    statistics = _statistics(path, arrays["mu"], arrays["sigma"], int(_single(path, arrays, "n") or 0))
     kept = arrays.get("features")
     if kept is not None and (kept.dtype.kind != "f" or kept.ndim != 2 or kept.shape[1] != len(statistics.mean)):
         raise _refusal(path, f"holds features of type {kept.dtype} and shape {kept.shape}")
     return ReferenceStatistics(
         statistics,
         None if kept is None else torch.from_numpy(kept.astype(np.float32)),
-        _number(path, arrays, "fd_real"),
+        _single(path, arrays, "fd_real"),
         extractor,
-        _text(path, arrays, "data"),
+        _single(path, arrays, "data") or "",
     )
 
 
@@ -144,22 +144,15 @@ def _array(path: Path, archive: zipfile.ZipFile, name: str) -> Array:
     return data
 
 
-def _text(path: Path, arrays: dict[str, Array], name: str) -> str:
+def _single(path: Path, arrays: dict[str, Array], name: str) -> Any:
+    """The text or number of this name; None without one."""
     array = arrays.get(name)
-    if array is None:
-        return ""
-    if array.shape != () or array.dtype.kind != "U":
-        raise _refusal(path, f"holds no text '{name}'")
-    return str(array)
-
-
-def _number(path: Path, arrays: dict[str, Array], name: str) -> float | None:
-    array = arrays.get(name)
-    if array is None:
-        return None
-    if array.shape != () or array.dtype.kind not in "fiu" or not np.isfinite(array):
-        raise _refusal(path, f"holds no number '{name}'")
-    return float(array)
+    kinds, what = ("U", "text") if name in ("extractor", "data") else ("fiu", "number")
+    if array is not None and (
+        array.shape != () or array.dtype.kind not in kinds or (what == "number" and not np.isfinite(array))
+    ):
+        raise _refusal(path, f"holds no {what} '{name}'")
+    return None if array is None else array.item()
 
 
 def _read_pickle(path: Path, features: str | None) -> ReferenceStatistics:

@@ -10,11 +10,8 @@ from trigflow.runtime.wrappers import entries, load_entries, plain_name
 
 
 def load_weights(module: nn.Module, tensors: dict[str, Tensor], what: str) -> None:
-    """`load_state_dict` with an error that names the first missing, unexpected and misshapen entries.
-
-    Raises:
-        UserError: when the entries do not fit the module.
-    """
+    """`load_state_dict` with an error that names the first missing, unexpected and misshapen entries. Raises a UserError when
+    the entries do not fit the module."""
     own = entries(module)
     tensors = {plain_name(name, own): value for name, value in tensors.items()}
     check_fits(own, {name: tuple(value.shape) for name, value in tensors.items()}, what)

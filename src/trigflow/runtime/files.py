@@ -68,11 +68,8 @@ def _is_owned(path: Path) -> bool:
 
 
 def ensure_folder(path: Path) -> Path:
-    """Create a folder (and its parents) that can be written to.
-
-    Raises:
-        UserError: when it is a file, or cannot be created or written.
-    """
+    """Create a folder (and its parents) that can be written to. Raises a UserError when it is a file, or cannot be created or
+    written."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
@@ -87,10 +84,7 @@ def ensure_folder(path: Path) -> Path:
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path in the same folder, which is made if need be; it becomes `path` when the block ends well, or vanishes.
-
-    Raises:
-        UserError: when it cannot be written: no permission, no space.
-    """
+    Raises a UserError when it cannot be written: no permission, no space."""
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -127,11 +121,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path, what: str) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        UserError: when it is missing or no JSON; `what` names it in the message.
-    """
+    """Read a JSON file. Raises a UserError when it is missing or no JSON; `what` names it in the message."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -162,11 +152,8 @@ def write_tensors(
 
 
 def read_tensors(path: Path, what: str) -> dict[str, Tensor]:
-    """Read a safetensors file onto the CPU.
-
-    Raises:
-        UserError: when it is missing, truncated or no safetensors file; `what` names it in the message.
-    """
+    """Read a safetensors file onto the CPU. Raises a UserError when it is missing, truncated or no safetensors file; `what`
+    names it in the message."""
     if not path.is_file():
         reason = "is a folder" if path.is_dir() else "does not exist"
         raise UserError(f"{what} '{path}' {reason}; expected a safetensors file; check the path")
@@ -181,11 +168,7 @@ def read_tensors(path: Path, what: str) -> dict[str, Tensor]:
 
 def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
     """Create the folder `path`, and those above it, with the files that `fill(folder)` writes, all or none; what killed writers
-    of it left goes.
-
-    Raises:
-        UserError: when it cannot be written: no permission, no space.
-    """
+    of it left goes. Raises a UserError when it cannot be written: no permission, no space."""
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

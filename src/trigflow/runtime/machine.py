@@ -34,12 +34,8 @@ def check_default_device() -> None:
 
 
 def resolve_device(device: str | torch.device | None, option: str = "device") -> torch.device:
-    """`auto` or None: CUDA where there is one, otherwise the CPU; else the named device.
-
-    Raises:
-        UserError: for a device that does not exist here, or where there is a default device (see `check_default_device`);
-            `option` is where it was said.
-    """
+    """`auto` or None: CUDA where there is one, otherwise the CPU; else the named device. Raises a UserError for a device that
+    does not exist here, or where there is a default device (see `check_default_device`); `option` is where it was said."""
     check_default_device()
     if device is None or device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -10,11 +10,8 @@ from trigflow.runtime.errors import UserError
 
 
 def whole(**values: Any) -> None:
-    """Require whole numbers: of Python, numpy or a tensor of one integer, but no bool.
-
-    Raises:
-        UserError: naming the first argument that is none.
-    """
+    """Require whole numbers: of Python, numpy or a tensor of one integer, but no bool. Raises a UserError naming the first
+    argument that is none."""
     for name, value in values.items():
         try:
             fine = not isinstance(value, bool) and operator.index(value) is not None
@@ -25,11 +22,7 @@ def whole(**values: Any) -> None:
 
 
 def number(**values: Any) -> None:
-    """Require numbers.
-
-    Raises:
-        UserError: naming the first argument that is none.
-    """
+    """Require numbers. Raises a UserError naming the first argument that is none."""
     for name, value in values.items():
         try:
             fine = not isinstance(value, bool | str | bytes) and float(value) is not None
@@ -40,22 +33,15 @@ def number(**values: Any) -> None:
 
 
 def kind_of(kind: type, **values: Any) -> None:
-    """Require objects of a class; None passes.
-
-    Raises:
-        UserError: naming the first argument that is something else.
-    """
+    """Require objects of a class; None passes. Raises a UserError naming the first argument that is something else."""
     for name, value in values.items():
         if value is not None and not isinstance(value, kind):
             raise _wrong(name, value, f"a {kind.__name__}", "argument")
 
 
 def check_types(settings: Any, path: str = "") -> None:
-    """Require the values of settings, a dataclass that may hold others, to be of the types that it declares.
-
-    Raises:
-        UserError: naming the first setting, with the settings that it is in, and what it may be.
-    """
+    """Require the values of settings, a dataclass that may hold others, to be of the types that it declares. Raises a UserError
+    naming the first setting, with the settings that it is in, and what it may be."""
     hints = get_type_hints(type(settings))
     for field in dataclasses.fields(settings):
         value, hint = getattr(settings, field.name), hints[field.name]

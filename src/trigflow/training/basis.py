@@ -29,11 +29,8 @@ def basis_of(dataset: Dataset, models: Mapping[str, Model | None]) -> dict[str, 
 
 
 def begun(folder: Path, resume: bool | str) -> dict[str, Any]:
-    """What the newest readable checkpoint of the run to resume says beside its tensors; empty for a run that begins.
-
-    Raises:
-        UserError: when the run has to go on (`resume` is True) and there is no checkpoint.
-    """
+    """What the newest readable checkpoint of the run to resume says beside its tensors; empty for a run that begins. Raises a
+    UserError when the run has to go on (`resume` is True) and there is no checkpoint."""
     found = list_checkpoints(folder) if resume else []
     if resume is True and not found:
         raise UserError(f"nothing to resume in '{folder}'; expected a checkpoint; drop --resume to start, or use --resume auto")
@@ -48,11 +45,8 @@ def begun(folder: Path, resume: bool | str) -> dict[str, Any]:
 
 
 def numbered(dataset: Dataset, state: Mapping[str, Any], models: Mapping[str, Model | None]) -> Dataset:
-    """The data with classes numbered as in the run that goes on from this state, or else in the first of these models.
-
-    Raises:
-        UserError: for data of other classes.
-    """
+    """The data with classes numbered as in the run that goes on from this state, or else in the first of these models. Raises a
+    UserError for data of other classes."""
     if state:
         return dataset.numbered_as(_class_names(state["model"]), "the run to resume")
     known = ((name, model) for name, model in models.items() if model is not None)
@@ -60,11 +54,8 @@ def numbered(dataset: Dataset, state: Mapping[str, Any], models: Mapping[str, Mo
 
 
 def check_same(state: Mapping[str, Any], basis: Mapping[str, Any], codec: Codec) -> None:
-    """Require that a run goes on from this state with what it began with.
-
-    Raises:
-        UserError: naming the first thing that differs, and both values.
-    """
+    """Require that a run goes on from this state with what it began with. Raises a UserError naming the first thing that
+    differs, and both values."""
     before, now = state.get("basis", {}), basis
     for part in now:
         if part == "data" or part not in before:

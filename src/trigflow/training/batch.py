@@ -51,14 +51,8 @@ class Batches:
     share: Share | None = None
 
     def draw(self, indices: Tensor, generator: torch.Generator, stored: Tensor | None = None, iteration: int = 0) -> Batch:
-        """The batch of these samples; flips, noise, times, left-out conditions and guidance scales from the generator.
-
-        Args:
-            indices: which samples the whole batch has, int64, shape `(b,)`.
-            generator: draws everything random.
-            stored: what the data set stores of the samples of this process, where that has been read.
-            iteration: of the run, from 0.
-        """
+        """The batch of these samples; flips, noise, times, left-out conditions and guidance scales from the generator. `stored`
+        is what the data set stores of the samples of this process, where that has been read."""
         objective, process = self.config.objective, self.config.process
         b, rows = len(indices), None if self.share is None else self.share.rows()
 

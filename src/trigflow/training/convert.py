@@ -9,6 +9,7 @@ a little further with the diffusion loss. How far its velocity moved is measured
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Literal
 
 import torch
@@ -83,31 +84,32 @@ class Conversion:
 
     def table(self) -> str:
         """Change of the velocity by time, as text."""
-        names = list(self.stages)
+        changes = zip(*(stage.change for stage in self.stages.values()), strict=True)
         lines = [
             "change of the velocity, relative to the teacher's",
-            "  sigma       t" + "".join(f"{n:>12}" for n in names),
+            "  sigma       t" + "".join(f"{name:>12}" for name in self.stages),
+            *(
+                f"{sigma:>7g} {t:>7.4f}" + "".join(f"{change:>12.4f}" for change in row)
+                for sigma, t, row in zip(SIGMAS, self._times(), changes, strict=True)
+            ),
         ]
-        process = self.model.process
-        for i, sigma in enumerate(SIGMAS):
-            t = float(process.time_from_sigma(torch.tensor(sigma, dtype=torch.float32)))
-            row = "".join(f"{self.stages[name].change[i]:>12.4f}" for name in names)
-            lines.append(f"{sigma:>7g} {t:>7.4f}{row}")
-        means = "".join(f"{_mean(self.stages[name].loss):>12.4f}" for name in names)
-        lines.append(f"mean loss       {means}   (the teacher's: {_mean(self.old_loss):.4f})")
-        return "\n".join(lines)
+        means = "".join(f"{fmean(stage.loss):>12.4f}" for stage in self.stages.values())
+        return "\n".join([*lines, f"mean loss       {means}   (the teacher's: {fmean(self.old_loss):.4f})"])
 
     def report(self) -> dict[str, object]:
         """The same for JSON."""
         return {
             "sigma": list(SIGMAS),
-            "t": [float(self.model.process.time_from_sigma(torch.tensor(sigma, dtype=torch.float32))) for sigma in SIGMAS],
+            "t": self._times(),
             "held_images": self.held,
             "fresh_weights": list(self.fresh),
             "time_path": dataclasses.asdict(self.fit),
             "old_loss": list(self.old_loss),
             "stages": {name: dataclasses.asdict(stage) for name, stage in self.stages.items()},
         }
+
+    def _times(self) -> list[float]:
+        return self.model.process.time_from_sigma(torch.tensor(SIGMAS, dtype=torch.float32)).tolist()  # type: ignore[no-any-return]
 
 
 def convert(
@@ -138,7 +140,11 @@ def convert(
             classes, a setting makes no sense, or `out` holds a run or cannot be written.
     """
     settings = settings or ConvertSettings()
-    _check_settings(settings)
+    for name, least in (("iterations", 0), ("fit_iterations", 0), ("batch_size", 1)):
+        if (value := getattr(settings, name)) < least:
+            raise UserError(f"{name} is {value}; expected {least} or more; correct the setting")
+    if not 0 < settings.lr < float("inf"):
+        raise UserError(f"lr is {settings.lr}; expected a positive number; correct the setting")
     check_outside(check_place(out, "folder"), source_of(run) if data is None else data)
     begun(Path(out), resume)
     old = load(run, device)
@@ -271,16 +277,3 @@ def _tuned_config(config: RunConfig, network: NetworkConfig, settings: ConvertSe
             device=device, seed=settings.seed, sample_every=0, log_every=min(50, iterations),
         ),
     )  # fmt: skip
-
-
-def _check_settings(settings: ConvertSettings) -> None:
-    for name, least in (("iterations", 0), ("fit_iterations", 0), ("batch_size", 1)):
-        value = getattr(settings, name)
-        if value < least:
-            raise UserError(f"{name} is {value}; expected {least} or more; correct the setting")
-    if not 0 < settings.lr < float("inf"):
-        raise UserError(f"lr is {settings.lr}; expected a positive number; correct the setting")
-
-
-def _mean(values: tuple[float, ...]) -> float:
-    return sum(values) / len(values)

@@ -100,15 +100,10 @@ class EMA:
                 self._blend(network, source, power_decay(sigma_rel, iteration), fine)
 
     def save_snapshots(self, run: Path, iteration: int, updates: int, last: int) -> bool:
-        """Write the tracked averages into `run/ema`, when a snapshot is due at this iteration and not yet there.
+        """Write the tracked averages into `run/ema`, when a snapshot is due at this iteration and not yet there. Due are the
+        multiples of `snapshot_every`, and the last iteration. The updates are the iterations less the skipped ones.
 
         One that cannot be written, as on a full disk, is warned of and left out.
-
-        Args:
-            run: the run folder.
-            iteration: iterations so far; due are the multiples of `snapshot_every`, and the last.
-            updates: updates of the averages so far: iterations less the skipped ones.
-            last: iterations of the whole run.
 
         Returns:
             Whether a snapshot is due.

@@ -77,11 +77,7 @@ COUNTS = ("skipped", "overflows", "spikes", "rollbacks")
 
 
 class Guard:
-    """Watches the numbers of a run.
-
-    Args:
-        config: the settings.
-        scale: of the loss, in float16.
+    """Watches the numbers of a run. Its `scale` is that of the loss, in float16.
 
     Attributes:
         updates: updates that the weights have had: steps less those that were left out.

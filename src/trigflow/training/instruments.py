@@ -11,7 +11,6 @@ known to 0.004 only, and the derivative is that of the rounding. A network of on
 unless it is told otherwise.
 """
 
-import copy
 import math
 import statistics
 from collections.abc import Callable
@@ -33,7 +32,8 @@ from trigflow.objectives.objective import per_sample_mean_square
 from trigflow.process import HALF_PI, trig
 from trigflow.segments import segment_bounds
 from trigflow.training.batch import Batch, conditions_of
-from trigflow.training.ema import power_decay
+from trigflow.training.config import EMAConfig
+from trigflow.training.ema import EMA
 from trigflow.training.log import TIME_BINS, FigureWindow
 from trigflow.training.losses import Losses
 
@@ -46,11 +46,7 @@ AT_LEAST = 8
 
 
 class Instruments:
-    """Takes measurements of a training run.
-
-    Args:
-        losses: of the run: configuration, student and teacher.
-        average: the averaged network that the run keeps.
+    """Takes measurements of a training run. The `average` is the averaged network that it keeps.
 
     Source of what is measured: Lu and Song 2025, section 4, which takes the tangent apart to find what makes it unstable.
     """
@@ -59,7 +55,7 @@ class Instruments:
         self.losses = losses
         self.average = average
         self.network = losses.student.network
-        self.longer = copy.deepcopy(self.network).eval().requires_grad_(False)
+        self.longer = EMA(EMAConfig(kind="power", sigma_rel=LONGER), self.network)
         self.taken = 0
         self.start: float | None = None
         self.batch: Batch = {}
@@ -134,24 +130,11 @@ class Instruments:
         embed = embedding_of(self.network)
         if embed is None:
             return {}
-        t = torch.cat(
-            [
-                bin_centres(self._device),
-                torch.tensor([self.losses.config.process.t_max], dtype=torch.float32, device=self._device),
-            ]
-        )
+        centres = bin_centres(self._device)
+        t = torch.cat([centres, centres.new_tensor([self.losses.config.process.t_max])])
         with torch.no_grad():
             *derivatives, end = relative_derivative(embed, t).tolist()
         return {"embedding_derivative_by_time": derivatives, "embedding_derivative_end": end}
-
-    def _time_arithmetic(self, x: Tensor, t: Tensor, conditions: Conditions) -> dict[str, Any]:
-        """Once a process: it does not change."""
-        if self.arithmetic is None:
-            found = time_arithmetic(self.network, x[:2], t[:2], {name: c[:2] for name, c in conditions.items()})
-            self.arithmetic = {} if found is None else {
-                "time_operations": found.operations, "time_half": found.half, "time_dtype": found.dtype
-            }  # fmt: skip
-        return self.arithmetic
 
     # Probe -----------------------------------------------------------------------------------------------------------
 
@@ -166,13 +149,18 @@ class Instruments:
         conditions, end = conditions_of(batch), segment_bounds(t, getattr(objective, "segments", 1))[0]
         if "end" in takes(self.network):
             conditions["end"] = end
-        self._lengthen()
+        self.taken += 1
+        self.longer.update(self.network, self.taken, 1)
         result: dict[str, Any] = {}
         networks = {"": self.network.eval(), "_ema": self.average}
         if self.taken >= AT_LEAST:
-            networks["_longer"] = self.longer
+            networks["_longer"] = self.longer.network
         with self.losses.precision():
-            result |= self._time_arithmetic(x_t / process.sigma_data, t, conditions)
+            if self.arithmetic is None:  # it does not change
+                two = {name: c[:2] for name, c in conditions.items()}
+                found = time_arithmetic(self.network, x_t[:2] / process.sigma_data, t[:2], two)
+                self.arithmetic = {} if found is None else {f"time_{name}": value for name, value in vars(found).items()}
+            result |= self.arithmetic
             if objective.probe == "error":
                 v = process.velocity(batch["x0"], batch["noise"], t)
                 figures = {
@@ -227,15 +215,6 @@ class Instruments:
             figures[f"probe_error{name}"] = _rms(g)
         return figures
 
-    def _lengthen(self) -> None:
-        """Take the present weights into the longer average."""
-        self.taken += 1
-        beta = power_decay(LONGER, self.taken)
-        mine: list[Tensor] = list(self.longer.parameters())
-        torch._foreach_lerp_(mine, [p.detach() for p in self.network.parameters()], 1 - beta)
-        for buffer, theirs in zip(self.longer.buffers(), self.network.buffers(), strict=True):
-            buffer.copy_(theirs)
-
     @property
     def _device(self) -> torch.device:
         return next(self.network.parameters()).device
@@ -255,24 +234,23 @@ def parts_of(network: nn.Module) -> dict[str, nn.Module]:
         network = next(iter(parts.values()))
 
 
-def embedding_of(network: nn.Module) -> Callable[[Tensor], Tensor] | None:
-    """The function from times `(b,)` to the conditioning vector `(b, e)`, without class and at guidance 1; None for a network
-    that has none by a name known here."""
+def embedding_of(network: nn.Module) -> Callable[..., Tensor] | None:
+    """The function from times `(b,)`, and labels where it is to know them, to the conditioning vector `(b, e)`, at guidance 1;
+    None for a network that has none by a name known here."""
+    known: Any = network
 
-    def conditions(t: Tensor) -> dict[str, Tensor]:
-        known = {"guidance": torch.ones_like(t), "end": torch.zeros_like(t)}
-        return {name: value for name, value in known.items() if name in takes(network)}
+    def embed(t: Tensor, label: Tensor | None = None) -> Tensor:
+        values = {"guidance": torch.ones_like(t), "end": torch.zeros_like(t)}
+        told = {name: value for name, value in values.items() if name in takes(network)}
+        told |= {} if label is None else {"label": label}
+        with full_precision(t):
+            if isinstance(network, DDPMPP):
+                noise = c_noise(t, network.config.conditioning.time_map, network.sigma_data)
+                return network.model.embed(noise, label, None, None)
+            return known.unet.embed(t, None, **told) if isinstance(network, EDM2) else known.conditioning(t, **told)
 
-    if isinstance(network, EDM2):
-        unet = network.unet
-        return lambda t: _full(t, lambda: unet.embed(t, None, **conditions(t)))
-    if isinstance(network, DDPMPP):
-        body, time_map, sd = network.model, network.config.conditioning.time_map, network.sigma_data
-        return lambda t: _full(t, lambda: body.embed(c_noise(t, time_map, sd), None, None, None))
-    conditioning = getattr(network, "conditioning", None)
-    if isinstance(conditioning, Conditioning):
-        return lambda t: _full(t, lambda: conditioning(t, **conditions(t)))
-    return None
+    has = isinstance(network, DDPMPP | EDM2) or isinstance(getattr(network, "conditioning", None), Conditioning)
+    return embed if has else None
 
 
 def relative_derivative(embed: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
@@ -282,11 +260,6 @@ def relative_derivative(embed: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
     """
     e, derivative = tangent_engine.jvp(embed, (t,), (torch.ones_like(t),))
     return _rms(derivative) / _rms(e).clamp_min(1e-30)
-
-
-def _full(t: Tensor, call: Callable[[], Tensor]) -> Tensor:
-    with full_precision(t):
-        return call()
 
 
 def _rms(x: Tensor) -> Tensor:
@@ -318,16 +291,11 @@ class Arithmetic:
 
 
 def time_arithmetic(network: Callable[..., Any], x: Tensor, t: Tensor, conditions: Conditions) -> Arithmetic | None:
-    """Watch one evaluation `network(x, t, **conditions)` and tell the arithmetic of its time embedding.
+    """Watch one evaluation `network(x, t, **conditions)` and tell the arithmetic of its time embedding. A sample or two of x
+    suffice.
 
     Whatever is computed from t and not from x is followed by its memory, so the network may be any. A last conversion to
     half precision, for use beside the image, is no computation and does not count.
-
-    Args:
-        network: called once, without gradients.
-        x: input of the image, `(b, ...)`; a sample or two suffice.
-        t: times `(b,)`.
-        conditions: what else the network is told.
 
     Returns:
         None where nothing can be seen: a network without a time, or of operations that PyTorch does not show.

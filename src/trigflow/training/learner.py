@@ -20,15 +20,8 @@ def _call(function: Callable[..., Any], *args: Any, last: bool = True) -> Any:
 
 
 class Learner:
-    """A network, the weightings of its losses, and their optimizer.
-
-    Args:
-        network: what is trained. Its method `normalize_weights`, where it has one, is called once an update.
-        weights: adaptive weightings by name, trained with it.
-        config: optimizer and learning rate.
-        iterations: length of the run, for the schedule.
-        replicate: where there are several processes, `Parallel.replicate`.
-        compiles: whether what can be of the optimizer is compiled.
+    """A network, the weightings of its losses, and their optimizer. The schedule has `iterations` steps; `replicate` is that of
+    `Parallel`.
 
     Attributes:
         parameters: everything that the optimizer changes.

@@ -45,13 +45,8 @@ class Losses:
     def backward(
         self, batch: Batch, iteration: int, parts: int, last: bool = True
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Add the gradients of this part, one of `parts`, of a batch to those of all learners, times the scale.
-
-        Args:
-            batch: the part.
-            iteration: of the run, from 0.
-            parts: how many there are.
-            last: whether this is the last part before the update.
+        """Add the gradients of this part, one of `parts`, of a batch to those of all learners, times the scale. `last` says
+        that an update follows.
 
         Returns:
             The minimized values of student and fake score, as `weighted_loss` and `fake_weighted_loss`, on the device, and

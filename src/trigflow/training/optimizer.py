@@ -33,26 +33,13 @@ def build_optimizer(config: OptimizerConfig, modules: Iterable[nn.Module], compi
     """
     modules = list(modules)
     parameters = parameter_groups([p for module in modules for p in module.parameters()])
+    settings: dict[str, Any] = {name: getattr(config, name) for name in ("lr", "betas", "eps", "weight_decay")}
     if config.name == "muon":
         matrices = [p for module in modules for p in hidden_matrices(module)]
-        return Muon(
-            parameters,
-            matrices,
-            lr=config.lr,
-            betas=config.betas,
-            eps=config.eps,
-            weight_decay=config.weight_decay,
-            momentum=config.momentum,
-            turn=compiled(orthogonalize, "the update of Muon", limit=64) if compiles else orthogonalize,
-        )
+        turn = compiled(orthogonalize, "the update of Muon", limit=64) if compiles else orthogonalize
+        return Muon(parameters, matrices, momentum=config.momentum, turn=turn, **settings)
     if config.name not in OPTIMIZERS:
         raise UserError(f"unknown optimizer '{config.name}'; expected one of {', '.join(OPTIMIZERS)}, muon; set optimizer.name")
-    settings: dict[str, Any] = {
-        "lr": config.lr,
-        "betas": config.betas,
-        "eps": config.eps,
-        "weight_decay": config.weight_decay,
-    }
     settings["foreach" if config.name == "radam" else "fused"] = True  # RAdam has no fused implementation
     return OPTIMIZERS[config.name](parameters, **settings)
 

@@ -17,12 +17,6 @@ from trigflow.training.log import FigureWindow, MetricLog
 class Report:
     """Follows a run, in each of its processes; the first one writes.
 
-    Args:
-        folder: the run folder.
-        config: the run.
-        iteration: steps so far.
-        show: whether to draw a progress bar on stderr.
-
     Attributes:
         log: the metrics of the run; None in the other processes.
     """
@@ -45,15 +39,8 @@ class Report:
         return iteration % self.loop.log_every == 0 or iteration == self.loop.iterations
 
     def write(self, iteration: int, scalars: dict[str, Any], measured: dict[str, Any], guard: Guard, waited: float) -> None:
-        """One line about the steps since the last one. All processes call this together.
-
-        Args:
-            iteration: steps so far.
-            scalars: losses, norms and learning rate of the last step.
-            measured: by the instruments.
-            guard: that of the run, for its counts.
-            waited: seconds spent waiting for data since the last line.
-        """
+        """One line about the steps since the last one. All processes call this together. `waited` are the seconds spent waiting
+        for data."""
         seconds = time.perf_counter() - self.began
         self.window.gather()
         metrics = {**scalars, **self.window.flush(), **measured, **guard.figures()}

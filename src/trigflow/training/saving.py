@@ -28,14 +28,8 @@ RESUME: dict[str, Resume] = {"no": False, "yes": True, "auto": "auto"}
 
 
 class Saving:
-    """Saves a run and restores it. All of its processes call each method together.
-
-    Args:
-        folder: the run folder.
-        config: how often checkpoints are made, and which are kept.
-        modules: everything with weights, by name.
-        optimizers: everything with moments, by name.
-    """
+    """Saves a run and restores it. All of its processes call each method together. `modules` have the weights and `optimizers`
+    the moments, by name."""
 
     def __init__(
         self,

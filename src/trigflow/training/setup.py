@@ -85,11 +85,8 @@ def fit_network(config: RunConfig, dataset: Dataset, network: nn.Module | None =
 
 
 def config_of(folder: Path, model: Model | None) -> RunConfig:
-    """The configuration of the run in a folder; of a model that no run of ours made, one with what is known of it.
-
-    Raises:
-        UserError: when it is damaged.
-    """
+    """The configuration of the run in a folder; of a model that no run of ours made, one with what is known of it. Raises a
+    UserError when it is damaged."""
     if model is None or (folder / "config.json").is_file():
         return read_config(folder)
     objective = Diffusion(label_dropout=0.1 if model.sampling.guided else 0.0)
@@ -99,11 +96,8 @@ def config_of(folder: Path, model: Model | None) -> RunConfig:
 
 
 def choose_codec(config: RunConfig, dataset: Dataset, teacher: Model | None) -> Codec:
-    """The teacher's where there is one; otherwise the one that the configuration names.
-
-    Raises:
-        UserError: when the data cannot be used as the configuration says.
-    """
+    """The teacher's where there is one; otherwise the one that the configuration names. Raises a UserError when the data cannot
+    be used as the configuration says."""
     if config.data.flip:
         dataset.check_flip()
     if teacher is not None:
@@ -112,11 +106,8 @@ def choose_codec(config: RunConfig, dataset: Dataset, teacher: Model | None) -> 
 
 
 def check_teacher(config: RunConfig, dataset: Dataset, teacher: Model | None, negative: Model | None = None) -> None:
-    """Check that the teacher, and the negative of its guidance, are what this configuration and these data need.
-
-    Raises:
-        UserError: naming the first thing that does not fit.
-    """
+    """Check that the teacher, and the negative of its guidance, are what this configuration and these data need. Raises a
+    UserError naming the first thing that does not fit."""
     if teacher is None:
         if config.objective.distills:
             raise UserError("distillation without a teacher; expected a teacher run folder; pass --teacher RUN")
@@ -138,11 +129,8 @@ def check_teacher(config: RunConfig, dataset: Dataset, teacher: Model | None, ne
 
 
 def check_start(config: RunConfig, dataset: Dataset, start: Model | None, codec: Codec) -> None:
-    """Check that a student of this configuration can start from the weights of `start`.
-
-    Raises:
-        UserError: naming the first thing that does not fit.
-    """
+    """Check that a student of this configuration can start from the weights of `start`. Raises a UserError naming the first
+    thing that does not fit."""
     if start is None:
         if config.start is not None:
             raise UserError(f"no model to start from; expected that of start = '{config.start}'; load and pass it as start")
@@ -193,11 +181,8 @@ def start_from(student: nn.Module, source: nn.Module, what: str = "teacher") -> 
 
 
 def claim_folder(folder: Path, config: RunConfig, resume: bool) -> Path:
-    """The run folder, created; it must be free unless the same run is resumed. What a killed run left is cleared up.
-
-    Raises:
-        UserError: when it holds another run, or cannot be written.
-    """
+    """The run folder, created; it must be free unless the same run is resumed. What a killed run left is cleared up. Raises a
+    UserError when it holds another run, or cannot be written."""
     existing = folder / "config.json"
     if resume and existing.is_file():
         compare_configs(to_dict(read_config(folder)), to_dict(config))

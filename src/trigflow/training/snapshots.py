@@ -29,15 +29,8 @@ FP16_RANGE = (2.0**-9, 2.0**15)
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A power-function average as it was after some iteration; see `list_snapshots`.
-
-    Attributes:
-        path: the safetensors file.
-        iteration: iterations of the run by then.
-        updates: updates of the average by then.
-        sigma_rel: its relative length.
-        dtype: number format of the weights in the file.
-    """
+    """A power-function average as it was after some iteration; see `list_snapshots`. `updates` are those of the average by
+    then, `dtype` the format of the weights in the file."""
 
     path: Path
     iteration: int
@@ -53,10 +46,7 @@ def snapshot_path(run: Path, iteration: int, sigma_rel: float) -> Path:
 
 def write_snapshot(run: Path, iteration: int, updates: int, sigma_rel: float, network: nn.Module, dtype: Format) -> Path:
     """Write one average, whole or not at all, and return its path. Every process of a run calls this; the first one writes.
-
-    Raises:
-        UserError: when it cannot be written.
-    """
+    Raises a UserError when it cannot be written."""
     path = snapshot_path(run, iteration, sigma_rel)
     tensors = collect(entries(network))
     if not is_first():
@@ -70,11 +60,7 @@ def write_snapshot(run: Path, iteration: int, updates: int, sigma_rel: float, ne
 
 
 def list_snapshots(run: Path) -> list[Snapshot]:
-    """The snapshots of a run, oldest first.
-
-    Raises:
-        UserError: when one of them is damaged or no snapshot.
-    """
+    """The snapshots of a run, oldest first. Raises a UserError when one of them is damaged or no snapshot."""
     found = [_read_header(path) for _, path in _files(run)]
     return sorted(found, key=lambda snapshot: (snapshot.iteration, snapshot.sigma_rel))
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -23,12 +23,13 @@ import torch
 from torch import Tensor, nn
 
 from trigflow.conditions import null
-from trigflow.networks import DDPMPP, EDM2, Conditioning, DDPMPPConfig, EDM2Config, NetworkConfig
+from trigflow.networks import DDPMPP, EDM2, DDPMPPConfig, EDM2Config, NetworkConfig
 from trigflow.networks.edm2 import EDM2Block
 from trigflow.networks.embeddings import c_noise
 from trigflow.networks.magnitude import MPConv
 from trigflow.process import Proposal, TrigFlow
 from trigflow.runtime.errors import UserError
+from trigflow.training.instruments import embedding_of
 
 ModulationChoice = Literal["keep", "double"]
 
@@ -39,11 +40,8 @@ RIDGE = 1e-4
 
 
 def stable_config(config: NetworkConfig, modulation: ModulationChoice = "keep") -> NetworkConfig:
-    """The configuration with identity time and positional features, and double normalization where that is asked for.
-
-    Raises:
-        UserError: if that is what the network has already, or `double` is asked of a network that is not EDM2 or DDPM++.
-    """
+    """The configuration with identity time and positional features, and double normalization where that is asked for. Raises a
+    UserError if that is what the network has already, or `double` is asked of a network that is not EDM2 or DDPM++."""
     published = isinstance(config, EDM2Config | DDPMPPConfig)
     if modulation == "double" and not published:
         raise UserError(
@@ -90,105 +88,58 @@ def transplant(new: nn.Module, old: nn.Module) -> list[str]:
 
 @dataclass
 class TimePath:
-    """What lies between the time and the modulations of one network.
-
-    Attributes:
-        features: raw features of times `(n,)`, `(n, width)`.
-        first: the layer on them.
-        added: weights whose results are added to the features before `first`, one column (or row of an embedding) a class.
-        embed: the embedding of times and labels.
-        layers: what lies between the features and the embedding.
-        heads: from the embedding to the modulation of each block, as the block's layer gives it.
-        head_layers: what lies in the heads.
-    """
+    """What lies between the time and the modulations of one network."""
 
     features: Callable[[Tensor], Tensor]
+    """Raw features of times `(n,)`, `(n, width)`."""
     first: nn.Module
+    """The layer on them."""
     added: list[Tensor]
-    embed: Callable[[Tensor, Tensor | None], Tensor]
-    layers: Sequence[nn.Module]
-    heads: Sequence[Callable[[Tensor], Tensor]]
-    head_layers: Sequence[nn.Module]
-
-    def without_heads(self) -> TimePath:
-        """The path up to the embedding."""
-        return dataclasses.replace(self, heads=[lambda emb: emb], head_layers=[])
-
-    def parameters(self) -> list[nn.Parameter]:
-        """The weights of all layers; a block of EDM2 has one of its own, the gain."""
-        return [p for layer in (*self.layers, *self.head_layers) for p in layer.parameters(recurse=False)]
-
-    def modulations(self, t: Tensor, label: Tensor | None) -> list[Tensor]:
-        """What every block is told at these times and labels."""
-        emb = self.embed(t, label)
-        return [head(emb) for head in self.heads]
+    """Weights whose results are added to the features before `first`, one column (or row of an embedding) a class."""
+    modulations: Callable[[Tensor, Tensor | None], list[Tensor]]
+    """What every block is told at these times and labels, as its own layer gives it."""
+    parameters: list[nn.Parameter]
+    """The weights on the way."""
 
 
-def time_path(network: nn.Module) -> TimePath:
-    """The time path of a network of this library.
-
-    Raises:
-        UserError: for a network that has none.
-    """
-    if isinstance(network, EDM2):
-        return _edm2_path(network)
-    found = (getattr(module, "affine", None) for module in network.modules())
-    affines = [layer for layer in found if isinstance(layer, nn.Linear)]
-    if isinstance(network, DDPMPP):
-        return _ddpmpp_path(network, affines)
-    conditioning = getattr(network, "conditioning", None)
-    if not isinstance(conditioning, Conditioning):
+def time_path(network: nn.Module, to_blocks: bool = True) -> TimePath:
+    """The time path of a network of this library; not `to_blocks`, it ends at the embedding. Raises a UserError for a network
+    that has none."""
+    embed = embedding_of(network)
+    if embed is None:
         raise UserError(
             f"a {type(network).__name__} has no time path that is known; expected edm2, ddpmpp, unet, dit or mlp; convert one"
         )
+    part: Any = network  # that has the settings of the path
+    if isinstance(network, EDM2):
+        part = network.unet
+        settings, added, layers = part.config, [], [part.emb_noise]
+        clock = part.emb_fourier if settings.time_embedding == "fourier" else part.emb_positional
+    elif isinstance(network, DDPMPP):
+        settings, body = part.config.conditioning, part.model
+        layers, half = [body.map_layer0, body.map_layer1], body.map_layer0.in_features // 2
+        clock = lambda noise: body.map_noise(noise).roll(half, 1)  # noqa: E731 - sines before cosines
+        outside = [layer for layer in (body.map_label, body.map_augment) if layer is not None]
+        added = [w for layer in outside for w in (layer.weight, *([] if layer.bias is None else [layer.bias[:, None]]))]
+    else:
+        part = part.conditioning
+        settings, clock, layers = part.config, part.time, [part.linear1, part.linear2]
+        added = [] if part.label is None else [part.label.weight.T]
+    heads: list[tuple[Any, list[Any]]] = [
+        (m.emb_linear, [m.emb_gain]) if isinstance(m, EDM2Block) else (m.affine, [])
+        for m in network.modules()
+        if to_blocks and (isinstance(m, EDM2Block) or isinstance(getattr(m, "affine", None), nn.Linear))
+    ]
 
     def features(t: Tensor) -> Tensor:
-        return conditioning.time(c_noise(t, conditioning.config.time_map, conditioning.sigma_data))
+        return clock(c_noise(t, settings.time_map, part.sigma_data))
 
-    added = [] if conditioning.label is None else [conditioning.label.weight.T]
-    layers = [conditioning.linear1, conditioning.linear2]
+    def modulations(t: Tensor, label: Tensor | None) -> list[Tensor]:
+        emb = embed(t, label)
+        return [math.prod([*gain], start=layer(emb)) for layer, gain in heads] if to_blocks else [emb]
 
-    def embed(t: Tensor, label: Tensor | None) -> Tensor:
-        emb: Tensor = conditioning(t, **({} if label is None else {"label": label}))
-        return emb
-
-    return TimePath(features, conditioning.linear1, added, embed, layers, affines, affines)
-
-
-def _edm2_path(network: EDM2) -> TimePath:
-    unet = network.unet
-    embedding = unet.emb_fourier if unet.config.time_embedding == "fourier" else unet.emb_positional
-    blocks = [m for m in network.modules() if isinstance(m, EDM2Block)]
-
-    def features(t: Tensor) -> Tensor:
-        return embedding(c_noise(t, unet.config.time_map, unet.sigma_data))
-
-    def head(block: EDM2Block) -> Callable[[Tensor], Tensor]:
-        return lambda emb: block.emb_gain * block.emb_linear(emb)
-
-    def embed(t: Tensor, label: Tensor | None) -> Tensor:
-        return unet.embed(t, None, **({} if label is None else {"label": label}))
-
-    head_layers = [*(block.emb_linear for block in blocks), *blocks]
-    return TimePath(features, unet.emb_noise, [], embed, [unet.emb_noise], [head(b) for b in blocks], head_layers)
-
-
-def _ddpmpp_path(network: DDPMPP, affines: list[nn.Linear]) -> TimePath:
-    body, config = network.model, network.config.conditioning
-
-    def features(t: Tensor) -> Tensor:
-        cosines, sines = body.map_noise(c_noise(t, config.time_map, network.sigma_data)).chunk(2, dim=1)
-        return torch.cat([sines, cosines], dim=1)
-
-    def embed(t: Tensor, label: Tensor | None) -> Tensor:
-        return body.embed(c_noise(t, config.time_map, network.sigma_data), label, None, None)
-
-    added = []
-    for layer in (body.map_label, body.map_augment):
-        if layer is not None:
-            added += [layer.weight] if layer.bias is None else [layer.weight, layer.bias[:, None]]
-    layers = [body.map_layer0, body.map_layer1]
-    return TimePath(features, body.map_layer0, added, embed, layers, affines, affines)
+    parameters = [p for layer, gain in [*((layer, []) for layer in layers), *heads] for p in (*layer.parameters(), *gain)]
+    return TimePath(features, layers[0], added, modulations, parameters)
 
 
 # Closed form ---------------------------------------------------------------------------------------------------------
@@ -294,9 +245,8 @@ def fit_time_path(
 
     The regression is kept only where it is better than what it started from.
     """
-    new_path, old_path = time_path(network), time_path(old)
-    if _norm(network) != _norm(old):  # other modulations: the embedding is all they share
-        new_path, old_path = new_path.without_heads(), old_path.without_heads()
+    alike = _norm(network) == _norm(old)  # where modulations are others, the embedding is all they share
+    new_path, old_path = time_path(network, alike), time_path(old, alike)
     device = next(network.parameters()).device
     generator = torch.Generator().manual_seed(seed)
     none = null(network).get("label")
@@ -329,7 +279,7 @@ def fit_time_path(
     def loss() -> Tensor:
         return error(proposal.sample(process, batch_size, generator).to(device), labels(batch_size))
 
-    regress(new_path.parameters(), loss, iterations)
+    regress(new_path.parameters, loss, iterations)
     fitted = measured()
     if not fitted < closed_form:
         network.load_state_dict(before)

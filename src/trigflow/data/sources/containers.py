@@ -31,11 +31,8 @@ TAR_KINDS = {
 
 
 def examine_container(source: str) -> tuple[Files, Report]:
-    """The files of a data set, and a report of what is odd about how they are kept.
-
-    Raises:
-        UserError: if it cannot be read at all.
-    """
+    """The files of a data set, and a report of what is odd about how they are kept. Raises a UserError if it cannot be read at
+    all."""
     path = os.path.expanduser(source)
     shards = None if source.startswith(PREFIX) or "\0" in path else find_shards(path)
     if shards and all(map(os.path.isfile, shards)):

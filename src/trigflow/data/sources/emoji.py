@@ -185,26 +185,17 @@ class EmojiDataset(ImageDataset):
     """Emoji that are varied a little each time they are drawn in training: moved by up to a sixteenth of the side, with each
     colour channel paler by up to a tenth. Captions stay true."""
 
-    def batch(
-        self,
-        indices: Tensor,
-        *,
-        flip: Tensor | None = None,
-        generator: torch.Generator | None = None,
-        rows: Tensor | None = None,
-        stored: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """As `Dataset.batch`; with a generator the pictures are varied."""
-        values, labels = super().batch(indices, flip=flip, generator=generator, rows=rows, stored=stored)
+    def vary(self, values: Tensor, count: int, rows: Tensor | None, generator: torch.Generator | None) -> Tensor:
+        """With a generator the pictures are moved and paler."""
         if generator is None:
-            return values, labels
+            return values
         most = self.width // 16
-        moves = torch.randint(0, 2 * most + 1, (len(indices), 2), generator=generator)
-        pales = 1 - 0.1 * torch.rand(len(indices), 3, generator=generator, dtype=torch.float32)
+        moves = torch.randint(0, 2 * most + 1, (count, 2), generator=generator)
+        pales = 1 - 0.1 * torch.rand(count, 3, generator=generator, dtype=torch.float32)
         if rows is not None:
             moves, pales = moves[rows], pales[rows]
         padded = torch.nn.functional.pad(255 - values, (most, most, most, most))
         moved = torch.empty_like(values)
         for picture, whole, (down, right) in zip(moved, padded, moves.tolist(), strict=True):
             picture.copy_(whole[:, down : down + self.height, right : right + self.width])
-        return (255 - moved * pales[:, :, None, None].to(values.device)).round().to(torch.uint8), labels
+        return (255 - moved * pales[:, :, None, None].to(values.device)).round().to(torch.uint8)

@@ -102,11 +102,7 @@ class FolderFiles(Files):
 
     @classmethod
     def of(cls, path: str) -> FolderFiles:
-        """List the folder.
-
-        Raises:
-            UserError: if it, or a folder in it, cannot be read.
-        """
+        """List the folder. Raises a UserError if it, or a folder in it, cannot be read."""
         try:
             return cls(path, Names(visible(_walk(path))))
         except OSError as error:
@@ -174,11 +170,7 @@ def visible(names: Iterable[str]) -> list[str]:
 
 
 def read_file(path: str) -> bytes:
-    """The bytes of a file.
-
-    Raises:
-        UserError: if it cannot be read.
-    """
+    """The bytes of a file. Raises a UserError if it cannot be read."""
     try:
         with open(path, "rb") as file:
             return file.read()
@@ -187,11 +179,7 @@ def read_file(path: str) -> bytes:
 
 
 def file_state(path: str) -> list[int]:
-    """Size and time of the last change of a file.
-
-    Raises:
-        UserError: if it cannot be looked at.
-    """
+    """Size and time of the last change of a file. Raises a UserError if it cannot be looked at."""
     try:
         found = os.stat(path)
     except OSError as error:

@@ -129,11 +129,7 @@ def read_images(
 
 
 def image_files(files: Files) -> Files:
-    """Those among the files that have the ending of an image.
-
-    Raises:
-        UserError: if there are none.
-    """
+    """Those among the files that have the ending of an image. Raises a UserError if there are none."""
     images = files.only(files.images())
     if len(images) == 0:
         raise UserError(

@@ -35,13 +35,7 @@ EXAMPLE = "hf:org/name?split=train&image=image&label=label"
 
 @dataclass(frozen=True)
 class Address:
-    """What an address says.
-
-    Attributes:
-        text: all of it.
-        name: of the data set, or its path.
-        settings: all of `SETTINGS`, as given or as they are by default.
-    """
+    """What an address says. `settings` are all of `SETTINGS`, as given or as they are by default."""
 
     text: str
     name: str
@@ -49,11 +43,7 @@ class Address:
 
     @classmethod
     def parse(cls, text: str) -> Address:
-        """Take an address apart.
-
-        Raises:
-            UserError: if it is none.
-        """
+        """Take an address apart. Raises a UserError if it is none."""
         name, _, query = text.removeprefix(PREFIX).partition("?")
         try:
             given = dict(parse_qsl(query, keep_blank_values=True, strict_parsing=True)) if query else {}
@@ -74,11 +64,7 @@ class Address:
 
     @property
     def window(self) -> int:
-        """Samples that are shuffled with each other in a stream.
-
-        Raises:
-            UserError: if it is no number from 1.
-        """
+        """Samples that are shuffled with each other in a stream. Raises a UserError if it is no number from 1."""
         text = self.settings["window"]
         if not text.isdigit() or not 1 <= int(text) <= 1_000_000:
             raise UserError(f"window={text} in {self.text!r}; expected a number from 1 to 1000000; correct it")
@@ -87,14 +73,7 @@ class Address:
 
 @dataclass(frozen=True)
 class Columns:
-    """Where a table has its images, labels and captions.
-
-    Attributes:
-        image: name of the column of images.
-        label: name of the column of labels; None for no labels.
-        class_names: as the table has them; empty if it has none.
-        caption: name of the column of captions; None for none.
-    """
+    """Names of the columns of a table that hold images, labels and captions, None for none, and of its classes."""
 
     image: str
     label: str | None
@@ -200,11 +179,8 @@ def load_table(address: Address) -> Any:
 
 
 def find_columns(address: Address, features: Any) -> Columns:
-    """The columns that the address names, or the only ones of their types.
-
-    Raises:
-        UserError: if there is no such column, or more than one.
-    """
+    """The columns that the address names, or the only ones of their types. Raises a UserError if there is no such column, or
+    more than one."""
     kinds = {name: type(kind).__name__ for name, kind in (features or {}).items()}
     image = _column(address, "image", kinds, [name for name, kind in kinds.items() if kind == "Image"])
     if image is None:
@@ -249,10 +225,7 @@ def check_labels_of(
     address: Address, labels: Any, class_names: tuple[str, ...]
 ) -> tuple[npt.NDArray[np.int64] | None, tuple[str, ...]]:
     """Labels as integers, and the names of their classes; None if all are -1, as in test sets whose labels are kept secret.
-
-    Raises:
-        UserError: if some are missing, or no integers.
-    """
+    Raises a UserError if some are missing, or no integers."""
     values = list(labels)
     if all(value == -1 for value in values):
         return None, ()

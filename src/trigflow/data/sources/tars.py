@@ -58,11 +58,7 @@ class TarFiles(Files):
 
     @classmethod
     def of(cls, where: str, shards: Sequence[str]) -> TarFiles:
-        """Read the headers of all shards.
-
-        Raises:
-            UserError: if one cannot be read, or is no uncompressed and whole tar.
-        """
+        """Read the headers of all shards. Raises a UserError if one cannot be read, or is no uncompressed and whole tar."""
         state = [[path, *file_state(path)] for path in shards]
         found = remembered(["tars", where], state, lambda: _list(shards))
         names = found["names"].tobytes().decode("utf-8", "surrogatepass").split("\0")
@@ -140,11 +136,8 @@ def find_shards(path: str) -> list[str] | None:
 
 
 def tar_members(path: str) -> Iterator[tarfile.TarInfo]:
-    """All members of the tar at `path`, from their headers.
-
-    Raises:
-        UserError: if it cannot be read, is compressed, or ends too early.
-    """
+    """All members of the tar at `path`, from their headers. Raises a UserError if it cannot be read, is compressed, or ends too
+    early."""
     try:
         length = os.stat(path).st_size
         with tarfile.open(path, "r:") as archive:

@@ -40,11 +40,7 @@ class ZipFiles(Files):
 
     @classmethod
     def of(cls, path: str) -> ZipFiles:
-        """Read the directory of the zip.
-
-        Raises:
-            UserError: if it cannot be read, or is no zip.
-        """
+        """Read the directory of the zip. Raises a UserError if it cannot be read, or is no zip."""
         with open_zip(path) as archive:
             members = {member_name(info): info for info in archive.infolist() if not info.is_dir()}
         names = visible(members)
@@ -101,11 +97,7 @@ class ZipFiles(Files):
 
 
 def open_zip(path: str) -> zipfile.ZipFile:
-    """The zip at `path`, opened.
-
-    Raises:
-        UserError: if it cannot be read, or is no zip.
-    """
+    """The zip at `path`, opened. Raises a UserError if it cannot be read, or is no zip."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise zipfile.BadZipFile("not a regular file")

@@ -10,7 +10,7 @@ Source: Szegedy et al., *Rethinking the Inception Architecture for Computer Visi
 """
 
 import urllib.error
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -76,10 +76,11 @@ class Convolution(nn.Module):
         return F.relu(self.bn(self.conv(x)))
 
 
-ConvolutionLayer = tuple[str, int, Kernel]
-"""Name, channels and kernel of a convolution."""
-Branch = Sequence[ConvolutionLayer | tuple[ConvolutionLayer, ConvolutionLayer]]
-"""Convolutions one after another; a pair, which can only stand last, takes the same input, and its outputs are joined."""
+Layer = tuple[int, Kernel]
+"""Channels and kernel of a convolution."""
+Branches = Mapping[str, Sequence[Layer | tuple[Layer, Layer]]]
+"""Convolutions one after another, called `name_1`, `name_2`, ..., or `name` where there is one; a pair, which can only stand
+last, takes the same input, and its outputs are joined: `name_3a` and `name_3b`."""
 
 
 class Mixed(nn.Module):
@@ -95,25 +96,29 @@ class Mixed(nn.Module):
         c_pool: channels of the convolution behind it; 0 for none.
     """
 
-    def __init__(self, c_in: int, branches: Sequence[Branch], pool: Pooling, c_pool: int = 0) -> None:
+    def __init__(self, c_in: int, branches: Branches, pool: Pooling, c_pool: int = 0) -> None:
         super().__init__()
-        self.branches = branches
         self.pool = pool
-        for branch in branches:
-            c = c_in
-            for step in branch:
-                for name, c_out, kernel in _pair(step):
-                    last = pool == "halve" and step is branch[-1]
-                    self.add_module(name, Convolution(c, c_out, kernel, *((2, 0) if last else (1, _same(kernel)))))
-                c = sum(c_out for _, c_out, _ in _pair(step))
+        self.branches: list[list[list[str]]] = []
+        for branch, layers in branches.items():
+            c, steps = c_in, list[list[str]]()
+            for number, layer in enumerate(layers, 1):
+                stride_and_padding = (2, 0) if pool == "halve" and number == len(layers) else None
+                pair, ends = (layer, "ab") if isinstance(layer[0], tuple) else ((layer,), [""])
+                names = [f"{branch}_{number}{end}" if len(layers) > 1 else branch for end in ends]
+                for name, (c_out, kernel) in zip(names, pair, strict=True):
+                    self.add_module(name, Convolution(c, c_out, kernel, *(stride_and_padding or (1, _same(kernel)))))
+                c = sum(c_out for c_out, _ in pair)
+                steps.append(names)
+            self.branches.append(steps)
         self.branch_pool = Convolution(c_in, c_pool, 1) if c_pool else None
 
     def forward(self, x: Tensor) -> Tensor:
         outputs = []
         for branch in self.branches:
             y = x
-            for step in branch:
-                y = torch.cat([self.get_submodule(name)(y) for name, _, _ in _pair(step)], dim=1)
+            for names in branch:
+                y = torch.cat([self.get_submodule(name)(y) for name in names], dim=1)
             outputs.append(y)
         if self.pool == "average":
             pooled = F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
@@ -123,64 +128,39 @@ class Mixed(nn.Module):
         return torch.cat(outputs, dim=1)
 
 
-def _pair(step: ConvolutionLayer | tuple[ConvolutionLayer, ConvolutionLayer]) -> tuple[ConvolutionLayer, ...]:
-    return (step,) if isinstance(step[0], str) else step  # type: ignore[return-value]
-
-
 def _same(kernel: Kernel) -> Kernel:
     return kernel // 2 if isinstance(kernel, int) else (kernel[0] // 2, kernel[1] // 2)
 
 
 def _block_35(c_in: int, c_pool: int) -> Mixed:
     """At 35x35: 224 + c_pool channels."""
-    return Mixed(
-        c_in,
-        [
-            [("branch1x1", 64, 1)],
-            [("branch5x5_1", 48, 1), ("branch5x5_2", 64, 5)],
-            [("branch3x3dbl_1", 64, 1), ("branch3x3dbl_2", 96, 3), ("branch3x3dbl_3", 96, 3)],
-        ],
-        "average",
-        c_pool,
-    )
+    branches: Branches = {
+        "branch1x1": [(64, 1)],
+        "branch5x5": [(48, 1), (64, 5)],
+        "branch3x3dbl": [(64, 1), (96, 3), (96, 3)],
+    }
+    return Mixed(c_in, branches, "average", c_pool)
 
 
 def _block_17(c: int) -> Mixed:
     """At 17x17: 768 channels to 768, through `c`."""
-    return Mixed(
-        768,
-        [
-            [("branch1x1", 192, 1)],
-            [("branch7x7_1", c, 1), ("branch7x7_2", c, (1, 7)), ("branch7x7_3", 192, (7, 1))],
-            [
-                ("branch7x7dbl_1", c, 1),
-                ("branch7x7dbl_2", c, (7, 1)),
-                ("branch7x7dbl_3", c, (1, 7)),
-                ("branch7x7dbl_4", c, (7, 1)),
-                ("branch7x7dbl_5", 192, (1, 7)),
-            ],
-        ],
-        "average",
-        192,
-    )
+    branches: Branches = {
+        "branch1x1": [(192, 1)],
+        "branch7x7": [(c, 1), (c, (1, 7)), (192, (7, 1))],
+        "branch7x7dbl": [(c, 1), (c, (7, 1)), (c, (1, 7)), (c, (7, 1)), (192, (1, 7))],
+    }
+    return Mixed(768, branches, "average", 192)
 
 
 def _block_8(c_in: int, pool: Pooling) -> Mixed:
     """At 8x8: 2,048 channels."""
-    return Mixed(
-        c_in,
-        [
-            [("branch1x1", 320, 1)],
-            [("branch3x3_1", 384, 1), (("branch3x3_2a", 384, (1, 3)), ("branch3x3_2b", 384, (3, 1)))],
-            [
-                ("branch3x3dbl_1", 448, 1),
-                ("branch3x3dbl_2", 384, 3),
-                (("branch3x3dbl_3a", 384, (1, 3)), ("branch3x3dbl_3b", 384, (3, 1))),
-            ],
-        ],
-        pool,
-        192,
-    )
+    crossed = ((384, (1, 3)), (384, (3, 1)))
+    branches: Branches = {
+        "branch1x1": [(320, 1)],
+        "branch3x3": [(384, 1), crossed],
+        "branch3x3dbl": [(448, 1), (384, 3), crossed],
+    }
+    return Mixed(c_in, branches, pool, 192)
 
 
 class Inception(nn.Module):
@@ -196,31 +176,16 @@ class Inception(nn.Module):
         self.Mixed_5b = _block_35(192, 32)
         self.Mixed_5c = _block_35(256, 64)
         self.Mixed_5d = _block_35(288, 64)
-        self.Mixed_6a = Mixed(
-            288,
-            [
-                [("branch3x3", 384, 3)],
-                [("branch3x3dbl_1", 64, 1), ("branch3x3dbl_2", 96, 3), ("branch3x3dbl_3", 96, 3)],
-            ],
-            "halve",
-        )
+        self.Mixed_6a = Mixed(288, {"branch3x3": [(384, 3)], "branch3x3dbl": [(64, 1), (96, 3), (96, 3)]}, "halve")
         self.Mixed_6b = _block_17(128)
         self.Mixed_6c = _block_17(160)
         self.Mixed_6d = _block_17(160)
         self.Mixed_6e = _block_17(192)
-        self.Mixed_7a = Mixed(
-            768,
-            [
-                [("branch3x3_1", 192, 1), ("branch3x3_2", 320, 3)],
-                [
-                    ("branch7x7x3_1", 192, 1),
-                    ("branch7x7x3_2", 192, (1, 7)),
-                    ("branch7x7x3_3", 192, (7, 1)),
-                    ("branch7x7x3_4", 192, 3),
-                ],
-            ],
-            "halve",
-        )
+        sevens: Branches = {
+            "branch3x3": [(192, 1), (320, 3)],
+            "branch7x7x3": [(192, 1), (192, (1, 7)), (192, (7, 1)), (192, 3)],
+        }
+        self.Mixed_7a = Mixed(768, sevens, "halve")
         self.Mixed_7b = _block_8(1280, "average")
         self.Mixed_7c = _block_8(2048, "max")
 

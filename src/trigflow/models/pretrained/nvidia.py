@@ -37,13 +37,8 @@ MAX_LEVELS = 16
 
 
 class Arguments:
-    """Keyword arguments of a class in a snapshot. What is taken is checked; what is not is refused by `finish`.
-
-    Args:
-        source: for the messages.
-        owner: the class, for the messages.
-        values: as recorded.
-    """
+    """Keyword arguments of a class in a snapshot. What is taken is checked; what is not is refused by `finish`. The `owner` is
+    the class, for the messages."""
 
     def __init__(self, source: Source, owner: str, values: dict[str, Any]) -> None:
         self.source = source

@@ -8,9 +8,9 @@ elements and the elements. An archive written by `torch.save` carries one pickle
 """
 
 import math
+import re
 import struct
 import zipfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,55 +105,6 @@ class StoredArray:
         return np.frombuffer(data, self.dtype).reshape(self.shape)
 
 
-# Builders: from the arguments of a call to a record, or NotImplemented ----------------------------------------------
-
-
-def _sizes(numbers: tuple[Any, ...]) -> bool:
-    """Whether these are at most `MAX_AXES` whole numbers, from 0 to 2^62."""
-    return len(numbers) <= MAX_AXES and all(type(n) is int and 0 <= n < 1 << 62 for n in numbers)
-
-
-def _tensor(arguments: tuple[Any, ...]) -> Any:
-    match arguments:
-        case (Storage() as storage, int(offset), tuple(shape), tuple(stride), *_):
-            if not (_sizes((offset,)) and _sizes(shape) and _sizes(stride) and len(shape) == len(stride)):
-                return NotImplemented
-            tensor = StoredTensor(storage, offset, shape, stride)
-            return tensor if offset + tensor.extent <= storage.numel else NotImplemented
-    return NotImplemented
-
-
-def _parameter(arguments: tuple[Any, ...]) -> Any:
-    return arguments[0] if arguments and isinstance(arguments[0], StoredTensor) else NotImplemented
-
-
-def _empty_dict(arguments: tuple[Any, ...]) -> Any:
-    return {} if not arguments else NotImplemented
-
-
-def _set(arguments: tuple[Any, ...]) -> Any:
-    """A set as protocols 2 and 3 write it; its list will do, and takes no copy."""
-    match arguments:
-        case (list(items),):
-            return items
-    return NotImplemented
-
-
-def _latin1(arguments: tuple[Any, ...]) -> Any:
-    """Bytes as protocol 2 writes them: text of which each character is a byte. It stays text until it is read."""
-    match arguments:
-        case (str(text), "latin1"):
-            return Latin1(text)
-    return NotImplemented
-
-
-def _dtype(arguments: tuple[Any, ...]) -> Any:
-    match arguments:
-        case (str(code), *_) if code in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1"):
-            return ArrayType(code)
-    return NotImplemented
-
-
 class ArrayType(Record):
     """An element type of numpy, for example `f4`; its state says the byte order."""
 
@@ -175,110 +126,102 @@ class ArrayShell(Record):
         return None
 
 
-def _array(arguments: tuple[Any, ...]) -> Any:
-    return ArrayShell("numpy.ndarray")
+# Names and calls ----------------------------------------------------------------------------------------------------
 
-
-def _array_from_buffer(arguments: tuple[Any, ...]) -> Any:
-    match arguments:
-        case ((Span() | Latin1()) as data, ArrayType() as kind, tuple(shape), "C") if _sizes(shape):
-            return StoredArray(kind.dtype, shape, data)
-    return NotImplemented
-
-
-def _scalar(arguments: tuple[Any, ...]) -> Any:
-    match arguments:
-        case (ArrayType() as kind, (Span() | Latin1()) as data):
-            return StoredArray(kind.dtype, (), data)
-    return NotImplemented
-
-
-def _persistent_object(arguments: tuple[Any, ...]) -> Any:
-    """NVIDIA's objects: `meta` has type, version, module_src, class_name and state; the source code is dropped unread."""
-    match arguments:
-        case ({"type": "class", "class_name": str(name), "state": dict(state)},):
-            return Record(name, state)
-    return NotImplemented
-
-
-def _module(name: str) -> Callable[[tuple[Any, ...]], Any]:
-    return lambda arguments: Record(name) if not arguments else NotImplemented
-
-
-def _names(**builders: Callable[[tuple[Any, ...]], Any]) -> dict[str, Known]:
-    return {name: Known(name, build) for name, build in builders.items()}
-
-
-STORAGE_NAMES = {f"torch.{name}Storage": Known(f"torch.{name}Storage", value=dtype) for name, dtype in STORAGES.items()}
+STORAGE_NAMES = {f"torch.{name}Storage": Known(f"torch.{name}Storage", dtype) for name, dtype in STORAGES.items()}
 """The only names allowed inside the bytes of a storage."""
-
+LOAD_BYTES = "torch.storage._load_from_bytes"
+NUMPY = ("multiarray._reconstruct", "multiarray.scalar", "numeric._frombuffer")
 NAMES = {
     **STORAGE_NAMES,
-    **_names(
-        **{
-            "torch._utils._rebuild_tensor": _tensor,
-            "torch._utils._rebuild_tensor_v2": _tensor,
-            "torch._utils._rebuild_parameter": _parameter,
-            "collections.OrderedDict": _empty_dict,
-            "dnnlib.util.EasyDict": _empty_dict,
-            "builtins.set": _set,
-            "__builtin__.set": _set,
-            "_codecs.encode": _latin1,
-            "torch_utils.persistence._reconstruct_persistent_obj": _persistent_object,
-            "numpy.dtype": _dtype,
-        },
-        **{name: _module(name) for name in MODULES},
-        **{
-            f"numpy.{core}.{function}": build
-            for core in ("core", "_core")
-            for function, build in (
-                ("multiarray._reconstruct", _array),
-                ("multiarray.scalar", _scalar),
-                ("numeric._frombuffer", _array_from_buffer),
-            )
-        },
-    ),
-    "numpy.ndarray": Known("numpy.ndarray"),
+    **{
+        name: Known(name)
+        for name in (
+            "torch._utils._rebuild_tensor",
+            "torch._utils._rebuild_tensor_v2",
+            "torch._utils._rebuild_parameter",
+            "torch_utils.persistence._reconstruct_persistent_obj",
+            "collections.OrderedDict",
+            "dnnlib.util.EasyDict",
+            "builtins.set",
+            "__builtin__.set",
+            "_codecs.encode",
+            "numpy.ndarray",
+            "numpy.dtype",
+            *(f"numpy.{core}.{function}" for core in ("core", "_core") for function in NUMPY),
+            *MODULES,
+        )
+    },
 }
-"""Every name that a snapshot may use, but for `torch.storage._load_from_bytes`, which needs the file."""
+"""Every name that a snapshot may use, but for `LOAD_BYTES`, which the bytes of a storage may not."""
+
+
+def build(source: Source, name: str, arguments: tuple[Any, ...]) -> Any:
+    """The record that a call of a known name stands for; `NotImplemented` for arguments that make no sense."""
+    match name.replace("numpy._core", "numpy.core"), arguments:
+        case (
+            "torch._utils._rebuild_tensor" | "torch._utils._rebuild_tensor_v2",
+            (Storage() as storage, int(offset), tuple(shape), tuple(stride), *_),
+        ) if _sizes((offset,)) and _sizes(shape) and _sizes(stride) and len(shape) == len(stride):
+            tensor = StoredTensor(storage, offset, shape, stride)
+            return tensor if offset + tensor.extent <= storage.numel else NotImplemented
+        case "torch._utils._rebuild_parameter", (StoredTensor() as tensor, *_):
+            return tensor
+        case "torch.storage._load_from_bytes", (Span() as span,):
+            storage = _read_saved_storage(source, span)
+            return storage if isinstance(storage, Storage) else NotImplemented
+        # NVIDIA's objects: `meta` has type, version, module_src, class_name and state; the source code is dropped unread.
+        case (
+            "torch_utils.persistence._reconstruct_persistent_obj",
+            ({"type": "class", "class_name": str(class_name), "state": dict(state)},),
+        ):
+            return Record(class_name, state)
+        case "collections.OrderedDict" | "dnnlib.util.EasyDict", ():
+            return {}
+        case "builtins.set" | "__builtin__.set", (list(items),):  # as protocols 2 and 3 write it; its list takes no copy
+            return items
+        case "_codecs.encode", (str(text), "latin1"):  # bytes as protocol 2 writes them: each character is a byte
+            return Latin1(text)
+        case "numpy.dtype", (str(code), *_) if re.fullmatch(r"[iu][1248]|f[248]|b1", code):
+            return ArrayType(code)
+        case "numpy.core.multiarray._reconstruct", _:
+            return ArrayShell("numpy.ndarray")
+        case "numpy.core.multiarray.scalar", (ArrayType() as kind, (Span() | Latin1()) as data):
+            return StoredArray(kind.dtype, (), data)
+        case (
+            "numpy.core.numeric._frombuffer",
+            ((Span() | Latin1()) as data, ArrayType() as kind, tuple(shape), "C"),
+        ) if _sizes(shape):
+            return StoredArray(kind.dtype, shape, data)
+        case module, () if module in MODULES:
+            return Record(module)
+    return NotImplemented
+
+
+def _sizes(numbers: tuple[Any, ...]) -> bool:
+    """Whether these are at most `MAX_AXES` whole numbers, from 0 to 2^62."""
+    return len(numbers) <= MAX_AXES and all(type(n) is int and 0 <= n < 1 << 62 for n in numbers)
 
 
 # Containers ---------------------------------------------------------------------------------------------------------
 
 
 def read_pickle(source: Source) -> Any:
-    """The object in a plain pickle, or in an archive written by `torch.save`.
-
-    Raises:
-        UserError: when the file is neither, is damaged, or asks for anything but the parts of a snapshot.
-    """
+    """The object in a plain pickle, or in an archive written by `torch.save`. Raises a UserError when the file is neither, is
+    damaged, or asks for anything but the parts of a snapshot."""
     whole = Span(0, source.size)
     head = source.read(Span(0, min(source.size, 16)))
     if head.startswith(b"PK\x03\x04"):
         return _read_archive(source)
     if len(head) < 2 or head[0] != 0x80 or not 3 <= head[1] <= 5:
         source.refuse("is no pickle of protocol 3 to 5" if head else "is empty")
-    names = {**NAMES, (known := _bytes_of_storage(source)).name: known}
-    return Unpickler(source, whole, names).load()
-
-
-def _bytes_of_storage(source: Source) -> Known:
-    """`torch.storage._load_from_bytes(b)`: the storage that was saved as these bytes."""
-
-    def build(arguments: tuple[Any, ...]) -> Any:
-        match arguments:
-            case (Span() as span,):
-                storage = _read_saved_storage(source, span)
-                return storage if isinstance(storage, Storage) else NotImplemented
-        return NotImplemented
-
-    return Known("torch.storage._load_from_bytes", build)
+    return Unpickler(source, whole, {**NAMES, LOAD_BYTES: Known(LOAD_BYTES)}, build).load()
 
 
 def _read_saved_storage(source: Source, span: Span) -> Any:
     """The object that `torch.save` wrote in its older format, here within `span`; nothing but storages is allowed."""
     storages: dict[str, Storage] = {}
-    unpickler = Unpickler(source, span, STORAGE_NAMES, lambda reference: _storage(source, reference, storages))
+    unpickler = Unpickler(source, span, STORAGE_NAMES, build, lambda reference: _storage(source, reference, storages))
     magic, version, machine = (unpickler.load() for _ in range(3))
     if magic != LEGACY_MAGIC or version != LEGACY_VERSION or not isinstance(machine, dict):
         source.refuse(f"is damaged: no saved storage at byte {span.start}")
@@ -314,7 +257,9 @@ def _read_archive(source: Source) -> Any:
     if order is not None and source.read(order) != b"little":
         source.refuse("was written on a big-endian machine", "write it again on a little-endian one")
     storages: dict[str, Storage] = {}
-    content = Unpickler(source, places[pickles[0]], NAMES, lambda reference: _storage(source, reference, storages)).load()
+    content = Unpickler(
+        source, places[pickles[0]], NAMES, build, lambda reference: _storage(source, reference, storages)
+    ).load()
     for key, storage in storages.items():
         place = places.get(f"{folder}data/{key}")
         if place is None or place.length != storage.numel * storage.dtype.itemsize:

@@ -2,7 +2,7 @@
 
 A pickle is a program for a small stack machine, and the usual machine imports and calls whatever the program names. This one
 has the same instructions for numbers, text and containers, and nothing to call: a name in the stream is looked up in a table of
-known names, each with a function of ours that turns its arguments into a record, and any other name is refused. Instructions
+known names, calls of which a function of ours turns into records, and any other name is refused. Instructions
 that only a hand-written pickle has (EXT, INST, OBJ, text of protocol 0) are refused too.
 
 Nothing in the stream decides how much memory is taken: lengths are checked against the file before anything is read, the number
@@ -52,13 +52,7 @@ class Span:
 
 
 class Source:
-    """An open file with the bounds that every reader of it shares.
-
-    Args:
-        path: for the messages.
-        file: opened for reading in binary mode, seekable.
-        expected: what it should be, for the messages.
-    """
+    """An open file with the bounds that every reader of it shares. Messages say that `expected` was meant."""
 
     def __init__(self, path: Path, file: BinaryIO, expected: str = "a network snapshot of EDM or EDM2 (.pkl)") -> None:
         self.path = path
@@ -89,17 +83,9 @@ class Source:
 
 @dataclass(frozen=True, eq=False)
 class Known:
-    """A name that a pickle may use.
-
-    Attributes:
-        name: module and name, joined by a dot.
-        build: from the arguments of a call to a record, or `NotImplemented` for arguments that make no sense; None for a name
-            that is only mentioned, never called.
-        value: what a name that is only mentioned stands for.
-    """
+    """A name that a pickle may use, module and name joined by a dot; `value` is what one stands for that is never called."""
 
     name: str
-    build: Callable[[tuple[Any, ...]], Any] | None = None
     value: Any = None
 
 
@@ -123,6 +109,7 @@ class Unpickler:
         source: the file.
         span: the part of it that holds the pickles.
         known: names the pickles may use.
+        build: `build(source, name, arguments)`, what a call of one stands for; `NotImplemented` where it makes no sense.
         persistent: turns a persistent id (a reference to data kept outside the pickle) into a record; None to refuse them.
 
     Attributes:
@@ -134,10 +121,12 @@ class Unpickler:
         source: Source,
         span: Span,
         known: Mapping[str, Known],
+        build: Callable[[Source, str, tuple[Any, ...]], Any],
         persistent: Callable[[Any], Any] | None = None,
     ) -> None:
         self.source = source
         self.known = known
+        self.build = build
         self.persistent = persistent
         self.position = span.start
         self.stop = span.stop
@@ -241,18 +230,21 @@ class Unpickler:
         if code == pickle.TUPLE:
             stack.append(tuple(self._since_mark()))
         elif code == pickle.APPEND:
-            self._extend([stack.pop()])
+            item = stack.pop()
+            self._target(list).append(item)
         elif code == pickle.APPENDS:
-            self._extend(self._since_mark())
+            items = self._since_mark()
+            self._target(list).extend(items)
         elif code == pickle.SETITEM:
             value, key = stack.pop(), stack.pop()
             self._set_items([key, value])
         elif code == pickle.SETITEMS:
             self._set_items(self._since_mark())
         elif code == pickle.ADDITEMS:
-            self._add_items(self._since_mark())
+            items = self._since_mark()
+            self._target(set).update(map(self._hashable, items))
         elif code == pickle.FROZENSET:
-            stack.append(frozenset(self._hashable(item) for item in self._since_mark()))
+            stack.append(frozenset(map(self._hashable, self._since_mark())))
         elif code == pickle.GLOBAL:
             module, name = self._line(), self._line()
             stack.append(self._find(module, name))
@@ -280,24 +272,18 @@ class Unpickler:
 
     # Containers ----------------------------------------------------------------------------------------------------
 
-    def _extend(self, items: list[Any]) -> None:
-        target = self.stack[-1]
-        if type(target) is not list:
-            self._malformed("items for", type(target).__name__)
-        target.extend(items)
+    def _target(self, kind: type[Any]) -> Any:
+        """What is filled, on the top of the stack."""
+        if type(self.stack[-1]) is not kind:
+            self._malformed("items for", type(self.stack[-1]).__name__)
+        return self.stack[-1]
 
     def _set_items(self, items: list[Any]) -> None:
-        target = self.stack[-1]
-        if type(target) is not dict or len(items) % 2:
-            self._malformed("entries for", type(target).__name__)
+        target = self._target(dict)
+        if len(items) % 2:
+            self._malformed("a key without a value for", "dict")
         for key, value in zip(items[::2], items[1::2], strict=True):
             target[self._hashable(key)] = value
-
-    def _add_items(self, items: list[Any]) -> None:
-        target = self.stack[-1]
-        if type(target) is not set:
-            self._malformed("members for", type(target).__name__)
-        target.update(self._hashable(item) for item in items)
 
     def _hashable(self, key: Any) -> Any:
         """A key that is a single value: the hash of tuples within tuples can be made to take forever."""
@@ -316,9 +302,9 @@ class Unpickler:
         return self.known[wanted]
 
     def _call(self, called: Any, arguments: Any) -> Any:
-        if not isinstance(called, Known) or called.build is None:
-            self._malformed("a call of", called.name if isinstance(called, Known) else f"a {type(called).__name__}")
-        made = called.build(arguments) if isinstance(arguments, tuple) else NotImplemented
+        if not isinstance(called, Known):
+            self._malformed("a call of", f"a {type(called).__name__}")
+        made = self.build(self.source, called.name, arguments) if isinstance(arguments, tuple) else NotImplemented
         if made is NotImplemented:
             self._malformed("arguments for", called.name)
         return made

@@ -24,11 +24,8 @@ VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 def launched() -> int:
-    """Number of processes that were started together with this one, as the environment says; 1 where it says nothing.
-
-    Raises:
-        UserError: for an environment that is half there, or holds no numbers.
-    """
+    """Number of processes that were started together with this one, as the environment says; 1 where it says nothing. Raises a
+    UserError for an environment that is half there, or holds no numbers."""
     present = [name for name in VARIABLES if name in os.environ]
     if not {"RANK", "WORLD_SIZE"} & set(present):
         return 1

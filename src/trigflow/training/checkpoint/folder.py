@@ -88,11 +88,7 @@ def check_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def open_checkpoint(path: Path) -> Stored:
-    """The tensors of a checkpoint, compared with their checksums first; a context manager.
-
-    Raises:
-        UserError: as `check_checkpoint`.
-    """
+    """The tensors of a checkpoint, compared with their checksums first; a context manager; errors as `check_checkpoint`."""
     return Stored(path, list(files_of(check_checkpoint(path))))
 
 

@@ -24,24 +24,15 @@ BLOCK = 8 << 20
 
 @dataclass(frozen=True)
 class Piece:
-    """A block of a tensor.
-
-    Attributes:
-        origin: index of its first element in the tensor.
-        shape: its own shape.
-    """
+    """A block of a tensor. The origin is the index of its first element in the tensor."""
 
     origin: tuple[int, ...]
     shape: tuple[int, ...]
 
 
 class Part:
-    """Memory for a file of tensors.
-
-    Args:
-        tensors: what will be written, by name; only formats, shapes and devices matter here.
-        pieces: which pieces of larger tensors these are, where they are not whole.
-    """
+    """Memory for a file of tensors. Of the tensors only formats, shapes and devices matter; `pieces` says which pieces of
+    larger ones they are."""
 
     def __init__(self, tensors: dict[str, Tensor], pieces: dict[str, Piece] | None = None) -> None:
         origins = {name: {ORIGIN: list(piece.origin)} for name, piece in sorted((pieces or {}).items())}
@@ -61,11 +52,8 @@ class Part:
             torch.cuda.current_stream().synchronize()
 
     def write(self, path: Path) -> dict[str, object]:
-        """Write the file, onto the disk itself, and return its record: `bytes` and `sha256`.
-
-        Raises:
-            OSError: when it cannot be written.
-        """
+        """Write the file, onto the disk itself, and return its record: `bytes` and `sha256`. Raises an OSError when it cannot
+        be written."""
         digest = hashlib.sha256()
         numbers = content(self.content)
         with path.open("wb", buffering=0) as file:
@@ -78,11 +66,7 @@ class Part:
 
 
 def digest_of(path: Path) -> str:
-    """SHA-256 of a file's content.
-
-    Raises:
-        OSError: when it cannot be read.
-    """
+    """SHA-256 of a file's content. Raises an OSError when it cannot be read."""
     digest, block = hashlib.sha256(), bytearray(BLOCK)
     with path.open("rb", buffering=0) as file:
         while count := file.readinto(block):

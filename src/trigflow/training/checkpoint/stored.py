@@ -25,10 +25,6 @@ FORMATS = {name: dtype for dtype, name in DTYPES.items()}
 class Stored:
     """The tensors of one checkpoint, read as they are asked for; a context manager that closes the files.
 
-    Args:
-        path: folder of the checkpoint.
-        files: names of its files of tensors.
-
     Attributes:
         shapes: shape of each tensor as a whole, by name.
 
@@ -60,11 +56,7 @@ class Stored:
         return {name[len(start) :]: name for name in self.shapes if name.startswith(start)}
 
     def read(self, name: str, piece: Piece | None = None) -> Tensor:
-        """A tensor, or this piece of it, in main memory.
-
-        Raises:
-            UserError: when it cannot be read.
-        """
+        """A tensor, or this piece of it, in main memory. Raises a UserError when it cannot be read."""
         wanted = Piece((0,) * len(self.shapes[name]), self.shapes[name]) if piece is None else piece
         with _reading(self.path):
             for file, found in self._pieces[name]:

@@ -62,12 +62,8 @@ class CheckpointWriter:
         return self.busy and not self._thread.is_alive()
 
     def begin(self, iteration: int, tensors: dict[str, Tensor], extra: dict[str, Any]) -> None:
-        """Copy the state of a run, and begin to write it. On return the tensors may change.
-
-        Args:
-            iteration: gives the checkpoint its name.
-            tensors: all of them, by name; in each process as it holds them.
-            extra: what `state.json` is to say beside; JSON.
+        """Copy the state of a run, and begin to write it. On return the tensors may change. The `extra` JSON goes into
+        `state.json`.
 
         Raises:
             UserError: when the checkpoint before could not be written.
@@ -82,11 +78,8 @@ class CheckpointWriter:
         self._start(self._write)
 
     def advance(self) -> None:
-        """Take the next step of writing, when all processes are `ready`.
-
-        Raises:
-            UserError: when the checkpoint could not be written, in all processes; nothing is left of it.
-        """
+        """Take the next step of writing, when all processes are `ready`. Raises a UserError when the checkpoint could not be
+        written, in all processes; nothing is left of it."""
         if self._stage == "writing":
             outcomes = gather((self._error, self._record))
             error = next((error for error, _ in outcomes if error), "")
@@ -101,11 +94,7 @@ class CheckpointWriter:
             self._end(on_first(lambda: self._error))
 
     def finish(self) -> None:
-        """Wait until what is being written, if anything, is whole.
-
-        Raises:
-            UserError: as `advance`.
-        """
+        """Wait until what is being written, if anything, is whole; errors as `advance`."""
         while self.busy:
             self.wait()
             self.advance()
