@@ -255,22 +255,14 @@ def main() -> int:
         rows[subject.name] = row
         worst = ", ".join(f"{name} {error:.1e}" for name, error in errors.items())
         over = f"  over the compiled plain step {row['times']['consistency over plain']:.2f}" if options.ratio else ""
-        print(
-            f"{subject.name:22s} {'equal' if row['equal'] else 'NOT EQUAL'}  {worst}  ({seconds:.0f} s){over}",
-            flush=True,
-        )
+        print(f"{subject.name:22s} {'equal' if row['equal'] else 'NOT EQUAL'}  {worst}  ({seconds:.0f} s){over}", flush=True)
         if not row.get("found again", True):
             print("    compiled again, its code was not found in the cache folder")
         for text in check.said:
             print(f"    {text}")
         if options.json:
             ensure_folder(options.json.parent)
-            written = {
-                "machine": machine(),
-                "command": " ".join(sys.argv),
-                "backend": options.backend,
-                "device": device,
-            }
+            written = {"machine": machine(), "command": " ".join(sys.argv), "backend": options.backend, "device": device}
             write_json(options.json, {**written, "networks": rows})
     equal = sum(row["equal"] for row in rows.values())
     ratios = [f"{name} {row['times']['consistency over plain']:.2f}" for name, row in rows.items() if "times" in row]

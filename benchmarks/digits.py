@@ -39,12 +39,7 @@ def summarize(reports: list[dict[str, Any]], bars_of: Callable[[dict[str, Any]],
     result = {
         "mean": {"fd": fd, "speedup_2": mean(r["speedup_2"] for r in reports)},
         "ratio_1": {"mean": fd["student_1"] / fd["teacher"]},
-        "ratio_2": {
-            "mean": mean(each),
-            "of_means": fd["student_2"] / fd["teacher"],
-            "standard_error": error,
-            "each": each,
-        },
+        "ratio_2": {"mean": mean(each), "of_means": fd["student_2"] / fd["teacher"], "standard_error": error, "each": each},
         "least_speedup_2": min(r["speedup_2"] for r in reports),
         "most_seconds": max(r["seconds"]["total"] for r in reports),
         "skipped_steps": sum(r["skipped_steps"]["teacher"] + r["skipped_steps"]["student"] for r in reports),

@@ -106,13 +106,7 @@ class Child:
         interpreted = "kernels" in part.name or part.name == "attention"
         environment = {**os.environ, "TRITON_INTERPRET": "1"} if dry and interpreted else None
         self.process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            text=True,
-            process_group=0,
-            env=environment,
+            command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, text=True, process_group=0, env=environment
         )
         self.reason: str | None = None
 
@@ -355,11 +349,7 @@ def environment() -> dict[str, Any]:
     code = "import json; from gpu_parts.record import environment; print(json.dumps(environment()))"
     paths = os.pathsep.join([str(HERE), str(HERE.parent / "src"), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PYTHONPATH": paths},
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": paths}
     )
     return dict(json.loads(done.stdout.splitlines()[-1])) if done.returncode == 0 else {"error": done.stderr[-500:]}
 

@@ -87,10 +87,7 @@ def checks(parts: dict[str, Any]) -> str:
         if name == "compile-check":
             found = part.get("networks", [])
             rows.append(
-                [
-                    "compiled consistency steps against eager ones",
-                    f"{sum(r['equal'] for r in found)} of {len(found)} equal",
-                ]
+                ["compiled consistency steps against eager ones", f"{sum(r['equal'] for r in found)} of {len(found)} equal"]
             )
         if name == "networks":
             for case in part.get("cases", []):

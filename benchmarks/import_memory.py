@@ -95,10 +95,7 @@ def main() -> None:
             "peak_bytes": peak,
             "added_per_file_byte": (peak - before) / size,
             "seconds": seconds,
-            "bar": {
-                "what": "a 1 GiB snapshot imports under 3 GiB of memory",
-                "met": size >= 2**30 and peak < 3 * 2**30,
-            },
+            "bar": {"what": "a 1 GiB snapshot imports under 3 GiB of memory", "met": size >= 2**30 and peak < 3 * 2**30},
         }
         print(
             f"snapshot {size / 2**20:.0f} MiB, weights as float32 {written / 2**20:.0f} MiB: peak {peak / 2**20:.0f} MiB, "

@@ -62,10 +62,7 @@ def command(*words: str, threads: int) -> subprocess.Popen[bytes]:
     """`trigflow` in a process of its own with so many threads."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     return subprocess.Popen(
-        [sys.executable, "-m", "trigflow", *words],
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
+        [sys.executable, "-m", "trigflow", *words], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     )
 
 

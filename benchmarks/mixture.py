@@ -172,10 +172,7 @@ def measure(settings: dict[str, Any], seed: int, draws: int, teacher: MLP, itera
     began = time.perf_counter()
     net = train(objective, draws, iterations, rate or RATES[objective.sampling.jumps], teacher)
     seconds = time.perf_counter() - began
-    return {
-        "distance": {str(n): energy_distance(draw(net, objective, n, seed, count)) for n in STEPS},
-        "seconds": seconds,
-    }
+    return {"distance": {str(n): energy_distance(draw(net, objective, n, seed, count)) for n in STEPS}, "seconds": seconds}
 
 
 def measure_seed(seed: int, choices: list[str], iterations: int, count: int) -> dict[str, Any]:

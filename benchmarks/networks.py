@@ -94,12 +94,7 @@ COMPILED = (
 ).split()
 SHORT = {torch.float32: torch.float64, torch.float16: torch.float64, torch.bfloat16: torch.float64}
 SHORT |= {torch.complex64: torch.complex128}
-CASTS = {
-    Tensor.float: Tensor.double,
-    Tensor.half: Tensor.double,
-    Tensor.bfloat16: Tensor.double,
-    Tensor.cfloat: Tensor.cdouble,
-}
+CASTS = {Tensor.float: Tensor.double, Tensor.half: Tensor.double, Tensor.bfloat16: Tensor.double, Tensor.cfloat: Tensor.cdouble}
 
 
 class InDouble(TorchFunctionMode):

@@ -84,10 +84,7 @@ def margin(verdict: Verdict) -> str:
     if verdict.difference is not None:
         error = "" if verdict.error is None else f" ± {verdict.error:.2g}"
         parts.append(f"{verdict.difference:+.3g}{error}")
-    for arm, count in (
-        (verdict.expect.better, verdict.better_diverged),
-        (verdict.expect.worse, verdict.worse_diverged),
-    ):
+    for arm, count in ((verdict.expect.better, verdict.better_diverged), (verdict.expect.worse, verdict.worse_diverged)):
         if count:
             parts.append(f"{arm} diverged in {count}")
     return ", ".join(parts) or "–"

@@ -54,14 +54,7 @@ def network(name: str, quick: bool, guided: bool, device: str, dtype: torch.dtyp
     if quick:
         conditioning = dataclasses.replace(config.conditioning, width=16, num_classes=10)
         config = dataclasses.replace(
-            config,
-            width=16,
-            mult=(1, 2),
-            blocks=1,
-            resolution=16,
-            attention=(8,),
-            head_width=16,
-            conditioning=conditioning,
+            config, width=16, mult=(1, 2), blocks=1, resolution=16, attention=(8,), head_width=16, conditioning=conditioning
         )
     config = dataclasses.replace(
         config, conditioning=dataclasses.replace(config.conditioning, takes=("guidance",) if guided else ())

@@ -45,14 +45,7 @@ import torch
 from tangent_parts.attention import kernel_table, memory_by_length, time_kernel
 from tangent_parts.memory import added_peak, added_peak_on_cuda, can_measure, in_fresh_process, map_large_blocks
 from tangent_parts.networks import CASES, NAMED, TINY, Case
-from tangent_parts.steps import (
-    Step,
-    dispatch_seconds,
-    leave_out_what_does_not_fit,
-    relative_error,
-    time_steps,
-    try_variants,
-)
+from tangent_parts.steps import Step, dispatch_seconds, leave_out_what_does_not_fit, relative_error, time_steps, try_variants
 
 from trigflow.runtime.files import ensure_folder, write_json
 from trigflow.runtime.heap import freed_memory_kept

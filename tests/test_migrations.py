@@ -70,13 +70,7 @@ def old_config(**objective: object) -> dict[str, object]:
 
 def old_model(what: str = "consistency", **normalization: object) -> dict[str, object]:
     scaling = {"mean": [0.1], "scale": 1.5, "sigma_data": 0.5, **normalization}
-    return {
-        "kind": what,
-        "shape": [1, 8, 8],
-        "class_names": ["a"],
-        "normalization": scaling,
-        "times": {"2": [1.5, 1.0]},
-    }
+    return {"kind": what, "shape": [1, 8, 8], "class_names": ["a"], "normalization": scaling, "times": {"2": [1.5, 1.0]}}
 
 
 def test_a_student_takes_what_drawing_needs_from_its_configuration() -> None:
@@ -110,12 +104,7 @@ def test_an_old_teacher_was_taught_guidance_by_label_dropout(dropout: float, gui
 
 
 def test_old_latents_become_their_codec() -> None:
-    scaling = {
-        "kind": "latent",
-        "raw_mean": [0.0],
-        "raw_std": [1.0],
-        "vae": {"name": "v", "pixels": "unit", "digest": None},
-    }
+    scaling = {"kind": "latent", "raw_mean": [0.0], "raw_std": [1.0], "vae": {"name": "v", "pixels": "unit", "digest": None}}
     codec = migrated("model", old_model(**scaling), "'model.json'", config=old_config())["codec"]
     assert (codec["kind"], codec["shape"], codec["raw_std"]) == ("latents", [1, 8, 8], [1.0])
 

@@ -25,14 +25,7 @@ from gpu_parts.steps import measured
 from trigflow.tangent.attention import attention, attention_with_tangent
 from trigflow.tangent.attention.blocks import blocks_of
 
-SHAPES = (
-    (16, 16, 1024, 64),
-    (4, 16, 4096, 64),
-    (1, 16, 16_384, 64),
-    (8, 8, 1024, 128),
-    (4, 16, 4096, 128),
-    (64, 16, 256, 72),
-)
+SHAPES = ((16, 16, 1024, 64), (4, 16, 4096, 64), (1, 16, 16_384, 64), (8, 8, 1024, 128), (4, 16, 4096, 128), (64, 16, 256, 72))
 """Batch, heads, tokens, width."""
 TINY = ((1, 1, 16, 16),)
 
@@ -83,10 +76,7 @@ def methods(inputs: list[Tensor]) -> dict[str, tuple[int, Callable[[], Any]]]:
             "engine, backward": (11, lambda: trained(functools.partial(engine, implementation="triton"))),
             "fused, backward": (11, lambda: trained(fused)),
             "fused of frames": (6, lambda: fused(q, k, v, mask=mask, blocks=blocks)[0]),
-            "fused of frames, backward": (
-                11,
-                lambda: trained(functools.partial(fused, mask=mask, blocks=blocks))[0],
-            ),
+            "fused of frames, backward": (11, lambda: trained(functools.partial(fused, mask=mask, blocks=blocks))[0]),
         }
     if cuda:
         from torch.nn.attention.flex_attention import create_block_mask, flex_attention

@@ -25,12 +25,7 @@ def run(record: Record, tiny: bool, share: int = 0, shares: int = 1) -> None:
     """Every `shares`-th case, beginning with `share`. On the CPU this needs TRITON_INTERPRET=1."""
     cases = list(itertools.product(WIDTHS, DTYPES, FORMS))
     if tiny:
-        cases = [
-            (16, "float32", "full"),
-            (16, "float16", "causal"),
-            (16, "float32", "frames"),
-            (16, "float32", "added"),
-        ]
+        cases = [(16, "float32", "full"), (16, "float16", "causal"), (16, "float32", "frames"), (16, "float32", "added")]
     for width, dtype, form in cases[share::shares]:
         name = f"{dtype}, {width} features, {form}"
         if record.left() < 3:

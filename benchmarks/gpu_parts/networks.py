@@ -172,10 +172,7 @@ def dropout(kind: str, side: int, device: str) -> dict[str, Any]:
     torch.manual_seed(1)
     with torch.no_grad():
         difference = jvp(case.forward, (case.x, case.t), (case.dx, case.dt), method="finite-difference", step=1e-6)[1]
-    return {
-        "same_output": torch.equal(out, plain),
-        "tangent against a difference": relative_error(tangent, difference),
-    }
+    return {"same_output": torch.equal(out, plain), "tangent against a difference": relative_error(tangent, difference)}
 
 
 def summary(part: dict[str, Any]) -> str:

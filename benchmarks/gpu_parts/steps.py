@@ -33,16 +33,7 @@ from trigflow.objectives import AdaptiveWeight, diffusion_loss, flow_map_loss, o
 from trigflow.process import Proposal, TrigFlow
 from trigflow.samplers import network_velocity
 
-VARIANTS = (
-    "plain",
-    "sct engine",
-    "sct func",
-    "sct graph",
-    "sct difference",
-    "scd engine",
-    "scd func",
-    "scd difference",
-)
+VARIANTS = ("plain", "sct engine", "sct func", "sct graph", "sct difference", "scd engine", "scd func", "scd difference")
 LEAST, MOST = 5, 20
 """Rounds."""
 
@@ -81,19 +72,9 @@ CASES = {
             (128, 3, 32, 32),
             variants=("plain", "sct engine", "sct difference", "scd engine"),
         ),
+        Case("edm2-s", "EDM2-S, batch 32 of 4x64x64", edm2_config("img512-s"), (32, 4, 64, 64), precisions=("bf16", "fp32")),
         Case(
-            "edm2-s",
-            "EDM2-S, batch 32 of 4x64x64",
-            edm2_config("img512-s"),
-            (32, 4, 64, 64),
-            precisions=("bf16", "fp32"),
-        ),
-        Case(
-            "dit-xl",
-            "DiT-XL/2, batch 32 of 4x32x32",
-            dit_config("xl", num_classes=1000),
-            (32, 4, 32, 32),
-            channels_last=False,
+            "dit-xl", "DiT-XL/2, batch 32 of 4x32x32", dit_config("xl", num_classes=1000), (32, 4, 32, 32), channels_last=False
         ),
         Case("edm2-xxl", "EDM2-XXL, batch 8 of 4x64x64", edm2_config("img512-xxl"), (8, 4, 64, 64)),
     )

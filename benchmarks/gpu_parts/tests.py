@@ -22,11 +22,7 @@ PLUGIN = Path(__file__).parent / "plugin"
 GROUPS: dict[str, dict[str, Any]] = {
     "needs": {
         "what": "tests that need CUDA, and those beside them",
-        "paths": [
-            "tests/tangent/attention/test_triton.py",
-            "tests/deploy/test_variants.py",
-            "tests/deploy/test_bench.py",
-        ],
+        "paths": ["tests/tangent/attention/test_triton.py", "tests/deploy/test_variants.py", "tests/deploy/test_bench.py"],
         "arguments": ["-k", "cuda or CUDA or graph"],
         "workers": 6,
     },
@@ -84,16 +80,7 @@ def run(record: Record, tiny: bool, name: str) -> None:
     }
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        command = [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "-p",
-            "no:cacheprovider",
-            f"--junit-xml={report}",
-            "--tb=short",
-        ]
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junit-xml={report}", "--tb=short"]
         command += ["--durations=0", "--durations-min=5", *group.get("arguments", [])]
         command += ["-n", "0" if tiny else str(group["workers"]), "--dist", "worksteal"]
         command += ["-p", "on_cuda"] if "plugin" in group else []

@@ -141,10 +141,7 @@ def step(net: nn.Module, device: str, half: bool) -> tuple[Tensor, dict[str, Ten
     generator = torch.Generator().manual_seed(1)
     x0, noise = (0.5 * torch.randn(4, 3, 16, 16, generator=generator).to(device) for _ in range(2))
     t = torch.linspace(0.3, 1.4, 4, device=device)
-    conditions = {
-        "label": torch.tensor([0, 5, 1, 2], device=device),
-        "guidance": torch.linspace(1, 2, 4, device=device),
-    }
+    conditions = {"label": torch.tensor([0, 5, 1, 2], device=device), "guidance": torch.linspace(1, 2, 4, device=device)}
     with torch.autocast(device, torch.bfloat16, enabled=half):
         loss = flow_map_loss(net, TrigFlow(), x0, noise, t, conditions=conditions, config=objective_of("sct")).value
     loss.backward()

@@ -236,13 +236,7 @@ CASES: dict[str, tuple[dict[str, Any], Callable[[], dict[str, Any]]]] = {
         },
     ),
     "DreamLiteTransformer2DModel": (
-        {
-            "num_attention_heads": 2,
-            "attention_head_dim": 8,
-            "in_channels": 16,
-            "norm_num_groups": 4,
-            "cross_attention_dim": 12,
-        },
+        {"num_attention_heads": 2, "attention_head_dim": 8, "in_channels": 16, "norm_num_groups": 4, "cross_attention_dim": 12},
         lambda: {"hidden_states": draw(1, 2, 16, 4, 4), "encoder_hidden_states": draw(2, 2, 5, 12)},
     ),
     "DreamLiteUNetModel": (
@@ -279,11 +273,7 @@ CASES: dict[str, tuple[dict[str, Any], Callable[[], dict[str, Any]]]] = {
             "axes_dims": (4, 6, 6),
             "axes_lens": (64, 16, 16),
         },
-        lambda: {
-            "hidden_states": draw(1, 2, 4, 4, 4),
-            "timestep": TIMES,
-            "encoder_hidden_states": draw(2, 2, 3, 5, 12),
-        },
+        lambda: {"hidden_states": draw(1, 2, 4, 4, 4), "timestep": TIMES, "encoder_hidden_states": draw(2, 2, 3, 5, 12)},
     ),
     "Flux3Transformer2DModel": (
         {
@@ -373,15 +363,7 @@ CASES: dict[str, tuple[dict[str, Any], Callable[[], dict[str, Any]]]] = {
         },
     ),
     "T5FilmDecoder": (
-        {
-            "input_dims": 6,
-            "targets_length": 8,
-            "d_model": 16,
-            "num_layers": 2,
-            "num_heads": 2,
-            "d_kv": 8,
-            "d_ff": 32,
-        },
+        {"input_dims": 6, "targets_length": 8, "d_model": 16, "num_layers": 2, "num_heads": 2, "d_kv": 8, "d_ff": 32},
         lambda: {
             "encodings_and_masks": [(draw(1, 2, 5, 16), torch.ones(2, 5))],
             "decoder_input_tokens": draw(2, 2, 8, 6),
@@ -498,11 +480,7 @@ CASES: dict[str, tuple[dict[str, Any], Callable[[], dict[str, Any]]]] = {
             "cross_attention_dim": 12,
             "attention_head_dim": 4,
         },
-        lambda: {
-            "sample": draw(1, 2, 4, 4, 1),
-            "timestep": 100 * TIMES,
-            "encoder_hidden_states": draw(2, 2, 5, 12),
-        },
+        lambda: {"sample": draw(1, 2, 4, 4, 1), "timestep": 100 * TIMES, "encoder_hidden_states": draw(2, 2, 5, 12)},
     ),
     "UTransformer2DModel": (
         {

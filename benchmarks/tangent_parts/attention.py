@@ -93,12 +93,7 @@ def time_kernel(tokens: int, repeats: int) -> dict[str, Any]:
             row["methods"][name] = {"message": first_line(reason)}
             torch.cuda.empty_cache()
             continue
-        row["methods"][name] = {
-            "seconds": seconds,
-            "tflops": operations / seconds / 1e12,
-            "memory": memory,
-            "error": error,
-        }
+        row["methods"][name] = {"seconds": seconds, "tflops": operations / seconds / 1e12, "memory": memory, "error": error}
     return row
 
 

@@ -268,18 +268,7 @@ def test_own_images_to_a_student(packed: bool, photos: Photos, cli: Cli, tmp_pat
     assert read_config(student).objective.tangent.warmup == 5000  # of the preset for images
 
     result = cli(
-        "sample",
-        student,
-        "--num",
-        5,
-        "--labels",
-        1,
-        "--guidance",
-        1.5,
-        "--device",
-        "cpu",
-        "--out",
-        tmp_path / "pictures",
+        "sample", student, "--num", 5, "--labels", 1, "--guidance", 1.5, "--device", "cpu", "--out", tmp_path / "pictures"
     )
     assert result.code == 0, result.err
     pictures = sorted((tmp_path / "pictures").iterdir())
@@ -444,17 +433,9 @@ def mixed_folders(data: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "options", "words"),
     [
-        (
-            shutil.rmtree,
-            [],
-            "expected digits, mnist, emoji, emoji-held-out, or the path of a folder, .zip or .tar of images",
-        ),
+        (shutil.rmtree, [], "expected digits, mnist, emoji, emoji-held-out, or the path of a folder, .zip or .tar of images"),
         (no_images, [], "no images found in"),
-        (
-            corrupt,
-            [],
-            "'b.png'; expected whole PNG, JPEG or WebP files; replace them, or leave them out with --skip-corrupt",
-        ),
+        (corrupt, [], "'b.png'; expected whole PNG, JPEG or WebP files; replace them, or leave them out with --skip-corrupt"),
         (truncate, [], "corrupt or truncated: 'b.png'"),
         (other_size, [], "images differ in size: 'a.png' is 12x10 and 'b.png' is 5x5"),
         (constant, [], "the same single colour"),

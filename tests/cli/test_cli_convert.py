@@ -34,17 +34,7 @@ def test_from_an_imported_form_to_a_student(teacher: Path, tmp_path: Path, cli: 
     assert report["from"] == str(teacher)
     assert report["modulation"] == "double"
     assert load(out, "cpu").spec.modulation == "double"
-    few = [
-        "--loop.iterations",
-        "2",
-        "--loop.batch-size",
-        "4",
-        "--loop.sample-every",
-        "0",
-        "--loop.device",
-        "cpu",
-        "--quiet",
-    ]
+    few = ["--loop.iterations", "2", "--loop.batch-size", "4", "--loop.sample-every", "0", "--loop.device", "cpu", "--quiet"]
     result = cli("distill", out, "--out", tmp_path / "student", *few)
     assert result.code == 0, result.err
     assert load(tmp_path / "student", "cpu").kind == "consistency"

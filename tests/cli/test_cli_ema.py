@@ -54,11 +54,7 @@ def test_ema_writes_a_model_folder(cli: Cli, run_folder: Path, tmp_path: Path) -
     )
     assert result.err == ""
     assert error < 1e-3
-    assert sorted(path.name for path in out.iterdir()) == [
-        "model.json",
-        "network.safetensors",
-        "reconstruction.json",
-    ]
+    assert sorted(path.name for path in out.iterdir()) == ["model.json", "network.safetensors", "reconstruction.json"]
     picture = tmp_path / "x.png"
     assert cli("sample", out, "--num", 4, "--steps", 3, "--out", picture, "--quiet").code == 0
     expected = make_grid(load(out, "cpu").sample(4, steps=3))
@@ -107,10 +103,7 @@ def test_mistakes_with_ema(cli: Cli, run_folder: Path, teacher_folder: Path, tmp
     for args, words in (
         ([run_folder, "--sigma-rel", 0.3], "relative EMA width 0.3; expected a number in (0, 0.28)"),
         ([run_folder, "--sigma-rel", "nan"], "relative EMA width nan"),
-        (
-            [run_folder, "--sigma-rel", 0.1, "--iteration", 17],
-            "iteration 17 has no snapshots around it; expected one from 2",
-        ),
+        ([run_folder, "--sigma-rel", 0.1, "--iteration", 17], "iteration 17 has no snapshots around it; expected one from 2"),
         ([run_folder, "--sigma-rel", 0.1, "--iteration", 1], "iteration 1 has no snapshots around it"),
         ([teacher_folder, "--sigma-rel", 0.1], "holds no snapshots of averaged weights"),
         ([tmp_path / "none", "--sigma-rel", 0.1], "holds no config.json; expected a run folder"),

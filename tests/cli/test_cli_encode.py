@@ -33,17 +33,7 @@ Cli = Callable[..., Any]
 
 NAMES = [f"{name}/{i}.png" for name in ("cats", "dogs") for i in range(5)]
 TINY = ["--loop.iterations", "4", "--loop.batch-size", "4", "--loop.sample-every", "4", "--network.width", "8"]
-TINY += [
-    "--network.mult",
-    "1",
-    "2",
-    "--network.blocks",
-    "1",
-    "--network.attention",
-    "1",
-    "--network.conditioning.width",
-    "8",
-]
+TINY += ["--network.mult", "1", "2", "--network.blocks", "1", "--network.attention", "1", "--network.conditioning.width", "8"]
 
 
 @pytest.fixture(scope="module")

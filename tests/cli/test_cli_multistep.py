@@ -31,10 +31,7 @@ def test_from_distilling_to_measuring(cli: Cli, teacher_folder: Path, tmp_path: 
     ("options", "words"),
     [
         (["--objective.segments", 0], "objective.segments is 0; expected at least 1; correct the setting"),
-        (
-            ["--objective.segments", 4, "--objective.kind", "scd-vsd"],
-            "objective.segments is 4; expected 1, ",
-        ),
+        (["--objective.segments", 4, "--objective.kind", "scd-vsd"], "objective.segments is 4; expected 1, "),
         (["--objective.segments", 999], "999 segments of the quarter circle"),
     ],
 )

@@ -33,8 +33,7 @@ def named_folder(student_folder: Path, tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.mark.parametrize(
-    ("said", "labels"),
-    [(["three"], [3]), (["3"], [3]), (["three", "7", "zero"], [3, 7, 0]), (["007"], [7]), ([], None)],
+    ("said", "labels"), [(["three"], [3]), (["3"], [3]), (["three", "7", "zero"], [3, 7, 0]), (["007"], [7]), ([], None)]
 )
 def test_classes_are_said_by_name_or_number(
     said: list[str], labels: list[int] | None, named_folder: Path, cli: Cli, tmp_path: Path

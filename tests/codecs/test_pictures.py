@@ -38,13 +38,7 @@ def placed(images: Tensor, columns: int, gap: int, scale: int) -> np.ndarray[Any
 
 @pytest.mark.parametrize(
     ("n", "c", "h", "w", "columns", "gap", "scale"),
-    [
-        (1, 1, 4, 4, 1, 1, 1),
-        (5, 1, 3, 2, 2, 1, 2),
-        (6, 3, 2, 5, 3, 2, 1),
-        (7, 3, 3, 3, 10, 0, 3),
-        (4, 1, 2, 2, 4, 3, 1),
-    ],
+    [(1, 1, 4, 4, 1, 1, 1), (5, 1, 3, 2, 2, 1, 2), (6, 3, 2, 5, 3, 2, 1), (7, 3, 3, 3, 10, 0, 3), (4, 1, 2, 2, 4, 3, 1)],
 )
 def test_grid_against_every_pixel(n: int, c: int, h: int, w: int, columns: int, gap: int, scale: int) -> None:
     images = random_images(n, c, h, w)

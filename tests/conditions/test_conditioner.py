@@ -70,8 +70,7 @@ def test_a_network_of_ones_own_may_say_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "now"),
-    [("null_label", 0, '{"label"}'), ("takes_guidance", True, "guidance"), ("takes_end", True, "end")],
+    ("name", "value", "now"), [("null_label", 0, '{"label"}'), ("takes_guidance", True, "guidance"), ("takes_end", True, "end")]
 )
 def test_attributes_of_earlier_versions_are_pointed_out(name: str, value: Any, now: str) -> None:
     network = nn.Linear(2, 2)
@@ -374,8 +373,7 @@ def test_numbers_are_rows() -> None:
 
 
 @pytest.mark.parametrize(
-    "said",
-    [[1, 2, 3], 1.0, [[1.0], [2.0]], [], [1.0, float("nan")], [[1.0, 2.0], [float("inf"), 0.0]], torch.zeros(0, 2)],
+    "said", [[1, 2, 3], 1.0, [[1.0], [2.0]], [], [1.0, float("nan")], [[1.0, 2.0], [float("inf"), 0.0]], torch.zeros(0, 2)]
 )
 def test_numbers_of_another_shape(said: Any) -> None:
     with pytest.raises(UserError, match=r"^size of shape \(.*\); expected finite numbers of shape \(2,\), or several"):

@@ -259,12 +259,7 @@ def test_odd_tars(tmp_path: Path) -> None:
 def test_two_hundred_damaged_images_are_no_crash(tmp_path: Path) -> None:
     folder = tmp_path / "photos"
     folder.mkdir()
-    kinds = {
-        "png": ("PNG", {}),
-        "jpg": ("JPEG", {}),
-        "webp": ("WEBP", {"lossless": True}),
-        "PNG": ("PNG", {"optimize": True}),
-    }
+    kinds = {"png": ("PNG", {}), "jpg": ("JPEG", {}), "webp": ("WEBP", {"lossless": True}), "PNG": ("PNG", {"optimize": True})}
     sources: dict[str, bytes] = {ending: encoded(noise(30, 30), kind, **options) for ending, (kind, options) in kinds.items()}
     for index in range(200):
         ending = list(sources)[index % 4]

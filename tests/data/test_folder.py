@@ -128,10 +128,7 @@ def test_reading_changes_nothing_in_the_folder(photos: Path, save: Save, pack: P
 
     def state() -> dict[str, tuple[int, str]]:
         return {
-            str(path): (
-                path.stat().st_mtime_ns,
-                hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "",
-            )
+            str(path): (path.stat().st_mtime_ns, hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "")
             for path in tmp_path.rglob("*")
         }
 
@@ -349,13 +346,7 @@ def refuse(monkeypatch: pytest.MonkeyPatch, module: object, function: str, endin
 )
 @pytest.mark.parametrize("skip_corrupt", [True, False])
 def test_what_may_not_be_read_is_named(
-    photos: Path,
-    save: Save,
-    monkeypatch: pytest.MonkeyPatch,
-    module: object,
-    function: str,
-    ending: str,
-    skip_corrupt: bool,
+    photos: Path, save: Save, monkeypatch: pytest.MonkeyPatch, module: object, function: str, ending: str, skip_corrupt: bool
 ) -> None:
     save("cats/1.png", 1)
     refuse(monkeypatch, module, function, ending)

@@ -155,12 +155,7 @@ def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_addresses() -> None:
     address = Address.parse("hf:org/name?split=train%5B:10%25%5D&stream=1&window=7")
-    assert (address.name, address.settings["split"], address.streams, address.window) == (
-        "org/name",
-        "train[:10%]",
-        True,
-        7,
-    )
+    assert (address.name, address.settings["split"], address.streams, address.window) == ("org/name", "train[:10%]", True, 7)
     assert not Address.parse("hf:org/name?stream=0").streams
 
 

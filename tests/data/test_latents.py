@@ -23,12 +23,7 @@ from torch import Tensor
 from training.tiny import differing, state_of, tiny_config
 from trigflow.codecs import Latents, Pixels
 from trigflow.codecs.vae import VAESource
-from trigflow.data import (
-    ImageDataset,
-    LatentDataset,
-    measure_latents,
-    open_dataset,
-)
+from trigflow.data import ImageDataset, LatentDataset, measure_latents, open_dataset
 from trigflow.models.model import Model, load
 from trigflow.runtime.errors import UserError
 from trigflow.training.trainer import Trainer
@@ -186,10 +181,7 @@ def test_what_passes_the_memory_limit_stays_in_its_zip(tmp_path: Path) -> None:
     folder = write(tmp_path / "latents", latents, content=content)
     limit = latents.nbytes / 2**30
     archive = stored_zip(folder)
-    inside, outside = (
-        open_dataset(archive, memory_limit_gib=limit),
-        open_dataset(archive, memory_limit_gib=0.99 * limit),
-    )
+    inside, outside = (open_dataset(archive, memory_limit_gib=limit), open_dataset(archive, memory_limit_gib=0.99 * limit))
     assert isinstance(inside, LatentDataset)
     assert isinstance(outside, LatentDataset)
     assert inside.rows is None

@@ -207,9 +207,7 @@ def test_numbers_out_of_range_are_refused(photos: Path, workers: int, ahead: int
         Loader(dataset, plans(dataset), 5, workers=workers, ahead=ahead)
 
 
-def test_a_worker_is_quiet_about_a_training_that_has_gone_and_loud_about_all_else(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_worker_is_quiet_about_a_training_that_has_gone_and_loud_about_all_else(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[type[BaseException]] = []
     monkeypatch.setattr(signal, "signal", lambda number, handler: None)
     monkeypatch.setattr(sys, "excepthook", lambda kind, error, trace: said.append(kind))

@@ -21,20 +21,7 @@ def test_derived_seeds_are_the_same_on_every_machine() -> None:
 
 
 def test_derived_seeds_tell_paths_apart() -> None:
-    paths = [
-        (),
-        (0,),
-        ("0",),
-        (0, 0),
-        ("a", "bc"),
-        ("ab", "c"),
-        ("a,bc",),
-        ('a","bc',),
-        (-1,),
-        (2**70,),
-        ("ä",),
-        ("\ud800",),
-    ]
+    paths = [(), (0,), ("0",), (0, 0), ("a", "bc"), ("ab", "c"), ("a,bc",), ('a","bc',), (-1,), (2**70,), ("ä",), ("\ud800",)]
     seeds = [derive_seed(seed, *path) for seed in (0, 1, -1) for path in paths]
     assert len(set(seeds)) == len(seeds)
 

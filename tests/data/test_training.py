@@ -29,11 +29,7 @@ def photos(save: Save) -> Path:
 
 
 def trainer(photos: Path, folder: Path, resume: bool = False, **changes: object) -> Trainer:
-    settings = {
-        "data.source": str(photos),
-        "data.flip": True,
-        **{name.replace("__", "."): v for name, v in changes.items()},
-    }
+    settings = {"data.source": str(photos), "data.flip": True, **{name.replace("__", "."): v for name, v in changes.items()}}
     return Trainer(change(tiny_config(), settings), folder, resume=resume, progress=False)
 
 

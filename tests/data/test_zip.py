@@ -53,8 +53,7 @@ def test_a_zip_gives_what_its_folder_gives(photos: Path, save: Save, tmp_path: P
     for name in ("cats/1.png", "cats/deep/2.png", "dogs/3.png"):
         save(name, rng.integers(0, 256, (5, 7, 3), dtype=np.uint8))
     source = write_zip(
-        tmp_path / "all.zip",
-        {str(path.relative_to(photos)): path.read_bytes() for path in photos.rglob("*.png")},
+        tmp_path / "all.zip", {str(path.relative_to(photos)): path.read_bytes() for path in photos.rglob("*.png")}
     )
     folder, packed = open_dataset(photos), open_dataset(source)
     assert torch.equal(folder.images, packed.images)

@@ -18,10 +18,7 @@ from trigflow.training.config import RunConfig
 
 
 def student(
-    changes: dict[str, Any] | None = None,
-    *,
-    kind: Kind = "consistency",
-    times: dict[int, tuple[float, ...]] | None = None,
+    changes: dict[str, Any] | None = None, *, kind: Kind = "consistency", times: dict[int, tuple[float, ...]] | None = None
 ) -> Model:
     """A class-conditional student of digits; `changes` are settings by dotted name, as `{"objective.segments": 4}`."""
     config: RunConfig = digits_config({"objective.kind": "scd", "network.mult": (1,), "teacher": "teacher", **(changes or {})})

@@ -130,11 +130,7 @@ def test_torchscript_of_every_kind_of_model(name: str, tmp_path: Path) -> None:
     [
         ("student", "renoise", {"1": (1.564546,), "2": (1.56, 0.7), "4": (1.564546, 1.1, 0.733333, 0.366667)}),
         ("multistep", "jump", {"4": (1.564546, 1.178097, 0.785398, 0.392699)}),
-        (
-            "meanflow",
-            "jump",
-            {"1": (1.564546,), "2": (1.564546, 0.785398), "4": (1.564546, 1.249046, 0.785398, 0.321751)},
-        ),
+        ("meanflow", "jump", {"1": (1.564546,), "2": (1.564546, 0.785398), "4": (1.564546, 1.249046, 0.785398, 0.321751)}),
     ],
 )
 def test_model_json_says_when_to_call_it(name: str, sampler: str, times: dict[str, tuple[float, ...]], tmp_path: Path) -> None:

@@ -54,12 +54,7 @@ def by_server(model: Model, labels: Any) -> Tensor:
     return draw_together(offer.drawers[0], NoiseSource(model), [order])[0]
 
 
-DOORS: dict[str, Door] = {
-    "sample": by_sample,
-    "engine": by_engine,
-    "pipeline": by_pipeline,
-    "server": by_server,
-}
+DOORS: dict[str, Door] = {"sample": by_sample, "engine": by_engine, "pipeline": by_pipeline, "server": by_server}
 
 
 def one_hot(*labels: int) -> Tensor:

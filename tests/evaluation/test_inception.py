@@ -163,10 +163,7 @@ def test_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_images_that_are_neither_gray_nor_rgb() -> None:
-    with (
-        torch.random.fork_rng(devices=[]),
-        pytest.raises(UserError, match="images of 4 channels; expected gray or RGB"),
-    ):
+    with torch.random.fork_rng(devices=[]), pytest.raises(UserError, match="images of 4 channels; expected gray or RGB"):
         Inception()(torch.zeros(1, 4, 8, 8, dtype=torch.uint8))
 
 

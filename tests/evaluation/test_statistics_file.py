@@ -92,10 +92,7 @@ def damaged_moments() -> dict[str, tuple[dict[str, Any], str]]:
     lopsided[0, 1] += 1
     return {
         "no sigma": ({"mu": good["mu"]}, "holds no 'mu' and 'sigma'"),
-        "shapes": (
-            {"mu": good["mu"][:4], "sigma": good["sigma"]},
-            r"mean of shape (4,) and a covariance of shape (5, 5)",
-        ),
+        "shapes": ({"mu": good["mu"][:4], "sigma": good["sigma"]}, r"mean of shape (4,) and a covariance of shape (5, 5)"),
         "scalar": ({"mu": np.float64(1), "sigma": np.float64(1)}, "mean of shape ()"),
         "empty": ({"mu": np.zeros(0), "sigma": np.zeros((0, 0))}, "mean of shape (0,)"),
         "whole numbers": ({name: array.astype(int) for name, array in good.items()}, "has a mean of shape"),

@@ -103,8 +103,7 @@ def test_interrupted_three_times_it_ends_the_same(finished: Path, tmp_path: Path
 
 @pytest.mark.parametrize("where", ["teacher", "student", "scoring"])
 @pytest.mark.parametrize(
-    "other",
-    [{"seed": 6, "quick": True}, {"seed": 5, "quick": False}, {"recipe": "mnist", "seed": 5, "quick": True}],
+    "other", [{"seed": 6, "quick": True}, {"seed": 5, "quick": False}, {"recipe": "mnist", "seed": 5, "quick": True}]
 )
 def test_an_interrupted_demo_is_not_mixed_with_another(
     other: dict[str, Any], where: str, finished: Path, tmp_path: Path
@@ -129,11 +128,7 @@ def test_a_finished_demo_is_not_repeated(finished: Path, monkeypatch: pytest.Mon
     written = json.loads((finished / "report.json").read_text())
     assert report.figures == {name: value for name, value in written.items() if name not in ("format", "trigflow")}
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
-    for other in (
-        {"seed": 6, "quick": True},
-        {"seed": 5, "quick": False},
-        {"recipe": "mnist", "seed": 5, "quick": True},
-    ):
+    for other in ({"seed": 6, "quick": True}, {"seed": 5, "quick": False}, {"recipe": "mnist", "seed": 5, "quick": True}):
         with pytest.raises(UserError, match="holds a finished demo with recipe digits, seed 5, quick True; expected a"):
             run_demo(finished, progress=False, **other)
 

@@ -37,10 +37,7 @@ Trained = tuple[Model, Path]
 
 
 def train(
-    folder: Path,
-    changes: dict[str, Any],
-    teacher: Model | None = None,
-    before: Callable[[Trainer], object] | None = None,
+    folder: Path, changes: dict[str, Any], teacher: Model | None = None, before: Callable[[Trainer], object] | None = None
 ) -> Trained:
     """A model and its run folder."""
     trainer = tiny_trainer(folder, changes, teacher=teacher)

@@ -14,18 +14,7 @@ import torch
 from training.tiny import all_digits, change, model_from
 from trigflow.data import ImageDataset, LatentDataset
 from trigflow.data.captions import Captions
-from trigflow.lab.recipes import (
-    DATA,
-    RECIPES,
-    RUNS,
-    Recipe,
-    get_recipe,
-    get_run,
-    preset,
-    recipe_for,
-    require_data,
-    shrink,
-)
+from trigflow.lab.recipes import DATA, RECIPES, RUNS, Recipe, get_recipe, get_run, preset, recipe_for, require_data, shrink
 from trigflow.lab.recipes.listing import list_recipes, resolve_run, show
 from trigflow.models.model import Model
 from trigflow.networks import build
@@ -357,11 +346,7 @@ def test_a_teacher_and_a_student_by_name(photos: Callable[..., Path], cli: Cli, 
         assert found.objective == recipe.objective
         assert found.optimizer == recipe.optimizer
         assert found.ema == recipe.ema
-        assert (found.network.width, found.network.resolution, found.network.dropout) == (
-            16,
-            16,
-            recipe.network.dropout,
-        )
+        assert (found.network.width, found.network.resolution, found.network.dropout) == (16, 16, recipe.network.dropout)
 
 
 def test_a_student_has_its_own_dropout(cli: Cli, teacher_folder: Path, tmp_path: Path) -> None:

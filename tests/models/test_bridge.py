@@ -358,12 +358,7 @@ def test_labels_and_guidance_reach_the_model() -> None:
 
 @pytest.mark.parametrize(
     ("old", "now"),
-    [
-        ({"null_label": 10}, "null = {"),
-        ({"takes_guidance": True}, "guidance"),
-        ({"takes_end": True}, "end"),
-        ({"nul": 1}, ""),
-    ],
+    [({"null_label": 10}, "null = {"), ({"takes_guidance": True}, "guidance"), ({"takes_end": True}, "end"), ({"nul": 1}, "")],
 )
 def test_arguments_of_earlier_versions_are_named_with_what_says_it_now(old: dict[str, Any], now: str) -> None:
     with pytest.raises(UserError, match=f"^{next(iter(old))} for a bridge; expected .*null or takes") as caught:
@@ -382,12 +377,7 @@ def test_any_condition_reaches_the_model_and_is_none_where_it_is_not_told() -> N
     none = {"wind": torch.tensor([0.5, -0.5])}
     bridge = FlowBridge(nn.Identity(), TrigFlow(), adapter=adapter, null=none, takes=("depth",))
     assert bridge.takes == {"wind", "depth"}
-    x, t, depth, wind = (
-        torch.ones(2, 3),
-        torch.tensor([0.3, 0.9]),
-        torch.ones(2, 4, 4),
-        torch.tensor([[1.0, 2], [3, 4]]),
-    )
+    x, t, depth, wind = (torch.ones(2, 3), torch.tensor([0.3, 0.9]), torch.ones(2, 4, 4), torch.tensor([[1.0, 2], [3, 4]]))
     bridge(x, t, depth=depth, wind=wind)
     bridge(x, t, depth=depth)
     assert torch.equal(seen[0]["wind"], wind)
@@ -410,13 +400,7 @@ def test_plain_adapter_calls_with_what_there_is() -> None:
     plain(model, x, time, guidance=scale)
     plain(model, x, time, guidance=scale, label=label)
     plain(model, x, time, wind=x, depth=time, guidance=scale)
-    expected = [
-        (x, time),
-        (x, time, label),
-        (x, time, scale),
-        (x, time, label, scale),
-        (x, time, scale, time, x),
-    ]
+    expected = [(x, time), (x, time, label), (x, time, scale), (x, time, label, scale), (x, time, scale, time, x)]
     assert [[id(a) for a in call] for call in calls] == [[id(a) for a in call] for call in expected]
 
 
@@ -523,14 +507,7 @@ def test_prompts_for_a_model_conditioned_on_text() -> None:
 def test_published_networks_bridged_or_with_the_other_sign_are_the_same(name: str) -> None:
     """Imported weights have the sign of the output layer changed; a bridge changes the sign of the output."""
     conditioning = ConditioningConfig("log", "fourier" if name == "edm2" else "positional", 1.0, width=16, num_classes=3)
-    shared: dict[str, Any] = {
-        "channels": 1,
-        "resolution": 8,
-        "width": 16,
-        "mult": (1, 2),
-        "blocks": 1,
-        "attention": (4,),
-    }
+    shared: dict[str, Any] = {"channels": 1, "resolution": 8, "width": 16, "mult": (1, 2), "blocks": 1, "attention": (4,)}
     config: Any = EDM2Config(**shared, modulation="gain", conditioning=conditioning)
     if name == "ddpmpp":
         config = DDPMPPConfig(**shared, norm="add", conditioning=conditioning)

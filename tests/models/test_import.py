@@ -375,22 +375,9 @@ def test_command(tmp_path: Path, cli: Callable[..., Any]) -> None:
     assert result.code == 0, result.err
     assert "EDMPrecond(SongUNet)" in result.out
     assert "200000 kimg" in result.out
-    assert sorted(p.name for p in (tmp_path / "new" / "run").iterdir()) == [
-        "model.json",
-        "network.safetensors",
-    ]
+    assert sorted(p.name for p in (tmp_path / "new" / "run").iterdir()) == ["model.json", "network.safetensors"]
     drawn = cli(
-        "sample",
-        tmp_path / "new" / "run",
-        "--num",
-        2,
-        "--steps",
-        1,
-        "--out",
-        tmp_path / "x.png",
-        "--quiet",
-        "--device",
-        "cpu",
+        "sample", tmp_path / "new" / "run", "--num", 2, "--steps", 1, "--out", tmp_path / "x.png", "--quiet", "--device", "cpu"
     )
     assert drawn.code == 0, drawn.err
     assert (tmp_path / "x.png").is_file()

@@ -427,10 +427,7 @@ def test_save_and_load_give_the_same_model(student: Model, tmp_path: Path) -> No
     assert torch.equal(again.sample(5), model.sample(5))
     assert not again.network.training
     assert not any(p.requires_grad for p in again.network.parameters())
-    assert sorted(path.name for path in (tmp_path / "deep" / "model").iterdir()) == [
-        "model.json",
-        "network.safetensors",
-    ]
+    assert sorted(path.name for path in (tmp_path / "deep" / "model").iterdir()) == ["model.json", "network.safetensors"]
 
 
 Damage = Callable[[Path], object]
@@ -463,19 +460,13 @@ def cut(name: str, share: float) -> Damage:
         (cut("network.safetensors", 0.01), r"network\.safetensors' cannot be read"),
         (cut("network.safetensors", 0), r"network\.safetensors' cannot be read"),
         (edit("model.json", lambda raw: []), r"model\.json' cannot be used"),
-        (
-            edit("model.json", lambda raw: {**raw, "format": 3, "trigflow": "9.1"}),
-            r"format 3, .*at most 2.*update.* to 9\.1",
-        ),
+        (edit("model.json", lambda raw: {**raw, "format": 3, "trigflow": "9.1"}), r"format 3, .*at most 2.*update.* to 9\.1"),
         (edit("model.json", lambda raw: {**raw, "format": "two"}), r"model\.json' has format 'two'"),
         (edit("model.json", lambda raw: {**raw, "sampling": {**raw["sampling"], "kind": "gan"}}), "kind 'gan'"),
         (edit("model.json", lambda raw: {**raw, "sampling": []}), "model.json' cannot be used"),
         (edit("model.json", lambda raw: {**raw, "codec": {**raw["codec"], "shape": [8, 8]}}), r"shape \(8, 8\)"),
         (edit("model.json", lambda raw: {**raw, "codec": {**raw["codec"], "shape": "square"}}), "shape 'square'"),
-        (
-            edit("model.json", lambda raw: {**raw, "codec": {**raw["codec"], "kind": "waves"}}),
-            "kind 'waves'; .*--plugin",
-        ),
+        (edit("model.json", lambda raw: {**raw, "codec": {**raw["codec"], "kind": "waves"}}), "kind 'waves'; .*--plugin"),
         (edit("model.json", lambda raw: {**raw, "times": {"two": [1.5]}}), "model.json' cannot be used"),
         (edit("model.json", lambda raw: {**raw, "codec": None}), "a codec saved as None"),
         (edit("model.json", lambda raw: {**raw, "codec": {}}), "a codec saved as"),

@@ -364,10 +364,7 @@ def test_files_that_are_no_pickle(content: bytes) -> None:
 
 @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
-    st.lists(
-        st.sampled_from([bytes([c]) for c in b"]})(NuestbRaK\x01\x94\x85\x86\x87\x8fh\x00\x90\x91\x930\x81"]),
-        max_size=60,
-    )
+    st.lists(st.sampled_from([bytes([c]) for c in b"]})(NuestbRaK\x01\x94\x85\x86\x87\x8fh\x00\x90\x91\x930\x81"]), max_size=60)
 )
 def test_any_stream_is_read_or_refused(codes: list[bytes]) -> None:
     stream = START + name("collections", "OrderedDict") + b"".join(codes) + b"."

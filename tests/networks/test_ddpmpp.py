@@ -439,14 +439,8 @@ def test_muon_leaves_the_conditioning_path_to_adam() -> None:
         ({"dropout": 1.0}, r"dropout is 1.0; expected a number in \[0, 1\); correct"),
         ({"time_map": "Log"}, "time_map is 'Log'; expected identity or log; correct"),
         ({"num_classes": -1}, "num_classes is -1; expected 0 or more; correct"),
-        (
-            {"conditioning": ConditioningConfig(width=2)},
-            "conditioning.width is 2; expected an even number >= 4; correct",
-        ),
-        (
-            {"conditioning": ConditioningConfig(width=5)},
-            "conditioning.width is 5; expected an even number >= 2; correct",
-        ),
+        ({"conditioning": ConditioningConfig(width=2)}, "conditioning.width is 2; expected an even number >= 4; correct"),
+        ({"conditioning": ConditioningConfig(width=5)}, "conditioning.width is 5; expected an even number >= 2; correct"),
     ],
 )
 def test_impossible_settings_are_refused(settings: dict[str, Any], message: str) -> None:

@@ -24,14 +24,7 @@ from trigflow.networks.layers import ConditioningLinear
 from trigflow.objectives import TangentConfig, objective_of
 from trigflow.runtime.errors import UserError
 from trigflow.tangent import coverage, jvp
-from trigflow.training.config import (
-    EMAConfig,
-    LoopConfig,
-    OptimizerConfig,
-    RunConfig,
-    from_dict,
-    to_dict,
-)
+from trigflow.training.config import EMAConfig, LoopConfig, OptimizerConfig, RunConfig, from_dict, to_dict
 from trigflow.training.muon import hidden_matrices
 from trigflow.training.setup import start_from
 from trigflow.training.trainer import Trainer

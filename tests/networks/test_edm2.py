@@ -44,15 +44,7 @@ def network(seed: int = 0, *, gains: float = 0.5, **settings: Any) -> EDM2:
     inner = {k: v for k, v in settings.items() if k in ConditioningConfig.__dataclass_fields__ and k != "width"}
     outer = {k: v for k, v in settings.items() if k in EDM2Config.__dataclass_fields__}
     assert len(inner) + len(outer) == len(settings), settings
-    sizes = {
-        "channels": 3,
-        "resolution": 16,
-        "width": 8,
-        "mult": (1, 2),
-        "blocks": 1,
-        "attention": (8,),
-        "head_width": 8,
-    }
+    sizes = {"channels": 3, "resolution": 16, "width": 8, "mult": (1, 2), "blocks": 1, "attention": (8,), "head_width": 8}
     conditioning = ConditioningConfig(width=16, **{"num_classes": 3, **inner})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

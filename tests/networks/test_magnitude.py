@@ -11,16 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from networks.helpers import draw
-from trigflow.networks.magnitude import (
-    EPS,
-    MPConv,
-    MPFourier,
-    MPPositional,
-    mp_cat,
-    mp_silu,
-    mp_sum,
-    unit_magnitude,
-)
+from trigflow.networks.magnitude import EPS, MPConv, MPFourier, MPPositional, mp_cat, mp_silu, mp_sum, unit_magnitude
 
 
 def rms(x: Tensor) -> float:

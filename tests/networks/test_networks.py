@@ -11,16 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from networks.helpers import KINDS, SWITCHES, awake, draw, inputs, network
-from trigflow.networks import (
-    MLP,
-    NETWORKS,
-    ConditioningConfig,
-    MLPConfig,
-    UNet,
-    UNetConfig,
-    build,
-    name_of,
-)
+from trigflow.networks import MLP, NETWORKS, ConditioningConfig, MLPConfig, UNet, UNetConfig, build, name_of
 from trigflow.networks.embeddings import Conditioning
 from trigflow.networks.layers import AdaptiveNorm
 from trigflow.runtime.errors import UserError

@@ -7,16 +7,7 @@ import torch
 
 import trigflow.tangent as tangent
 from trigflow.conditions import Text, dropped
-from trigflow.networks import (
-    ConditioningConfig,
-    DDPMPPConfig,
-    DiTConfig,
-    EDM2Config,
-    MLPConfig,
-    TextConfig,
-    UNetConfig,
-    build,
-)
+from trigflow.networks import ConditioningConfig, DDPMPPConfig, DiTConfig, EDM2Config, MLPConfig, TextConfig, UNetConfig, build
 from trigflow.networks.text import TextEncoder
 from trigflow.runtime.errors import UserError
 

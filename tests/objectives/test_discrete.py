@@ -11,23 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from objectives.helpers import (
-    GAUSSIAN,
-    PROCESS,
-    ExactStudent,
-    batch,
-    consistency_loss,
-    generator,
-    student,
-    tangent_of,
-)
-from trigflow.objectives import (
-    AdaptiveWeight,
-    DiscreteConfig,
-    TangentConfig,
-    discrete_loss,
-    discrete_tangent,
-)
+from objectives.helpers import GAUSSIAN, PROCESS, ExactStudent, batch, consistency_loss, generator, student, tangent_of
+from trigflow.objectives import AdaptiveWeight, DiscreteConfig, TangentConfig, discrete_loss, discrete_tangent
 from trigflow.process import HALF_PI, Proposal
 from trigflow.samplers import SOLVERS, sigma_grid
 

@@ -37,9 +37,7 @@ def student(teacher: MLP, config: DiscreteConfig, velocity: Callable[[Tensor, Te
     ],
 )
 def test_students_learn_all_of_the_mixture(
-    config: DiscreteConfig,
-    velocity: Callable[[Tensor, Tensor], Tensor] | None,
-    teacher: MLP,
+    config: DiscreteConfig, velocity: Callable[[Tensor, Tensor], Tensor] | None, teacher: MLP
 ) -> None:
     net = student(teacher, config, velocity)
     assert good(draw(net, 2))

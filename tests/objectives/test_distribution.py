@@ -14,14 +14,7 @@ from objectives.helpers import PROCESS, batch, consistency_loss, generator, stud
 from objectives.test_learning import COUNT, DATA, draw, energy_distance, shares, train
 from oracles.gaussian import GaussianOracle
 from trigflow.networks import MLP
-from trigflow.objectives import (
-    AdaptiveWeight,
-    Loss,
-    diffusion_loss,
-    rollout,
-    vsd_direction,
-    vsd_loss,
-)
+from trigflow.objectives import AdaptiveWeight, Loss, diffusion_loss, rollout, vsd_direction, vsd_loss
 from trigflow.process import HALF_PI, Proposal
 from trigflow.samplers import flow_map_sample, network_velocity
 

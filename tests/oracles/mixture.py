@@ -78,11 +78,7 @@ class MixtureOracle:
         return (low + high) / 2
 
     def sample(
-        self,
-        n: int,
-        generator: torch.Generator | None = None,
-        label: Tensor | None = None,
-        dtype: torch.dtype = torch.float32,
+        self, n: int, generator: torch.Generator | None = None, label: Tensor | None = None, dtype: torch.dtype = torch.float32
     ) -> tuple[Tensor, Tensor]:
         """`n` data points `(n, d)` and their components `(n,)`; drawn from the given components if `label` is."""
         if label is None:

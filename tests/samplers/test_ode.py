@@ -147,8 +147,7 @@ def test_steps_for_nfe_spends_the_budget_and_no_more(name: str) -> None:
 
 @pytest.mark.parametrize("name", SOLVERS)
 @pytest.mark.parametrize(
-    ("given", "state"),
-    [(torch.bfloat16, torch.float32), (torch.float32, torch.float32), (torch.float64, torch.float64)],
+    ("given", "state"), [(torch.bfloat16, torch.float32), (torch.float32, torch.float32), (torch.float64, torch.float64)]
 )
 def test_state_is_float32_or_higher(name: str, given: torch.dtype, state: torch.dtype) -> None:
     counted = Counted(lambda x, t: GAUSSIAN.velocity(x, t).bfloat16())

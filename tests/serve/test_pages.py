@@ -44,8 +44,7 @@ def test_files(client: TestClient, path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "path",
-    ["/page/", "/page/main", "/page/../pages.py", "/page/%2e%2e/pages.py", "/page/..%2fpages.py", "/page//etc/passwd"],
+    "path", ["/page/", "/page/main", "/page/../pages.py", "/page/%2e%2e/pages.py", "/page/..%2fpages.py", "/page//etc/passwd"]
 )
 def test_other_names_are_not_found(client: TestClient, path: str) -> None:
     assert client.get(path).status_code == 404

@@ -235,15 +235,7 @@ def test_conditions_of_a_mix_and_of_a_long_request(windward: TestClient) -> None
 
 @pytest.mark.parametrize(
     "said",
-    [
-        {"rain": 1.0},
-        {"label": 3},
-        {"wind": [1.0, 2.0, 3.0]},
-        {"wind": "strong"},
-        {"wind": []},
-        {"wind": None},
-        [1.0, 2.0],
-    ],
+    [{"rain": 1.0}, {"label": 3}, {"wind": [1.0, 2.0, 3.0]}, {"wind": "strong"}, {"wind": []}, {"wind": None}, [1.0, 2.0]],
 )
 def test_bad_conditions_are_refused(said: Any, windward: TestClient) -> None:
     words = refused(windward, conditions=said)

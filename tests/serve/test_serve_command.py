@@ -71,14 +71,7 @@ def test_a_teacher_of_other_classes_is_not_served_as_that_of_the_student(
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [
-        ("images", 2.5),
-        ("images", True),
-        ("steps", "8"),
-        ("queue_seconds", float("inf")),
-        ("guidance", None),
-        ("batch", -1),
-    ],
+    [("images", 2.5), ("images", True), ("steps", "8"), ("queue_seconds", float("inf")), ("guidance", None), ("batch", -1)],
 )
 def test_limits_from_python_are_checked_too(name: str, value: Any) -> None:
     with pytest.raises(UserError, match=rf"^limit {name} = .*; expected a (whole|finite) number above 0; correct --limits"):

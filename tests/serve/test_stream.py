@@ -254,10 +254,7 @@ def test_token_as_header_or_subprotocol() -> None:
             ):
                 pass
             assert refused.value.status_code == 401
-        for headers, subprotocols in (
-            ({"authorization": f"Bearer {TOKEN}"}, []),
-            ({}, [PROTOCOL, f"bearer.{TOKEN}"]),
-        ):
+        for headers, subprotocols in (({"authorization": f"Bearer {TOKEN}"}, []), ({}, [PROTOCOL, f"bearer.{TOKEN}"])):
             with client.websocket_connect("/v1/stream", headers=headers, subprotocols=subprotocols) as stream:
                 ask(stream, 1)
                 assert frame(stream)["id"] == 1
@@ -267,14 +264,7 @@ def test_token_as_header_or_subprotocol() -> None:
 def test_pages_of_other_origins_are_refused() -> None:
     app = create_app([stub_offer(StubDrawer())], origins=["https://friend.example"])
     with TestClient(app) as client:
-        for origin in (
-            "https://evil.example",
-            "null",
-            "http://testserver.evil.example",
-            "http://[::1",
-            "testserver",
-            "",
-        ):
+        for origin in ("https://evil.example", "null", "http://testserver.evil.example", "http://[::1", "testserver", ""):
             with (
                 pytest.raises(WebSocketDenialResponse) as refused,
                 client.websocket_connect("/v1/stream", headers={"origin": origin}),

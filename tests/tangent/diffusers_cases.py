@@ -65,12 +65,7 @@ class Case:
         return draw(1, *self.latents[1]).to(dtype), torch.tensor([0.5, 0.75], dtype=dtype)
 
 
-UNET: dict[str, Any] = {
-    "sample_size": 8,
-    "layers_per_block": 1,
-    "block_out_channels": (8, 16),
-    "norm_num_groups": 4,
-}
+UNET: dict[str, Any] = {"sample_size": 8, "layers_per_block": 1, "block_out_channels": (8, 16), "norm_num_groups": 4}
 IDS = torch.cartesian_prod(torch.zeros(1), torch.arange(4.0), torch.arange(4.0))
 KEPT = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
 

@@ -104,11 +104,7 @@ def test_spectral_weights_written_into_a_slice() -> None:
 
 CONDITIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "sizes and crops": (
-        {
-            "addition_embed_type": "text_time",
-            "addition_time_embed_dim": 4,
-            "projection_class_embeddings_input_dim": 6 * 4 + 7,
-        },
+        {"addition_embed_type": "text_time", "addition_time_embed_dim": 4, "projection_class_embeddings_input_dim": 6 * 4 + 7},
         {"added_cond_kwargs": {"text_embeds": draw(5, B, 7), "time_ids": draw(6, B, 6)}},
     ),
     "guidance": ({"time_cond_proj_dim": 6}, {"timestep_cond": draw(5, B, 6)}),

@@ -41,8 +41,7 @@ def both(net: Any, primals: Any, tangents: Any, **settings: Any) -> tuple[Any, A
 
 
 @pytest.mark.parametrize(
-    ("dtype", "tolerance"),
-    [(torch.float64, 1e-9), (torch.float32, 2e-4), (torch.float16, 5e-2), (torch.bfloat16, 0.15)],
+    ("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 2e-4), (torch.float16, 5e-2), (torch.bfloat16, 0.15)]
 )
 def test_accuracy(dtype: torch.dtype, tolerance: float) -> None:
     values = tuple(v.to(dtype) for v in (X, T, DX, DT))

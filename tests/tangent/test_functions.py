@@ -117,10 +117,7 @@ def test_several_tensors_in_the_older_form(carry: tuple[bool, bool]) -> None:
     moving = [draw(31 + i, 4, 3) * c for i, c in enumerate(carry)]
     product, later = 0.5 * (PLAIN * moving[0] + X * moving[1]), PLAIN.exp() * moving[1]
     check(
-        lambda x, w: Scaled.apply(x, w, 0.5),
-        (X, PLAIN),
-        carry,
-        expected=(product, torch.zeros(4, 3, dtype=torch.int64), later),
+        lambda x, w: Scaled.apply(x, w, 0.5), (X, PLAIN), carry, expected=(product, torch.zeros(4, 3, dtype=torch.int64), later)
     )
 
 

@@ -292,11 +292,7 @@ def test_a_write_behind_the_back_of_a_tangent_raises(fn: Callable[[Any], Any]) -
 
 @pytest.mark.parametrize(
     "view",
-    [
-        lambda y: y[:1].expand(4, 6),
-        lambda y: y.view(-1).unfold(0, 6, 2),
-        lambda y: y.view(-1).as_strided((4, 6), (3, 1)),
-    ],
+    [lambda y: y[:1].expand(4, 6), lambda y: y.view(-1).unfold(0, 6, 2), lambda y: y.view(-1).as_strided((4, 6), (3, 1))],
 )
 def test_a_write_into_elements_that_share_memory_is_refused(view: Callable[[Any], Any]) -> None:
     def fn(x: Any) -> Any:

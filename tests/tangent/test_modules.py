@@ -154,9 +154,7 @@ def test_data_parallel_without_devices() -> None:
 
 
 def layers(p: float = 0.3) -> nn.Sequential:
-    net = nn.Sequential(
-        *[nn.Sequential(nn.Linear(8, 8), nn.Dropout(p), nn.LayerNorm(8), nn.SiLU()) for _ in range(3)],
-    )
+    net = nn.Sequential(*[nn.Sequential(nn.Linear(8, 8), nn.Dropout(p), nn.LayerNorm(8), nn.SiLU()) for _ in range(3)])
     return filled(net)  # type: ignore[return-value]
 
 

@@ -35,10 +35,7 @@ class Doubled(torch.autograd.Function):
 
 
 REFUSED: dict[str, tuple[Callable[[Any], Any], str]] = {
-    "relu of plain into dual": (
-        lambda x: torch.nn.functional.threshold(PLAIN, x[0], 0.0, inplace=True),
-        "plain number",
-    ),
+    "relu of plain into dual": (lambda x: torch.nn.functional.threshold(PLAIN, x[0], 0.0, inplace=True), "plain number"),
     "transpose in place": (lambda x: (x[None] * 1).t_(), "t_"),
     "unsqueeze in place": (lambda x: (x * 1).unsqueeze_(0), "unsqueeze_"),
     "resize in place": (lambda x: (x * 1).resize_(2), "resize_"),

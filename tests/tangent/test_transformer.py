@@ -11,14 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tangent.helpers import draw, relative_error
-from tangent.steps import (
-    assert_same_step,
-    central_difference,
-    directions,
-    oracle,
-    randomize,
-    step,
-)
+from tangent.steps import assert_same_step, central_difference, directions, oracle, randomize, step
 from trigflow.tangent import coverage, jvp
 
 B, L, E = 2, 6, 16

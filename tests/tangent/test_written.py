@@ -128,17 +128,7 @@ def test_every_read_sees_the_tangent() -> None:
         rows = torch.stack([row + 1 for row in y]) + len(y)
         assert y.shape == (4, 6)
         assert y.requires_grad is (x.requires_grad and torch.is_grad_enabled())
-        return (
-            early * w[:2],
-            late,
-            y.T,
-            y.mT @ w,
-            torch.cat([y, w]),
-            out,
-            rows,
-            y.view(-1)[MASK.view(-1)],
-            late.square(),
-        )
+        return (early * w[:2], late, y.T, y.mT @ w, torch.cat([y, w]), out, rows, y.view(-1)[MASK.view(-1)], late.square())
 
     check(fn, (X,))
 

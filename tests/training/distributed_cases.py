@@ -37,7 +37,7 @@ VSD = SCD | {
     "loop.accumulate": 2,
 }
 EDM2: Changes = {
-    "network": EDM2Config(width=8, mult=(1, 2), blocks=1, attention=(4,), conditioning=ConditioningConfig(width=8)),
+    "network": EDM2Config(width=8, mult=(1, 2), blocks=1, attention=(4,), conditioning=ConditioningConfig(width=8))
 }
 GUIDED = SCD | {"objective.guidance_max": 2.0, "objective.guidance_interval": (5.0, 80.0), "negative": "negative"}
 

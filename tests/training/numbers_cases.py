@@ -34,10 +34,7 @@ CASES: dict[str, Changes] = {
     "average": SHORT,
 }
 FSDP: Changes = {"parallel.mode": "fsdp"}
-TWO: list[tuple[str, Changes]] = [
-    *((name, FSDP) for name in CASES),
-    *((name, {}) for name in ("overflow", "row of steps")),
-]
+TWO: list[tuple[str, Changes]] = [*((name, FSDP) for name in CASES), *((name, {}) for name in ("overflow", "row of steps"))]
 
 
 def last_process() -> bool:

@@ -308,12 +308,7 @@ def test_moments_of_too_many_parameters(tmp_path: Path) -> None:
 
 def test_load_weights_names_the_first_of_each_kind() -> None:
     module = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 4))
-    tensors = {
-        "0.weight": torch.zeros(3, 2),
-        "0.bias": torch.zeros(4),
-        "2.weight": torch.zeros(1),
-        "3.x": torch.zeros(1),
-    }
+    tensors = {"0.weight": torch.zeros(3, 2), "0.bias": torch.zeros(4), "2.weight": torch.zeros(1), "3.x": torch.zeros(1)}
     with pytest.raises(UserError) as caught:
         load_weights(module, tensors, "'somewhere'")
     assert str(caught.value).startswith(

@@ -35,11 +35,7 @@ def test_the_model_of_a_run_that_goes_on(begun: Trainer, tmp_path: Path) -> None
     expected = begun.model().sample(3, seed=5)
     assert torch.equal(model.sample(3, seed=5), expected)
     assert model.class_names == begun.model().class_names
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "config.json",
-        "model.json",
-        "network.safetensors",
-    ]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["config.json", "model.json", "network.safetensors"]
 
 
 def test_an_earlier_checkpoint_and_everything_in_it(begun: Trainer, tmp_path: Path) -> None:

@@ -357,10 +357,7 @@ def test_mistakes(tmp_path: Path) -> None:
         (lambda: convert(lost, out, QUICK, device="cpu", progress=False), "pass --data"),
         (lambda: convert(folder, out, QUICK, dataset=few, device="cpu", progress=False), "1 images"),
         (lambda: convert(folder, out, QUICK, dataset=wide, device="cpu", progress=False), "images of shape"),
-        (
-            lambda: convert(folder, out, QUICK, dataset=two, device="cpu", progress=False),
-            "classes 2 and the teacher 10",
-        ),
+        (lambda: convert(folder, out, QUICK, dataset=two, device="cpu", progress=False), "classes 2 and the teacher 10"),
         (lambda: run(folder, out, modulation="double"), "edm2 or ddpmpp"),
         (lambda: run(folder, out, iterations=-1), "iterations is -1"),
         (lambda: run(folder, out, lr=0.0), "lr is 0.0"),

@@ -134,10 +134,7 @@ def test_the_anchored_share_ends_where_it_begins_and_another_at_zero(teacher: Mo
         ({"residual": "semigroup"}, "objective.anchor is 0.0; expected above 0 for the semigroup"),
         ({"velocity": "self"}, "objective.anchor is 0.0; expected above 0 for velocity self"),
         ({"residual": "lagrangian", "velocity": "data"}, "objective.velocity is data; expected teacher or self"),
-        (
-            {"residual": "lagrangian", "jumps": "segments"},
-            "objective.jumps is segments; expected any for the lagrangian",
-        ),
+        ({"residual": "lagrangian", "jumps": "segments"}, "objective.jumps is segments; expected any for the lagrangian"),
         ({"segments": 2}, "objective.segments is 2; expected 1 with jumps any"),
         ({"semi_step": 1.0}, r"objective.semi_step is 1.0; expected in \[0, 1\)"),
         ({"to_zero": 1.1}, r"objective.to_zero is 1.1; expected a share in \[0, 1\]"),

@@ -141,10 +141,7 @@ def test_negatives_that_do_not_fit(teacher: Model, negative: Model, tmp_path: Pa
             dataclasses.replace(negative, sampling=Sampling("flow_map")),
             "the negative is a consistency model; expected a diffusion",
         ),
-        (
-            dataclasses.replace(negative, codec=shape),
-            r"draws images of shape \(1, 8, 8\) and its negative \(3, 8, 8\)",
-        ),
+        (dataclasses.replace(negative, codec=shape), r"draws images of shape \(1, 8, 8\) and its negative \(3, 8, 8\)"),
         (dataclasses.replace(negative, process=sd), "has sigma_data 0.5 and its negative 0.7"),
         (dataclasses.replace(negative, conditioner=Conditioner.of_classes(3)), "has classes 10 and its negative 3"),
         (dataclasses.replace(negative, codec=other), "scales data by .* and its negative .*'scale': 9.0"),
@@ -165,11 +162,7 @@ def test_a_negative_that_is_named_must_be_given(teacher: Model, tmp_path: Path) 
 
 def test_guidance_that_would_have_no_effect(teacher: Model, negative: Model, tmp_path: Path) -> None:
     for changes, other, words in (
-        (
-            {"objective.guidance_interval": INTERVAL},
-            None,
-            "objective.guidance_interval while objective.guidance_max is 1",
-        ),
+        ({"objective.guidance_interval": INTERVAL}, None, "objective.guidance_interval while objective.guidance_max is 1"),
         ({}, negative, "a negative model while objective.guidance_max is 1"),
     ):
         with pytest.raises(UserError, match=words):

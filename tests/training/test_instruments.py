@@ -26,14 +26,7 @@ from trigflow.networks import (
 from trigflow.networks.layers import full_precision
 from trigflow.process import trig
 from trigflow.training.ema import power_exponent
-from trigflow.training.instruments import (
-    LONGER,
-    Instruments,
-    bin_centres,
-    embedding_of,
-    relative_derivative,
-    time_arithmetic,
-)
+from trigflow.training.instruments import LONGER, Instruments, bin_centres, embedding_of, relative_derivative, time_arithmetic
 from trigflow.training.log import TIME_BINS, read_metrics
 from trigflow.training.trainer import Trainer
 

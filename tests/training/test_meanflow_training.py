@@ -105,12 +105,7 @@ def test_times_and_ends_of_a_batch(teacher: Model, tmp_path: Path) -> None:
 
 def test_the_step_is_that_of_the_objective(teacher: Model, tmp_path: Path) -> None:
     """With labels, drawn guidance scales and a guided teacher."""
-    settings = {
-        **DISTILL,
-        "objective.guidance_max": 3.0,
-        "objective.power": 0.5,
-        "objective.anchor": 0.5,
-    }
+    settings = {**DISTILL, "objective.guidance_max": 3.0, "objective.power": 0.5, "objective.anchor": 0.5}
     trainer = make(settings, tmp_path / "run", teacher)
     trainer.step()
     batch = draw(trainer, 16)

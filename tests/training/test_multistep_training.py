@@ -59,10 +59,7 @@ def test_a_configuration_from_before_there_were_segments_can_be_read() -> None:
         ({"objective.segments": 0}, r"^objective.segments is 0; expected at least 1; correct the setting$"),
         ({"objective.kind": "vsd"}, r"^objective.segments is 4; expected 1, .* jumps to 0; correct the setting$"),
         ({"objective.kind": "scd-vsd"}, r"^objective.segments is 4; expected 1, .* jumps to 0; correct the setting$"),
-        (
-            {"objective.kind": "meanflow"},
-            r"^objective.segments is 4; expected 1 with jumps any, .*; correct the setting$",
-        ),
+        ({"objective.kind": "meanflow"}, r"^objective.segments is 4; expected 1 with jumps any, .*; correct the setting$"),
         ({"process": TrigFlow(sigma_max=0.8)}, r"^4 segments .*; expected it to begin below t_max = 1.0122; use fewer"),
     ],
 )
@@ -131,8 +128,7 @@ def test_other_steps_and_times_are_refused(teacher: Model, tmp_path: Path) -> No
     model = tiny_trainer(tmp_path, {**SCD, "loop.iterations": 1}, teacher=teacher).run()
     for steps in (1, 2, 3, 5):
         with pytest.raises(
-            UserError,
-            match=rf"^{steps} steps for a multistep model of 4 segments; expected 4 steps, one .*; drop --steps$",
+            UserError, match=rf"^{steps} steps for a multistep model of 4 segments; expected 4 steps, one .*; drop --steps$"
         ):
             model.sample(2, steps=steps)
     with pytest.raises(UserError, match=r"^sampling times for a multistep model of 4 segments; expected 4 .*; drop times$"):

@@ -59,12 +59,7 @@ def test_steps_between_lines_of_metrics_read_nothing(tmp_path: Path, changes: di
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "muon", "radam"])
 def test_a_step_that_is_not_finite_changes_nothing(tmp_path: Path, optimizer: str) -> None:
     """Weights, moments, step counts and averages, whether the host decides or the device."""
-    changes = {
-        "optimizer.name": optimizer,
-        "optimizer.weight_decay": 0.1,
-        "loop.log_every": 50,
-        "loop.checkpoint_every": 0,
-    }
+    changes = {"optimizer.name": optimizer, "optimizer.weight_decay": 0.1, "loop.log_every": 50, "loop.checkpoint_every": 0}
     trainer = tiny_trainer(tmp_path / "run", changes)
     assert trainer.decides_at_once == (optimizer == "radam")
     for _ in range(3):

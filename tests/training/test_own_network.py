@@ -89,14 +89,7 @@ def compiled_in_place(network: nn.Module) -> nn.Module:
 
 @pytest.mark.parametrize(
     "wrap",
-    [
-        compiled,
-        compiled_inside,
-        compiled_in_place,
-        nn.DataParallel,
-        AveragedModel,
-        lambda n: compiled(nn.DataParallel(n)),
-    ],
+    [compiled, compiled_inside, compiled_in_place, nn.DataParallel, AveragedModel, lambda n: compiled(nn.DataParallel(n))],
 )
 def test_files_do_not_know_what_it_was_wrapped_in(tmp_path: Path, wrap: Callable[[Any], nn.Module]) -> None:
     plain = trainer(tmp_path / "plain", own(classes=10))
@@ -224,17 +217,11 @@ def test_mistakes(tmp_path: Path) -> None:
             lambda: trainer(tmp_path / "run", own(classes=10), guided, teacher=teacher),
             "takes label and the run draws guidance scales",
         ),
-        (
-            lambda: trainer(tmp_path / "run", around, SCD, teacher=model_of(around.model, (1, 8, 8))),
-            "share their weights",
-        ),
+        (lambda: trainer(tmp_path / "run", around, SCD, teacher=model_of(around.model, (1, 8, 8))), "share their weights"),
         (lambda: trainer(tmp_path / "run", copy.deepcopy(teacher.network), SCD, teacher=teacher), "frozen"),
         (lambda: trainer(tmp_path / "run", own(), SCD, teacher=teacher), "classes 0 and the teacher 10"),
         (lambda: trainer(tmp_path / "run", old), r"null_label = 10 and no takes; expected .*; set takes = .*label"),
-        (
-            lambda: trainer(tmp_path / "run", foreign),
-            "null for label and takes none; expected .*; correct takes or null",
-        ),
+        (lambda: trainer(tmp_path / "run", foreign), "null for label and takes none; expected .*; correct takes or null"),
         (lambda: model_of(own(), (1, 8, 8), num_classes=3), "takes no conditions, 3 classes"),
         (lambda: model_of(own(classes=3), (1, 8, 8)), "takes label, 0 classes"),
         (lambda: model_of(own(classes=3), (1, 8, 8), num_classes=3, class_names=("a",)), "1 names"),

@@ -30,13 +30,7 @@ def test_a_second_attempt_does_not_see_the_first() -> None:
     for attempt in ("0", "1"):
         processes = []
         for rank in ("0", "1"):
-            environment = {
-                **os.environ,
-                **told,
-                "TORCHELASTIC_RESTART_COUNT": attempt,
-                "RANK": rank,
-                "LOCAL_RANK": rank,
-            }
+            environment = {**os.environ, **told, "TORCHELASTIC_RESTART_COUNT": attempt, "RANK": rank, "LOCAL_RANK": rank}
             processes.append(programs.start(["-c", JOIN], environment=environment, stdout=subprocess.PIPE))
         try:
             said = [process.communicate(timeout=50)[0] for process in processes]

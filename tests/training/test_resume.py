@@ -24,12 +24,7 @@ from trigflow.training.log import read_metrics
 from trigflow.training.trainer import Trainer
 
 KINDS: dict[str, dict[str, Any]] = {
-    "teacher": {
-        "network.dropout": 0.3,
-        "data.flip": True,
-        "objective.label_dropout": 0.5,
-        "optimizer.schedule": "cosine",
-    },
+    "teacher": {"network.dropout": 0.3, "data.flip": True, "objective.label_dropout": 0.5, "optimizer.schedule": "cosine"},
     "scd": {"objective.kind": "scd", "objective.guidance_max": 2.0, "loop.channels_last": True},
     "sct": {"objective.kind": "sct", "network.dropout": 0.2, "optimizer.name": "radam", "ema.kind": "halflife"},
     "channels last": {"loop.channels_last": True, "optimizer.name": "adamw", "optimizer.warmup": 4},

@@ -294,12 +294,7 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, iteration: int, number: int) -> Non
     [(signal.SIGTERM, EXIT_TERMINATED, "terminated"), (signal.SIGINT, EXIT_INTERRUPTED, "interrupted")],
 )
 def test_either_signal_saves_and_has_an_exit_code_of_its_own(
-    number: int,
-    code: int,
-    said: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    number: int, code: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     args = ["train", "--out", str(tmp_path / "run"), *TINY, "--iterations", "4"]
     before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]

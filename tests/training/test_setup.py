@@ -146,15 +146,7 @@ def test_files_and_folders_are_owned_under_any_name(tmp_path: Path) -> None:
 
 
 def test_what_belongs_to_others_is_left_alone(tmp_path: Path) -> None:
-    others = [
-        ".git",
-        ".notes-abcdefgh.txt",
-        ".00000003",
-        "00000004",
-        ".config-short.json",
-        "config.json",
-        ".x-ABCDEFGH",
-    ]
+    others = [".git", ".notes-abcdefgh.txt", ".00000003", "00000004", ".config-short.json", "config.json", ".x-ABCDEFGH"]
     mine = [".config-a1b2c3_4.json", ".config-zzzzzzzz.json"]
     for name in others + mine:
         (tmp_path / name).write_text("text")

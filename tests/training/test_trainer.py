@@ -433,10 +433,7 @@ def test_train_opens_the_data_it_is_told_to(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (
-            {"values": torch.zeros(100, 1, 9, 8, dtype=torch.uint8)},
-            r"images of shape \(1, 9, 8\) and the teacher \(1, 8, 8\)",
-        ),
+        ({"values": torch.zeros(100, 1, 9, 8, dtype=torch.uint8)}, r"images of shape \(1, 9, 8\) and the teacher \(1, 8, 8\)"),
         ({"labels": None, "class_names": ()}, "classes 0 and the teacher 10"),
     ],
 )

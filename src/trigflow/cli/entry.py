@@ -69,8 +69,7 @@ def main(args: list[str] | None = None) -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             if not isinstance(error, BrokenPipeError):
                 print(
-                    f"trigflow: error: the output cannot be written ({error.strerror}); expected room for it",
-                    file=sys.stderr,
+                    f"trigflow: error: the output cannot be written ({error.strerror}); expected room for it", file=sys.stderr
                 )
                 sys.exit(EXIT_FAILED)
 
@@ -187,11 +186,7 @@ def _of_kind(given: list[str], recipe: RunConfig) -> RunConfig:
         flag = word.split("=")[0].replace("_", "-")
         if flag.startswith("--objective.meanflow."):
             name = flag.removeprefix("--objective.meanflow.")
-            now = {
-                "mean": "proposal.mean (of log sigma, which is log 0.5 lower)",
-                "std": "proposal.std",
-                "equal": "anchor",
-            }
+            now = {"mean": "proposal.mean (of log sigma, which is log 0.5 lower)", "std": "proposal.std", "equal": "anchor"}
             raise UserError(
                 f"{flag} is now --objective.{now.get(name, name)}; expected it by that name; correct the command line"
             )

@@ -157,13 +157,7 @@ class Distill:
             print_settings(config, self.out, **{f"preset {self.preset}": named, "teacher": given})
             return
         student = distill(
-            config,
-            teacher,
-            self.out,
-            start=start,
-            negative=negative,
-            resume=RESUME[self.resume],
-            progress=not self.quiet,
+            config, teacher, self.out, start=start, negative=negative, resume=RESUME[self.resume], progress=not self.quiet
         )
         print(f"Distilled. Draw with: trigflow sample {self.out} --steps {student.default_steps()}")
 

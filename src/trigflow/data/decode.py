@@ -25,11 +25,7 @@ from torch import Tensor
 from trigflow.data.sizes import nearest_bucket
 from trigflow.runtime.errors import UserError, on_one_line
 
-READERS: dict[bytes, type[Any]] = {
-    b"\x89PNG\r\n\x1a\n": PngImageFile,
-    b"\xff\xd8\xff": JpegImageFile,
-    b"RIFF": WebPImageFile,
-}
+READERS: dict[bytes, type[Any]] = {b"\x89PNG\r\n\x1a\n": PngImageFile, b"\xff\xd8\xff": JpegImageFile, b"RIFF": WebPImageFile}
 """By the first bytes of a file. `Image.open` would do, but for its warnings: to mute them is not safe with threads."""
 OTHER_FORMATS = {"GIF": b"GIF8", "BMP": b"BM", "TIFF": b"II*\0", "big-endian TIFF": b"MM\0*", "PDF": b"%PDF"}
 """What files of other formats begin with, to name them in messages."""

@@ -28,15 +28,7 @@ from trigflow.data.captions import Captions, captions_in
 from trigflow.data.dataset import ImageDataset, digest_of
 from trigflow.data.decode import CorruptImageError, decode
 from trigflow.data.loader import in_order
-from trigflow.data.sources.hub import (
-    Address,
-    Columns,
-    check_labels_of,
-    encoded_image,
-    find_columns,
-    load_table,
-    undecoded,
-)
+from trigflow.data.sources.hub import Address, Columns, check_labels_of, encoded_image, find_columns, load_table, undecoded
 from trigflow.runtime.errors import UserError, on_one_line
 
 NO_LABEL = -1

@@ -56,13 +56,7 @@ def precision_recall(real: Tensor, fake: Tensor, k: int = 3, chunk: int = 512) -
 
 
 def overlap(
-    real: Tensor,
-    fake: Tensor,
-    k: int = 3,
-    chunk: int = 512,
-    *,
-    real_radii: Tensor | None = None,
-    processes: Processes = ALONE,
+    real: Tensor, fake: Tensor, k: int = 3, chunk: int = 512, *, real_radii: Tensor | None = None, processes: Processes = ALONE
 ) -> Overlap:
     """Precision, recall, density and coverage of `fake` against `real`.
 

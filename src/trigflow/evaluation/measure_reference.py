@@ -105,11 +105,7 @@ def _gather(batches: Iterator[Tensor], total: int, keep: int, seed: int) -> tupl
         start += len(features)
     both.merge(first)
     both.merge(second)
-    return (
-        both.result(),
-        torch.cat(kept) if keep else None,
-        frechet_distance(first.result(), second.result()),
-    )
+    return (both.result(), torch.cat(kept) if keep else None, frechet_distance(first.result(), second.result()))
 
 
 def _images(

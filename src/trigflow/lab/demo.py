@@ -185,11 +185,7 @@ def _seeded(recipe: Recipe, seed: int, quick: bool) -> Recipe:
 
 
 def trained(
-    config: RunConfig,
-    folder: Path,
-    teacher: Model | None = None,
-    start: Path | None = None,
-    progress: bool = False,
+    config: RunConfig, folder: Path, teacher: Model | None = None, start: Path | None = None, progress: bool = False
 ) -> Model:
     """The model of this run folder, trained to its end unless it is already; with a teacher, distilled, and from the weights of
     the model in the folder `start`, where one is given."""

@@ -245,10 +245,7 @@ class Model:
         whole(
             num=num, batch_size=batch_size, first=first, seed=seed, **given, **({} if toward is None else {"toward": toward[0]})
         )
-        number(
-            **({} if "guidance" in self.takes else {"guidance": guidance}),
-            **({} if gamma is None else {"gamma": gamma}),
-        )
+        number(**({} if "guidance" in self.takes else {"guidance": guidance}), **({} if gamma is None else {"gamma": gamma}))
         if num < 1 or batch_size < 1:
             raise UserError(f"{num} samples in batches of {batch_size}; expected at least 1; raise --num")
         if first < 0:

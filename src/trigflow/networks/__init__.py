@@ -16,13 +16,7 @@ from trigflow.networks.custom import Custom, CustomConfig
 from trigflow.networks.ddpmpp import DDPMPP, DDPMPPConfig
 from trigflow.networks.dit import DiT, DiTConfig, dit_config
 from trigflow.networks.edm2 import EDM2, EDM2Config
-from trigflow.networks.embeddings import (
-    Conditioning,
-    ConditioningConfig,
-    FourierEmbedding,
-    NetworkConfig,
-    PositionalEmbedding,
-)
+from trigflow.networks.embeddings import Conditioning, ConditioningConfig, FourierEmbedding, NetworkConfig, PositionalEmbedding
 from trigflow.networks.mlp import MLP, MLPConfig
 from trigflow.networks.text import TextConfig
 from trigflow.networks.unet import UNet, UNetConfig

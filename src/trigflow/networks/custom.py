@@ -56,8 +56,7 @@ def describe(network: nn.Module, num_classes: int, guided: bool) -> CustomConfig
     dropout = max((m.p for m in network.modules() if isinstance(m, nn.Dropout)), default=0.0)
     classes = num_classes if "label" in takes(network) else 0
     return CustomConfig(
-        dropout=dropout,
-        conditioning=ConditioningConfig(num_classes=classes, takes=in_order(takes(network) - {"label"})),
+        dropout=dropout, conditioning=ConditioningConfig(num_classes=classes, takes=in_order(takes(network) - {"label"}))
     )
 
 

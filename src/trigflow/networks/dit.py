@@ -65,12 +65,7 @@ class DiTConfig(NetworkConfig):
     """Time, label and guidance inputs; `width` is the number of raw time features, a quarter of the conditioning vector."""
 
 
-SIZES: dict[str, tuple[int, int, int]] = {
-    "s": (384, 12, 6),
-    "b": (768, 12, 12),
-    "l": (1024, 24, 16),
-    "xl": (1152, 28, 16),
-}
+SIZES: dict[str, tuple[int, int, int]] = {"s": (384, 12, 6), "b": (768, 12, 12), "l": (1024, 24, 16), "xl": (1152, 28, 16)}
 """Width, depth and heads by the names of Peebles and Xie 2023, table 1."""
 
 
@@ -197,12 +192,7 @@ class DiTBlock(nn.Module):
             self.gate3 = Gate(width, emb_width, config.norm)
 
     def forward(
-        self,
-        h: Tensor,
-        emb: Tensor,
-        rotation: Rotation | None,
-        mask: Tensor | None = None,
-        context: Context | None = None,
+        self, h: Tensor, emb: Tensor, rotation: Rotation | None, mask: Tensor | None = None, context: Context | None = None
     ) -> Tensor:
         h = h + self.gate1(emb).to(h.dtype) * self.attention(self.norm1(h, emb), rotation, mask)
         if self.cross is not None and context is not None:

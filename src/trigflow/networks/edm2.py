@@ -28,16 +28,7 @@ from trigflow.conditions import check_told
 from trigflow.networks.embeddings import EMBEDDINGS, ConditioningConfig, NetworkConfig, c_noise, check_conditioning
 from trigflow.networks.layers import check_at_least_one, check_images, check_setting, full_precision
 from trigflow.networks.levels import check_levels, steps
-from trigflow.networks.magnitude import (
-    FixedConv,
-    MPConv,
-    MPFourier,
-    MPPositional,
-    mp_cat,
-    mp_silu,
-    mp_sum,
-    unit_magnitude,
-)
+from trigflow.networks.magnitude import FixedConv, MPConv, MPFourier, MPPositional, mp_cat, mp_silu, mp_sum, unit_magnitude
 from trigflow.networks.text import Context, TextEncoder, read_text
 from trigflow.runtime.errors import UserError
 

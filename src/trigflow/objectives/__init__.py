@@ -5,14 +5,7 @@ A loss is a function of (network, process, batch, noise, time) that returns a nu
 
 from trigflow.objectives.diffusion import Diffusion, diffusion_loss
 from trigflow.objectives.discrete import Discrete, DiscreteConfig, discrete_loss, discrete_tangent
-from trigflow.objectives.distribution import (
-    Distribution,
-    fake_score_loss,
-    rollout,
-    rollout_times,
-    vsd_direction,
-    vsd_loss,
-)
+from trigflow.objectives.distribution import Distribution, fake_score_loss, rollout, rollout_times, vsd_direction, vsd_loss
 from trigflow.objectives.flow_map import FlowMap, flow_map_loss
 from trigflow.objectives.objective import (
     AdaptiveWeight,

@@ -282,14 +282,7 @@ def discrete_loss(
 
 
 def discrete_tangent(
-    process: TrigFlow,
-    x_t: Tensor,
-    velocity: Tensor,
-    later: Tensor,
-    earlier: Tensor,
-    t: Tensor,
-    s: Tensor,
-    r: float = 1.0,
+    process: TrigFlow, x_t: Tensor, velocity: Tensor, later: Tensor, earlier: Tensor, t: Tensor, s: Tensor, r: float = 1.0
 ) -> Tensor:
     """The difference that takes the place of `df/dt`, in two terms of which the second is warmed up::
 

@@ -47,13 +47,7 @@ from trigflow.objectives.objective import (
     per_sample_mean_square,
     weighted_mean,
 )
-from trigflow.objectives.tangents import (
-    eulerian_tangent,
-    lagrangian_tangent,
-    own_velocity,
-    semigroup_tangent,
-    shape_tangent,
-)
+from trigflow.objectives.tangents import eulerian_tangent, lagrangian_tangent, own_velocity, semigroup_tangent, shape_tangent
 from trigflow.process import TrigFlow, trig
 from trigflow.runtime.errors import UserError
 from trigflow.samplers.sampling import Sampling

@@ -197,13 +197,7 @@ def lagrangian_tangent(
 
 
 def semigroup_tangent(
-    network: Network,
-    process: TrigFlow,
-    x_t: Tensor,
-    t: Tensor,
-    middle: Tensor,
-    end: Tensor,
-    conditions: Mapping[str, Tensor],
+    network: Network, process: TrigFlow, x_t: Tensor, t: Tensor, middle: Tensor, end: Tensor, conditions: Mapping[str, Tensor]
 ) -> tuple[Tensor, Tensor]:
     """`F` on the autograd graph, and `g = sd (F_target - F)`, detached, with the F that makes one jump of two, over time u.
 

@@ -9,17 +9,7 @@ from trigflow.samplers.editing import Edit
 from trigflow.samplers.flow_map import flow_map_sample
 from trigflow.samplers.grid import consistency_times, meanflow_times, segment_times, sigma_grid
 from trigflow.samplers.guidance import JumpFunction, Network, VelocityFunction, guided_velocity, network_velocity
-from trigflow.samplers.ode import (
-    SOLVERS,
-    Solver,
-    ddim,
-    dpm_solver_2s,
-    dpm_solver_pp_2m,
-    get_solver,
-    heun,
-    nfe,
-    steps_for_nfe,
-)
+from trigflow.samplers.ode import SOLVERS, Solver, ddim, dpm_solver_2s, dpm_solver_pp_2m, get_solver, heun, nfe, steps_for_nfe
 from trigflow.samplers.sampling import Sampling
 from trigflow.samplers.search import ScheduleSearch, Trial, search_times, search_times_and_gamma
 

@@ -76,11 +76,7 @@ def flow_map_sample(
 
 
 def _check(
-    noise: Tensor,
-    times: list[float],
-    gamma: float,
-    generator: torch.Generator | None,
-    fresh: Sequence[Tensor] | None,
+    noise: Tensor, times: list[float], gamma: float, generator: torch.Generator | None, fresh: Sequence[Tensor] | None
 ) -> None:
     if not times or times[0] > HALF_PI or not all(s < t for t, s in pairwise([*times, 0.0])):
         shown = ", ".join(f"{t:.4g}" for t in times)

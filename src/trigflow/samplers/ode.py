@@ -38,13 +38,7 @@ class Solver(Protocol):
     """The signature that all solvers share; see the head of this module."""
 
     def __call__(
-        self,
-        velocity: VelocityFunction,
-        x: Tensor,
-        times: Times,
-        *,
-        callback: Callback | None = None,
-        progress: bool = False,
+        self, velocity: VelocityFunction, x: Tensor, times: Times, *, callback: Callback | None = None, progress: bool = False
     ) -> Tensor: ...
 
 
@@ -56,12 +50,7 @@ def _solver(step: Callable[[VelocityFunction, Tensor, float, float, list[Any]], 
 
     @torch.no_grad()
     def solver(
-        velocity: VelocityFunction,
-        x: Tensor,
-        times: Times,
-        *,
-        callback: Callback | None = None,
-        progress: bool = False,
+        velocity: VelocityFunction, x: Tensor, times: Times, *, callback: Callback | None = None, progress: bool = False
     ) -> Tensor:
         x, grid = _start(x, times)
         before: list[Any] = []

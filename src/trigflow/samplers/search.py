@@ -47,13 +47,7 @@ class ScheduleSearch:
 
 
 def search_times(
-    score: Score,
-    process: TrigFlow,
-    steps: int,
-    *,
-    lower: float = 0.2,
-    upper: float = 1.5,
-    evaluations: int | None = None,
+    score: Score, process: TrigFlow, steps: int, *, lower: float = 0.2, upper: float = 1.5, evaluations: int | None = None
 ) -> ScheduleSearch:
     """Times `(t_max, t_1, ..., t_{steps-1})` that minimize `score`, decreasing, the searched ones in [lower, upper].
 

@@ -113,9 +113,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     def authorize(shown: Annotated[HTTPAuthorizationCredentials | None, Security(BEARER)]) -> None:
         if not service.knows(shown.credentials if shown else None):
             raise HTTPException(
-                401,
-                "no valid token; expected the header Authorization: Bearer TOKEN",
-                {"WWW-Authenticate": "Bearer"},
+                401, "no valid token; expected the header Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"}
             )
 
     locked = [] if service.token is None else [Depends(authorize)]

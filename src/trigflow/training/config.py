@@ -239,12 +239,7 @@ def _are_lengths(sigma_rels: tuple[float, ...]) -> bool:
 def origin_of(config: RunConfig) -> dict[str, Any]:
     """What a model says of the run that it is from, see `Model.origin`."""
     raw = to_dict(config)
-    return {
-        "objective": config.objective.kind,
-        "data": raw["data"],
-        "teacher": config.teacher,
-        "seed": config.loop.seed,
-    }
+    return {"objective": config.objective.kind, "data": raw["data"], "teacher": config.teacher, "seed": config.loop.seed}
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:

@@ -30,13 +30,7 @@ class Grids:
     """
 
     def __init__(
-        self,
-        folder: Path,
-        codec: Codec,
-        seed: int,
-        device: torch.device,
-        sharded: bool,
-        said: Mapping[str, Any] | None = None,
+        self, folder: Path, codec: Codec, seed: int, device: torch.device, sharded: bool, said: Mapping[str, Any] | None = None
     ) -> None:
         self.folder = folder / "samples"
         self.codec = codec

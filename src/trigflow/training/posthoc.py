@@ -160,12 +160,7 @@ def fit_profiles(
 
 
 def reconstruct(
-    run: str | Path,
-    sigma_rel: float,
-    *,
-    iteration: int | None = None,
-    network: nn.Module | None = None,
-    progress: bool = False,
+    run: str | Path, sigma_rel: float, *, iteration: int | None = None, network: nn.Module | None = None, progress: bool = False
 ) -> Reconstruction:
     """The power-function average of this length at the end of an iteration, from the snapshots of a run.
 

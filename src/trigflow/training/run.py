@@ -43,14 +43,7 @@ from trigflow.training.losses import Losses
 from trigflow.training.parallel import Parallel, share_of_batch
 from trigflow.training.saving import RESUME, Resume, Saving
 from trigflow.training.scaling import LossScale
-from trigflow.training.setup import (
-    check_start,
-    check_teacher,
-    choose_codec,
-    claim_folder,
-    fit_network,
-    start_from,
-)
+from trigflow.training.setup import check_start, check_teacher, choose_codec, claim_folder, fit_network, start_from
 from trigflow.training.snapshots import drop_snapshots_after
 
 

@@ -13,12 +13,7 @@ from trigflow.training.trainer import Trainer
 
 
 def train(
-    config: RunConfig,
-    folder: str | Path,
-    *,
-    network: nn.Module | None = None,
-    resume: Resume = False,
-    progress: bool = True,
+    config: RunConfig, folder: str | Path, *, network: nn.Module | None = None, resume: Resume = False, progress: bool = True
 ) -> Model:
     """Train a teacher (or a student from scratch, sCT) into a run folder and return the model; see `Trainer`."""
     return Trainer(config, folder, network=network, resume=resume, progress=progress).run()
@@ -52,14 +47,7 @@ def distill(
     if negative is not None:
         config = dataclasses.replace(config, negative=config.negative or "negative")
     return Trainer(
-        config,
-        folder,
-        teacher=teacher,
-        start=start,
-        negative=negative,
-        network=network,
-        resume=resume,
-        progress=progress,
+        config, folder, teacher=teacher, start=start, negative=negative, network=network, resume=resume, progress=progress
     ).run()
 
 

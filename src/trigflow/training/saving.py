@@ -32,11 +32,7 @@ class Saving:
     the moments, by name."""
 
     def __init__(
-        self,
-        folder: Path,
-        config: LoopConfig,
-        modules: dict[str, nn.Module],
-        optimizers: dict[str, torch.optim.Optimizer],
+        self, folder: Path, config: LoopConfig, modules: dict[str, nn.Module], optimizers: dict[str, torch.optim.Optimizer]
     ) -> None:
         self.folder = folder
         self.config = config

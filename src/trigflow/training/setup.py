@@ -26,14 +26,7 @@ from trigflow.training.config import RunConfig, flattened, read_config, to_dict
 MAY_CHANGE = frozenset(
     {
         *("data.memory_gib", "data.workers", "data.ahead"),  # how data are read, which has no say in what is read
-        *(
-            "loop.device",
-            "loop.iterations",
-            "loop.accumulate",
-            "loop.instruments",
-            "loop.log_every",
-            "loop.sample_every",
-        ),
+        *("loop.device", "loop.iterations", "loop.accumulate", "loop.instruments", "loop.log_every", "loop.sample_every"),
         *("loop.checkpoint_every", "loop.checkpoint_minutes", "loop.keep", "loop.keep_every"),
     }
 )
@@ -75,11 +68,7 @@ def fit_network(config: RunConfig, dataset: Dataset, network: nn.Module | None =
         if not text or isinstance(read, Encoded):
             text = dataclasses.replace(text, length=read.length, features=getattr(read, "features", 0))
     conditioning = dataclasses.replace(config.network.conditioning, num_classes=num_classes, takes=takes, text=text)
-    sizes = {
-        "features": dataset.shape[0],
-        "channels": dataset.shape[0],
-        "resolution": max(dataset.shape[1:], default=1),
-    }
+    sizes = {"features": dataset.shape[0], "channels": dataset.shape[0], "resolution": max(dataset.shape[1:], default=1)}
     changes = {name: size for name, size in sizes.items() if hasattr(config.network, name)}
     return dataclasses.replace(config, network=config.network.changed(conditioning=conditioning, **changes))
 

@@ -21,12 +21,7 @@ MACHINE = {"processor": "Abacus", "threads": 1, "device": "cpu", "python": "3.0"
 def tiny_base(iterations: int = 6, every: int = 0, **choices: Any) -> Base:
     """Teacher and student of a few steps."""
     loop = {"loop.iterations": iterations, "loop.checkpoint_every": every}
-    return Base(
-        tiny_config(),
-        tiny_config({"objective.kind": "scd", **loop}),
-        teacher_draws=(Draw(2),),
-        **choices,
-    )
+    return Base(tiny_config(), tiny_config({"objective.kind": "scd", **loop}), teacher_draws=(Draw(2),), **choices)
 
 
 STUDY = Study(

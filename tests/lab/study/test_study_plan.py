@@ -69,8 +69,7 @@ def test_an_arm_without_student_draws_from_the_teacher() -> None:
 
 def test_settings_are_base_then_kind_then_arm_then_rate() -> None:
     base = tiny_base(
-        of_kind={"vsd": {"optimizer.lr": 2e-4, "objective.fake_lr": 1e-3, "optimizer.name": "adamw"}},
-        rates={"sct": 3.0},
+        of_kind={"vsd": {"optimizer.lr": 2e-4, "objective.fake_lr": 1e-3, "optimizer.name": "adamw"}}, rates={"sct": 3.0}
     )
     _, vsd = resolve_arm(base, Arm("", {"objective.kind": "vsd", "optimizer.name": "radam"}, rate=0.5), 7, "cpu")
     assert vsd is not None
@@ -110,12 +109,7 @@ def test_keys_are_of_settings_that_are_not_the_default() -> None:
     assert settings_of(config) == {"network.kind": "unet"}
     shaped = dataclasses.replace(config, objective=objective_of("sct", anchor=0.5))
     assert settings_of(shaped) == {"network.kind": "unet", "objective.kind": "sct", "objective.anchor": 0.5}
-    assert set(settings_of(tiny_base().student)) >= {
-        "network.width",
-        "objective.kind",
-        "loop.iterations",
-        "optimizer.lr",
-    }
+    assert set(settings_of(tiny_base().student)) >= {"network.width", "objective.kind", "loop.iterations", "optimizer.lr"}
     assert key_of({"a": 1, "b": 2}) == key_of({"b": 2, "a": 1}) != key_of({"a": 2, "b": 1})
 
 

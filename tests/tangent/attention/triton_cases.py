@@ -124,10 +124,7 @@ def errors(name: str, device: str) -> dict[str, float]:
     out, tangent = attention_with_tangent(*leaves, *moves, mask=mask, **settings)  # type: ignore[arg-type, call-arg]
     assert out.dtype == tangent.dtype == q.dtype
     assert not tangent.requires_grad
-    figures = {
-        "output": relative_error(out.cpu().double(), output),
-        "tangent": relative_error(tangent.cpu().double(), exact),
-    }
+    figures = {"output": relative_error(out.cpu().double(), output), "tangent": relative_error(tangent.cpu().double(), exact)}
     if "carry" in case:
         with torch.no_grad():
             alone = attention(*leaves, *moves, implementation="triton", **settings)  # type: ignore[misc]
@@ -139,9 +136,7 @@ def errors(name: str, device: str) -> dict[str, float]:
     return figures
 
 
-def problem(
-    case: dict[str, Any],
-) -> tuple[Tensor, Tensor, Tensor, list[Tensor | None], Tensor | None, dict[str, Any]]:
+def problem(case: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor, list[Tensor | None], Tensor | None, dict[str, Any]]:
     """Queries, keys, values, their tangents, a mask, and settings."""
     dtype = getattr(torch, case["dtype"])
     defaults = (("b", 1), ("h", 1), ("l", 40), ("s", 40), ("e", 32), ("c", 32))
@@ -215,11 +210,7 @@ def special(name: str, device: str) -> dict[str, float]:
         leaves = [x.requires_grad_() for x in (q, k[:, :, :0], v[:, :, :0])]
         out, tangent = attention_with_tangent(*leaves, t[0], t[1][:, :, :0], t[2][:, :, :0])
         (gradient,) = torch.autograd.grad(out.sum(), q)
-        return {
-            "output": float(out.abs().max()),
-            "tangent": float(tangent.abs().max()),
-            "gradients": float(gradient.sum()),
-        }
+        return {"output": float(out.abs().max()), "tangent": float(tangent.abs().max()), "gradients": float(gradient.sum())}
     mask = draw(9, 40, 40).to(device) > 0
     mask[3] = False
     _, _, value = operators.attention_with_tangent(q, k, v, None, None, None, mask, None, False, None, False)

@@ -21,12 +21,7 @@ LAYERS: dict[str, Any] = {
     "lstm": nn.LSTM,
     "gru": nn.GRU,
 }
-SETTINGS = {
-    "layers": st.integers(1, 2),
-    "both": st.booleans(),
-    "biases": st.booleans(),
-    "projected": st.booleans(),
-}
+SETTINGS = {"layers": st.integers(1, 2), "both": st.booleans(), "biases": st.booleans(), "projected": st.booleans()}
 
 
 def layer(name: str, **kwargs: Any) -> Any:

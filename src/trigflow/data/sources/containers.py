@@ -134,7 +134,5 @@ def note_others(files: Files, captions: Collection[str], report: Report) -> None
     ]
     if others:
         report.note(
-            "other files",
-            others[0],
-            f"and {len(others) - 1} others are no images by their endings, and are passed over",
+            "other files", others[0], f"and {len(others) - 1} others are no images by their endings, and are passed over"
         )

@@ -225,8 +225,5 @@ def _gray(name: str, resize: int | None, crop: bool, channels: int | None, memor
     for index, image in enumerate(pixels):
         stack.add(str(index), to_tensor(fit(Image.fromarray(image), resize, crop).convert(mode)))
     return ImageDataset(
-        name=name,
-        values=stack.images,
-        labels=torch.from_numpy(labels),
-        class_names=tuple(str(digit) for digit in range(10)),
+        name=name, values=stack.images, labels=torch.from_numpy(labels), class_names=tuple(str(digit) for digit in range(10))
     )

@@ -19,16 +19,7 @@ import numpy.typing as npt
 
 from trigflow.data.cache import Arrays, remembered
 from trigflow.data.decode import CorruptImageError
-from trigflow.data.sources.files import (
-    ENDINGS,
-    MEMBER_LIMIT_BYTES,
-    Files,
-    Names,
-    OpenArchives,
-    file_state,
-    unreadable,
-    visible,
-)
+from trigflow.data.sources.files import ENDINGS, MEMBER_LIMIT_BYTES, Files, Names, OpenArchives, file_state, unreadable, visible
 from trigflow.runtime.errors import UserError
 
 ENDING = ".tar"

@@ -134,11 +134,7 @@ def _same(kernel: Kernel) -> Kernel:
 
 def _block_35(c_in: int, c_pool: int) -> Mixed:
     """At 35x35: 224 + c_pool channels."""
-    branches: Branches = {
-        "branch1x1": [(64, 1)],
-        "branch5x5": [(48, 1), (64, 5)],
-        "branch3x3dbl": [(64, 1), (96, 3), (96, 3)],
-    }
+    branches: Branches = {"branch1x1": [(64, 1)], "branch5x5": [(48, 1), (64, 5)], "branch3x3dbl": [(64, 1), (96, 3), (96, 3)]}
     return Mixed(c_in, branches, "average", c_pool)
 
 

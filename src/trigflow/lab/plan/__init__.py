@@ -9,16 +9,4 @@ from trigflow.runtime.errors import renamed
 
 __getattr__ = renamed(__name__, {"Counted": "Step", "Plan": "RunPlan", "RunCounts": "Step"})
 
-__all__ = [
-    "GPU",
-    "GPUS",
-    "Memory",
-    "RunPlan",
-    "Step",
-    "StepCount",
-    "Trace",
-    "count_run",
-    "get_gpu",
-    "make_plan",
-    "memory",
-]
+__all__ = ["GPU", "GPUS", "Memory", "RunPlan", "Step", "StepCount", "Trace", "count_run", "get_gpu", "make_plan", "memory"]

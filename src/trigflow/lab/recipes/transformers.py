@@ -28,12 +28,7 @@ def _runs(size: str, iterations: int) -> dict[str, RunConfig]:
         ema=EMAConfig(kind="power", sigma_rel=0.05, snapshot_every=20_000),
         loop=dataclasses.replace(long_loop(iterations, 256, "bf16"), channels_last=False),
     )
-    student = {
-        "optimizer.lr": 5e-6,
-        "ema.snapshot_every": 10_000,
-        "loop.iterations": 200_000,
-        "loop.batch_size": 1024,
-    }
+    student = {"optimizer.lr": 5e-6, "ema.snapshot_every": 10_000, "loop.iterations": 200_000, "loop.batch_size": 1024}
     sct = objective_of("sct", proposal=Proposal(-0.8, 1.6), tangent=TANGENT)
     scd = objective_of("scd", proposal=Proposal(-0.8, 1.6), tangent=TANGENT, guidance_max=2.0)
     return {

@@ -56,10 +56,7 @@ DIGITS, MNIST = RECIPES["digits"], RECIPES["mnist"]
 PATCHED: Changes = {"network": UNetConfig(patch=4, width=32, mult=(1, 2), blocks=1)}
 BASES: dict[str, Base] = {
     "digits": Base(
-        _sized(DIGITS.teacher, 3_000, checkpoints=6),
-        _sized(DIGITS.student, 1_200, checkpoints=6),
-        OF_KIND,
-        RATES["digits"],
+        _sized(DIGITS.teacher, 3_000, checkpoints=6), _sized(DIGITS.student, 1_200, checkpoints=6), OF_KIND, RATES["digits"]
     ),
     "mnist": Base(
         _sized(MNIST.teacher, 1_500, checkpoints=20, **PATCHED),

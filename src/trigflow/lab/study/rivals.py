@@ -7,11 +7,7 @@ from trigflow.lab.study.spec import Arm, Draw, Expect, Study, better
 from trigflow.process import Proposal
 
 SCT: Changes = {"objective.kind": "sct"}
-ECT: Changes = {
-    "objective.kind": "ct",
-    "objective.discrete.schedule": "ect",
-    "objective.adaptive_weight": False,
-}
+ECT: Changes = {"objective.kind": "ct", "objective.discrete.schedule": "ect", "objective.adaptive_weight": False}
 """With the published distance and weighting, which take the place of a learned one."""
 MEANFLOW: Changes = {
     "objective.kind": "meanflow",

@@ -109,14 +109,7 @@ class EDMBridge(Bridge):
     Source: Karras et al. 2022, table 1; Lu and Song 2025, appendix B.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        process: TrigFlow,
-        *,
-        sigma_data: float | None = None,
-        **shared: Any,
-    ) -> None:
+    def __init__(self, model: nn.Module, process: TrigFlow, *, sigma_data: float | None = None, **shared: Any) -> None:
         super().__init__(model, process, **shared)
         self.kappa = 1.0 if sigma_data is None else self.k / sigma_data
 
@@ -216,13 +209,7 @@ class VPBridge(Bridge):
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        process: TrigFlow,
-        schedule: Schedule | Tensor,
-        *,
-        predicts: Predicts = "epsilon",
-        **shared: Any,
+        self, model: nn.Module, process: TrigFlow, schedule: Schedule | Tensor, *, predicts: Predicts = "epsilon", **shared: Any
     ) -> None:
         super().__init__(model, process, **shared)
         if predicts not in get_args(Predicts):

@@ -261,10 +261,7 @@ def _ddpmpp(source: Source, precond: Record) -> tuple[DDPMPPConfig, float]:
         augment=given.whole("augment_dim", 0, 0, 1 << 14),
         dropout=given.number("dropout", 0.1),
         conditioning=ConditioningConfig(
-            time_map="log",
-            time_embedding="positional",
-            width=width,
-            num_classes=given.whole("label_dim", 0, 0, 100_000),
+            time_map="log", time_embedding="positional", width=width, num_classes=given.whole("label_dim", 0, 0, 100_000)
         ),
     )
     given.finish()

@@ -188,10 +188,9 @@ def build(source: Source, name: str, arguments: tuple[Any, ...]) -> Any:
             return ArrayShell("numpy.ndarray")
         case "numpy.core.multiarray.scalar", (ArrayType() as kind, (Span() | Latin1()) as data):
             return StoredArray(kind.dtype, (), data)
-        case (
-            "numpy.core.numeric._frombuffer",
-            ((Span() | Latin1()) as data, ArrayType() as kind, tuple(shape), "C"),
-        ) if _sizes(shape):
+        case ("numpy.core.numeric._frombuffer", ((Span() | Latin1()) as data, ArrayType() as kind, tuple(shape), "C")) if (
+            _sizes(shape)
+        ):
             return StoredArray(kind.dtype, shape, data)
         case module, () if module in MODULES:
             return Record(module)
