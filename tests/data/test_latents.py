@@ -315,7 +315,7 @@ def test_corrupt_latents_can_be_left_out(tmp_path: Path, pack: Pack) -> None:
         ({"labels": [["000.npy", 0], ["001.npy", 1], ["002.npy", 1]]}, "names 1 .*not there"),
         ({"labels": None, "latents": 3}, '"latents" that are none'),
         ({"labels": None, "latents": {"class_names": [1]}}, '"latents" that are none'),
-        ({"labels": None, "latents": {"class_names": []}}, "an autoencoder given as None"),
+        ({"labels": None, "latents": {"class_names": []}}, "an autoencoder saved as None"),
         (
             {"labels": [["000.npy", 0], ["001.npy", 1]], "latents": {"vae": VAESource().state(), "class_names": ["a"]}},
             "names 1 classes and has labels up to 1",

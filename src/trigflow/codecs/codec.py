@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from trigflow.runtime.errors import UserError, on_one_line
+from trigflow.runtime.errors import UserError
 
 T = TypeVar("T")
 
@@ -152,7 +152,8 @@ def from_saved(cls: type[T], what: str, state: object) -> T:
             return found
         fault = "a shape not above 0"
     except (dacite.DaciteError, TypeError) as error:
-        fault = on_one_line(error)
+        name = str(getattr(error, "field_path", "")).split(".")[0]
+        fault = f"{name} {given.get(name)!r}" if name else "a list is missing"
     raise UserError(
         f"{what} saved as {state!r} ({fault}); expected the numbers and names that trigflow wrote; "
         "take the file from a finished run, unedited"
