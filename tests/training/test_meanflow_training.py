@@ -173,7 +173,7 @@ def test_sampling_times(teacher: Model, tmp_path: Path) -> None:
 def test_no_fresh_noise_is_drawn(teacher: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, drawn = make({**DISTILL, "loop.iterations": 1}, tmp_path / "run", teacher).run(), []
     noise = Model.noise
-    monkeypatch.setattr(Model, "noise", lambda self, seed, k, **where: drawn.append(k) or noise(self, seed, k, **where))
+    monkeypatch.setattr(Model, "noise", lambda self, seed, k, *where: drawn.append(k) or noise(self, seed, k, *where))
     model.sample(4, steps=4)
     assert drawn == [0]
 

@@ -96,7 +96,8 @@ class Encoded:
             MissingExtraError: without transformers.
         """
         if not any(texts) and self.features:  # nothing to read
-            found = torch.zeros(len(texts), self.length, self.features), torch.zeros(len(texts), self.length, dtype=torch.bool)
+            shape = (len(texts), self.length)
+            found = torch.zeros(*shape, self.features, dtype=torch.float32), torch.zeros(shape, dtype=torch.bool)
         else:
             loaded = opened(self.encoder)
             if self.digest and loaded.digest != self.digest:

@@ -41,7 +41,7 @@ class TextFeatures:
     def rows(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """`text` and `text_mask` of these captions, float32 `(b, length, features)` and bool `(b, length)`; see `Encoded`."""
         encoder = self.encoder
-        states = torch.zeros(len(texts), encoder.length, encoder.features)
+        states = torch.zeros(len(texts), encoder.length, encoder.features, dtype=torch.float32)
         mask = torch.zeros(len(texts), encoder.length, dtype=torch.bool)
         for row, text in enumerate(texts):
             if text:

@@ -59,7 +59,8 @@ class TextConfig:
             return {}
         row = tokens([""], self.length)[0]
         mask = row > 0
-        return {"text": torch.zeros(self.length, self.features) if self.features else row, "text_mask": mask}
+        state = torch.zeros(self.length, self.features, dtype=torch.float32)
+        return {"text": state if self.features else row, "text_mask": mask}
 
 
 class Context(NamedTuple):
