@@ -256,7 +256,7 @@ class Dataset:
 
     def chunks(self, size: int = 64) -> Iterator[Tensor]:
         """All that is stored, up to `size` samples of one shape at a time: for data that may not fit into memory."""
-        groups = getattr(self.rows, "groups", torch.zeros(len(self)))
+        groups = getattr(self.rows, "groups", torch.zeros(len(self), dtype=torch.int64))
         for group in groups.unique():
             for indices in (groups == group).nonzero()[:, 0].split(size):
                 yield self.stored(indices)
