@@ -69,7 +69,7 @@ def test_bars(result: dict[str, Any]) -> None:
     named = next(case for case in result["cases"] if case["case"] == "unet-1m" and case["device"] == "cpu")
     assert step["measured"] == named["step_ratio"]
     assert step["met"] is (named["step_ratio"] <= 1.45)
-    assert result["dispatch"]["seconds"] > 0
+    assert math.isfinite(result["dispatch"]["seconds"])
     assert result["machine"]["threads"] == 1
     assert result["command"].startswith("python benchmarks/tangent.py --quick")
 
