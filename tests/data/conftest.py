@@ -15,6 +15,16 @@ Pack = Callable[[Path], Path]
 
 
 @pytest.fixture
+def offline(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The `datasets` library without a network and progress bars, and with a cache that goes with the test."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("hf"))
+    datasets.disable_progress_bars()
+
+
+@pytest.fixture
 def save(tmp_path: Path) -> Save:
     """`save("cats/1.png", value, size=(w, h))` writes an image of one gray level or colour under `tmp_path / "photos"`.
 

@@ -22,6 +22,8 @@ from trigflow.runtime.errors import MissingExtraError, UserError
 NOISE = np.random.Generator(np.random.PCG64(0)).integers(0, 256, (23, 6, 5, 3), dtype=np.uint8)
 PIXELS = torch.from_numpy(NOISE).permute(0, 3, 1, 2)
 
+pytestmark = pytest.mark.usefixtures("offline")
+
 
 def png(pixels: np.ndarray) -> bytes:
     buffer = io.BytesIO()
@@ -37,14 +39,6 @@ def table(labels: list[Any] | None = None, broken: int | None = None, kind: Any 
     kind = kind or datasets.ClassLabel(names=["cat", "dog", "owl"])
     features = datasets.Features({"picture": datasets.Image(), "kind": kind})
     return datasets.Dataset.from_dict(columns, features=features)
-
-
-@pytest.fixture(autouse=True)
-def offline(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No network, no progress bars, and a cache of the library that goes with the test."""
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("hf"))
-    datasets.disable_progress_bars()
 
 
 @pytest.fixture

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from fastapi import FastAPI
+from fastapi.testclient import TestClient
 from torch import Tensor
 
 from training.tiny import digits_config, untrained_teacher
@@ -133,3 +136,10 @@ def running(app: FastAPI, port: int = 0) -> Iterator[int]:
             server.should_exit = True
             thread.join(20)
             assert not thread.is_alive()
+
+
+def pictures(client: TestClient, **asked: Any) -> Tensor:
+    """Pictures of `POST /v1/images`, uint8 `(n, c, h, w)`."""
+    answer = client.post("/v1/images", json={"format": "npy", "seed": 4, **asked})
+    assert answer.status_code == 200, answer.text
+    return torch.from_numpy(np.load(io.BytesIO(answer.content), allow_pickle=False))

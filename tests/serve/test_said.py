@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import re
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from fastapi.testclient import TestClient
 
 from deploy.students import NAMES, named, windy
-from serve.helpers import plain, student
+from serve.helpers import pictures, plain, student
 from trigflow.conditions import Conditioner
 from trigflow.runtime.errors import UserError
 from trigflow.serve.app import create_app
@@ -41,12 +39,6 @@ def windward() -> Iterator[TestClient]:
     """A server of a student that is told the wind, too."""
     with TestClient(create_app([offer_of(WINDY, LIMITS)], LIMITS)) as client:
         yield client
-
-
-def pictures(client: TestClient, **asked: Any) -> torch.Tensor:
-    answer = client.post("/v1/images", json={"format": "npy", "seed": 4, **asked})
-    assert answer.status_code == 200, answer.text
-    return torch.from_numpy(np.load(io.BytesIO(answer.content), allow_pickle=False))
 
 
 def refused(client: TestClient, **asked: Any) -> str:

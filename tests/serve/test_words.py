@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from fastapi.testclient import TestClient
 
-from serve.helpers import plain, reader, student
+from serve.helpers import pictures, plain, reader, student
 from trigflow.runtime.errors import UserError
 from trigflow.samplers import Sampling
 from trigflow.serve.app import create_app
@@ -31,12 +29,6 @@ READER = reader(guidance_max=4.0)
 def client() -> Iterator[TestClient]:
     with TestClient(create_app([offer_of(READER, LIMITS)], LIMITS)) as client:
         yield client
-
-
-def pictures(client: TestClient, **asked: Any) -> torch.Tensor:
-    answer = client.post("/v1/images", json={"format": "npy", "seed": 4, **asked})
-    assert answer.status_code == 200, answer.text
-    return torch.from_numpy(np.load(io.BytesIO(answer.content), allow_pickle=False))
 
 
 def levels(a: torch.Tensor, b: torch.Tensor) -> int:

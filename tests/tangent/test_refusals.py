@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, library, nn
 
 from tangent.helpers import draw, relative_error
 from trigflow.tangent import Dual, TangentError, jvp
@@ -86,7 +86,7 @@ def test_refused(name: str) -> None:
 
 
 def test_a_custom_operator_has_no_silent_zero_tangent() -> None:
-    @torch.library.custom_op("trigflow_tests::cubed", mutates_args=())
+    @library.custom_op("trigflow_tests::cubed", mutates_args=())
     def cubed(x: Tensor) -> Tensor:
         return torch.from_numpy(x.detach().numpy() ** 3)
 
