@@ -94,6 +94,13 @@ def test_the_empty_text_is_the_null_of_a_network(folders):
         assert all(torch.equal(told[name][0], row) for name, row in none.items())
 
 
+def test_features_are_taken_for_the_text_that_they_are_of(folders):
+    encoder = Encoded(str(folders["clip"]), 6).known()
+    made = encoder.encode(["red heart", "", "cat"])
+    told = Conditioner({"text": encoder}).conditions({"text": made["text"]}, 3)
+    assert all(torch.equal(told[name], made[name]) for name in made)
+
+
 def test_state_and_another_encoder_under_the_name(folders, tmp_path):
     folder = tmp_path / "encoder"
     shutil.copytree(folders["clip"], folder)

@@ -62,7 +62,9 @@ class Encoded:
         """The texts said, in turn; without any, the empty one. Each is encoded once."""
         if isinstance(said, Tensor) and said.shape[1:] == (self.length, self.features):
             chosen = said[torch.arange(first, first + num) % len(said)]
-            return {"text": chosen, "text_mask": (chosen != 0).any(2)}
+            mask = (chosen != 0).any(2)
+            mask[:, 0] = True  # of the empty text, too
+            return {"text": chosen, "text_mask": mask}
         texts = self.numbers("" if said is None else said, what)
         chosen = torch.arange(first, first + num) % len(texts)
         return {name: value[chosen] for name, value in self.encode(texts).items()}
