@@ -9,6 +9,7 @@ import transformers
 from trigflow.conditions import Conditioner, Encoded
 from trigflow.conditions import encoded as room
 from trigflow.data.captions import Captions
+from trigflow.data.text_features import encoder_named
 from trigflow.networks import TextConfig
 from trigflow.runtime.errors import UserError
 
@@ -154,10 +155,10 @@ def test_settings_that_make_no_sense(settings):
 def test_captions_are_read_once(folders, monkeypatch, tmp_path):
     monkeypatch.setenv("TRIGFLOW_CACHE", str(tmp_path))
     captions = Captions.of([["red heart", "a cat"], [], ["the red heart of a cat"]])
-    read = captions.encoded(str(folders["t5"]), "last", 6)
+    read = captions.encoded(encoder_named(str(folders["t5"]), "last", 6))
     expected = read.input.encode(["red heart", "", "the red heart of a cat"], cut=True)
     indices = torch.tensor([0, 1, 2])
-    for again in (read, read.only(indices), captions.encoded(str(folders["t5"]), "last", 6)):
+    for again in (read, read.only(indices), captions.encoded(encoder_named(str(folders["t5"]), "last", 6))):
         told = again.rows(indices)
         assert torch.equal(told["text_mask"], expected["text_mask"])
         torch.testing.assert_close(told["text"], expected["text"], rtol=2e-3, atol=2e-3)  # kept in float16
@@ -166,8 +167,8 @@ def test_captions_are_read_once(folders, monkeypatch, tmp_path):
         raise AssertionError("the encoder was loaded")
 
     monkeypatch.setattr(room, "opened", never)
-    captions.encoded(str(folders["t5"]), "last", 6)
+    captions.encoded(encoder_named(str(folders["t5"]), "last", 6))
     with pytest.raises(AssertionError, match="was loaded"):
-        Captions.of([["green apple"]]).encoded(str(folders["t5"]), "last", 6)
+        Captions.of([["green apple"]]).encoded(encoder_named(str(folders["t5"]), "last", 6))
     with pytest.raises(AssertionError, match="was loaded"):  # other states are other features
-        captions.encoded(str(folders["t5"]), "penultimate", 6)
+        captions.encoded(encoder_named(str(folders["t5"]), "penultimate", 6))

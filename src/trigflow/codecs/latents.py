@@ -33,7 +33,7 @@ class Latents(DrawnPictures):
     """`x0 = (z - raw_mean_c) / raw_std_c * sigma_data` for latents `z` as the autoencoder gives them.
 
     Attributes:
-        shape: `(c, h, w)` of one latent.
+        shape: `(c, h, w)` of one latent, `(c, frames, h, w)` of a video.
         raw_mean: mean of each channel.
         raw_std: standard deviation of each channel.
         sigma_data: standard deviation that `x0` is meant to have; 0.5 in every preset of the paper.
@@ -57,11 +57,11 @@ class Latents(DrawnPictures):
         finite = all(map(math.isfinite, (*self.raw_mean, *self.raw_std, self.sigma_data)))
         positive = all(value > 0 for value in (*self.raw_std, self.sigma_data))
         channels = {len(self.raw_mean), len(self.raw_std), *self.shape[:1]}
-        if len(self.shape) != 3 or len(channels) != 1 or not finite or not positive:
+        if len(self.shape) not in (3, 4) or len(channels) != 1 or not finite or not positive:
             raise UserError(
                 f"latents of shape {self.shape}, raw_mean={self.raw_mean}, raw_std={self.raw_std}, "
-                f"sigma_data={self.sigma_data}; expected (c, h, w), a finite mean and a positive deviation a channel; "
-                "measure the data again"
+                f"sigma_data={self.sigma_data}; expected (c, h, w) or (c, frames, h, w), a finite mean and a positive "
+                "deviation a channel; measure the data again"
             )
         if self.autoencoder is None or self.autoencoder.source != self.vae:
             object.__setattr__(self, "autoencoder", VAE(self.vae))
@@ -74,7 +74,7 @@ class Latents(DrawnPictures):
     @property
     def drawn_shape(self) -> tuple[int, ...]:
         """`(3, factor h, factor w)` of one image; the autoencoder is loaded."""
-        _, h, w = self.shape
+        h, w = self.shape[-2:]
         return 3, h * self.autoencoder.factor, w * self.autoencoder.factor
 
     def with_autoencoder(self, name: str) -> Latents:
@@ -142,10 +142,11 @@ class Latents(DrawnPictures):
         return from_saved(cls, "latents", state)
 
     def _like(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        if latents.ndim != 4 or latents.shape[1] != len(self.raw_mean) or not latents.is_floating_point():
+        if latents.ndim not in (4, 5) or latents.shape[1] != len(self.raw_mean) or not latents.is_floating_point():
             raise UserError(
                 f"latents of type {latents.dtype} and shape {tuple(latents.shape)}; expected floats of shape "
                 f"(b, {len(self.raw_mean)}, h, w); use the codec of these latents"
             )
         mean, std = (torch.tensor(v, dtype=torch.float32, device=latents.device) for v in (self.raw_mean, self.raw_std))
-        return mean[:, None, None], std[:, None, None]
+        ones = [1] * (latents.ndim - 2)
+        return mean.view(-1, *ones), std.view(-1, *ones)

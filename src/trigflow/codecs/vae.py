@@ -1,4 +1,4 @@
-"""The autoencoder between images and latents: diffusers' `AutoencoderKL`, loaded when first used.
+"""The autoencoder between images and latents: diffusers' `AutoencoderKL` or another of its kind, loaded when first used.
 
 Bytes are given to it in the range that the latents are of, and come back from it in the same::
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -36,15 +37,26 @@ class VAESource:
         pixels: range of the pixels given to it and got from it: `unit` [0, 1] or `symmetric` [-1, 1]. SD-VAE was trained on
             [-1, 1]; EDM2 nevertheless uses [0, 1], and its statistics and published networks hold for that alone.
         digest: of its weights (`VAE.digest`), so that another one is noticed; None where it is not known.
+        subfolder: where it lies in the folder of a pipeline.
+        channels: of a latent; None for the 4 of SD-VAE.
     """
 
     name: str = DEFAULT_VAE
     pixels: PixelRange = "unit"
     digest: str | None = None
+    subfolder: str | None = None
+    channels: int | None = None
+
+    @property
+    def depth(self) -> int:
+        """Channels of a latent."""
+        return self.channels or CHANNELS
 
     def state(self) -> dict[str, object]:
         """A plain dict for JSON; `from_state` gives back an equal object."""
-        return {"name": self.name, "pixels": self.pixels, "digest": self.digest}
+        state: dict[str, object] = {"name": self.name, "pixels": self.pixels, "digest": self.digest}
+        more = {"subfolder": self.subfolder, "channels": self.channels}
+        return {**state, **{key: value for key, value in more.items() if value is not None}}
 
     @classmethod
     def from_state(cls, state: object) -> VAESource:
@@ -88,7 +100,7 @@ class VAE:
                 that the latents were made with.
         """
         if self._network is None:
-            network = _read(self.source.name)
+            network = _read(self.source)
             if self.source.digest is not None and digest_of(network) != self.source.digest:
                 raise UserError(
                     f"the VAE '{self.source.name}' is not the one that these latents were made with; expected weights of "
@@ -102,7 +114,7 @@ class VAE:
     @property
     def factor(self) -> int:
         """Pixels a latent is wide and high; the autoencoder is loaded."""
-        return 2 ** (len(self.load().config.block_out_channels) - 1)
+        return factor_of(self.load().config)
 
     def digest(self) -> str:
         """A fingerprint of the weights, the same whatever the parameters are called; the autoencoder is loaded."""
@@ -125,7 +137,8 @@ class VAE:
             images: uint8 `(b, 3, h, w)`, height and width multiples of `factor`.
 
         Returns:
-            float32 `(b, 8, h / factor, w / factor)`: 4 channels of means, 4 of standard deviations.
+            float32 `(b, 2 c, h / factor, w / factor)`: c channels of means, c of standard deviations; of an autoencoder that
+            gives no deviations they are 0.
 
         Raises:
             UserError: as `load`, and for images of another shape.
@@ -135,8 +148,11 @@ class VAE:
         parts = []
         for part in images.split(self.batch_size):
             pixels = part.float() / 255 if self.source.pixels == "unit" else part.float() / 127.5 - 1
-            posterior = network.encode(pixels).latent_dist
-            parts.append(torch.cat([posterior.mean, posterior.std], dim=1))
+            found = network.encode(pixels[:, :, None] if of_video(network.config) else pixels)
+            posterior = getattr(found, "latent_dist", None)
+            moments = (found.latent, 0 * found.latent) if posterior is None else (posterior.mean, posterior.std)
+            moment = torch.cat(moments, dim=1)
+            parts.append(moment[:, :, 0] if of_video(network.config) else moment)
         return torch.cat(parts)
 
     @torch.no_grad()
@@ -144,25 +160,53 @@ class VAE:
         """Images of latents, computed where the latents are.
 
         Args:
-            latents: floating `(b, 4, h, w)`, as the encoder gives them.
+            latents: floating `(b, c, h, w)` or, of a video, `(b, c, frames, h, w)`, as the encoder gives them.
 
         Returns:
-            uint8 `(b, 3, factor h, factor w)`, rounded to the nearest and clamped.
+            uint8 `(b, 3, factor h, factor w)`, rounded to the nearest and clamped; the frames of a video side by side.
 
         Raises:
             UserError: as `load`, and for latents of another shape.
         """
-        if latents.ndim != 4 or latents.shape[1] != CHANNELS:
+        if latents.ndim not in (4, 5) or latents.shape[1] != self.source.depth:
             raise UserError(
-                f"latents of shape {tuple(latents.shape)}; expected (b, {CHANNELS}, h, w); give latents, not images"
+                f"latents of shape {tuple(latents.shape)}; expected (b, {self.source.depth}, h, w); give latents, not images"
             )
         network = self.load(latents.device)
         parts = []
         for part in latents.to(network.dtype).split(self.batch_size):
-            pixels = network.decode(part).sample
+            video = of_video(network.config)
+            pixels = network.decode(part[:, :, None] if video and part.ndim == 4 else part).sample
+            pixels = pixels.movedim(2, 3).flatten(3) if pixels.ndim == 5 else pixels
             values = pixels * 255 if self.source.pixels == "unit" else (pixels + 1) * 127.5
             parts.append(values.round().clamp(0, 255).to(torch.uint8))
         return torch.cat(parts)
+
+
+def factor_of(config: Mapping[str, Any]) -> int:
+    """Pixels a latent of an autoencoder with this configuration is wide and high."""
+    said = config.get("spatial_compression_ratio") or config.get("scale_factor_spatial")
+    levels = config.get("block_out_channels") or config.get("encoder_block_out_channels")
+    return said or 2 ** (len(levels) - 1 if levels else len(config["temperal_downsample"]))
+
+
+def channels_of(config: Mapping[str, Any]) -> int:
+    """Channels of a latent of an autoencoder with this configuration."""
+    return config.get("latent_channels") or config["z_dim"]
+
+
+def of_video(config: Mapping[str, Any]) -> bool:
+    """Whether latents of an autoencoder with this configuration have an axis for time."""
+    return any(name in config for name in ("temporal_compression_ratio", "temperal_downsample", "spatio_temporal_scaling"))
+
+
+def scaling_of(config: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of each channel of latents that diffusers' pipelines take off: `(z - mean) / std` is what the denoiser
+    is told."""
+    channels, factor = channels_of(config), config.get("scaling_factor") or 1.0
+    mean = config.get("latents_mean") or [config.get("shift_factor") or 0.0] * channels
+    std = [value / factor for value in config.get("latents_std") or [1.0] * channels]
+    return tuple(map(float, mean)), tuple(map(float, std))
 
 
 def digest_of(network: Any) -> str:
@@ -172,17 +216,27 @@ def digest_of(network: Any) -> str:
     return hashlib.blake2b(b"".join(parts), digest_size=16).hexdigest()
 
 
-def _read(name: str) -> Any:
+def _kind(diffusers: Any, place: str, subfolder: str) -> Any:
+    """The class of the autoencoder in the folder of a pipeline."""
+    return getattr(diffusers, str(diffusers.AutoencoderKL.load_config(place, subfolder=subfolder)["_class_name"]))
+
+
+def _read(source: VAESource) -> Any:
     """The autoencoder of this folder or hub id, in float32 and eval mode, on the CPU. Only safetensors files are read."""
+    name = source.name
     try:
-        from diffusers import AutoencoderKL
+        import diffusers
     except ImportError as error:
         raise MissingExtraError("an autoencoder of images", "diffusers", "latents") from error
     path = os.path.expanduser(name)
     try:
         with torch.random.fork_rng():  # fresh weights, about to be replaced, draw from the default generator
-            network, report = AutoencoderKL.from_pretrained(  # type: ignore[no-untyped-call]
-                path if os.path.isdir(path) else name,
+            place = path if os.path.isdir(path) else name
+            kind = diffusers.AutoencoderKL if source.subfolder is None else _kind(diffusers, place, source.subfolder)
+            network, report = kind.from_pretrained(  # type: ignore[no-untyped-call]
+                place,
+                subfolder=source.subfolder,
+                trust_remote_code=False,
                 torch_dtype=torch.float32,
                 use_safetensors=True,
                 low_cpu_mem_usage=False,
@@ -202,10 +256,10 @@ def _read(name: str) -> Any:
             "that diffusers wrote of one; check the name"
         )
     config = network.config
-    found = (config.in_channels, config.latent_channels, config.out_channels)
-    if found != (3, CHANNELS, 3):
+    found = (config.get("in_channels", 3), channels_of(config), config.get("out_channels", 3))
+    if found != (3, source.depth, 3):
         raise UserError(
             f"the VAE '{name}' turns {found[0]} channels into latents of {found[1]} and back into {found[2]}; expected 3, "
-            f"{CHANNELS} and 3; use one like stabilityai/sd-vae-ft-mse"
+            f"{source.depth} and 3; use one like stabilityai/sd-vae-ft-mse"
         )
     return network.eval().requires_grad_(False)

@@ -11,7 +11,7 @@ The empty text is not encoded: it is one state of zeros, which means "none".
 import functools
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -70,21 +70,8 @@ class Encoded:
         return {name: value[chosen] for name, value in self.encode(texts).items()}
 
     def numbers(self, said: Any, what: str = "prompt") -> Sequence[str]:
-        """The texts said, in plain form, at least one.
-
-        Raises:
-            UserError: for what is no text, none at all, or one that cannot be printed.
-        """
-        texts = [said] if isinstance(said, str) else said
-        if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts) or not texts:
-            raise UserError(f"{what}: {quoted(said)} is no text; expected a text or a list of them; correct the {what}")
-        for text in texts:
-            if len(text) > MOST_BYTES:
-                raise UserError(
-                    f"a {what} of {len(text)} letters; expected at most {MOST_BYTES}, of which {self.length} tokens are read; "
-                    f"shorten the {what}"
-                )
-        return [plain(text) for text in texts]
+        """The texts said, in plain form; see `texts_said`."""
+        return texts_said(said, what)
 
     def encode(self, texts: Sequence[str], *, cut: bool = False) -> dict[str, Tensor]:
         """`text` and `text_mask` of plain texts, float32 `(n, length, features)` and bool `(n, length)`, on the CPU.
@@ -112,6 +99,27 @@ class Encoded:
         mask[:, 0] = True  # of the empty text, too
         return {"text": states * mask[:, :, None], "text_mask": mask}
 
+    @property
+    def names(self) -> frozenset[str]:
+        """Of the conditions."""
+        return frozenset({"text", "text_mask"})
+
+    def kept(self, texts: Sequence[str]) -> list[dict[str, Tensor]]:
+        """What is kept on disk of each text, cut at the length: float16 `(n, features)`, of its tokens alone."""
+        told = self.encode(texts, cut=True)
+        return [{"text": rows[mask].half()} for rows, mask in zip(told["text"], told["text_mask"], strict=True)]
+
+    def joined(self, kept: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """`text` and `text_mask` of texts, from what is kept of each; nothing of the empty text."""
+        states = torch.zeros(len(kept), self.length, self.features, dtype=torch.float32)
+        mask = torch.zeros(len(kept), self.length, dtype=torch.bool)
+        for row, found in enumerate(kept):
+            if found:
+                count = len(found["text"])
+                states[row, :count], mask[row, :count] = found["text"].float(), True
+        mask[:, 0] = True
+        return {"text": states, "text_mask": mask}
+
     def known(self) -> "Encoded":
         """The same with the features and the digest of the encoder as it is."""
         loaded = opened(self.encoder)
@@ -120,6 +128,24 @@ class Encoded:
 
     def state(self) -> dict[str, Any]:
         return dict(vars(self))
+
+
+def texts_said(said: Any, what: str = "prompt") -> Sequence[str]:
+    """The texts said, in plain form, at least one.
+
+    Raises:
+        UserError: for what is no text, none at all, a very long one, or one that cannot be printed.
+    """
+    texts = [said] if isinstance(said, str) else said
+    if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts) or not texts:
+        raise UserError(f"{what}: {quoted(said)} is no text; expected a text or a list of them; correct the {what}")
+    for text in texts:
+        if len(text) > MOST_BYTES:
+            raise UserError(
+                f"a {what} of {len(text)} letters; expected at most {MOST_BYTES}, of which an encoder reads the first tokens; "
+                f"shorten the {what}"
+            )
+    return [plain(text) for text in texts]
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from trigflow.conditions.encoded import Encoded, States
 from trigflow.conditions.text import Text, plain, tokens
 from trigflow.conditions.told import quoted
-from trigflow.data.text_features import TextFeatures, encode_captions
+from trigflow.data.text_features import Reader, TextFeatures, encode_captions
 from trigflow.runtime.errors import UserError
 
 KEYS = ("captions", "caption", "text", "prompt")
@@ -58,7 +57,7 @@ class Captions:
     """
 
     texts: Sequence[tuple[str, ...]]
-    input: Text | Encoded = field(default_factory=Text)
+    input: Any = field(default_factory=Text)
     features: TextFeatures | None = None
 
     @classmethod
@@ -84,19 +83,21 @@ class Captions:
         places = torch.rand(len(several), generator=generator, dtype=torch.float64).tolist()
         return [texts[min(int(place * len(texts)), len(texts) - 1)] for texts, place in zip(several, places, strict=True)]
 
+    @property
+    def names(self) -> frozenset[str]:
+        """Of the conditions that `rows` gives."""
+        return frozenset({"text", "text_mask"}) if self.features is None else self.features.encoder.names
+
     def rows(self, indices: Tensor, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """`text` and `text_mask` of the chosen samples, each `(b, length, ...)`; see `of_samples`."""
+        """`text`, `text_mask` and whatever else an encoder says of the chosen samples, each `(b, ...)`; see `of_samples`."""
         texts = self.of_samples(indices, generator)
         return Text.told(tokens(texts, self.input.length)) if self.features is None else self.features.rows(texts)
 
-    def encoded(self, name: str, states: States, length: int, *, progress: bool = False) -> Self:
-        """The same, read by a frozen encoder of transformers: its features are made, or found in the cache.
-
-        Raises:
-            UserError, MissingExtraError: as `trigflow.conditions.encoded.Encoded`.
-        """
-        features = encode_captions([text for texts in self.texts for text in texts], name, states, length, progress=progress)
-        return replace(self, input=features.encoder, features=features)
+    def encoded(self, encoder: Reader, *, progress: bool = False) -> Self:
+        """The same, read by frozen encoders: what they make of the texts is made, or found in the cache; see
+        `encode_captions`."""
+        features = encode_captions([text for texts in self.texts for text in texts], encoder, progress=progress)
+        return replace(self, input=encoder, features=features)
 
     def only(self, indices: Tensor) -> Self:
         """Those of the chosen samples."""

@@ -10,6 +10,7 @@ import tyro
 from trigflow.conditions.encoded import States
 from trigflow.data.dataset import Dataset, require_classes
 from trigflow.data.sources.opening import open_dataset
+from trigflow.data.text_features import encoder_named
 from trigflow.runtime.errors import UserError
 
 
@@ -73,8 +74,8 @@ def load_data(config: DataConfig, progress: bool = False) -> Dataset:
             f"data.text_encoder for '{config.source}', which has no captions; expected data with captions; leave it out"
         )
     if config.text_encoder is not None and dataset.captions is not None:
-        how = (config.text_encoder, config.text_states, config.text_length)
-        dataset = replace(dataset, captions=dataset.captions.encoded(*how, progress=progress and sys.stderr.isatty()))
+        encoder = encoder_named(config.text_encoder, config.text_states, config.text_length)
+        dataset = replace(dataset, captions=dataset.captions.encoded(encoder, progress=progress and sys.stderr.isatty()))
     return dataset
 
 

@@ -216,7 +216,9 @@ class Dataset:
     def said(self, indices: Tensor, names: Iterable[str]) -> dict[str, Any]:
         """What of these names is known of the chosen samples beside classes, as a `Conditioner` takes it."""
         told = self.told(indices)
-        return {name: told[name] for name in names if name in told and name != "label"}
+        said: dict[str, Any] = {name: told[name] for name in names if name in told and name != "label"}
+        together = self.captions.names if self.captions is not None and "text" in said else frozenset()
+        return said if together <= {"text", "text_mask"} else {**said, "text": {name: told[name] for name in together}}
 
     def conditioner(self, names: Iterable[str]) -> Conditioner:
         """What turns words into the conditions of these names, for a model that was trained on these data.
@@ -234,6 +236,13 @@ class Dataset:
                 inputs[name] = Numbers(name, tuple(self.conditions[name].shape[1:]))
         return Conditioner(inputs)
 
+    def read_as(self: D, conditioner: Conditioner | None, progress: bool = False) -> D:
+        """The same with captions read by the encoders of this model, where it has some and nothing else has read them."""
+        reader: Any = conditioner.inputs.get("text") if conditioner else None
+        if self.captions is None or self.captions.features is not None or not hasattr(reader, "kept"):
+            return self
+        return replace(self, captions=self.captions.encoded(reader, progress=progress))
+
     def read_by(self: D, none: Mapping[str, Tensor]) -> D:
         """The same for a network that reads texts of as many tokens as its `null` has; without a text there, as it is."""
         if "text" not in none or self.captions is None or self.captions.features is not None:
@@ -242,7 +251,7 @@ class Dataset:
 
     def check_tells(self, names: Iterable[str]) -> None:
         """Raise a UserError unless the data have these conditions."""
-        words = {"text", "text_mask"} if self.captions is not None else set()
+        words = frozenset() if self.captions is None else self.captions.names
         missing = in_order(set(names) - self.conditions.keys() - words)
         if missing:
             raise UserError(

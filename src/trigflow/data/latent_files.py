@@ -59,14 +59,14 @@ def read_latents(files: Files, *, skip_corrupt: bool, progress: bool, memory_lim
     labels, class_names = find_labels(files, names)
     written = find_captions(files, names) if captions else None
     vae, given_names = _description(files, len(class_names))
-    shape = _first_shape(latents)
+    shape = _first_shape(latents, vae.depth)
     gib = len(names) * int(np.prod(shape)) * 4 / 2**30
     rows, kept, corrupt = None, list(range(len(names))), list[str]()
     if gib <= memory_limit_gib:
-        images, kept, corrupt, checksums = _read_all(latents, shape, progress)
+        images, kept, corrupt, checksums = _read_all(latents, shape, vae.depth, progress)
         check_corrupt("latents", files.where, corrupt, len(names), skip_corrupt)
     else:
-        images, rows = torch.empty(0, *shape, dtype=torch.float32), _leave_in_zip(latents, shape, progress)
+        images, rows = torch.empty(0, *shape, dtype=torch.float32), _leave_in_zip(latents, shape, vae.depth, progress)
         if rows is None or not isinstance(latents, ZipFiles):
             raise UserError(
                 f"{len(names)} latents of shape {shape} take {gib:.3g} GiB; expected at most {memory_limit_gib:.3g} GiB in "
@@ -120,8 +120,8 @@ def parse_header(data: bytes, name: str) -> Header:
     return Header(dtype, shape, fortran, file.tell())
 
 
-def parse(data: bytes, name: str) -> Tensor:
-    """The latent in a `.npy` file, float32, shape `(4 or 8, h, w)`.
+def parse(data: bytes, name: str, channels: int = CHANNELS) -> Tensor:
+    """The latent in a `.npy` file, float32, shape `(c or 2 c, h, w)`.
 
     Raises:
         CorruptImageError: if it is no whole array.
@@ -130,44 +130,46 @@ def parse(data: bytes, name: str) -> Tensor:
     header = parse_header(data, name)
     if header.size != len(data):
         raise CorruptImageError(name)
-    _check_shape(header, name)
+    _check_shape(header, name, channels)
     flat = np.frombuffer(data, header.dtype, offset=header.length)
     array = flat.reshape(header.shape[::-1]).transpose() if header.fortran else flat.reshape(header.shape)
     latent = torch.from_numpy(array.astype(np.float32, order="C"))
     if not bool(latent.isfinite().all()):
         raise UserError(f"latent {name!r} holds values that are not finite; expected numbers; encode the image again")
-    if bool((latent[CHANNELS:] < 0).any()):
+    if bool((latent[channels:] < 0).any()):
         raise UserError(
-            f"latent {name!r} holds negative standard deviations; expected 4 channels of means and 4 of deviations; "
+            f"latent {name!r} holds negative standard deviations; expected {channels} channels of means, then deviations; "
             "encode the image again"
         )
     return latent
 
 
-def _check_shape(header: Header, name: str) -> None:
+def _check_shape(header: Header, name: str, channels: int) -> None:
     shape = header.shape
-    if header.dtype.kind != "f" or len(shape) != 3 or shape[0] not in (CHANNELS, 2 * CHANNELS) or 0 in shape:
+    if header.dtype.kind != "f" or len(shape) != 3 or shape[0] not in (channels, 2 * channels) or 0 in shape:
         raise UserError(
-            f"{name!r} is an array of type {header.dtype} and shape {shape}; expected floats of shape ({CHANNELS}, h, w), or "
-            f"({2 * CHANNELS}, h, w) with deviations; encode the images with: trigflow encode"
+            f"{name!r} is an array of type {header.dtype} and shape {shape}; expected floats of shape ({channels}, h, w), or "
+            f"({2 * channels}, h, w) with deviations; encode the images with: trigflow encode"
         )
 
 
 # All files -----------------------------------------------------------------------------------------------------------
 
 
-def _first_shape(files: Files) -> tuple[int, ...]:
+def _first_shape(files: Files, channels: int) -> tuple[int, ...]:
     """Shape of the first latent that is whole."""
     for index, name in enumerate(files.names):
         try:
-            return tuple(parse(files.read(index), name).shape)
+            return tuple(parse(files.read(index), name, channels).shape)
         except CorruptImageError:
             continue
     check_corrupt("latents", files.where, files.names, len(files))
     raise AssertionError
 
 
-def _read_all(files: Files, shape: tuple[int, ...], progress: bool) -> tuple[Tensor, list[int], list[str], Tensor]:
+def _read_all(
+    files: Files, shape: tuple[int, ...], channels: int, progress: bool
+) -> tuple[Tensor, list[int], list[str], Tensor]:
     """The latents, the indices of those that are whole, the names of the others, and the CRC-32 of every file."""
     names = files.names
     latents = torch.empty(len(names), *shape, dtype=torch.float32)
@@ -178,7 +180,7 @@ def _read_all(files: Files, shape: tuple[int, ...], progress: bool) -> tuple[Ten
         try:
             content = files.read(index)
             checksums[index] = zlib.crc32(content)
-            latent = parse(content, name)
+            latent = parse(content, name, channels)
         except CorruptImageError:
             corrupt.append(name)
             continue
@@ -188,7 +190,7 @@ def _read_all(files: Files, shape: tuple[int, ...], progress: bool) -> tuple[Ten
     return latents[: len(kept)], kept, corrupt, checksums
 
 
-def _leave_in_zip(files: Files, shape: tuple[int, ...], progress: bool) -> LatentRows | None:
+def _leave_in_zip(files: Files, shape: tuple[int, ...], channels: int, progress: bool) -> LatentRows | None:
     """Where each latent lies in an uncompressed zip; None if it is none, or its files are not whole and alike."""
     names = files.names
     spans = files.stored_spans() if isinstance(files, ZipFiles) else None
@@ -206,7 +208,7 @@ def _leave_in_zip(files: Files, shape: tuple[int, ...], progress: bool) -> Laten
                     header = parse_header(data, name)
                 except CorruptImageError:
                     return None
-                _check_shape(header, name)
+                _check_shape(header, name, channels)
                 _check_same(names[0], shape, name, header.shape)
                 if first is not None or header.fortran:
                     return None

@@ -1,11 +1,12 @@
 """Latents of an autoencoder in place of images: the data set and its rows.
 
 The autoencoder (SD-VAE) gives for every image the mean and the standard deviation of a Gaussian over latents. Both are
-stored, 4 + 4 channels, and training draws one latent from them each time the image comes up (EDM2, Karras et al., CVPR 2024)::
+stored, c + c channels, and training draws one latent from them each time the image comes up (EDM2, Karras et al., CVPR 2024)::
 
     z = mean + std * eps,      eps ~ N(0, I)
 
-A file of 4 channels holds means alone and is taken as it is. How latents become x0 is the matter of `trigflow.codecs.latents`.
+A file of c channels (4 of SD-VAE) holds means alone and is taken as it is. How latents become x0 is the matter of
+`trigflow.codecs.latents`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from trigflow.codecs import Latents
-from trigflow.codecs.vae import CHANNELS, VAESource
+from trigflow.codecs.vae import VAESource
 from trigflow.data.dataset import Dataset
 from trigflow.data.sources.files import OpenArchives
 from trigflow.runtime.errors import UserError
@@ -75,7 +76,7 @@ class LatentDataset(Dataset):
     """Latents of equal-sized images, in memory or in their file.
 
     Attributes:
-        values: float32, shape `(n, 8, h, w)`: 4 channels of means and 4 of standard deviations; or `(n, 4, h, w)`, means
+        values: float32, shape `(n, 2 c, h, w)`: c channels of means and c of standard deviations; or `(n, c, h, w)`, means
             alone. With `rows`, of the same shape with n = 0.
         vae: the autoencoder that they are of.
 
@@ -85,26 +86,26 @@ class LatentDataset(Dataset):
     vae: VAESource = field(default_factory=VAESource)
 
     def _check_values(self) -> None:
-        values = self.values
-        if values.dtype != torch.float32 or values.ndim != 4 or values.shape[1] not in (CHANNELS, 2 * CHANNELS):
+        values, c = self.values, self.vae.depth
+        if values.dtype != torch.float32 or values.ndim != 4 or values.shape[1] not in (c, 2 * c):
             raise UserError(
                 f"latents of type {values.dtype} and shape {tuple(values.shape)}; expected float32 of shape "
-                f"(n, {CHANNELS} or {2 * CHANNELS}, h, w); encode the images with: trigflow encode"
+                f"(n, {c} or {2 * c}, h, w); encode the images with: trigflow encode"
             )
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """`(4, h, w)` of one latent, whether deviations are stored beside the means or not."""
-        return (CHANNELS, *self.values.shape[2:])
+        """`(c, h, w)` of one latent, whether deviations are stored beside the means or not."""
+        return (self.vae.depth, *self.values.shape[2:])
 
     @property
     def has_std(self) -> bool:
         """Whether standard deviations are stored beside the means."""
-        return self.values.shape[1] == 2 * CHANNELS
+        return self.values.shape[1] == 2 * self.vae.depth
 
     def vary(self, values: Tensor, count: int, rows: Tensor | None, generator: torch.Generator | None) -> Tensor:
-        """Latents `z = mean + std * eps`, float32 `(b, 4, h, w)`, `eps` drawn on the CPU; without a generator the means."""
-        mean, std = values[:, :CHANNELS], values[:, CHANNELS:]
+        """Latents `z = mean + std * eps`, float32 `(b, c, h, w)`, `eps` drawn on the CPU; without a generator the means."""
+        mean, std = values[:, : self.vae.depth], values[:, self.vae.depth :]
         if generator is None or not self.has_std:
             return mean
         eps = torch.randn(count, *mean.shape[1:], generator=generator, dtype=torch.float32)
@@ -152,11 +153,12 @@ def measure_latents(dataset: LatentDataset, sigma_data: float = 0.5) -> Latents:
     if len(dataset) == 0:
         raise UserError(f"{dataset.name!r} holds no latents; expected at least one; point to other data")
     places = len(dataset) * math.prod(dataset.shape[1:])
-    total, squares = torch.zeros(CHANNELS, dtype=torch.float64), torch.zeros(CHANNELS, dtype=torch.float64)
+    c = dataset.vae.depth
+    total, squares = torch.zeros(c, dtype=torch.float64), torch.zeros(c, dtype=torch.float64)
     for stored in dataset.chunks():
         values = stored.double()
-        total += values[:, :CHANNELS].sum(dim=(0, 2, 3)).cpu()
-        squares += values.square().unflatten(1, (-1, CHANNELS)).sum(dim=(0, 1, 3, 4)).cpu()
+        total += values[:, :c].sum(dim=(0, 2, 3)).cpu()
+        squares += values.square().unflatten(1, (-1, c)).sum(dim=(0, 1, 3, 4)).cpu()
     mean = total / places
     variance = squares / places - mean.square()
     constant = variance <= 1e-12 * mean.square()

@@ -2,13 +2,12 @@
 
 import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
-import torch
 from safetensors import safe_open
 from torch import Tensor
 from tqdm import tqdm
@@ -26,66 +25,94 @@ def digest_of_text(text: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
+class Reader(Protocol):
+    """Reads texts into conditions, by encoders that are frozen; see `trigflow.conditions.Encoded`."""
+
+    @property
+    def digest(self) -> str:
+        """Of the encoders."""
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Of the conditions."""
+
+    def kept(self, texts: Sequence[str]) -> list[dict[str, Tensor]]:
+        """What is kept on disk of each text, by name."""
+
+    def joined(self, kept: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """The conditions of texts, `(n, ...)`, from what is kept of each; nothing of the empty text."""
+
+    def state(self) -> dict[str, Any]:
+        """Plain JSON types, which tell it from others."""
+
+
 @dataclass(frozen=True)
 class TextFeatures:
-    """Features of captions, `$TRIGFLOW_CACHE/text/ENCODER/*.safetensors`: float16 `(n, features)` of each, its tokens alone.
+    """What is kept of captions, `FOLDER/*.safetensors`; see `Reader`.
 
     Attributes:
-        encoder: what made them.
+        encoder: what made it.
         places: file of each caption, by its digest.
     """
 
-    encoder: Encoded
+    encoder: Reader
     places: dict[str, Path]
 
     def rows(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        """`text` and `text_mask` of these captions, float32 `(b, length, features)` and bool `(b, length)`; see `Encoded`."""
-        encoder = self.encoder
-        states = torch.zeros(len(texts), encoder.length, encoder.features, dtype=torch.float32)
-        mask = torch.zeros(len(texts), encoder.length, dtype=torch.bool)
-        for row, text in enumerate(texts):
-            if text:
-                name = digest_of_text(text)
-                found = _file(self.places[name]).get_tensor(name)
-                states[row, : len(found)], mask[row, : len(found)] = found.float(), True
-        mask[:, 0] = True
-        return {"text": states, "text_mask": mask}
+        """The conditions of these captions, `(b, ...)` by name."""
+        return self.encoder.joined([self._kept(text) if text else {} for text in texts])
+
+    def _kept(self, text: str) -> dict[str, Tensor]:
+        digest = digest_of_text(text)
+        file = _file(self.places[digest])
+        return {name: file.get_tensor(_key(digest, name)) for name in _kept_names(self.encoder)}
 
 
-def encode_captions(captions: Sequence[str], name: str, states: States, length: int, *, progress: bool = False) -> TextFeatures:
+def encode_captions(captions: Sequence[str], encoder: Reader, *, progress: bool = False) -> TextFeatures:
     """The features of these captions, each of which is encoded unless it has been before; what is there is kept when this is
-    stopped. Where all are there, the encoder is not loaded.
+    stopped. Where all are there, the encoder is not loaded. They lie in `$TRIGFLOW_CACHE/text/ENCODER`.
 
     Args:
-        captions: in plain form; longer ones are cut at the length.
-        name: folder or id of the encoder; it, the states and the length are those of `Encoded`.
+        captions: in plain form; longer ones are cut.
+        encoder: what reads them.
         progress: draw a bar.
 
     Raises:
         UserError: when the encoder cannot be read, or the cache not be written.
         MissingExtraError: without transformers.
     """
-    found = remembered(["encoder", name, states, length], _identity(name), lambda: _known(Encoded(name, length, states)))
-    encoder = Encoded(name, int(found["length"]), states, int(found["features"]), str(found["digest"]))
-    said = f"{encoder.digest} {encoder.states} {encoder.length}"
+    said = f"{encoder.digest} {encoder.states} {encoder.length}" if isinstance(encoder, Encoded) else repr(encoder.state())
     folder = ensure_folder(cache_folder() / "text" / digest_of_text(said))
     clear_leftovers(folder, lambda name: name.endswith(".safetensors"))
     places: dict[str, Path] = {}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
-            places |= dict.fromkeys(file.keys(), path)
+            places |= {key.partition(".")[0]: path for key in file.keys()}  # noqa: SIM118
     missing = [text for text in dict.fromkeys(captions) if text and digest_of_text(text) not in places]
     for start in tqdm(range(0, len(missing), SHARD), desc="reading captions", disable=not progress or not missing):
-        kept = {}
+        kept: dict[str, Tensor] = {}
         for begin in range(start, min(start + SHARD, len(missing)), 32):
             texts = missing[begin : min(begin + 32, start + SHARD)]
-            told = encoder.encode(texts, cut=True)
-            for text, rows, mask in zip(texts, told["text"], told["text_mask"], strict=True):
-                kept[digest_of_text(text)] = rows[mask].half()
+            for text, rows in zip(texts, encoder.kept(texts), strict=True):
+                kept |= {_key(digest_of_text(text), name): row for name, row in rows.items()}
         path = folder / f"{digest_of_text(repr([*kept]))}.safetensors"
         write_tensors(path, kept)
-        places |= dict.fromkeys(kept, path)
+        places |= {key.partition(".")[0]: path for key in kept}
     return TextFeatures(encoder, places)
+
+
+def encoder_named(name: str, states: States, length: int) -> Encoded:
+    """The encoder of a folder or id; where it is known from before, it is not loaded. Raises as `Encoded`."""
+    found = remembered(["encoder", name, states, length], _identity(name), lambda: _known(Encoded(name, length, states)))
+    return Encoded(name, int(found["length"]), states, int(found["features"]), str(found["digest"]))
+
+
+def _key(digest: str, name: str) -> str:
+    return digest if name == "text" else f"{digest}.{name}"
+
+
+def _kept_names(encoder: Reader) -> frozenset[str]:
+    return frozenset({"text"}) if isinstance(encoder, Encoded) else encoder.names
 
 
 def _known(encoder: Encoded) -> Arrays:

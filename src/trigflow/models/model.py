@@ -29,7 +29,7 @@ from trigflow.migrations import migrated, stamped
 from trigflow.models.editing import edit_of
 from trigflow.models.negative import check_guidance
 from trigflow.models.weights import load_weights
-from trigflow.networks import CustomConfig, NetworkConfig, build, network_from_state, network_state
+from trigflow.networks import NetworkConfig, build, network_from_state, network_state
 from trigflow.process import TrigFlow
 from trigflow.runtime.distributed import is_first
 from trigflow.runtime.distributed.shards import collect
@@ -120,7 +120,7 @@ class Model:
         if first == torch.float32:  # in no time, as for most
             return first
         found = {first, *weights}
-        if found <= {torch.float16, torch.bfloat16} and not isinstance(self.spec, CustomConfig):
+        if found <= {torch.float16, torch.bfloat16} and not self.spec.own_precision:
             raise UserError(
                 f"a network of {found.pop()}; expected float32, because time is embedded in it; draw under torch.autocast "
                 "instead"
@@ -535,6 +535,8 @@ def described(raw: Mapping[str, Any], what: str, network: nn.Module | None = Non
     Raises:
         UserError: when the description is no such; `what` names it in the message.
     """
+    if isinstance(raw.get("network"), Mapping) and raw["network"].get("kind") == "diffusers":
+        import trigflow.models.foreign  # noqa: F401  # registers it
     try:
         process = TrigFlow(**raw["process"])
         spec = network_from_state(raw["network"])

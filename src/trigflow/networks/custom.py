@@ -1,7 +1,7 @@
 """A network of the user's own: any module `F(x_t / sd, t, **conditions)`, trained and loaded from Python."""
 
 from dataclasses import dataclass, field
-from typing import NoReturn
+from typing import ClassVar, NoReturn
 
 from torch import nn
 
@@ -20,6 +20,7 @@ class CustomConfig(NetworkConfig):
     """Largest probability among its dropout layers, in [0, 1)."""
     conditioning: ConditioningConfig = field(default_factory=ConditioningConfig)
     """`num_classes` and `takes`; the rest is up to the module."""
+    own_precision: ClassVar[bool] = True
 
 
 class Custom(nn.Module):

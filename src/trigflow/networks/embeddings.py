@@ -160,12 +160,14 @@ class NetworkConfig:
         conditioning: what the network is told.
         axes: of a sample that it takes, 1 for vectors and 3 for images; None where it does not say.
         reads: whether it can be told a text.
+        own_precision: whether it sees itself to the precision of its weights.
     """
 
     dropout: float
     conditioning: ConditioningConfig
     axes: ClassVar[int | None] = None
     reads: ClassVar[bool] = False
+    own_precision: ClassVar[bool] = False
 
     def changed(self: C, **settings: Any) -> C:
         """The same with other settings."""

@@ -120,7 +120,8 @@ class EMA:
 
     def _blend(self, average: nn.Module, source: nn.Module, beta: Any, fine: Tensor | None) -> None:
         """`average <- beta average + (1 - beta) source`, and copied buffers; with `fine` 0, nothing but the buffers."""
-        mine, theirs = [piece(p) for p in average.parameters()], [piece(p.detach()) for p in source.parameters()]
+        pairs = [(a, p) for a, p in zip(average.parameters(), source.parameters(), strict=True) if a is not p]  # not shared
+        mine, theirs = [piece(a) for a, _ in pairs], [piece(p.detach()) for _, p in pairs]
         if fine is None:
             torch._foreach_lerp_(mine, theirs, 1 - beta)
         else:

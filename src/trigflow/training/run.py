@@ -72,6 +72,7 @@ class RunParts:
         check_outside(check_place(folder, "folder"), config.data.source)
         self.progress = progress and is_first()
         opened = load_data(config.data, self.progress) if dataset is None else dataset
+        opened = opened.read_as(None if teacher is None else teacher.conditioner, self.progress)
         state = begun(Path(folder), resume)
         self.dataset = numbered(opened, state, {"teacher": teacher, "start": start})
         network = unwrapped(network) if isinstance(network, nn.Module) else network

@@ -52,8 +52,8 @@ def distill(
 
 
 def with_dropout_of(source: NetworkConfig, network: NetworkConfig) -> NetworkConfig:
-    """`network` with the dropout settings of `source`, where both are of one kind."""
+    """`network` with the settings of dropout and adapters of `source`, where both are of one kind."""
     if type(source) is not type(network):
         return network
-    settings = {name: getattr(source, name) for name in ("dropout", "dropout_up_to") if hasattr(source, name)}
+    settings = {name: getattr(source, name) for name in ("dropout", "dropout_up_to", "adapter") if hasattr(source, name)}
     return network.changed(**settings)

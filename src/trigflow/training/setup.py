@@ -148,8 +148,8 @@ def _check_fits(config: RunConfig, dataset: Dataset, model: Model, name: str) ->
 def start_from(student: nn.Module, source: nn.Module, what: str = "teacher") -> None:
     """Copy the weights of `source`, named `what` in messages, into the student.
 
-    The student may have inputs for guidance and the end of a jump that the source lacks: entries with `guidance` or `end_time`
-    somewhere in their dotted name. They keep the values they have, which in a new network are without effect.
+    The student may have inputs for guidance and the end of a jump that the source lacks: entries with `guidance`, `end_time`
+    or `lora_` somewhere in their dotted name. They keep the values they have, which in a new network are without effect.
 
     Raises:
         UserError: when the networks differ otherwise.
@@ -159,7 +159,7 @@ def start_from(student: nn.Module, source: nn.Module, what: str = "teacher") -> 
     for name, value in own.items():
         if name in given and given[name].shape == value.shape:
             value.copy_(given[name])
-        elif name in given or not any(extra in name for extra in ("guidance", "end_time")):
+        elif name in given or not any(extra in name for extra in ("guidance", "end_time", "lora_")):
             missing.append(name)
     unexpected = [name for name in given if name not in own]
     if missing or unexpected:

@@ -1,0 +1,80 @@
+"""Low-rank adapters of peft in a denoiser."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from trigflow.runtime.errors import MissingExtraError, UserError, on_one_line
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """What of a denoiser from elsewhere is trained: adapters, or everything."""
+
+    rank: int = 0
+    """Rank of the adapters; 0 for none."""
+    alpha: float | None = None
+    """They act with the factor alpha / rank; by default 1."""
+    targets: tuple[str, ...] = ()
+    """Modules that get one, by the ends of their dotted names, or one regular expression; by default those of the family."""
+    dora: bool = False
+    """Adapters of direction and magnitude (DoRA)."""
+    dropout: float = 0.0
+    """In front of the adapters, in [0, 1)."""
+    full: bool = False
+    """Train every weight, without adapters."""
+
+    def check(self) -> None:
+        """Raise a UserError for settings that make no sense."""
+        if self.rank < 0 or not 0 <= self.dropout < 1 or (self.full and self.rank):
+            raise UserError(
+                f"adapters of rank {self.rank} with dropout {self.dropout:g}{' and full training' * self.full}; expected a "
+                "rank of at least 1, a dropout in [0, 1), and either adapters or full training; correct them"
+            )
+
+
+def add_adapters(model: nn.Module, config: AdapterConfig, targets: tuple[str, ...]) -> None:
+    """Put adapters into a denoiser, in float32. They start without effect and alone are trained.
+
+    Args:
+        targets: of the family, where the configuration names none.
+
+    Raises:
+        UserError: for settings that make no sense, or where no module is called so.
+        MissingExtraError: without peft.
+    """
+    try:
+        import peft
+    except ImportError as error:
+        raise MissingExtraError("adapters", "peft", "lora") from error
+    config.check()
+    chosen = config.targets or targets
+    settings: dict[str, Any] = {
+        "r": config.rank,
+        "lora_alpha": config.rank if config.alpha is None else config.alpha,
+        "target_modules": chosen[0] if len(chosen) == 1 and not chosen[0].isidentifier() else list(chosen),
+        "use_dora": config.dora,
+        "lora_dropout": config.dropout,
+        "init_lora_weights": True,
+    }
+    model.requires_grad_(False)
+    try:
+        peft.inject_adapter_in_model(peft.LoraConfig(**settings), model)
+    except ValueError as error:
+        names = sorted({name.rpartition(".")[2] for name, part in model.named_modules() if isinstance(part, nn.Linear)})
+        raise UserError(
+            f"no adapters at {', '.join(chosen)} ({on_one_line(error)[:120]}); expected ends of names of linear layers, like "
+            f"{', '.join(names[:8])}; correct the targets"
+        ) from None
+    for name, parameter in model.named_parameters():
+        if is_adapter(name):
+            parameter.data = parameter.data.to(torch.float32)
+
+
+def is_adapter(name: str) -> bool:
+    """Whether an entry of a state dict is of an adapter."""
+    return "lora_" in name

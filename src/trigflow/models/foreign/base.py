@@ -1,0 +1,264 @@
+"""A pipeline of diffusers in a folder or on the hub: what it holds, read without its weights; and its parts, loaded late."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+import os
+import warnings
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from trigflow.models.bridges import Bridge, FlowBridge, VPBridge
+from trigflow.models.foreign.family import Family, family_named, family_of
+from trigflow.process import TrigFlow
+from trigflow.runtime.errors import MissingExtraError, UserError, on_one_line
+
+Predicts = Literal["flow", "epsilon", "v", "x0"]
+PREDICTION = {"epsilon": "epsilon", "v_prediction": "v", "sample": "x0", "flow_prediction": "flow"}
+"""From the prediction types of diffusers."""
+HUB = "hf:"
+"""What the id of a pipeline on the hub may begin with."""
+
+
+@dataclass(frozen=True)
+class Base:
+    """A pipeline as its configurations describe it.
+
+    Attributes:
+        name: path of the folder, or id of the hub.
+        folder: where it lies here.
+        components: from the name of a component to the library and class of it.
+        component: name of the denoiser.
+    """
+
+    name: str
+    folder: Path
+    components: Mapping[str, tuple[str, str]]
+    component: str
+
+    @property
+    def denoiser(self) -> str:
+        """Name of the denoiser's class in diffusers."""
+        return self.components[self.component][1]
+
+    @property
+    def family(self) -> Family:
+        """Raises a UserError where no family knows the denoiser."""
+        return family_of(self.denoiser)
+
+    def config(self, component: str, file: str = "config.json") -> dict[str, Any]:
+        """The configuration of a component.
+
+        Raises:
+            UserError: where there is none.
+        """
+        return _read_config(self.folder / component / file, f"the {component} of '{self.name}'")
+
+    def predicts(self) -> Predicts:
+        """What the denoiser predicts, as the scheduler says.
+
+        Raises:
+            UserError: for no scheduler, or a prediction type that is not known.
+        """
+        config = self.config("scheduler", "scheduler_config.json")
+        name = str(config.get("_class_name", ""))
+        said = config.get("prediction_type", "flow_prediction" if name.startswith("FlowMatch") else "epsilon")
+        if config.get("use_flow_sigmas"):
+            said = "flow_prediction"
+        if said not in PREDICTION:
+            raise UserError(
+                f"the scheduler of '{self.name}' ({name}) says that the model predicts {said!r}; expected one of "
+                f"{', '.join(PREDICTION)}; correct its scheduler_config.json"
+            )
+        found: Predicts = PREDICTION[said]  # type: ignore[assignment]
+        return found
+
+    def alphas_cumprod(self) -> Tensor:
+        """`a^2` of each training step of a scheduler that is no flow, as the scheduler's own class computes them."""
+        config = self.config("scheduler", "scheduler_config.json")
+        scheduler = getattr(_diffusers(), str(config.get("_class_name")), None)
+        found = getattr(scheduler.from_config(config), "alphas_cumprod", None) if scheduler else None
+        if not isinstance(found, Tensor):
+            raise UserError(
+                f"the scheduler of '{self.name}' ({config.get('_class_name')}) has no alphas_cumprod; expected one of DDPM's "
+                "kind or FlowMatchEulerDiscreteScheduler; correct its scheduler_config.json"
+            )
+        return found
+
+    def digest(self) -> str:
+        """Tells the denoiser from others, without reading all of its weights."""
+        return digest_of_files([self.folder / self.component])
+
+
+def digest_of_files(folders: Iterable[Path]) -> str:
+    """Of names, sizes and first 64 KiB of the files in these folders; of weights that is what they are and some of them."""
+    digest = hashlib.blake2b(digest_size=16)
+    for path in sorted(path for folder in folders for path in folder.iterdir() if path.is_file()):
+        with path.open("rb") as file:
+            digest.update(f"{path.parent.name}/{path.name} {path.stat().st_size} ".encode() + file.read(1 << 16))
+    return digest.hexdigest()
+
+
+def open_base(name: str) -> Base:
+    """The pipeline in a folder, or of an id of the Hugging Face hub (`hf:` before it or not); of a hub's the files are loaded
+    into the cache of the hub. No code that comes with it is run.
+
+    Raises:
+        UserError: for a folder that is none, or an id that does not lead to one.
+        MissingExtraError: without diffusers.
+    """
+    path = Path(name).expanduser()
+    if path.suffix in (".safetensors", ".ckpt", ".bin") and not path.is_dir():
+        raise UserError(
+            f"'{name}' is a checkpoint in one file; expected the folder of a pipeline; make one with diffusers: "
+            f"StableDiffusionPipeline.from_single_file({name!r}).save_pretrained(FOLDER)"
+        )
+    if path.is_dir():
+        folder, name = path.resolve(), str(path.resolve())
+    else:
+        name = name.removeprefix(HUB)
+        if path.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1:
+            raise UserError(
+                f"'{name}' is no folder; expected that of a pipeline, or an id such as hf:owner/name; check the name"
+            )
+        try:
+            folder = Path(_diffusers().DiffusionPipeline.download(name, trust_remote_code=False))
+        except MemoryError:
+            raise
+        except Exception as error:  # the hub raises all kinds
+            raise UserError(
+                f"'{name}' cannot be had from the hub ({on_one_line(error)}); expected the id of a pipeline, and a connection; "
+                "check them, or name a folder"
+            ) from None
+    index = _read_config(folder / "model_index.json", f"'{name}'")
+    components = {key: (value[0], value[1]) for key, value in index.items() if _is_component(value)}
+    component = next((key for key in ("transformer", "unet") if key in components), None)
+    if component is None:
+        raise UserError(f"'{name}' has no denoiser; expected a transformer or unet in model_index.json; name a whole pipeline")
+    return Base(name, folder, components, component)
+
+
+def bridged(base: Base, family: str, model: nn.Module, process: TrigFlow, predicts: Predicts, takes: Iterable[str]) -> Bridge:
+    """The bridge from what a denoiser predicts to TrigFlow. It is called in the precision of its weights, with times as they
+    are; of more channels than it is given (epsilon and variance) the first are taken."""
+    told = family_named(family)
+
+    def call(model: Any, x: Tensor, time: Tensor, **conditions: Tensor) -> Tensor:
+        dtype = next(weight.dtype for weight in model.parameters() if weight.is_floating_point())
+        given = {name: row.to(dtype) if row.is_floating_point() else row for name, row in conditions.items()}
+        return told.call(model, x.to(dtype), time, **given)[:, : x.shape[1]].to(x.dtype)
+
+    shared: dict[str, Any] = {"scale": 1 / process.sigma_data, "adapter": call, "takes": takes}
+    if predicts == "flow":
+        return FlowBridge(model, process, time_scale=told.time_scale, **shared)
+    return VPBridge(model, process, base.alphas_cumprod(), predicts=predicts, **shared)
+
+
+_LOADED: weakref.WeakValueDictionary[tuple[str, str, str], nn.Module] = weakref.WeakValueDictionary()
+"""Denoisers in memory, so that teacher and student share the weights of one."""
+
+
+def denoiser_of(base: Base, digest: str, dtype: torch.dtype) -> nn.Module:
+    """The denoiser, frozen, in eval mode, of weights that others may use as well.
+
+    Args:
+        digest: that of `Base.digest` when it was imported.
+
+    Raises:
+        UserError: where its weights cannot be read, or are others than those imported.
+    """
+    key = (base.name, digest, str(dtype))
+    found = _LOADED.get(key)
+    if found is None:
+        if base.digest() != digest:
+            raise UserError(
+                f"the {base.component} of '{base.name}' has changed since it was imported; expected the same files; restore "
+                "them, or import it again"
+            )
+        kind = getattr(_diffusers(), base.denoiser)
+        found = loaded(lambda: kind.from_pretrained(base.folder, subfolder=base.component, torch_dtype=dtype), base)
+        _LOADED[key] = found
+    return found
+
+
+def loaded(load: Any, base: Base) -> Any:
+    """What `load()` loads of a pipeline, frozen and in eval mode. Raises a UserError where it cannot be read."""
+    try:
+        with torch.random.fork_rng(), quiet():  # fresh weights, about to be replaced, draw from the default generator
+            found = load()
+    except MemoryError:
+        raise
+    except Exception as error:  # diffusers raises all kinds
+        raise UserError(
+            f"'{base.name}' cannot be loaded ({on_one_line(error)}); expected a folder that diffusers wrote; restore it"
+        ) from None
+    return found.eval().requires_grad_(False) if isinstance(found, nn.Module) else found
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without the progress bars of diffusers and transformers while they load, and what they say of their own arguments."""
+    from diffusers.utils import logging as one
+    from transformers.utils import logging as other
+
+    shown = [room for room in (one, other) if room.is_progress_bar_enabled()]
+    for room in shown:
+        room.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        for room in shown:
+            room.enable_progress_bar()
+
+
+@functools.lru_cache(maxsize=1)
+def reader_of(folder: Path, component: str) -> Any:
+    """The pipeline in a folder without denoiser and autoencoder, to read texts with, in float32 on the CPU."""
+    base = open_base(str(folder))
+    without = {name: None for name in (component, "vae", "safety_checker", "feature_extractor") if name in base.components}
+    pipelines = _diffusers()
+    index = _read_config(folder / "model_index.json", f"'{folder}'")
+    kind = getattr(pipelines, str(index.get("_class_name")), None)
+    if kind is None:
+        raise UserError(
+            f"'{folder}' is a pipeline of the class {index.get('_class_name')}, which diffusers has not; expected one of its "
+            "own; code that comes with a folder is never run"
+        )
+    return loaded(lambda: kind.from_pretrained(folder, **without, torch_dtype=torch.float32), base)
+
+
+def _is_component(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(isinstance(part, str) for part in value)
+
+
+def _read_config(path: Path, what: str) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(found, dict):
+            return found
+        fault = "it is no object"
+    except (OSError, ValueError) as error:
+        fault = getattr(error, "strerror", None) or on_one_line(error)
+    raise UserError(
+        f"{what} has no {os.path.join(*path.parts[-2:])} that can be read ({fault}); expected the folder of a pipeline as "
+        "diffusers writes it; check the path"
+    )
+
+
+def _diffusers() -> Any:
+    try:
+        import diffusers
+    except ImportError as error:
+        raise MissingExtraError("models of diffusers", "diffusers", "diffusers") from error
+    return diffusers

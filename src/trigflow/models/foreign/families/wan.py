@@ -1,0 +1,29 @@
+"""Wan 2.1: video, `(c, frames, h, w)`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from trigflow.models.foreign.family import Family, family
+
+
+@family
+class Wan(Family):
+    name = "wan"
+    classes = ("WanTransformer3DModel",)
+    size = 480
+    length = 512
+    """Tokens of a text."""
+    frames = 21
+    """Of latents: 81 frames of a video, four at a time after the first."""
+
+    def shape(self, config: Mapping[str, Any], factor: int, size: int | None) -> tuple[int, ...]:
+        side = (size or self.size) // factor
+        return config["in_channels"], self.frames, side, side
+
+    def call(self, model: Any, x: Tensor, time: Tensor, **told: Tensor) -> Tensor:
+        return model(hidden_states=x, timestep=time, encoder_hidden_states=told["text"], return_dict=False)[0]
+
+    def read(self, pipeline: Any, texts: list[str]) -> dict[str, Tensor]:
+        return {"text": pipeline.encode_prompt(texts, do_classifier_free_guidance=False, max_sequence_length=self.length)[0]}

@@ -1,0 +1,167 @@
+"""What there is to know of a family of denoisers: how one is called, and how its pipeline reads a text.
+
+A family is one small file in `trigflow.models.foreign.families`, or in a file of yours named with `--plugin`::
+
+    @family
+    class Sana(Family):
+        name = "sana"
+        classes = ("SanaTransformer2DModel",)
+        conditions = ("text", "text_mask")
+
+        def call(self, model, x, time, text, text_mask):
+            return model(x, encoder_hidden_states=text, encoder_attention_mask=text_mask, timestep=time, return_dict=False)[0]
+
+        def read(self, pipeline, texts):
+            text, mask, *_ = pipeline.encode_prompt(texts, do_classifier_free_guidance=False)
+            return {"text": text, "text_mask": mask.bool()}
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Mapping
+from typing import Any, ClassVar, TypeVar
+
+from torch import Tensor
+
+from trigflow.runtime.errors import UserError
+
+
+class Family:
+    """How denoisers of a family are called; see the module.
+
+    Attributes:
+        name: of the family, as it is written into `model.json`.
+        classes: names of its denoisers in diffusers.
+        conditions: names of what a denoiser is told beside sample and time. `text` and `text_mask` are states of a text encoder
+            and which of them count, `pooled` one state for the whole text, `label` a class, `guidance` an embedded scale.
+        component: of the pipeline that is the denoiser.
+        time_scale: a flow model is told this many times sigma, the share of noise.
+        targets: modules that get adapters by default; the ends of their dotted names.
+        size: pixels of the side of a picture, where the configuration does not say.
+    """
+
+    name: ClassVar[str] = ""
+    classes: ClassVar[tuple[str, ...]] = ()
+    conditions: ClassVar[tuple[str, ...]] = ("text",)
+    component: ClassVar[str] = "transformer"
+    time_scale: ClassVar[float] = 1000.0
+    targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
+    size: ClassVar[int] = 1024
+
+    def call(self, model: Any, x: Tensor, time: Tensor, **told: Tensor) -> Tensor:
+        """The prediction, `(b, *shape)`: noise, velocity or x0, as the scheduler says; of a flow model noise - data.
+
+        Args:
+            model: the denoiser.
+            x: noisy latents `(b, *shape)` as the pipeline has them before it packs them.
+            time: `(b,)`, in the units of the pipeline's timesteps; of a flow model `time_scale` times sigma. Never rounded.
+            told: the conditions, each `(b, ...)`.
+        """
+        raise NotImplementedError
+
+    def read(self, pipeline: Any, texts: list[str]) -> dict[str, Tensor]:
+        """The conditions of these texts, each `(n, ...)` with shapes that do not depend on the texts, by the pipeline's own
+        encoders; the pipeline has no denoiser and no autoencoder."""
+        raise NotImplementedError
+
+    def none(self, pipeline: Any, size: tuple[int, ...]) -> dict[str, Tensor]:
+        """What means "none", each `(1, ...)`, of texts and of whatever else is told always in the same way: by default the
+        empty text. `size` is height and width of the picture in pixels."""
+        return self.read(pipeline, [""])
+
+    def takes(self, config: Mapping[str, Any]) -> tuple[str, ...]:
+        """Names of the conditions of a denoiser with this configuration."""
+        return self.conditions
+
+    def shape(self, config: Mapping[str, Any], factor: int, size: int | None) -> tuple[int, ...]:
+        """Shape of one sample of a denoiser: by default `(c, h, w)` of a square picture.
+
+        Args:
+            config: of the denoiser.
+            factor: pixels that a latent is wide and high.
+            size: pixels of the side that is asked for; None for what the configuration says, or `size`.
+        """
+        known = config.get("sample_size")
+        side = size // factor if size else known if isinstance(known, int) else self.size // factor
+        return config["in_channels"], side, side
+
+    def spread(self, x: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """What the pipeline tells its denoiser as `x`, as `call` has it: packed latents in their own `shape`."""
+        return x
+
+    def scaling(self, vae: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+        """Mean and deviation of each channel of the autoencoder's latents; None for what its configuration says."""
+        return None
+
+    def classes_of(self, config: Mapping[str, Any]) -> int:
+        """Classes of a denoiser that takes labels; one more number means "none"."""
+        return int(config["num_embeds_ada_norm"])
+
+
+FAMILIES: dict[str, Family] = {}
+"""From the name to the family. Those that come along are entered by `known`."""
+
+F = TypeVar("F", bound=type[Family])
+
+
+def family(cls: F) -> F:
+    """Enter a family; to be used as a decorator. One of the same name takes the place of that before."""
+    FAMILIES[cls.name] = cls()
+    return cls
+
+
+def known() -> dict[str, Family]:
+    """All families, those that come along among them."""
+    from trigflow.models.foreign import families
+
+    for module in pkgutil.iter_modules(families.__path__):
+        importlib.import_module(f"{families.__name__}.{module.name}")
+    return FAMILIES
+
+
+def family_named(name: str) -> Family:
+    """The family of this name.
+
+    Raises:
+        UserError: for an unknown one.
+    """
+    found = known().get(name)
+    if found is None:
+        raise UserError(f"the family '{name}'; expected one of {', '.join(FAMILIES)}; pass the file that adds it as --plugin")
+    return found
+
+
+TEMPLATE = inspect.cleandoc(__doc__).split("::\n\n", 1)[1]
+
+
+def family_of(denoiser: str) -> Family:
+    """The family of a denoiser, by the name of its class in diffusers.
+
+    Raises:
+        UserError: for one that no family knows, with the file to write.
+    """
+    for found in known().values():
+        if denoiser in found.classes:
+            return found
+    raise UserError(
+        f"no family knows {denoiser}; expected one of {', '.join(sorted(c for f in FAMILIES.values() for c in f.classes))}; "
+        "write a file that says how it is called, and pass it as --plugin FILE, such as:\n\n"
+        f"from trigflow.models.foreign import Family, family\n\n{inspect.cleandoc(TEMPLATE)}"
+    )
+
+
+def packed(x: Tensor, patch: int = 2) -> Tensor:
+    """Latents `(b, c, h, w)` as rows of patches `(b, h w / p^2, c p^2)`, channels first within a patch (Flux and its kin)."""
+    b, c, h, w = x.shape
+    rows = x.view(b, c, h // patch, patch, w // patch, patch).permute(0, 2, 4, 1, 3, 5)
+    return rows.reshape(b, (h // patch) * (w // patch), c * patch**2)
+
+
+def unpacked(rows: Tensor, like: Tensor, patch: int = 2) -> Tensor:
+    """The inverse of `packed`, for latents of the shape of `like`."""
+    b, c, h, w = like.shape
+    x = rows.view(b, h // patch, w // patch, c, patch, patch).permute(0, 3, 1, 4, 2, 5)
+    return x.reshape(b, c, h, w)

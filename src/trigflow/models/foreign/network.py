@@ -1,0 +1,113 @@
+"""A denoiser of diffusers as a network of ours, with its own weights, or with adapters in them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from trigflow.models.foreign.adapters import AdapterConfig, add_adapters, is_adapter
+from trigflow.models.foreign.base import Predicts, bridged, denoiser_of, open_base
+from trigflow.models.foreign.family import family_named
+from trigflow.networks import ConditioningConfig, NetworkConfig, register
+from trigflow.process import TrigFlow
+
+
+@dataclass(frozen=True)
+class ForeignConfig(NetworkConfig):
+    """A denoiser of diffusers; its weights stay where they are."""
+
+    base: str = ""
+    """Folder of the pipeline, or its id on the hub."""
+    digest: str = ""
+    """Of the denoiser when it was imported; another is refused."""
+    family: str = ""
+    """How it is called; see `trigflow.models.foreign.family`."""
+    predicts: Predicts = "flow"
+    rows: dict[str, list[int]] = field(default_factory=dict)
+    """Shape of what means "none", by condition."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the weights that are not trained."""
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    dropout: float = 0.0
+    conditioning: ConditioningConfig = field(default_factory=ConditioningConfig)
+    """`takes` alone; the rest is up to the denoiser."""
+    own_precision: ClassVar[bool] = True
+
+
+class Foreign(nn.Module):
+    """The denoiser behind a bridge: `F(x_t / sd, t, **conditions)`.
+
+    With adapters they alone are trained, averaged, saved and loaded, beside the rows that mean "none"; without, nothing is but
+    these rows; with `full` everything is. Copies share what is not.
+    """
+
+    def __init__(self, config: ForeignConfig, sigma_data: float = 0.5) -> None:
+        super().__init__()
+        base, adapter = open_base(config.base), config.adapter
+        adapter.check()
+        self.trained = "all" if adapter.full else "adapters" if adapter.rank else "none"
+        pristine = denoiser_of(base, config.digest, getattr(torch, config.dtype))
+        self.pristine = (pristine,)  # in a tuple, out of sight of `modules`; stays in memory as long as somebody shares it
+        model = copy.deepcopy(pristine, self._shared(pristine))
+        if adapter.full:
+            model.requires_grad_(True).float()
+        elif adapter.rank:
+            add_adapters(model, adapter, family_named(config.family).targets)
+        self.names = tuple(config.rows)
+        for name, shape in config.rows.items():
+            dtype = torch.bool if name.endswith("_mask") else torch.int64 if name == "label" else torch.float32
+            self.register_buffer(f"none_{name}", torch.zeros(shape, dtype=dtype))
+        told = {*config.conditioning.takes, *self.names}
+        self.bridge = bridged(base, config.family, model, TrigFlow(sigma_data=sigma_data), config.predicts, told)
+
+    @property
+    def model(self) -> Any:
+        """The denoiser."""
+        return self.bridge.model
+
+    @property
+    def null(self) -> dict[str, Tensor]:
+        """What means "none"."""
+        return {name: getattr(self, f"none_{name}") for name in self.names}
+
+    @property
+    def takes(self) -> frozenset[str]:
+        """Names of the conditions."""
+        return self.bridge.takes
+
+    def forward(self, x: Tensor, t: Tensor, **conditions: Tensor) -> Tensor:
+        none = {name: row.expand(len(x), *row.shape) for name, row in self.null.items() if name not in conditions}
+        return self.bridge(x, t, **none, **conditions)  # type: ignore[no-any-return]
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        """What is saved; see the class."""
+        return {name: value for name, value in super().state_dict(*args, **kwargs).items() if self._is_own(name)}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        found = super().load_state_dict(state_dict, strict=False, assign=assign)
+        missing = [name for name in found.missing_keys if self._is_own(name)]
+        if strict and (missing or found.unexpected_keys):
+            raise RuntimeError(f"entries that are not in both: {', '.join([*missing, *found.unexpected_keys])}")
+        return found
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Foreign:
+        memo.update(self._shared(self.model))
+        made = self.__class__.__new__(self.__class__)
+        memo[id(self)] = made
+        made.__dict__.update(copy.deepcopy({**self.__dict__, "pristine": ()}, memo), pristine=self.pristine)
+        return made
+
+    def _is_own(self, name: str) -> bool:
+        return self.trained == "all" or name.startswith("none_") or (self.trained == "adapters" and is_adapter(name))
+
+    def _shared(self, model: nn.Module) -> dict[int, Any]:
+        """A memo for `copy.deepcopy` of the denoiser that shares what is not trained."""
+        return {id(value): value for name, value in model.named_parameters() if not self._is_own(name)}
+
+
+register("diffusers", ForeignConfig, Foreign)

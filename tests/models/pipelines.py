@@ -1,0 +1,163 @@
+"""Small pipelines of diffusers with random weights, saved as folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+
+WORDS = ["<pad>", "<eos>", "<unk>", *"a an red green blue heart apple circle cat dog the of lighthouse at dawn".split()]
+VOCABULARY = 24
+
+
+def tokenizer(length: int = 8) -> Any:
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    made = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    made.post_processor = processors.TemplateProcessing(single="$A <eos>", special_tokens=[("<eos>", 1)])
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=made, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>", model_max_length=length
+    )
+
+
+def clip(projection: bool = False, width: int = 8) -> Any:
+    config = transformers.CLIPTextConfig(
+        vocab_size=VOCABULARY, hidden_size=width, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=8, eos_token_id=1, pad_token_id=0, bos_token_id=2, projection_dim=width,
+    )  # fmt: skip
+    return (transformers.CLIPTextModelWithProjection if projection else transformers.CLIPTextModel)(config)
+
+
+def t5(width: int = 8) -> Any:
+    config = transformers.T5Config(
+        vocab_size=VOCABULARY, d_model=width, d_kv=4, d_ff=16, num_layers=2, num_heads=2, tie_word_embeddings=False
+    )  # fmt: skip
+    return transformers.T5EncoderModel(config)
+
+
+def umt5(width: int = 8) -> Any:
+    config = transformers.UMT5Config(vocab_size=VOCABULARY, d_model=width, d_kv=4, d_ff=16, num_layers=2, num_heads=2)
+    return transformers.UMT5EncoderModel(config)
+
+
+def gemma(width: int = 8) -> Any:
+    config = transformers.Gemma2Config(
+        vocab_size=VOCABULARY, hidden_size=width, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=4, max_position_embeddings=512,
+    )  # fmt: skip
+    return transformers.Gemma2Model(config)
+
+
+def autoencoder(channels: int = 4, **more: Any) -> Any:
+    return diffusers.AutoencoderKL(
+        in_channels=3, out_channels=3, latent_channels=channels, block_out_channels=(8, 8), layers_per_block=1,
+        norm_num_groups=4, down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, **more,
+    )  # fmt: skip
+
+
+def sd3() -> Any:
+    return diffusers.StableDiffusion3Pipeline(
+        transformer=diffusers.SD3Transformer2DModel(
+            sample_size=8, patch_size=2, in_channels=4, num_layers=2, attention_head_dim=8, num_attention_heads=2,
+            joint_attention_dim=16, caption_projection_dim=16, pooled_projection_dim=16, out_channels=4, pos_embed_max_size=8,
+        ),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0), vae=autoencoder(shift_factor=0.06, scaling_factor=1.5),
+        text_encoder=clip(True), tokenizer=tokenizer(), text_encoder_2=clip(True), tokenizer_2=tokenizer(),
+        text_encoder_3=t5(16), tokenizer_3=tokenizer(),
+    )  # fmt: skip
+
+
+def unet(**more: Any) -> Any:
+    return diffusers.UNet2DConditionModel(
+        sample_size=8, in_channels=4, out_channels=4, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=2, **more,
+    )  # fmt: skip
+
+
+def sd(**scheduler: Any) -> Any:
+    settings = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", **scheduler}
+    return diffusers.StableDiffusionPipeline(
+        unet=unet(cross_attention_dim=8), scheduler=diffusers.DDIMScheduler(clip_sample=False, **settings), vae=autoencoder(),
+        text_encoder=clip(), tokenizer=tokenizer(), safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+
+
+def sdxl() -> Any:
+    added = {"addition_embed_type": "text_time", "addition_time_embed_dim": 4, "projection_class_embeddings_input_dim": 32}
+    return diffusers.StableDiffusionXLPipeline(
+        unet=unet(cross_attention_dim=16, **added),
+        scheduler=diffusers.EulerDiscreteScheduler(
+            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", timestep_spacing="leading", steps_offset=1
+        ),
+        vae=autoencoder(scaling_factor=0.13), text_encoder=clip(), tokenizer=tokenizer(), text_encoder_2=clip(True),
+        tokenizer_2=tokenizer(), force_zeros_for_empty_prompt=True, add_watermarker=False,
+    )  # fmt: skip
+
+
+def flux(guidance: bool = True) -> Any:
+    return diffusers.FluxPipeline(
+        transformer=diffusers.FluxTransformer2DModel(
+            patch_size=1, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
+            joint_attention_dim=8, pooled_projection_dim=8, axes_dims_rope=(4, 4, 8), guidance_embeds=guidance,
+        ),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        vae=autoencoder(shift_factor=0.1, scaling_factor=0.4), text_encoder=clip(), tokenizer=tokenizer(),
+        text_encoder_2=t5(), tokenizer_2=tokenizer(),
+    )  # fmt: skip
+
+
+def sana() -> Any:
+    return diffusers.SanaPipeline(
+        transformer=diffusers.SanaTransformer2DModel(
+            patch_size=1, in_channels=4, out_channels=4, num_layers=1, num_attention_heads=2, attention_head_dim=4,
+            num_cross_attention_heads=2, cross_attention_head_dim=4, cross_attention_dim=8, caption_channels=8, sample_size=8,
+        ),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=diffusers.AutoencoderDC(
+            in_channels=3, latent_channels=4, attention_head_dim=2,
+            encoder_block_types=("ResBlock", "EfficientViTBlock"), decoder_block_types=("ResBlock", "EfficientViTBlock"),
+            encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8), encoder_qkv_multiscales=((), (5,)),
+            decoder_qkv_multiscales=((), (5,)), encoder_layers_per_block=(1, 1), decoder_layers_per_block=(1, 1),
+            downsample_block_type="conv", upsample_block_type="interpolate", decoder_norm_types="rms_norm",
+            decoder_act_fns="silu", scaling_factor=0.41407,
+        ),
+        text_encoder=gemma(), tokenizer=tokenizer(300),
+    )  # fmt: skip
+
+
+def wan() -> Any:
+    return diffusers.WanPipeline(
+        transformer=diffusers.WanTransformer3DModel(
+            patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=12, in_channels=16, out_channels=16, text_dim=8,
+            freq_dim=16, ffn_dim=16, num_layers=1, cross_attn_norm=True, qk_norm="rms_norm_across_heads", rope_max_seq_len=32,
+        ),
+        scheduler=diffusers.UniPCMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, num_train_timesteps=1000, flow_shift=3.0
+        ),
+        vae=diffusers.AutoencoderKLWan(
+            base_dim=3, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True]
+        ),
+        text_encoder=umt5(), tokenizer=tokenizer(512),
+    )  # fmt: skip
+
+
+PIPELINES = {"sd": sd, "sdxl": sdxl, "sd3": sd3, "flux": flux, "sana": sana, "wan": wan}
+
+
+def save(name: str, folder: Path) -> Path:
+    """Write the pipeline of this name, the same each time."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        pipeline = PIPELINES[name]()
+        for part in pipeline.components.values():
+            if isinstance(part, torch.nn.Module):
+                for weight in part.parameters():  # what starts without effect has some
+                    if not bool(weight.any()):
+                        torch.nn.init.normal_(weight, std=0.05)
+    pipeline.save_pretrained(folder)
+    return folder

@@ -1,0 +1,126 @@
+"""Pipelines of diffusers as teachers: every family is called as its own pipeline calls it."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+
+import trigflow
+from models import pipelines
+from trigflow.models.foreign import import_pipeline
+from trigflow.models.foreign.base import open_base
+from trigflow.tangent import jvp
+
+NAMES = list(pipelines.PIPELINES)
+SIZES = {"wan": 64}
+PROMPT = "a red heart"
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory):
+    """Makes each pipeline once."""
+    root = tmp_path_factory.mktemp("pipelines")
+
+    def folder(name):
+        path = root / name
+        return path if path.is_dir() else pipelines.save(name, path)
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def teachers(folders, tmp_path_factory):
+    """Imports each pipeline once."""
+    root = tmp_path_factory.mktemp("teachers")
+
+    def teacher(name):
+        out = root / name
+        if not out.is_dir():
+            import_pipeline(str(folders(name)), out, size=SIZES.get(name, 32))
+        return out
+
+    return teacher
+
+
+def recorded(name, folder, model, **how):
+    """What the pipeline itself tells its denoiser, and the answer: the arguments of each call by name, and the result."""
+    pipeline = DiffusionPipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    denoiser = getattr(pipeline, open_base(str(folder)).component)
+    calls, run = [], denoiser.forward
+
+    def forward(*args, **kwargs):
+        out = run(*args, **kwargs)
+        names = ("sample", "timestep")
+        calls.append(({**dict(zip(names, args, strict=False)), **kwargs}, out[0].clone()))
+        return out
+
+    denoiser.forward = forward
+    side = model.codec.drawn_shape[1]
+    if name == "sana":
+        how["use_resolution_binning"] = False
+    frames = {"num_frames": 4 * (model.shape[1] - 1) + 1} if len(model.shape) == 4 else {}
+    with torch.no_grad():
+        pipeline(
+            prompt=PROMPT, height=side, width=side, num_inference_steps=3, output_type="latent",
+            generator=torch.Generator().manual_seed(0), **frames, **how,
+        )  # fmt: skip
+    return pipeline, calls
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_velocity_and_x0_are_those_of_the_pipelines_own_step(name, folders, teachers):
+    model = trigflow.load(teachers(name), "cpu")
+    network, family = model.network, open_base(str(folders(name))).family
+    embedded = "guidance" in network.takes
+    pipeline, calls = recorded(name, folders(name), model, guidance_scale=3.5 if embedded else 1.0)
+    told = model.conditioner.conditions({"text": PROMPT}, 1)
+    if embedded:
+        told["guidance"] = torch.tensor([3.5])
+    assert len(calls) >= 3
+    for given, predicted in calls:
+        x, time = given.get("sample", given.get("hidden_states")), torch.as_tensor(given["timestep"]).double().reshape(-1)[:1]
+        x, predicted = (family.spread(value, model.shape).double() for value in (x, predicted))
+        if model.spec.predicts == "flow":
+            sigma = time / (family.time_scale * getattr(network.model.config, "timestep_scale", 1.0))
+            t = torch.atan(sigma / (1 - sigma).clamp_min(1e-12))
+            x_t = x * torch.sin(t) / sigma.clamp_min(1e-12)
+            x0 = x - sigma * predicted
+        else:
+            alphas = pipeline.scheduler.alphas_cumprod
+            a = alphas[time.long()].double().sqrt()
+            t = torch.acos(a)
+            x_t, x0 = x, (x - torch.sin(t) * predicted) / a
+        velocity = (torch.cos(t) * x_t - x0) / torch.sin(t)  # X = cos x0 + sin z, F = cos z - sin x0
+        with torch.no_grad():
+            found = network(x_t.float(), t.float(), **told).double()
+        torch.testing.assert_close(found, velocity, rtol=1e-5, atol=1e-5 * float(velocity.abs().max()))
+        back = torch.cos(t) * x_t - torch.sin(t) * found
+        torch.testing.assert_close(back, x0, rtol=1e-5, atol=1e-5 * float(x0.abs().max().clamp_min(1)))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_tangent_is_the_difference_in_float64(name, teachers):
+    network = trigflow.load(teachers(name), "cpu").network.double()
+    model = trigflow.load(teachers(name), "cpu")
+    random = torch.Generator().manual_seed(1)
+    shape = model.shape if len(model.shape) == 3 else (model.shape[0], 2, *model.shape[2:])
+    x, dx = (torch.randn(1, *shape, generator=random, dtype=torch.float64) for _ in range(2))
+    t, dt = torch.tensor([0.9], dtype=torch.float64), torch.tensor([0.7], dtype=torch.float64)
+    told = {
+        key: row.double() if row.is_floating_point() else row
+        for key, row in model.conditioner.conditions({"text": PROMPT}).items()
+    }
+    if "guidance" in network.takes:
+        told["guidance"] = torch.tensor([3.5], dtype=torch.float64)
+    _, tangent = jvp(lambda x, t: network(x, t, **told), (x, t), (dx, dt))
+    h = 1e-4
+    with torch.no_grad():
+        expected = (network(x + h * dx, t + h * dt, **told) - network(x - h * dx, t - h * dt, **told)) / (2 * h)
+    assert math.isfinite(float(expected.abs().sum()))
+    assert float(expected.abs().max()) > 0
+    error = float((tangent - expected).abs().max() / expected.abs().max())
+    assert error < 1e-3, error  # parts of these networks are in float32
