@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +53,27 @@ def gemma(width: int = 8) -> Any:
     return transformers.Gemma2Model(config)
 
 
-def autoencoder(channels: int = 4, **more: Any) -> Any:
+def bert(width: int = 8) -> Any:
+    config = transformers.BertConfig(
+        vocab_size=VOCABULARY, hidden_size=width, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=80,
+    )  # fmt: skip
+    return transformers.BertModel(config)
+
+
+def glm(width: int = 8) -> Any:
+    config = transformers.GlmConfig(
+        vocab_size=VOCABULARY, hidden_size=width, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, head_dim=4,
+        num_key_value_heads=1, pad_token_id=0, eos_token_id=1,
+    )  # fmt: skip
+    return transformers.GlmModel(config)
+
+
+def autoencoder(channels: int = 4, levels: int = 2, **more: Any) -> Any:
     return diffusers.AutoencoderKL(
-        in_channels=3, out_channels=3, latent_channels=channels, block_out_channels=(8, 8), layers_per_block=1,
-        norm_num_groups=4, down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, **more,
+        in_channels=3, out_channels=3, latent_channels=channels, block_out_channels=(4,) * levels, layers_per_block=1,
+        norm_num_groups=2, down_block_types=("DownEncoderBlock2D",) * levels, up_block_types=("UpDecoderBlock2D",) * levels,
+        **more,
     )  # fmt: skip
 
 
@@ -146,7 +164,90 @@ def wan() -> Any:
     )  # fmt: skip
 
 
-PIPELINES = {"sd": sd, "sdxl": sdxl, "sd3": sd3, "flux": flux, "sana": sana, "wan": wan}
+def pixart(alpha: bool = True) -> Any:
+    kind = diffusers.PixArtAlphaPipeline if alpha else diffusers.PixArtSigmaPipeline
+    return kind(
+        transformer=diffusers.PixArtTransformer2DModel(
+            num_attention_heads=2, attention_head_dim=12, in_channels=4, num_layers=1, cross_attention_dim=24, caption_channels=8,
+            sample_size=128, use_additional_conditions=None if alpha else False,
+        ),
+        scheduler=diffusers.DPMSolverMultistepScheduler(beta_start=0.0001, beta_end=0.02), vae=autoencoder(scaling_factor=0.2),
+        text_encoder=t5(), tokenizer=tokenizer(),
+    )  # fmt: skip
+
+
+def dit() -> Any:
+    return diffusers.DiTPipeline(
+        transformer=diffusers.DiTTransformer2DModel(
+            num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=8, num_layers=1, sample_size=8,
+            num_embeds_ada_norm=1000,
+        ),
+        scheduler=diffusers.DDIMScheduler(beta_start=0.0001, beta_end=0.02, clip_sample=False), vae=autoencoder(),
+    )  # fmt: skip
+
+
+def ddpm(**more: Any) -> Any:
+    return diffusers.DDPMPipeline(
+        unet=diffusers.UNet2DModel(
+            sample_size=8, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, attention_head_dim=8,
+            down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"), **more,
+        ),
+        scheduler=diffusers.DDPMScheduler(clip_sample=False),
+    )  # fmt: skip
+
+
+def lumina2() -> Any:
+    return diffusers.Lumina2Pipeline(
+        transformer=diffusers.Lumina2Transformer2DModel(
+            sample_size=4, in_channels=4, hidden_size=16, num_layers=1, num_refiner_layers=1, num_attention_heads=2,
+            num_kv_heads=1, multiple_of=8, axes_dim_rope=(4, 2, 2), axes_lens=(300, 8, 8), cap_feat_dim=8,
+        ),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=6.0),
+        vae=autoencoder(levels=4, shift_factor=0.1, scaling_factor=0.4), text_encoder=gemma(), tokenizer=tokenizer(),
+    )  # fmt: skip
+
+
+def auraflow() -> Any:
+    return diffusers.AuraFlowPipeline(
+        transformer=diffusers.AuraFlowTransformer2DModel(
+            sample_size=8, in_channels=4, num_mmdit_layers=1, num_single_dit_layers=1, attention_head_dim=8,
+            num_attention_heads=2, joint_attention_dim=8, caption_projection_dim=16, pos_embed_max_size=64,
+        ),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=1.73), vae=autoencoder(scaling_factor=0.13),
+        text_encoder=umt5(), tokenizer=tokenizer(),
+    )  # fmt: skip
+
+
+def hunyuandit() -> Any:
+    return diffusers.HunyuanDiTPipeline(
+        transformer=diffusers.HunyuanDiT2DModel(
+            num_attention_heads=2, attention_head_dim=8, in_channels=4, patch_size=2, sample_size=4, hidden_size=16,
+            num_layers=4, cross_attention_dim=8, cross_attention_dim_t5=8, pooled_projection_dim=8,
+        ),
+        scheduler=diffusers.DDPMScheduler(beta_start=0.00085, beta_end=0.018, prediction_type="v_prediction"),
+        vae=autoencoder(levels=4, scaling_factor=0.13), text_encoder=bert(), tokenizer=tokenizer(), text_encoder_2=t5(),
+        tokenizer_2=tokenizer(), safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+
+
+def cogview4() -> Any:
+    return diffusers.CogView4Pipeline(
+        transformer=diffusers.CogView4Transformer2DModel(
+            in_channels=4, out_channels=4, num_layers=1, attention_head_dim=8, num_attention_heads=2, text_embed_dim=8,
+            time_embed_dim=16, condition_dim=8, pos_embed_max_size=8, sample_size=8, rope_axes_dim=(16, 16),
+        ),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(
+            use_dynamic_shifting=True, base_shift=0.25, max_shift=0.75, time_shift_type="linear"
+        ),
+        vae=autoencoder(), text_encoder=glm(), tokenizer=tokenizer(),
+    )  # fmt: skip
+
+
+PIPELINES = {
+    "sd": sd, "sdxl": sdxl, "sd3": sd3, "flux": flux, "sana": sana, "wan": wan, "pixart": pixart,
+    "pixart-sigma": functools.partial(pixart, alpha=False), "dit": dit, "ddpm": ddpm,
+    "lumina2": lumina2, "auraflow": auraflow, "hunyuandit": hunyuandit, "cogview4": cogview4,
+}  # fmt: skip
 
 
 def save(name: str, folder: Path) -> Path:

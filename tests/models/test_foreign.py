@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 
 import pytest
@@ -16,6 +17,8 @@ from trigflow.tangent import jvp
 
 NAMES = list(pipelines.PIPELINES)
 SIZES = {"wan": 64}
+BACKWARDS = {"lumina2", "z-image"}
+"""Pipelines that tell their flow model 1 - sigma, and predict data - noise."""
 PROMPT = "a red heart"
 
 
@@ -45,7 +48,7 @@ def teachers(folders, tmp_path_factory):
     return teacher
 
 
-def recorded(name, folder, model, **how):
+def recorded(folder, model, **how):
     """What the pipeline itself tells its denoiser, and the answer: the arguments of each call by name, and the result."""
     pipeline = DiffusionPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
@@ -55,20 +58,32 @@ def recorded(name, folder, model, **how):
     def forward(*args, **kwargs):
         out = run(*args, **kwargs)
         names = ("sample", "timestep")
-        calls.append(({**dict(zip(names, args, strict=False)), **kwargs}, out[0].clone()))
+        calls.append(({**dict(zip(names, args, strict=False)), **kwargs}, batched(out[0]).clone()))
         return out
 
     denoiser.forward = forward
-    side = model.codec.drawn_shape[1]
-    if name == "sana":
-        how["use_resolution_binning"] = False
-    frames = {"num_frames": 4 * (model.shape[1] - 1) + 1} if len(model.shape) == 4 else {}
+    asked = {
+        "prompt": PROMPT, "class_labels": [3], "num_inference_steps": 3, "output_type": "latent", "use_resolution_binning": False,
+        "height": 0, "width": 0, "generator": torch.Generator().manual_seed(0), **how,
+    }  # fmt: skip
+    known = inspect.signature(pipeline.__call__).parameters
+    if "height" in known:
+        asked |= dict.fromkeys(("height", "width"), model.codec.drawn_shape[-1])
+    if len(model.shape) == 4:
+        asked["num_frames"] = getattr(pipeline, "vae_temporal_compression_ratio", 4) * (model.shape[1] - 1) + 1
     with torch.no_grad():
-        pipeline(
-            prompt=PROMPT, height=side, width=side, num_inference_steps=3, output_type="latent",
-            generator=torch.Generator().manual_seed(0), **frames, **how,
-        )  # fmt: skip
+        pipeline(**{name: value for name, value in asked.items() if name in known})
     return pipeline, calls
+
+
+def batched(value):
+    """What a denoiser takes or gives, with a batch axis."""
+    return torch.stack(list(value)) if isinstance(value, list) else value
+
+
+def said(model):
+    """Something that the model can be told."""
+    return {name: value for name, value in {"text": PROMPT, "label": 3}.items() if name in model.conditioner.inputs}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -76,24 +91,28 @@ def test_velocity_and_x0_are_those_of_the_pipelines_own_step(name, folders, teac
     model = trigflow.load(teachers(name), "cpu")
     network, family = model.network, open_base(str(folders(name))).family
     embedded = "guidance" in network.takes
-    pipeline, calls = recorded(name, folders(name), model, guidance_scale=3.5 if embedded else 1.0)
-    told = model.conditioner.conditions({"text": PROMPT}, 1)
+    pipeline, calls = recorded(folders(name), model, guidance_scale=3.5 if embedded else 1.0)
+    told = model.conditioner.conditions(said(model), 1)
     if embedded:
         told["guidance"] = torch.tensor([3.5])
     assert len(calls) >= 3
     for given, predicted in calls:
         x, time = given.get("sample", given.get("hidden_states")), torch.as_tensor(given["timestep"]).double().reshape(-1)[:1]
-        x, predicted = (family.spread(value, model.shape).double() for value in (x, predicted))
+        x, predicted = (family.spread(batched(value), model.shape).double() for value in (x, predicted))
+        predicted = predicted[:, : model.shape[0]]  # the variance comes after the noise
         if model.spec.predicts == "flow":
-            sigma = time / (family.time_scale * getattr(network.model.config, "timestep_scale", 1.0))
-            t = torch.atan(sigma / (1 - sigma).clamp_min(1e-12))
-            x_t = x * torch.sin(t) / sigma.clamp_min(1e-12)
-            x0 = x - sigma * predicted
+            b = time / (family.time_scale * getattr(network.model.config, "timestep_scale", 1.0))
+            if name in BACKWARDS:
+                b, predicted = 1 - b, -predicted
+            a = 1 - b
+            x0 = x - b * predicted
         else:
-            alphas = pipeline.scheduler.alphas_cumprod
-            a = alphas[time.long()].double().sqrt()
-            t = torch.acos(a)
-            x_t, x0 = x, (x - torch.sin(t) * predicted) / a
+            schedule = open_base(str(folders(name))).schedule()
+            a = schedule[time.long()].double().sqrt() if isinstance(schedule, torch.Tensor) else torch.cos(time * math.pi / 2)
+            b = (1 - a**2).sqrt()
+            x0 = (x - b * predicted) / a if model.spec.predicts == "epsilon" else a * x - b * predicted
+        t = torch.atan2(b, a)
+        x_t = x / (a**2 + b**2).sqrt()
         velocity = (torch.cos(t) * x_t - x0) / torch.sin(t)  # X = cos x0 + sin z, F = cos z - sin x0
         with torch.no_grad():
             found = network(x_t.float(), t.float(), **told).double()
@@ -112,7 +131,7 @@ def test_tangent_is_the_difference_in_float64(name, teachers):
     t, dt = torch.tensor([0.9], dtype=torch.float64), torch.tensor([0.7], dtype=torch.float64)
     told = {
         key: row.double() if row.is_floating_point() else row
-        for key, row in model.conditioner.conditions({"text": PROMPT}).items()
+        for key, row in model.conditioner.conditions(said(model)).items()
     }
     if "guidance" in network.takes:
         told["guidance"] = torch.tensor([3.5], dtype=torch.float64)

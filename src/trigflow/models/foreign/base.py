@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
-from trigflow.models.bridges import Bridge, FlowBridge, VPBridge
+from trigflow.models.bridges import Bridge, CosineSchedule, FlowBridge, Schedule, VPBridge
 from trigflow.models.foreign.family import Family, family_named, family_of
 from trigflow.process import TrigFlow
 from trigflow.runtime.errors import MissingExtraError, UserError, on_one_line
@@ -25,6 +26,8 @@ from trigflow.runtime.errors import MissingExtraError, UserError, on_one_line
 Predicts = Literal["flow", "epsilon", "v", "x0"]
 PREDICTION = {"epsilon": "epsilon", "v_prediction": "v", "sample": "x0", "flow_prediction": "flow"}
 """From the prediction types of diffusers."""
+LEGACY = {"ada_norm_zero": "DiTTransformer2DModel", "ada_norm_single": "PixArtTransformer2DModel"}
+"""What a Transformer2DModel of early pipelines is, by the type of its norm."""
 HUB = "hf:"
 """What the id of a pipeline on the hub may begin with."""
 
@@ -48,7 +51,8 @@ class Base:
     @property
     def denoiser(self) -> str:
         """Name of the denoiser's class in diffusers."""
-        return self.components[self.component][1]
+        name = self.components[self.component][1]
+        return LEGACY.get(self.config(self.component).get("norm_type"), name) if name == "Transformer2DModel" else name
 
     @property
     def family(self) -> Family:
@@ -82,9 +86,12 @@ class Base:
         found: Predicts = PREDICTION[said]  # type: ignore[assignment]
         return found
 
-    def alphas_cumprod(self) -> Tensor:
-        """`a^2` of each training step of a scheduler that is no flow, as the scheduler's own class computes them."""
+    def schedule(self) -> Tensor | Schedule:
+        """`a^2` of each training step of a scheduler that is no flow, as the scheduler's own class computes them, or the schedule
+        of one that has no steps."""
         config = self.config("scheduler", "scheduler_config.json")
+        if config.get("_class_name") == "CosineDPMSolverMultistepScheduler":
+            return CosineSchedule()
         scheduler = getattr(_diffusers(), str(config.get("_class_name")), None)
         found = getattr(scheduler.from_config(config), "alphas_cumprod", None) if scheduler else None
         if not isinstance(found, Tensor):
@@ -93,6 +100,18 @@ class Base:
                 "kind or FlowMatchEulerDiscreteScheduler; correct its scheduler_config.json"
             )
         return found
+
+    def weight(self, component: str, name: str) -> Tensor:
+        """One weight of a component, read from its safetensors.
+
+        Raises:
+            UserError: where there is none of this name.
+        """
+        for path in sorted((self.folder / component).glob("*.safetensors")):
+            with safe_open(path, "pt") as file:
+                if name in file.keys():  # noqa: SIM118
+                    return file.get_tensor(name)
+        raise UserError(f"the {component} of '{self.name}' has no weight {name}; expected it in its safetensors; restore them")
 
     def digest(self) -> str:
         """Tells the denoiser from others, without reading all of its weights."""
@@ -160,7 +179,7 @@ def bridged(base: Base, family: str, model: nn.Module, process: TrigFlow, predic
     shared: dict[str, Any] = {"scale": 1 / process.sigma_data, "adapter": call, "takes": takes}
     if predicts == "flow":
         return FlowBridge(model, process, time_scale=told.time_scale, **shared)
-    return VPBridge(model, process, base.alphas_cumprod(), predicts=predicts, **shared)
+    return VPBridge(model, process, base.schedule(), predicts=predicts, **shared)
 
 
 _LOADED: weakref.WeakValueDictionary[tuple[str, str, str], nn.Module] = weakref.WeakValueDictionary()

@@ -21,9 +21,11 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from trigflow.runtime.errors import UserError
@@ -41,6 +43,8 @@ class Family:
         time_scale: a flow model is told this many times sigma, the share of noise.
         targets: modules that get adapters by default; the ends of their dotted names.
         size: pixels of the side of a picture, where the configuration does not say.
+        frames: of the latents of a video; 0 for pictures.
+        null_label: whether one number more than there are classes means "none".
     """
 
     name: ClassVar[str] = ""
@@ -50,6 +54,8 @@ class Family:
     time_scale: ClassVar[float] = 1000.0
     targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
     size: ClassVar[int] = 1024
+    frames: ClassVar[int] = 0
+    null_label: ClassVar[bool] = True
 
     def call(self, model: Any, x: Tensor, time: Tensor, **told: Tensor) -> Tensor:
         """The prediction, `(b, *shape)`: noise, velocity or x0, as the scheduler says; of a flow model noise - data.
@@ -77,37 +83,40 @@ class Family:
         return self.conditions
 
     def shape(self, config: Mapping[str, Any], factor: int, size: int | None) -> tuple[int, ...]:
-        """Shape of one sample of a denoiser: by default `(c, h, w)` of a square picture.
+        """Shape of one sample of a denoiser: by default `(c, h, w)` of a square picture, `(c, frames, h, w)` of a video.
 
         Args:
             config: of the denoiser.
             factor: pixels that a latent is wide and high.
             size: pixels of the side that is asked for; None for what the configuration says, or `size`.
         """
-        known = config.get("sample_size")
-        side = size // factor if size else known if isinstance(known, int) else self.size // factor
-        return config["in_channels"], side, side
+        known = None if size else config.get("sample_size")
+        sides = known if isinstance(known, list | tuple) else [known or (size or self.size) // factor] * 2
+        return config["in_channels"], *[self.frames] * bool(self.frames), *sides
 
     def spread(self, x: Tensor, shape: tuple[int, ...]) -> Tensor:
         """What the pipeline tells its denoiser as `x`, as `call` has it: packed latents in their own `shape`."""
         return x
 
-    def scaling(self, vae: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-        """Mean and deviation of each channel of the autoencoder's latents; None for what its configuration says."""
+    def scaling(
+        self, vae: Mapping[str, Any], weight: Callable[[str], Tensor]
+    ) -> tuple[Iterable[float], Iterable[float]] | None:
+        """Mean and deviation of each channel of the autoencoder's latents; None for what its configuration says. `weight` reads
+        one of its weights."""
         return None
 
     def classes_of(self, config: Mapping[str, Any]) -> int:
-        """Classes of a denoiser that takes labels; one more number means "none"."""
+        """Classes of a denoiser that takes labels."""
         return int(config["num_embeds_ada_norm"])
 
 
 FAMILIES: dict[str, Family] = {}
 """From the name to the family. Those that come along are entered by `known`."""
 
-F = TypeVar("F", bound=type[Family])
+Made = TypeVar("Made", bound=type[Family])
 
 
-def family(cls: F) -> F:
+def family(cls: Made) -> Made:
     """Enter a family; to be used as a decorator. One of the same name takes the place of that before."""
     FAMILIES[cls.name] = cls()
     return cls
@@ -165,3 +174,17 @@ def unpacked(rows: Tensor, like: Tensor, patch: int = 2) -> Tensor:
     b, c, h, w = like.shape
     x = rows.view(b, h // patch, w // patch, c, patch, patch).permute(0, 3, 1, 4, 2, 5)
     return x.reshape(b, c, h, w)
+
+
+def padded(texts: Sequence[Tensor], length: int) -> dict[str, Tensor]:
+    """States of texts, each `(tokens, width)`, as `text` `(n, length, width)`, with the mask of what is theirs."""
+    text = torch.stack([F.pad(states, (0, 0, 0, length - len(states))) for states in texts])
+    return {"text": text, "text_mask": torch.stack([torch.arange(length) < len(states) for states in texts])}
+
+
+def by_length(call: Callable[..., Tensor], x: Tensor, mask: Tensor, *told: Tensor) -> Tensor:
+    """`call(length, x, *told)` of all samples whose text has the same length, in turn: for denoisers that take no mask."""
+    lengths = mask.sum(1)
+    groups = [(int(n), (lengths == n).nonzero()[:, 0]) for n in lengths.unique()]
+    order = torch.cat([rows for _, rows in groups]).argsort()
+    return torch.cat([call(n, *(row[rows] for row in (x, *told))) for n, rows in groups])[order]

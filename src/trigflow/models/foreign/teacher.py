@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,7 +50,7 @@ def import_pipeline(
     config = base.config(base.component)
     predicts = base.predicts()
     if predicts != "flow":
-        base.alphas_cumprod()
+        base.schedule()
     codec, factor = codec_of(base, told, config, size, sigma_data)
     pixels = tuple(factor * side for side in codec.shape[-2:])
     takes = told.takes(config)
@@ -57,7 +58,7 @@ def import_pipeline(
     network = ForeignConfig(
         base=base.name, digest=base.digest(), family=told.name, predicts=predicts, dtype=dtype,
         rows={key: list(row.shape) for key, row in none.items()},
-        conditioning=ConditioningConfig(takes=tuple(sorted({*takes} - {"label", "sizes"}))),
+        conditioning=ConditioningConfig(takes=tuple(sorted({*takes} - ({"label", "sizes"} & none.keys())))),
     )  # fmt: skip
     embedded = "guidance" in takes
     sampling = Sampling(guided=bool(none) and not embedded, guidance_max=30.0 if embedded else 1.0)
@@ -82,12 +83,12 @@ def codec_of(base: Base, told: Family, config: dict[str, Any], size: int | None,
         return Pixels.symmetric(told.shape(config, 1, size)), 1
     vae = base.config("vae")
     factor = factor_of(vae)
-    mean, std = told.scaling(vae) or scaling_of(vae)
+    mean, std = told.scaling(vae, functools.partial(base.weight, "vae")) or scaling_of(vae)
     source = VAESource(base.name, "symmetric", subfolder="vae", channels=channels_of(vae))
     shape = told.shape(config, factor, size)
     if size is not None and size % factor:
         raise UserError(f"--size {size}; expected a multiple of {factor}, the pixels of a latent; change it")
-    return Latents(shape, mean, std, sigma_data, source), factor
+    return Latents(shape, tuple(mean), tuple(std), sigma_data, source), factor
 
 
 def said_to(
@@ -96,10 +97,10 @@ def said_to(
     """What makes conditions of what people say, and the rows that mean "none", by name."""
     if "label" in takes:
         num = told.classes_of(config)
-        return Conditioner.of_classes(num), {"label": torch.tensor(num)}
+        return Conditioner.of_classes(num), {"label": torch.tensor(num)} if told.null_label else {}
     if "text" not in takes:
         return Conditioner(), {}
-    none = read(base.name, told.name, size, "")
+    none = {key: row for key, row in read(base.name, told.name, size, "").items() if key in takes}
     shapes = {key: tuple(row.shape) for key, row in none.items() if key != "sizes"}
     prompts: Input = Prompts(base.name, told.name, size, shapes, digest_of_encoders(base.folder))
     return Conditioner({"text": prompts}), none

@@ -1,6 +1,5 @@
 """Wan 2.1: video, `(c, frames, h, w)`."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -17,10 +16,6 @@ class Wan(Family):
     """Tokens of a text."""
     frames = 21
     """Of latents: 81 frames of a video, four at a time after the first."""
-
-    def shape(self, config: Mapping[str, Any], factor: int, size: int | None) -> tuple[int, ...]:
-        side = (size or self.size) // factor
-        return config["in_channels"], self.frames, side, side
 
     def call(self, model: Any, x: Tensor, time: Tensor, **told: Tensor) -> Tensor:
         return model(hidden_states=x, timestep=time, encoder_hidden_states=told["text"], return_dict=False)[0]
