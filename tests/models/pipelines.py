@@ -14,6 +14,9 @@ WORDS = ["<pad>", "<eos>", "<unk>", *"a an red green blue heart apple circle cat
 VOCABULARY = 24
 
 
+CHAT = "{% for m in messages %}of {{ m.content if m.content is string else m.content[0].text }} the {% endfor %}"
+
+
 def tokenizer(length: int = 8) -> Any:
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
@@ -21,7 +24,8 @@ def tokenizer(length: int = 8) -> Any:
     made.pre_tokenizer = pre_tokenizers.Whitespace()
     made.post_processor = processors.TemplateProcessing(single="$A <eos>", special_tokens=[("<eos>", 1)])
     return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=made, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>", model_max_length=length
+        tokenizer_object=made, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>", model_max_length=length,
+        chat_template=CHAT,
     )
 
 
@@ -67,6 +71,25 @@ def glm(width: int = 8) -> Any:
         num_key_value_heads=1, pad_token_id=0, eos_token_id=1,
     )  # fmt: skip
     return transformers.GlmModel(config)
+
+
+def qwen(kind: str = "Qwen3Model", layers: int = 2, width: int = 8) -> Any:
+    config = transformers.Qwen3Config(
+        vocab_size=VOCABULARY, hidden_size=width, intermediate_size=16, num_hidden_layers=layers, num_attention_heads=2,
+        head_dim=4, num_key_value_heads=1,
+    )  # fmt: skip
+    return getattr(transformers, kind)(config)
+
+
+def qwen_vl(width: int = 8) -> Any:
+    config = transformers.Qwen2_5_VLConfig(
+        text_config={
+            "vocab_size": VOCABULARY, "hidden_size": width, "intermediate_size": 16, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "num_key_value_heads": 1, "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1]},
+        },
+        vision_config={"depth": 1, "hidden_size": 8, "num_heads": 2, "out_hidden_size": width, "intermediate_size": 8},
+    )  # fmt: skip
+    return transformers.Qwen2_5_VLForConditionalGeneration(config)
 
 
 def autoencoder(channels: int = 4, levels: int = 2, **more: Any) -> Any:
@@ -243,10 +266,67 @@ def cogview4() -> Any:
     )  # fmt: skip
 
 
+def qwen_image() -> Any:
+    return diffusers.QwenImagePipeline(
+        transformer=diffusers.QwenImageTransformer2DModel(
+            in_channels=16, out_channels=4, num_layers=1, attention_head_dim=16, num_attention_heads=2, joint_attention_dim=8,
+            axes_dims_rope=(4, 6, 6),
+        ),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift_terminal=0.02),
+        vae=diffusers.AutoencoderKLQwenImage(
+            base_dim=4, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True],
+            latents_mean=[0.1, -0.2, 0.3, 0.4], latents_std=[1.5, 2.0, 0.7, 1.1],
+        ),
+        text_encoder=qwen_vl(), tokenizer=tokenizer(),
+    )  # fmt: skip
+
+
+def z_image() -> Any:
+    return diffusers.ZImagePipeline(
+        transformer=diffusers.ZImageTransformer2DModel(
+            in_channels=4, dim=16, n_layers=1, n_refiner_layers=1, n_heads=2, n_kv_heads=2, cap_feat_dim=8, axes_dims=[4, 2, 2],
+            axes_lens=[600, 32, 32],
+        ),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0), vae=autoencoder(shift_factor=0.1, scaling_factor=0.4),
+        text_encoder=qwen(), tokenizer=tokenizer(),
+    )  # fmt: skip
+
+
+def chroma() -> Any:
+    return diffusers.ChromaPipeline(
+        transformer=diffusers.ChromaTransformer2DModel(
+            in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
+            joint_attention_dim=8, axes_dims_rope=(4, 4, 8), approximator_num_channels=16, approximator_hidden_dim=16,
+            approximator_layers=1,
+        ),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        vae=autoencoder(shift_factor=0.1, scaling_factor=0.4), text_encoder=t5(), tokenizer=tokenizer(),
+    )  # fmt: skip
+
+
+def flux2(klein: bool = False) -> Any:
+    vae = diffusers.AutoencoderKLFlux2(
+        latent_channels=4, block_out_channels=(4, 4), layers_per_block=1, norm_num_groups=2,
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+    )  # fmt: skip
+    vae.bn.running_mean.copy_(torch.linspace(-1, 1, 16))
+    vae.bn.running_var.copy_(torch.linspace(0.5, 2, 16))
+    return (diffusers.Flux2KleinPipeline if klein else diffusers.Flux2Pipeline)(
+        transformer=diffusers.Flux2Transformer2DModel(
+            in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
+            joint_attention_dim=24, timestep_guidance_channels=16, axes_dims_rope=(4, 4, 4, 4), guidance_embeds=not klein,
+        ),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True), vae=vae,
+        text_encoder=qwen("Qwen3ForCausalLM", 28 if klein else 31), tokenizer=tokenizer(),
+    )  # fmt: skip
+
+
 PIPELINES = {
     "sd": sd, "sdxl": sdxl, "sd3": sd3, "flux": flux, "sana": sana, "wan": wan, "pixart": pixart,
     "pixart-sigma": functools.partial(pixart, alpha=False), "dit": dit, "ddpm": ddpm,
     "lumina2": lumina2, "auraflow": auraflow, "hunyuandit": hunyuandit, "cogview4": cogview4,
+    "qwen-image": qwen_image, "z-image": z_image, "chroma": chroma, "flux2": flux2,
+    "flux2-klein": functools.partial(flux2, klein=True),
 }  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from trigflow.codecs.codec import from_saved
@@ -152,7 +153,7 @@ class VAE:
             posterior = getattr(found, "latent_dist", None)
             moments = (found.latent, 0 * found.latent) if posterior is None else (posterior.mean, posterior.std)
             moment = torch.cat(moments, dim=1)
-            parts.append(moment[:, :, 0] if of_video(network.config) else moment)
+            parts.append(moment[:, :, 0] if of_video(network.config) else F.pixel_unshuffle(moment, patch_of(network.config)))
         return torch.cat(parts)
 
     @torch.no_grad()
@@ -175,7 +176,8 @@ class VAE:
         network = self.load(latents.device)
         parts = []
         for part in latents.to(network.dtype).split(self.batch_size):
-            video = of_video(network.config)
+            video, patch = of_video(network.config), patch_of(network.config)
+            part = F.pixel_shuffle(part, patch) if patch > 1 else part
             pixels = network.decode(part[:, :, None] if video and part.ndim == 4 else part).sample
             pixels = pixels.movedim(2, 3).flatten(3) if pixels.ndim == 5 else pixels
             values = pixels * 255 if self.source.pixels == "unit" else (pixels + 1) * 127.5
@@ -187,12 +189,17 @@ def factor_of(config: Mapping[str, Any]) -> int:
     """Pixels a latent of an autoencoder with this configuration is wide and high."""
     said = config.get("spatial_compression_ratio") or config.get("scale_factor_spatial")
     levels = config.get("block_out_channels") or config.get("encoder_block_out_channels")
-    return said or 2 ** (len(levels) - 1 if levels else len(config["temperal_downsample"]))
+    return said or patch_of(config) * 2 ** (len(levels) - 1 if levels else len(config["temperal_downsample"]))
 
 
 def channels_of(config: Mapping[str, Any]) -> int:
     """Channels of a latent of an autoencoder with this configuration."""
-    return config.get("latent_channels") or config["z_dim"]
+    return patch_of(config) ** 2 * (config.get("latent_channels") or config["z_dim"])
+
+
+def patch_of(config: Mapping[str, Any]) -> int:
+    """Places that go into one of a latent, in each direction: those of Flux 2 are normalized, and used, as patches."""
+    return config["patch_size"][0] if "batch_norm_eps" in config else 1
 
 
 def of_video(config: Mapping[str, Any]) -> bool:

@@ -176,6 +176,11 @@ def unpacked(rows: Tensor, like: Tensor, patch: int = 2) -> Tensor:
     return x.reshape(b, c, h, w)
 
 
+def rows_of(x: Tensor) -> Tensor:
+    """Latents `(b, c, ...)` as rows `(b, places, c)`; `x.mT.reshape(like.shape)` is the inverse."""
+    return x.flatten(2).mT
+
+
 def padded(texts: Sequence[Tensor], length: int) -> dict[str, Tensor]:
     """States of texts, each `(tokens, width)`, as `text` `(n, length, width)`, with the mask of what is theirs."""
     text = torch.stack([F.pad(states, (0, 0, 0, length - len(states))) for states in texts])
