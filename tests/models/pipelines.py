@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import math
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
 import transformers
+from diffusers.pipelines.stable_audio import StableAudioProjectionModel
 
 WORDS = ["<pad>", "<eos>", "<unk>", *"a an red green blue heart apple circle cat dog the of lighthouse at dawn".split()]
 VOCABULARY = 24
@@ -29,10 +31,10 @@ def tokenizer(length: int = 8) -> Any:
     )
 
 
-def clip(projection: bool = False, width: int = 8) -> Any:
+def clip(projection: bool = False, width: int = 8, length: int = 8) -> Any:
     config = transformers.CLIPTextConfig(
         vocab_size=VOCABULARY, hidden_size=width, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=8, eos_token_id=1, pad_token_id=0, bos_token_id=2, projection_dim=width,
+        max_position_embeddings=length, eos_token_id=1, pad_token_id=0, bos_token_id=2, projection_dim=width,
     )  # fmt: skip
     return (transformers.CLIPTextModelWithProjection if projection else transformers.CLIPTextModel)(config)
 
@@ -79,6 +81,14 @@ def qwen(kind: str = "Qwen3Model", layers: int = 2, width: int = 8) -> Any:
         head_dim=4, num_key_value_heads=1,
     )  # fmt: skip
     return getattr(transformers, kind)(config)
+
+
+def llama(width: int = 8) -> Any:
+    config = transformers.LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=width, intermediate_size=16, num_hidden_layers=3, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=512,
+    )  # fmt: skip
+    return transformers.LlamaModel(config)
 
 
 def qwen_vl(width: int = 8) -> Any:
@@ -321,12 +331,96 @@ def flux2(klein: bool = False) -> Any:
     )  # fmt: skip
 
 
+def ltx() -> Any:
+    vae = diffusers.AutoencoderKLLTXVideo(
+        latent_channels=4, block_out_channels=(4, 4, 4, 4), decoder_block_out_channels=(4, 4, 4, 4), scaling_factor=0.8,
+        layers_per_block=(1, 1, 1, 1, 1), decoder_layers_per_block=(1, 1, 1, 1, 1), timestep_conditioning=True,
+    )  # fmt: skip
+    vae.latents_mean.copy_(torch.linspace(-1, 1, 4))
+    vae.latents_std.copy_(torch.linspace(0.5, 2, 4))
+    return diffusers.LTXPipeline(
+        transformer=diffusers.LTXVideoTransformer3DModel(
+            in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=8, cross_attention_dim=16, num_layers=1,
+            caption_channels=8,
+        ),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True), vae=vae, text_encoder=t5(),
+        tokenizer=tokenizer(),
+    )  # fmt: skip
+
+
+def cogvideox(**more: Any) -> Any:
+    blocks = {"block_out_channels": (4, 4, 4, 4), "layers_per_block": 1, "norm_num_groups": 2}
+    return diffusers.CogVideoXPipeline(
+        transformer=diffusers.CogVideoXTransformer3DModel(
+            num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=4, time_embed_dim=8, text_embed_dim=8,
+            num_layers=1, sample_width=6, sample_height=4, sample_frames=9, use_rotary_positional_embeddings=True, **more,
+        ),
+        scheduler=diffusers.CogVideoXDDIMScheduler(
+            prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing", snr_shift_scale=1.0
+        ),
+        vae=diffusers.AutoencoderKLCogVideoX(latent_channels=4, scaling_factor=0.7, **blocks), text_encoder=t5(),
+        tokenizer=tokenizer(),
+    )  # fmt: skip
+
+
+def hunyuan_video() -> Any:
+    return diffusers.HunyuanVideoPipeline(
+        transformer=diffusers.HunyuanVideoTransformer3DModel(
+            in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=16, num_layers=1, num_single_layers=1,
+            num_refiner_layers=1, text_embed_dim=8, pooled_projection_dim=8, rope_axes_dim=(4, 6, 6),
+        ),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=7.0),
+        vae=diffusers.AutoencoderKLHunyuanVideo(
+            latent_channels=4, block_out_channels=(4, 4, 4, 4), layers_per_block=1, norm_num_groups=2
+        ),
+        text_encoder=llama(), tokenizer=tokenizer(), text_encoder_2=clip(length=77), tokenizer_2=tokenizer(),
+    )  # fmt: skip
+
+
+class CosineDPMSolverMultistepScheduler(diffusers.EDMDPMSolverMultistepScheduler):
+    """What that of diffusers tells a denoiser; without torchsde it has none itself."""
+
+    __module__ = "diffusers"
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**{
+            "sigma_min": 0.3, "sigma_max": 500.0, "sigma_data": 1.0, "prediction_type": "v_prediction",
+            "sigma_schedule": "exponential", **settings,
+        })  # fmt: skip
+
+    def precondition_noise(self, sigma: Any) -> torch.Tensor:
+        return torch.as_tensor(sigma).atan() / math.pi * 2
+
+
+if not diffusers.utils.is_torchsde_available():
+    diffusers.CosineDPMSolverMultistepScheduler = CosineDPMSolverMultistepScheduler
+
+
+def stable_audio() -> Any:
+    return diffusers.StableAudioPipeline(
+        transformer=diffusers.StableAudioDiTModel(
+            sample_size=16, in_channels=4, out_channels=4, num_layers=1, attention_head_dim=8, num_attention_heads=2,
+            num_key_value_attention_heads=1, cross_attention_dim=8, time_proj_dim=8, global_states_input_dim=16,
+            cross_attention_input_dim=8,
+        ),
+        scheduler=diffusers.CosineDPMSolverMultistepScheduler(),
+        vae=diffusers.AutoencoderOobleck(
+            encoder_hidden_size=4, downsampling_ratios=[2, 4], channel_multiples=[1, 2], decoder_channels=4,
+            decoder_input_channels=4, sampling_rate=8,
+        ),
+        text_encoder=t5(), tokenizer=tokenizer(),
+        projection_model=StableAudioProjectionModel(text_encoder_dim=8, conditioning_dim=8, min_value=0, max_value=512),
+    )  # fmt: skip
+
+
 PIPELINES = {
     "sd": sd, "sdxl": sdxl, "sd3": sd3, "flux": flux, "sana": sana, "wan": wan, "pixart": pixart,
     "pixart-sigma": functools.partial(pixart, alpha=False), "dit": dit, "ddpm": ddpm,
     "lumina2": lumina2, "auraflow": auraflow, "hunyuandit": hunyuandit, "cogview4": cogview4,
     "qwen-image": qwen_image, "z-image": z_image, "chroma": chroma, "flux2": flux2,
-    "flux2-klein": functools.partial(flux2, klein=True),
+    "flux2-klein": functools.partial(flux2, klein=True), "ltx": ltx, "cogvideox": cogvideox,
+    "cogvideox-1.5": functools.partial(cogvideox, patch_size_t=2, patch_bias=False), "hunyuan-video": hunyuan_video,
+    "stable-audio": stable_audio,
 }  # fmt: skip
 
 

@@ -33,7 +33,7 @@ class Latents(DrawnPictures):
     """`x0 = (z - raw_mean_c) / raw_std_c * sigma_data` for latents `z` as the autoencoder gives them.
 
     Attributes:
-        shape: `(c, h, w)` of one latent, `(c, frames, h, w)` of a video.
+        shape: `(c, h, w)` of one latent, `(c, frames, h, w)` of a video, `(c, length)` of a sound.
         raw_mean: mean of each channel.
         raw_std: standard deviation of each channel.
         sigma_data: standard deviation that `x0` is meant to have; 0.5 in every preset of the paper.
@@ -57,10 +57,10 @@ class Latents(DrawnPictures):
         finite = all(map(math.isfinite, (*self.raw_mean, *self.raw_std, self.sigma_data)))
         positive = all(value > 0 for value in (*self.raw_std, self.sigma_data))
         channels = {len(self.raw_mean), len(self.raw_std), *self.shape[:1]}
-        if len(self.shape) not in (3, 4) or len(channels) != 1 or not finite or not positive:
+        if len(self.shape) not in (2, 3, 4) or len(channels) != 1 or not finite or not positive:
             raise UserError(
                 f"latents of shape {self.shape}, raw_mean={self.raw_mean}, raw_std={self.raw_std}, "
-                f"sigma_data={self.sigma_data}; expected (c, h, w) or (c, frames, h, w), a finite mean and a positive "
+                f"sigma_data={self.sigma_data}; expected (c, h, w), (c, frames, h, w) or (c, length), a finite mean and a positive "
                 "deviation a channel; measure the data again"
             )
         if self.autoencoder is None or self.autoencoder.source != self.vae:
@@ -142,7 +142,7 @@ class Latents(DrawnPictures):
         return from_saved(cls, "latents", state)
 
     def _like(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        if latents.ndim not in (4, 5) or latents.shape[1] != len(self.raw_mean) or not latents.is_floating_point():
+        if latents.ndim not in (3, 4, 5) or latents.shape[1] != len(self.raw_mean) or not latents.is_floating_point():
             raise UserError(
                 f"latents of type {latents.dtype} and shape {tuple(latents.shape)}; expected floats of shape "
                 f"(b, {len(self.raw_mean)}, h, w); use the codec of these latents"

@@ -11,6 +11,7 @@ All arithmetic is in float32, without its `scaling_factor`.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -169,6 +170,11 @@ class VAE:
         Raises:
             UserError: as `load`, and for latents of another shape.
         """
+        if latents.ndim == 3:
+            raise UserError(
+                f"latents of shape {tuple(latents.shape)}, of a sound; expected those of pictures, as sounds cannot be decoded "
+                "yet; take the latents, codec.stored(x0), to their own autoencoder"
+            )
         if latents.ndim not in (4, 5) or latents.shape[1] != self.source.depth:
             raise UserError(
                 f"latents of shape {tuple(latents.shape)}; expected (b, {self.source.depth}, h, w); give latents, not images"
@@ -178,7 +184,8 @@ class VAE:
         for part in latents.to(network.dtype).split(self.batch_size):
             video, patch = of_video(network.config), patch_of(network.config)
             part = F.pixel_shuffle(part, patch) if patch > 1 else part
-            pixels = network.decode(part[:, :, None] if video and part.ndim == 4 else part).sample
+            time = [part.new_zeros(len(part))] if network.config.get("timestep_conditioning") else []  # without noise
+            pixels = network.decode(part[:, :, None] if video and part.ndim == 4 else part, *time).sample
             pixels = pixels.movedim(2, 3).flatten(3) if pixels.ndim == 5 else pixels
             values = pixels * 255 if self.source.pixels == "unit" else (pixels + 1) * 127.5
             parts.append(values.round().clamp(0, 255).to(torch.uint8))
@@ -188,13 +195,18 @@ class VAE:
 def factor_of(config: Mapping[str, Any]) -> int:
     """Pixels a latent of an autoencoder with this configuration is wide and high."""
     said = config.get("spatial_compression_ratio") or config.get("scale_factor_spatial")
+    if "downsampling_ratios" in config:  # of a sound
+        return math.prod(config["downsampling_ratios"])
+    if not said and "spatio_temporal_scaling" in config:
+        return config["patch_size"] * 2 ** sum(config["spatio_temporal_scaling"])
     levels = config.get("block_out_channels") or config.get("encoder_block_out_channels")
     return said or patch_of(config) * 2 ** (len(levels) - 1 if levels else len(config["temperal_downsample"]))
 
 
 def channels_of(config: Mapping[str, Any]) -> int:
     """Channels of a latent of an autoencoder with this configuration."""
-    return patch_of(config) ** 2 * (config.get("latent_channels") or config["z_dim"])
+    known = ("latent_channels", "z_dim", "decoder_input_channels")
+    return patch_of(config) ** 2 * next(config[name] for name in known if name in config)
 
 
 def patch_of(config: Mapping[str, Any]) -> int:

@@ -243,9 +243,10 @@ def quiet() -> Iterator[None]:
 
 @functools.lru_cache(maxsize=1)
 def reader_of(folder: Path, component: str) -> Any:
-    """The pipeline in a folder without denoiser and autoencoder, to read texts with, in float32 on the CPU."""
+    """The pipeline in a folder without denoiser, autoencoder and scheduler, to read texts with, in float32 on the CPU."""
     base = open_base(str(folder))
-    without = {name: None for name in (component, "vae", "safety_checker", "feature_extractor") if name in base.components}
+    parts = (component, "vae", "scheduler", "safety_checker", "feature_extractor")
+    without: dict[str, Any] = {name: None for name in parts if name in base.components}
     pipelines = _diffusers()
     index = _read_config(folder / "model_index.json", f"'{folder}'")
     kind = getattr(pipelines, str(index.get("_class_name")), None)
@@ -254,6 +255,9 @@ def reader_of(folder: Path, component: str) -> Any:
             f"'{folder}' is a pipeline of the class {index.get('_class_name')}, which diffusers has not; expected one of its "
             "own; code that comes with a folder is never run"
         )
+    with torch.device("meta"):
+        for name in parts[:2] if base.family.shells else ():
+            without[name] = getattr(pipelines, base.components[name][1]).from_config(base.config(name))
     return loaded(lambda: kind.from_pretrained(folder, **without, torch_dtype=torch.float32), base)
 
 

@@ -45,6 +45,7 @@ class Family:
         size: pixels of the side of a picture, where the configuration does not say.
         frames: of the latents of a video; 0 for pictures.
         null_label: whether one number more than there are classes means "none".
+        shells: whether `read` wants a denoiser and an autoencoder to look at; both are without weights.
     """
 
     name: ClassVar[str] = ""
@@ -56,6 +57,7 @@ class Family:
     size: ClassVar[int] = 1024
     frames: ClassVar[int] = 0
     null_label: ClassVar[bool] = True
+    shells: ClassVar[bool] = False
 
     def call(self, model: Any, x: Tensor, time: Tensor, **told: Tensor) -> Tensor:
         """The prediction, `(b, *shape)`: noise, velocity or x0, as the scheduler says; of a flow model noise - data.
@@ -70,7 +72,7 @@ class Family:
 
     def read(self, pipeline: Any, texts: list[str]) -> dict[str, Tensor]:
         """The conditions of these texts, each `(n, ...)` with shapes that do not depend on the texts, by the pipeline's own
-        encoders; the pipeline has no denoiser and no autoencoder."""
+        encoders; the pipeline has no denoiser, no autoencoder and no scheduler."""
         raise NotImplementedError
 
     def none(self, pipeline: Any, size: tuple[int, ...]) -> dict[str, Tensor]:

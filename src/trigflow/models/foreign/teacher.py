@@ -52,7 +52,7 @@ def import_pipeline(
     if predicts != "flow":
         base.schedule()
     codec, factor = codec_of(base, told, config, size, sigma_data)
-    pixels = tuple(factor * side for side in codec.shape[-2:])
+    pixels = tuple(factor * side for side in codec.shape[1:][-2:])
     takes = told.takes(config)
     conditioner, none = said_to(base, told, takes, pixels, config)
     network = ForeignConfig(

@@ -81,7 +81,8 @@ INPUTS[Prompts.kind] = Prompts
 
 def digest_of_encoders(folder: Path) -> str:
     """Tells the encoders and tokenizers of a pipeline from others."""
-    return digest_of_files(part for part in folder.iterdir() if part.name.startswith(("text_encoder", "tokenizer")))
+    parts = ("text_encoder", "tokenizer", "projection_model")
+    return digest_of_files(part for part in folder.iterdir() if part.name.startswith(parts))
 
 
 @torch.no_grad()

@@ -1,0 +1,32 @@
+"""HunyuanVideo."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from trigflow.models.foreign.family import Family, family
+
+
+@family
+class HunyuanVideo(Family):
+    name = "hunyuan-video"
+    classes = ("HunyuanVideoTransformer3DModel",)
+    conditions = ("text", "text_mask", "pooled")
+    size = 720
+    frames = 33
+    """Of latents: 129 frames of a video, four at a time after the first."""
+
+    def takes(self, config: Mapping[str, Any]) -> tuple[str, ...]:
+        return (*self.conditions, "guidance") if config.get("guidance_embeds") else self.conditions
+
+    def call(self, model: Any, x: Tensor, time: Tensor, **told: Tensor) -> Tensor:
+        guidance = told["guidance"] * 1000 if "guidance" in told else None
+        return model(
+            x, timestep=time, encoder_hidden_states=told["text"], encoder_attention_mask=told["text_mask"].to(x.dtype),
+            pooled_projections=told["pooled"], guidance=guidance, return_dict=False,
+        )[0]  # fmt: skip
+
+    def read(self, pipeline: Any, texts: list[str]) -> dict[str, Tensor]:
+        text, pooled, mask = pipeline.encode_prompt(texts)
+        return {"text": text, "pooled": pooled, "text_mask": mask.bool()}
