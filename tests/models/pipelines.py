@@ -26,7 +26,11 @@ def tokenizer(length: int = 8) -> Any:
     made.pre_tokenizer = pre_tokenizers.Whitespace()
     made.post_processor = processors.TemplateProcessing(single="$A <eos>", special_tokens=[("<eos>", 1)])
     return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=made, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>", model_max_length=length,
+        tokenizer_object=made,
+        pad_token="<pad>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        model_max_length=length,
         chat_template=CHAT,
     )
 
@@ -257,7 +261,7 @@ def hunyuandit() -> Any:
             num_attention_heads=2, attention_head_dim=8, in_channels=4, patch_size=2, sample_size=4, hidden_size=16,
             num_layers=4, cross_attention_dim=8, cross_attention_dim_t5=8, pooled_projection_dim=8,
         ),
-        scheduler=diffusers.DDPMScheduler(beta_start=0.00085, beta_end=0.018, prediction_type="v_prediction"),
+        scheduler=diffusers.DDPMScheduler(beta_start=0.00085, beta_end=0.018, prediction_type="v_prediction", clip_sample=False),
         vae=autoencoder(levels=4, scaling_factor=0.13), text_encoder=bert(), tokenizer=tokenizer(), text_encoder_2=t5(),
         tokenizer_2=tokenizer(), safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip

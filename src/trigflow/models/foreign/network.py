@@ -15,6 +15,7 @@ from trigflow.models.foreign.base import Predicts, bridged, denoiser_of, open_ba
 from trigflow.models.foreign.family import family_named
 from trigflow.networks import ConditioningConfig, NetworkConfig, register
 from trigflow.process import TrigFlow
+from trigflow.runtime.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -111,3 +112,29 @@ class Foreign(nn.Module):
 
 
 register("diffusers", ForeignConfig, Foreign)
+
+
+@torch.no_grad()
+def check_moves(network: Foreign, shape: tuple[int, ...]) -> None:
+    """Check that what a denoiser predicts moves when its time moves by a fifth of a training step, so that its tangent is right.
+
+    Args:
+        network: with its weights, on its device.
+        shape: of one sample.
+
+    Raises:
+        UserError: where it does not.
+    """
+    bridge, like = network.bridge, next(network.model.parameters())
+    times = getattr(getattr(bridge, "schedule", None), "times", None)
+    scale = getattr(bridge, "time_scale", 1.0) if times is None else float(times[-1])
+    x = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0)).to(like.device)
+    rest = {name: torch.zeros(1, dtype=torch.int64 if name == "label" else None) for name in network.takes - {*network.names}}
+    told = {name: row.to(like.device) for name, row in ({key: row[None] for key, row in network.null.items()} | rest).items()}
+    found = [bridge.adapter(bridge.model, x, scale * torch.tensor([s], device=like.device), **told) for s in (0.5001, 0.5003)]
+    if torch.equal(*found):
+        raise UserError(
+            f"a {type(network.model).__name__} in {like.dtype} that is told its time in steps: a fifth of one changes nothing; "
+            "expected a prediction that follows the time, as distillation needs its derivative; import it with --dtype float32, "
+            "or have `call` of its family hand on the time as it is"
+        )

@@ -80,7 +80,8 @@ def import_pipeline(
 def codec_of(base: Base, told: Family, config: dict[str, Any], size: int | None, sigma_data: float) -> tuple[Codec, int]:
     """The way from what is drawn to x0, and pixels a place of it is wide and high."""
     if "vae" not in base.components:
-        return Pixels.symmetric(told.shape(config, 1, size)), 1
+        shape = told.shape(config, 1, size)
+        return Pixels(shape, (0.0,) * shape[0], sigma_data, sigma_data), 1  # to the denoiser, pixels are in [-1, 1]
     vae = base.config("vae")
     factor = factor_of(vae)
     mean, std = told.scaling(vae, functools.partial(base.weight, "vae")) or scaling_of(vae)

@@ -24,8 +24,9 @@ class HunyuanDiT(Family):
         turns = get_2d_rotary_pos_embed(model.config.attention_head_dim, region, grid, device=x.device)
         return model(
             x, time.to(x.dtype), encoder_hidden_states=told["text"], text_embedding_mask=told["text_mask"],
-            encoder_hidden_states_t5=told["t5"], text_embedding_mask_t5=told["t5_mask"], image_meta_size=told["sizes"],
-            style=torch.zeros(len(x), dtype=torch.long, device=x.device), image_rotary_emb=turns, return_dict=False,
+            encoder_hidden_states_t5=told["t5"], text_embedding_mask_t5=told["t5_mask"],
+            image_meta_size=told["sizes"].contiguous(), style=torch.zeros(len(x), dtype=torch.long, device=x.device),
+            image_rotary_emb=turns, return_dict=False,
         )[0]  # fmt: skip
 
     def read(self, pipeline: Any, texts: list[str]) -> dict[str, Tensor]:
