@@ -219,4 +219,6 @@ def _trained_on(given: list[str]) -> str:
         config = Path(word) / "config.json"
         if config.is_file():
             return from_dict(read_json(config, "configuration")).data.source
+        if (model := Path(word) / "model.json").is_file() and read_json(model, "model")["network"].get("base"):
+            return "adapters"
     return "digits"

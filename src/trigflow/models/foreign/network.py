@@ -62,7 +62,8 @@ class Foreign(nn.Module):
         for name, shape in config.rows.items():
             dtype = torch.bool if name.endswith("_mask") else torch.int64 if name == "label" else torch.float32
             self.register_buffer(f"none_{name}", torch.zeros(shape, dtype=dtype))
-        told = {*config.conditioning.takes, *self.names}
+        told = frozenset({*config.conditioning.takes, *self.names})
+        self.told = told - ({"guidance"} - {*config.conditioning.takes})
         self.bridge = bridged(base, config.family, model, TrigFlow(sigma_data=sigma_data), config.predicts, told)
 
     @property
@@ -73,15 +74,17 @@ class Foreign(nn.Module):
     @property
     def null(self) -> dict[str, Tensor]:
         """What means "none"."""
-        return {name: getattr(self, f"none_{name}") for name in self.names}
+        return {name: getattr(self, f"none_{name}") for name in self.names if name in self.told}
 
     @property
     def takes(self) -> frozenset[str]:
-        """Names of the conditions."""
-        return self.bridge.takes
+        """Names of the conditions. A scale of guidance that the denoiser has an input for is among them where it is told; else
+        it is always that of the import."""
+        return self.told
 
     def forward(self, x: Tensor, t: Tensor, **conditions: Tensor) -> Tensor:
-        none = {name: row.expand(len(x), *row.shape) for name, row in self.null.items() if name not in conditions}
+        rows = {name: getattr(self, f"none_{name}") for name in self.names if name not in conditions}
+        none = {name: row.expand(len(x), *row.shape) for name, row in rows.items()}
         return self.bridge(x, t, **none, **conditions)  # type: ignore[no-any-return]
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]

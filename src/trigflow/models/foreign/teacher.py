@@ -99,7 +99,7 @@ def said_to(
         return Conditioner.of_classes(num), {"label": torch.tensor(num)}
     if "text" not in takes:
         return Conditioner(), {}
-    none = read(base.name, told.name, size, "")
-    shapes = {key: tuple(row.shape) for key, row in none.items() if key != "sizes"}
+    none = {key: row for key, row in read(base.name, told.name, size, "").items() if key in takes}
+    shapes = {key: tuple(row.shape) for key, row in none.items() if key not in ("sizes", "guidance")}
     prompts: Input = Prompts(base.name, told.name, size, shapes, digest_of_encoders(base.folder))
     return Conditioner({"text": prompts}), none

@@ -31,6 +31,9 @@ class Flux(Family):
         )[0]  # fmt: skip
         return unpacked(rows, x)
 
+    def none(self, pipeline: Any, size: tuple[int, ...]) -> dict[str, Tensor]:
+        return {**super().none(pipeline, size), "guidance": torch.tensor([3.5])}
+
     def spread(self, x: Tensor, shape: tuple[int, ...]) -> Tensor:
         return unpacked(x, x.new_empty(len(x), *shape))
 
