@@ -263,7 +263,9 @@ class Export:
     """Write the model of a run folder in the form of another tool.
 
     diffusers: a TrigFlowPipeline with model card, of a consistency student without segments. torchscript, onnx: the velocity of
-    any teacher or student for any batch size, as network.pt or network.onnx with model.json, compared with PyTorch.
+    any teacher or student for any batch size, as network.pt or network.onnx with model.json, compared with PyTorch. Of a
+    student of a teacher from diffusers: diffusers is an adapter for load_lora_weights, comfyui that with nodes, space with a
+    demo.
 
     Example: trigflow export runs/demo digits --to onnx
     """
@@ -272,13 +274,15 @@ class Export:
     """Run folder of a teacher or a student."""
     out: Annotated[Positional[Path], arg(metavar="DIR")]
     """Folder to create."""
-    to: Literal["diffusers", "torchscript", "onnx"]
+    to: Literal["diffusers", "torchscript", "onnx", "comfyui", "space"]
     """Form of the result."""
+    whole: bool = False
+    """With --to diffusers, of adapters: the whole pipeline with the adapters added to its weights."""
 
     def run(self) -> None:
         from trigflow.deploy.export import export_run
 
-        print(export_run(self.run_folder, self.out, self.to))
+        print(export_run(self.run_folder, self.out, self.to, self.whole))
 
 
 @dataclass(frozen=True)

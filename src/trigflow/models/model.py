@@ -500,6 +500,11 @@ def unloaded_parts(run: str | Path) -> tuple[Codec, Conditioner]:
     return codec_from_state(raw["codec"]), Conditioner.from_state(raw["conditioner"])
 
 
+def based_on(run: str | Path) -> str:
+    """The pipeline of diffusers that the model in a run folder refers to; empty where it does not; errors as `load`."""
+    return str(read_description(check_run(run) / "model.json")["network"].get("base", ""))
+
+
 def source_of(run: str | Path) -> str:
     """Name or path of the data that the model in a run folder was trained on; empty where the folder does not say."""
     try:

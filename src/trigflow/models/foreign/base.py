@@ -38,12 +38,14 @@ class Base:
         folder: where it lies here.
         components: from the name of a component to the library and class of it.
         component: name of the denoiser.
+        index: content of `model_index.json`.
     """
 
     name: str
     folder: Path
     components: Mapping[str, tuple[str, str]]
     component: str
+    index: Mapping[str, Any]
 
     @property
     def denoiser(self) -> str:
@@ -144,7 +146,7 @@ def open_base(name: str) -> Base:
     component = next((key for key in ("transformer", "unet") if key in components), None)
     if component is None:
         raise UserError(f"'{name}' has no denoiser; expected a transformer or unet in model_index.json; name a whole pipeline")
-    return Base(name, folder, components, component)
+    return Base(name, folder, components, component, index)
 
 
 def bridged(base: Base, family: str, model: nn.Module, process: TrigFlow, predicts: Predicts, takes: Iterable[str]) -> Bridge:
@@ -227,15 +229,19 @@ def reader_of(folder: Path, component: str) -> Any:
     """The pipeline in a folder without denoiser and autoencoder, to read texts with, in float32 on the CPU."""
     base = open_base(str(folder))
     without = {name: None for name in (component, "vae", "safety_checker", "feature_extractor") if name in base.components}
-    pipelines = _diffusers()
-    index = _read_config(folder / "model_index.json", f"'{folder}'")
-    kind = getattr(pipelines, str(index.get("_class_name")), None)
+    kind = class_named(str(base.index.get("_class_name")), base)
+    return loaded(lambda: kind.from_pretrained(folder, **without, torch_dtype=torch.float32), base)
+
+
+def class_named(name: str, base: Base) -> Any:
+    """A class of diffusers. Raises a UserError where it has none of this name."""
+    kind = getattr(_diffusers(), name, None)
     if kind is None:
         raise UserError(
-            f"'{folder}' is a pipeline of the class {index.get('_class_name')}, which diffusers has not; expected one of its "
-            "own; code that comes with a folder is never run"
+            f"'{base.name}' is a pipeline of the class {name}, which diffusers has not; expected one of its own; code "
+            "that comes with a folder is never run"
         )
-    return loaded(lambda: kind.from_pretrained(folder, **without, torch_dtype=torch.float32), base)
+    return kind
 
 
 def _is_component(value: Any) -> bool:

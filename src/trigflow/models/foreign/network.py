@@ -49,6 +49,7 @@ class Foreign(nn.Module):
     def __init__(self, config: ForeignConfig, sigma_data: float = 0.5) -> None:
         super().__init__()
         base, adapter = open_base(config.base), config.adapter
+        self.config = config
         adapter.check()
         self.trained = "all" if adapter.full else "adapters" if adapter.rank else "none"
         pristine = denoiser_of(base, config.digest, getattr(torch, config.dtype))
