@@ -225,3 +225,36 @@ def test_a_space_runs(student, tmp_path, monkeypatch):
     assert {"diffusers", "peft", "gradio"} <= {
         line.partition(">")[0] for line in (tmp_path / "out" / "requirements.txt").read_text().split()
     }
+
+
+def test_plan_says_what_fits_and_distill_takes_it(student, tmp_path, capsys):
+    run("plan", student / "teacher", "--lora", 2, "--json")
+    plan = json.loads(capsys.readouterr().out)
+    model = trigflow.load(student / "student", "cpu")
+    adapters = sum(p.numel() for name, p in model.network.named_parameters() if "lora_" in name)
+    base = sum(p.numel() for name, p in model.network.named_parameters() if "lora_" not in name)
+    assert plan["parameters"] == {"student": adapters, "teacher": base}
+    assert plan["memory_gib"]["ddp"]["teacher"] == pytest.approx(4 * base / 2**30, rel=1e-4)
+    need = plan["memory_gib"]["ddp"]
+    one = need["total"] - need["activations"] * (1 - 1 / plan["batch_gpu"])
+    run(
+        "distill", student / "teacher", "--data", student / "cache", "--lora", 2, "--memory", f"{4 * one:.6f}G", "--iterations", 1,
+        "--loop.batch-size", 8, "--loop.sample-every", 0, "--quiet", "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["loop"]["accumulate"] in (2, 4, 8)
+    with pytest.raises(SystemExit):
+        run(
+            "distill",
+            student / "teacher",
+            "--data",
+            student / "cache",
+            "--lora",
+            2,
+            "--memory",
+            "0.0001G",
+            "--out",
+            tmp_path / "no",
+        )
+    said = capsys.readouterr().err
+    assert "one sample at a time needs" in said
+    assert not (tmp_path / "no").exists()

@@ -92,7 +92,9 @@ class Plan:
     """
 
     recipe: Annotated[Positional[str], arg(metavar="RECIPE")]
-    """Name of a recipe, see trigflow recipes."""
+    """Name of a recipe, see trigflow recipes; or the run folder of a teacher imported from diffusers, for its students."""
+    lora: int | None = None
+    """Of such a teacher: rank of the adapters that are trained; without it every weight is."""
     gpus: int = 1
     """Number of GPUs."""
     batch_gpu: int | None = None
@@ -113,11 +115,12 @@ class Plan:
     """Print JSON instead of text."""
 
     def run(self) -> None:
-        from trigflow.lab.plan import make_plan
+        from trigflow.lab.plan import make_plan, student_of
         from trigflow.lab.plan.run_plan import describe
 
+        folder = Path(self.recipe)
         plan = make_plan(
-            self.recipe,
+            student_of(folder, self.lora) if (folder / "model.json").is_file() else self.recipe,
             gpus=self.gpus,
             batch_gpu=self.batch_gpu,
             gpu=self.gpu,

@@ -1,6 +1,7 @@
 """Commands that train, and what is done with a run: `train`, `distill`, `info`, `checkpoint`, `ema` and `convert`."""
 
 import dataclasses
+import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -116,6 +117,9 @@ class Distill:
     """Adapters of direction and magnitude."""
     full: bool = False
     """Of a teacher imported from diffusers: train every weight."""
+    memory: str | None = None
+    """Of a teacher imported from diffusers: how much memory there is, such as 24G. Chooses in how many parts a batch is
+    computed, and whether blocks are computed again in the backward pass."""
     dropout: float | None = None
     """Dropout of the student's network; by default that of the preset or else of the teacher."""
     dropout_up_to: int | None = None
@@ -152,6 +156,17 @@ class Distill:
             config = dataclasses.replace(config, data=dataclasses.replace(config.data, source=self.data))
         if self.lora is not None or self.full or hasattr(teacher.spec, "adapter"):
             config = dataclasses.replace(config, network=self._adapted(teacher.spec))
+        if self.memory is not None:
+            from trigflow.lab.plan import fitted
+
+            size = re.fullmatch(r"(\d+(?:\.\d+)?)(?:G|GB|GiB)?", self.memory)
+            if not size or not hasattr(config.network, "adapter"):
+                raise UserError(f"--memory {self.memory}; expected GiB, such as 24G, with a teacher from diffusers; correct it")
+            config = fitted(config, self.teacher, float(size[1]))
+            parts, again = config.loop.accumulate, config.parallel.recompute
+            print(
+                f"{self.memory}: each batch in {parts} parts{', blocks computed again in the backward pass' if again else ''}"
+            )
         if self.dropout is not None:
             dropped = {"dropout": self.dropout, "dropout_up_to": self.dropout_up_to}
             settings: dict[str, Any] = {n: value for n, value in dropped.items() if hasattr(config.network, n)}

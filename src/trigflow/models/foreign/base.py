@@ -192,6 +192,13 @@ def denoiser_of(base: Base, digest: str, dtype: torch.dtype) -> nn.Module:
     return found
 
 
+def empty_denoiser(base: Base, dtype: torch.dtype) -> nn.Module:
+    """The denoiser on the meta device, where weights have no values, frozen: to count what it takes."""
+    with torch.device("meta"):
+        made: nn.Module = class_named(base.denoiser, base).from_config(base.config(base.component))
+    return made.to(dtype).eval().requires_grad_(False)
+
+
 def loaded(load: Any, base: Base) -> Any:
     """What `load()` loads of a pipeline, frozen and in eval mode. Raises a UserError where it cannot be read."""
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from trigflow.models.foreign.adapters import AdapterConfig, add_adapters, is_adapter
-from trigflow.models.foreign.base import Predicts, bridged, denoiser_of, open_base
+from trigflow.models.foreign.base import Predicts, bridged, denoiser_of, empty_denoiser, open_base
 from trigflow.models.foreign.family import family_named
 from trigflow.networks import ConditioningConfig, NetworkConfig, register
 from trigflow.process import TrigFlow
@@ -38,6 +39,13 @@ class ForeignConfig(NetworkConfig):
     """`takes` alone; the rest is up to the denoiser."""
     own_precision: ClassVar[bool] = True
 
+    def as_teacher(self) -> ForeignConfig:
+        return self.changed(adapter=AdapterConfig())
+
+
+EMPTY: ContextVar[bool] = ContextVar("empty", default=False)
+"""While it is true, denoisers are made with fresh weights instead of read."""
+
 
 class Foreign(nn.Module):
     """The denoiser behind a bridge: `F(x_t / sd, t, **conditions)`.
@@ -52,7 +60,8 @@ class Foreign(nn.Module):
         self.config = config
         adapter.check()
         self.trained = "all" if adapter.full else "adapters" if adapter.rank else "none"
-        pristine = denoiser_of(base, config.digest, getattr(torch, config.dtype))
+        dtype = getattr(torch, config.dtype)
+        pristine = empty_denoiser(base, dtype) if EMPTY.get() else denoiser_of(base, config.digest, dtype)
         self.pristine = (pristine,)  # in a tuple, out of sight of `modules`; stays in memory as long as somebody shares it
         model = copy.deepcopy(pristine, self._shared(pristine))
         if adapter.full:
