@@ -106,7 +106,10 @@ class Step:
         self.target: Target = target
         self.config = config = resolve_run(run, precision)
         self.averages = len(EMA(config.ema, nn.Linear(1, 1)).modules)
-        self.mode: contextlib.AbstractContextManager[Any] = contextlib.nullcontext() if values else FakeTensorMode()
+        self.mode: contextlib.AbstractContextManager[Any] = (
+            # Bridges and denoisers from elsewhere have tables of their own, which have values.
+            contextlib.nullcontext() if values else FakeTensorMode(allow_non_fake_inputs=run.folder is not None)
+        )
         objective = config.objective
         self.drawn = _drawn(config)
         self._trace, self._teacher_flops = Trace(), 0
