@@ -32,7 +32,7 @@ test-browser: $(STAMP)
 # One tiny cell of every study.
 lab-smoke: $(STAMP)
 	rm -rf runs/lab-smoke
-	$(BIN)/trigflow study all --smoke --out runs/lab-smoke
+	$(BIN)/python -m studies all --smoke --out runs/lab-smoke
 
 # Are compiled tangents those of the engine? On a CPU about ten minutes, less with a warm cache.
 compile-check: $(STAMP)

@@ -3,9 +3,9 @@
     python benchmarks/results.py            # write docs/results.md and docs/results/*.png
     python benchmarks/results.py --check    # only compare docs/results.md with what would be written
 
-Reads benchmarks/results/study-STUDY-BASE.json (the results.json of `trigflow study STUDY --base BASE`), the bars of seeds.json
-and mnist.json, and notes.json: by STUDY-BASE a remark in words, without figures, on what was found. Pictures need the `lab`
-extra.
+Reads benchmarks/results/study-STUDY-BASE.json (the results.json of `python -m studies STUDY --base BASE`), the bars of
+seeds.json and mnist.json, and notes.json: by STUDY-BASE a remark in words, without figures, on what was found. Pictures need
+matplotlib.
 """
 
 from __future__ import annotations
@@ -17,13 +17,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from trigflow.lab.study import FINDINGS, STUDIES, Study
-from trigflow.lab.study.judge import Verdict, judge
-from trigflow.lab.study.results import Results, load_results
-from trigflow.lab.study.study_table import label, table, terms
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from studies import FINDINGS, STUDIES, Study
+from studies.judge import Verdict, judge
+from studies.results import Results, load_results
+from studies.study_table import label, table, terms
 from trigflow.runtime.files import read_json, write_text
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 FIGURE = re.compile(r"(?<![\w.])[\d.]*\d")
 """A number that is no part of a name (bf16, sd2)."""
 
@@ -49,7 +51,7 @@ How to read it:
 * Expectations follow from the claim. Arms that were added after others of their study had been seen are named in its remark.
   The study `rates` chooses a learning rate for each objective, by its two-step samples, on a seed that no comparison uses.
 
-To repeat one: `trigflow study NAME --base BASE`, with the name in brackets behind the title of its section."""
+To repeat one, in a clone: `python -m studies NAME --base BASE`, with the name in brackets behind the title of its section."""
 
 
 def summary_of(verdicts: list[Verdict]) -> str:
@@ -152,8 +154,9 @@ def bad_ends(results: Results) -> str:
 
 
 def made_by(results: Results) -> str:
-    """Command and machine."""
-    return f"Made by `{results.command}` on {'; '.join(map(machine, results.machines))}."
+    """Machine, and how to repeat it; studies were `trigflow study` when the first results were made."""
+    command = results.command.replace("trigflow study", "python -m studies", 1)
+    return f"Made on {'; '.join(map(machine, results.machines))}. To repeat it: `{command}`."
 
 
 def machine(facts: dict[str, Any]) -> str:
@@ -234,7 +237,7 @@ def main(arguments: list[str] | None = None) -> int:
         same = out.is_file() and out.read_text(encoding="utf-8") == text
         print(f"{out} is up to date" if same else f"{out} differs; write it with: python benchmarks/results.py")
         return 0 if same else 1
-    from trigflow.lab.study.figure import figure
+    from studies.figure import figure
 
     pictures = args.docs / "results"
     pictures.mkdir(parents=True, exist_ok=True)

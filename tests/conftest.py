@@ -64,11 +64,8 @@ class Result:
     err: str
 
 
-@pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
-    """`cli("sample", folder, ...)` runs the command in this process."""
-
-    from trigflow.cli import main
+def typed(main: Callable[[list[str]], None], capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
+    """What runs the command of this entry point in this process, with the arguments that it is given."""
 
     def run(*args: object) -> Result:
         capsys.readouterr()
@@ -81,6 +78,14 @@ def cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
         return Result(code, captured.out, captured.err)
 
     return run
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
+    """`cli("sample", folder, ...)` runs `trigflow sample folder ...`."""
+    from trigflow.cli import main
+
+    return typed(main, capsys)
 
 
 @pytest.fixture(scope="session")

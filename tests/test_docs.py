@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 import trigflow
 from models.snapshots import EDM2_TINY, edm2_config, edm2_snapshot, random_tensors, write
+from studies.__main__ import Study
 from training.tiny import all_digits, tiny_config
 from trigflow import plugins
 from trigflow.cli import main
@@ -269,7 +270,7 @@ def serve(patch: Patch) -> Generator[Names, Names, None]:
 
 def studies(patch: Patch) -> Generator[Names, Names, None]:
     """A study in miniature, whose cells run in this process."""
-    from trigflow.lab.study import cell, pool, runner
+    from studies import cell, pool, runner
 
     class Ended:
         returncode, stdin = 0, io.BytesIO()
@@ -388,7 +389,7 @@ def test_the_python_of_a_page_runs(path: Path, monkeypatch: Patch) -> None:
 
 
 class Line(NamedTuple):
-    """A command of a page, without `trigflow` itself, and where it stands."""
+    """A command of a page, without `trigflow` itself, or one of the studies from `studies` on, and where it stands."""
 
     where: str
     words: str
@@ -406,9 +407,9 @@ def joined(text: str, first: int) -> Iterator[tuple[int, str]]:
 
 
 def typed_in(text: str, first: int = 1) -> Iterator[tuple[int, str]]:
-    """What follows `trigflow`, or `-m trigflow` and two dashes perhaps, on the lines of a block."""
+    """What follows `trigflow`, `-m trigflow` and two dashes perhaps, or `python -m` with `studies`, on the lines of a block."""
     for number, line in joined(text, first):
-        found = re.match(r"(?:trigflow|.* -m trigflow(?: --)?) +(.*)", line)
+        found = re.match(r"(?:trigflow|.* -m trigflow(?: --)?|python -m(?= studies )) +(.*)", line)
         if found and not re.search(r"\.\.\.|--help|[\[|]", found[1]):  # no synopsis, no pipe, nothing left out
             yield number, found[1]
 
@@ -437,7 +438,7 @@ def mentions() -> list[Line]:
     found = list[Line]()
     for path in TEXTS:
         text = re.sub(r"^```.*?^```$", lambda fenced: "\n" * fenced[0].count("\n"), path.read_text("utf-8"), flags=re.M | re.S)
-        for span in re.finditer(r"`trigflow ([^`]+)`", text):
+        for span in re.finditer(r"`(?:trigflow|python -m studies) [^`]+`", text):
             line = text.count("\n", 0, span.start()) + 1
             found += [Line(f"{name_of(path)}:{line}", words) for _, words in typed_in(" ".join(span[0].strip("`").split()))]
     return found
@@ -456,7 +457,8 @@ def registries() -> Iterator[None]:
 
 
 def parse(words: str) -> Any:
-    return _parse(shlex.split(words.replace(" examples/", f" {ROOT}/examples/"), comments=True))
+    given = shlex.split(words.replace(" examples/", f" {ROOT}/examples/"), comments=True)
+    return _parse(given[1:], {"study": Study}) if given[0] == "studies" else _parse(given)
 
 
 @pytest.mark.parametrize("line", commands(), ids=lambda line: line.where)
@@ -466,7 +468,7 @@ def test_a_command_is_understood(line: Line, registries: None) -> None:
 
 def test_commands_are_found() -> None:
     found = {line.where.split(":")[0] for line in commands()}
-    assert {"README.md", "docs/scale.md", "docs/objectives.md", "examples/own_codec.py"} <= found
+    assert {"README.md", "docs/scale.md", "docs/studies.md", "docs/objectives.md", "examples/own_codec.py"} <= found
     assert len(commands()) > 60
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import re
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,12 @@ def level(name: str) -> int:
 def test_every_module_has_a_room() -> None:
     known = {*ALONE, *ANYWHERE, *OUTSIDE, *(name for rooms in ORDER for name in rooms)}
     assert {room(name) for name in modules()} <= known
+
+
+def test_what_is_installed_does_without_the_studies() -> None:
+    assert not [
+        name for name, path in modules().items() if re.search(r"^\s*(from|import) studies\b", path.read_text("utf-8"), re.M)
+    ]
 
 
 @pytest.mark.parametrize("alone", ALONE)

@@ -23,7 +23,7 @@ from trigflow.plugins import check_loaded, loaded
 from trigflow.runtime.errors import UserError
 from trigflow.version import __version__
 
-FORMATS = {"config": 3, "model": 2, "report": 1, "latents": 1}
+FORMATS = {"config": 3, "model": 2, "report": 1, "latents": 1, "cache": 1}
 """What this version writes, and the newest that it reads."""
 
 

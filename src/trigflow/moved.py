@@ -29,7 +29,6 @@ MOVED = {
     "trigflow.outside": "trigflow.models.outside",
     "trigflow.plan": "trigflow.lab.plan",
     "trigflow.recipes": "trigflow.lab.recipes",
-    "trigflow.study": "trigflow.lab.study",
 }
 """Public modules of 0.1.0 before it was ordered by rooms, and their names now. Also in files that an export wrote then."""
 

@@ -7,7 +7,7 @@ import pytest
 
 from trigflow.process import TrigFlow
 from trigflow.runtime.errors import UserError
-from trigflow.samplers import search_times, search_times_and_gamma
+from trigflow.samplers import search_times
 
 PROCESS = TrigFlow()
 Times = tuple[float, ...]
@@ -144,20 +144,3 @@ def test_mistakes_say_what_was_expected() -> None:
         search_times(quadratic(1.0), PROCESS, 2, evaluations=4)
     with pytest.raises(UserError, match=r"19 evaluations for 2 intermediate times; expected at least 20"):
         search_times(quadratic(1.0), PROCESS, 3, evaluations=19)
-
-
-def test_the_search_covers_gamma() -> None:
-    def score(times: tuple[float, ...], gamma: float) -> float:
-        return (times[1] - 0.9) ** 2 + (gamma - 0.5) ** 2
-
-    found, gamma = search_times_and_gamma(score, PROCESS, 2)
-    assert gamma == 0.5
-    assert found.times[1] == pytest.approx(0.9, abs=0.01)
-    assert len(found.trials) <= 48
-    assert search_times_and_gamma(lambda times, gamma: 1.0, PROCESS, 1)[0].times == (PROCESS.t_max,)
-
-
-def test_the_search_needs_shares_of_noise() -> None:
-    for gammas in ((), (0.5, 1.5), (-0.1,)):
-        with pytest.raises(UserError, match=r"^gammas .*; expected one or more numbers in \[0, 1\]; "):
-            search_times_and_gamma(lambda times, gamma: 0.0, PROCESS, 2, gammas=gammas)

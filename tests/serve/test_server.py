@@ -48,6 +48,13 @@ def port(app: FastAPI, drawer: StubDrawer) -> Iterator[int]:
         drawer.release()
 
 
+@pytest.fixture(scope="module")
+def lasting() -> Iterator[int]:
+    """The port of a server that outlasts a test, for those that leave nothing behind."""
+    with running(create_app([stub_offer(StubDrawer(), LIMITS)], LIMITS)) as port:
+        yield port
+
+
 @pytest.fixture
 def batcher(app: FastAPI) -> Batcher:
     found: Batcher = app.state.service.batchers["student"]
@@ -85,9 +92,9 @@ UPGRADE = (
 )
 
 
-def test_images_and_frames(port: int) -> None:
-    assert post(port, count=4).startswith(b"\x89PNG")
-    with stream(port) as connection:
+def test_images_and_frames(lasting: int) -> None:
+    assert post(lasting, count=4).startswith(b"\x89PNG")
+    with stream(lasting) as connection:
         for id in range(3):
             connection.send(json.dumps({"id": id, "count": 2, "taken": id - 1 if id else None}))
             header, content = unpack(bytes(connection.recv(10)))  # type: ignore[arg-type]
@@ -126,10 +133,10 @@ def test_silent_connections_give_way(port: int) -> None:
         assert unpack(bytes(connection.recv(10)))[0]["id"] == 2  # type: ignore[arg-type]
 
 
-def test_a_body_that_does_not_come(port: int) -> None:
-    with raw(port, POST + "Content-Length: 100\n\n", b"{") as connection:
+def test_a_body_that_does_not_come(lasting: int) -> None:
+    with raw(lasting, POST + "Content-Length: 100\n\n", b"{") as connection:
         assert status(connection) == 408
-    assert post(port)
+    assert post(lasting)
 
 
 @pytest.mark.parametrize(
@@ -143,14 +150,14 @@ def test_a_body_that_does_not_come(port: int) -> None:
         ("nonsense\n\n", b"", 400),
     ],
 )
-def test_requests_that_are_too_large_or_none(port: int, head: str, body: bytes, expected: int) -> None:
-    with raw(port, head, body) as connection:
+def test_requests_that_are_too_large_or_none(lasting: int, head: str, body: bytes, expected: int) -> None:
+    with raw(lasting, head, body) as connection:
         assert status(connection) == expected
-    assert post(port)
+    assert post(lasting)
 
 
-def test_a_large_message_closes_its_stream_alone(port: int) -> None:
-    with stream(port) as good, stream(port) as bad:
+def test_a_large_message_closes_its_stream_alone(lasting: int) -> None:
+    with stream(lasting) as good, stream(lasting) as bad:
         bad.send("x" * 2_000)
         with pytest.raises(ConnectionClosed) as closed:
             bad.recv(10)
@@ -187,8 +194,8 @@ def said() -> Iterator[list[logging.LogRecord]]:
         (b"\x81\xff\x00\x00\x00\x10\x00\x00\x00\x00\x00\x00\x00\x00", 1009),  # a length of 2^36
     ],
 )
-def test_malformed_frames(port: int, frame: bytes, code: int, said: list[logging.LogRecord]) -> None:
-    with raw(port, UPGRADE) as connection:
+def test_malformed_frames(lasting: int, frame: bytes, code: int, said: list[logging.LogRecord]) -> None:
+    with raw(lasting, UPGRADE) as connection:
         reader = connection.makefile("rb")
         assert reader.readline().split()[1] == b"101"
         while reader.readline().strip():
@@ -197,7 +204,7 @@ def test_malformed_frames(port: int, frame: bytes, code: int, said: list[logging
         answer = reader.read(4)
         assert answer[0] == 0x88  # a close frame
         assert int.from_bytes(answer[2:4], "big") == code
-    assert post(port)
+    assert post(lasting)
     assert [record.getMessage() for record in said if record.exc_info] == []
 
 

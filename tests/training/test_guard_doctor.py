@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from studies import cell
 from training.tiny import tiny_trainer
 from trigflow.lab.doctor import Diagnosis, examine
-from trigflow.lab.study import cell
 from trigflow.runtime.errors import DivergedError
 from trigflow.training.config import to_dict
 from trigflow.training.log import read_metrics

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from trigflow.cli.data import Data, Encode
 from trigflow.cli.evaluation import Evaluate, Reference
-from trigflow.cli.lab import Demo, Doctor, Plan, Recipes, Study
+from trigflow.cli.lab import Demo, Doctor, Plan, Recipes
 from trigflow.cli.models import Bench, Export, Import, Sample, Serve
 from trigflow.cli.training import Checkpoint, Convert, Distill, Ema, Info, Train
 
@@ -23,7 +23,7 @@ COMMANDS: dict[str, type[Command]] = {
     command.__name__.lower(): command
     for command in (
         Demo, Train, Distill, Sample, Serve, Evaluate, Reference, Data, Encode, Ema, Import, Convert, Checkpoint, Export,
-        Info, Doctor, Recipes, Plan, Bench, Study,
+        Info, Doctor, Recipes, Plan, Bench,
     )
 }  # fmt: skip
 """From the name on the command line to its command."""

@@ -60,6 +60,9 @@ class Encode:
     """Folder or zip of images."""
     out: Path
     """Zip of latents to write."""
+    teacher: Annotated[Path | None, arg(name="with", metavar="RUN")] = None
+    """Run folder of a teacher imported from diffusers: use its autoencoder, size and text encoders, and write a folder that
+    holds latents and what the encoders make of the captions."""
     vae: str = "stabilityai/sd-vae-ft-mse"
     """The autoencoder: an id of the Hugging Face hub, or a folder that diffusers wrote."""
     resize: int | None = None
@@ -78,8 +81,17 @@ class Encode:
     """No progress bar."""
 
     def run(self) -> None:
+        from trigflow.data.cached import encode_for
         from trigflow.data.encode import encode_images
 
+        if self.teacher is not None:
+            how = {"batch_size": self.batch_size, "workers": self.workers, "captions": self.captions}
+            count = encode_for(
+                self.teacher, self.data, self.out, device=resolve_device(self.device), progress=not self.quiet, **how
+            )
+            then = f"trigflow distill {self.teacher} --data {self.out} --lora 64 --out RUN"
+            print(f"{count} latents in {self.out}; distill with: {then}")
+            return
         count = encode_images(
             self.data,
             self.out,

@@ -9,7 +9,7 @@ import operator
 import os
 import select
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,7 +19,7 @@ from tyro.conf import subcommand
 
 from trigflow.cli.commands import COMMANDS, Command
 from trigflow.cli.evaluation import Evaluate, Reference
-from trigflow.cli.lab import Demo, Study
+from trigflow.cli.lab import Demo
 from trigflow.cli.models import Sample
 from trigflow.cli.training import Convert, Distill, Train
 from trigflow.lab.recipes import RUNS, preset, recipe_for
@@ -34,14 +34,25 @@ from trigflow.tangent import TangentError
 from trigflow.training.config import ParallelConfig, RunConfig, from_dict
 from trigflow.version import __version__
 
+ABOUT = (
+    "Turn any diffusion or flow model into one that draws in one or two steps. Every command takes --plugin FILE: a Python "
+    "file that adds an objective, codec, network, data or preset. --version says which one this is."
+)
 
-def main(args: list[str] | None = None) -> None:
-    """Entry point: exit code 0; 1 for what the doctor found, or a study with failed cells; 2 for input that cannot be used
-    (one line on stderr); 130 after Ctrl-C; and of commands that train, 143 after SIGTERM."""
+
+def main(args: list[str] | None = None, commands: Mapping[str, type[Command]] = COMMANDS, prog: str = "trigflow") -> None:
+    """Entry point: exit code 0; 1 for what the doctor found; 2 for input that cannot be used (one line on stderr); 130 after
+    Ctrl-C; and of commands that train, 143 after SIGTERM.
+
+    Args:
+        args: the command line; by default that of this process.
+        commands: by name; one alone is not named on the command line.
+        prog: what is typed before it.
+    """
     given = list(sys.argv[1:] if args is None else args)
     process = ""
     try:
-        command = _parse(given)
+        command = _parse(given, commands, prog)
         with contextlib.ExitStack() as stack:
             if isinstance(command, Convert | Demo | Distill | Train):
                 stack.enter_context(terminable())
@@ -85,7 +96,7 @@ def _device(command: Command) -> tuple[str, str]:
     """The device that a command is told, and the option that says it."""
     if isinstance(command, Distill | Train):
         return command.loop.device, "--loop.device"
-    return getattr(command.settings if isinstance(command, Study) else command, "device", "auto"), "--device"
+    return getattr(command, "device", "auto"), "--device"
 
 
 @contextlib.contextmanager
@@ -103,7 +114,7 @@ def _joined(command: Command) -> Iterator[None]:
         yield
 
 
-def _parse(given: list[str]) -> Command:
+def _parse(given: list[str], known: Mapping[str, type[Command]] = COMMANDS, prog: str = "trigflow") -> Command:
     """The command with its options. The defaults of train and distill come from a preset, which is looked up first."""
     if given[:1] == ["--version"]:
         print(f"trigflow {__version__}")
@@ -126,32 +137,27 @@ def _parse(given: list[str]) -> Command:
             dropout_up_to=getattr(recipe.network, "dropout_up_to", None) if name in RUNS else None,
         )  # fmt: skip
     commands: Any = [
-        Annotated[command, subcommand(name, default=defaults.get(name, MISSING_NONPROP))] for name, command in COMMANDS.items()
+        Annotated[command, subcommand(name, default=defaults.get(name, MISSING_NONPROP))] for name, command in known.items()
     ]
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed):
             command: Command = tyro.cli(
-                functools.reduce(operator.or_, commands),
-                prog="trigflow",
-                description="Turn any diffusion or flow model into one that draws in one or two steps. Every command takes "
-                "--plugin FILE: a Python file that adds an objective, codec, network, data or preset. --version says "
-                "which one this is.",
-                args=given,
+                functools.reduce(operator.or_, commands), prog=prog, description=ABOUT if len(known) > 1 else None, args=given
             )
     except SystemExit as stop:
         if stop.code == 2:
-            raise UserError(_one_line(printed.getvalue(), given)) from None
+            typed = [prog, *(word for word in given[:1] if word in known)]
+            raise UserError(_one_line(printed.getvalue(), " ".join(typed))) from None
         raise
     return command
 
 
-def _one_line(box: str, given: list[str]) -> str:
+def _one_line(box: str, command: str) -> str:
     """The error that tyro draws as a box of several lines, in one: its text up to the first rule."""
     title, *lines = [line.strip("╭╮╰╯│─ ") for line in box.splitlines()]
     text = f"{title.lower()}: {' '.join(itertools.takewhile(bool, lines))}"
-    command = f"trigflow {given[0]} --help" if given and given[0] in COMMANDS else "trigflow --help"
-    return f"{text.rstrip('.:')}; expected options as in '{command}'; correct the command line"
+    return f"{text.rstrip('.:')}; expected options as in '{command} --help'; correct the command line"
 
 
 def _preset(given: list[str], data: str) -> str:
@@ -219,4 +225,6 @@ def _trained_on(given: list[str]) -> str:
         config = Path(word) / "config.json"
         if config.is_file():
             return from_dict(read_json(config, "configuration")).data.source
+        if (model := Path(word) / "model.json").is_file() and read_json(model, "model")["network"].get("base"):
+            return "adapters"
     return "digits"

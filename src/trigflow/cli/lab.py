@@ -1,15 +1,12 @@
-"""Commands of the lab: `demo`, `study`, `doctor`, `recipes` and `plan`."""
+"""Commands of the lab: `demo`, `doctor`, `recipes` and `plan`."""
 
 import json
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from tyro.conf import OmitArgPrefixes, Positional, arg
-
-from trigflow.lab.study.spec import Settings
-from trigflow.runtime.errors import UserError
+from tyro.conf import Positional, arg
 
 
 @dataclass(frozen=True)
@@ -39,59 +36,6 @@ class Demo:
         report = run_demo(self.out, recipe=self.recipe, seed=self.seed, quick=self.quick, progress=not self.quiet)
         print(report.table())
         print(f"\nOpen {self.out / 'report.html'}; draw more with: trigflow sample {self.out} --num 100 --out digits.png")
-
-
-@dataclass(frozen=True)
-class Study:
-    """See whether a finding holds: train and score every arm of a study with several seeds, and compare them.
-
-    `trigflow study list` shows the studies; `all` runs those meant for the base one after the other. Results, table and figure
-    are written to OUT/STUDY-BASE. A study that was stopped, or killed, goes on where it was when it is started again: finished
-    cells are not repeated, and teachers and students that several studies need are trained once.
-
-    Example: trigflow study tangent --out runs/lab --jobs 2
-    """
-
-    study: Annotated[Positional[str], arg(metavar="STUDY")]
-    """Name of a study, all, or list."""
-    base: str | None = None
-    """Teacher and student that the study changes, sized for it: digits (the default) or mnist."""
-    teacher_preset: str | None = None
-    """Instead of a base: preset of the teacher, see trigflow recipes; with --student-preset."""
-    student_preset: str | None = None
-    """Instead of a base: preset of the student."""
-    data: str | None = None
-    """Other data than those of base or presets: digits, mnist, a folder or zip of images."""
-    settings: OmitArgPrefixes[Settings] = field(default_factory=Settings)
-
-    def run(self) -> None:
-        from trigflow.lab.study.bases import choose_base
-        from trigflow.lab.study.judge import judge
-        from trigflow.lab.study.paper_studies import STUDIES
-        from trigflow.lab.study.runner import run_study
-
-        if self.study == "list":
-            print("\n".join(f"{s.name:14} {s.title} ({', '.join(s.bases)})" for s in STUDIES.values()))
-            return
-        if self.study not in (*STUDIES, "all"):
-            raise UserError(
-                f"unknown study '{self.study}'; expected one of {', '.join(STUDIES)}, all or list; correct the name"
-            )
-        name, base = choose_base(self.base, self.teacher_preset, self.student_preset, self.data)
-        if self.study == "all" and self.settings.only:
-            raise UserError("--only with all studies, whose arms differ; expected one study; name it")
-        failed = 0
-        named = self.student_preset is None
-        every = [study for study in STUDIES.values() if not named or name in study.bases]
-        for study in every if self.study == "all" else [STUDIES[self.study]]:
-            results = run_study(study, base, name, self.settings)
-            failed += sum(cell.status == "failed" for cell in results.cells)
-            folder = self.settings.folder(study, name)
-            print(f"{study.title}: {folder / 'table.md'}, {folder / 'figure.png'}")
-            print("\n".join(f"  {verdict.text}" for verdict in judge(results)), flush=True)
-        if failed:
-            print(f"{failed} cells failed; their reasons are in table.md, run them again with --retry", file=sys.stderr)
-            sys.exit(1)
 
 
 @dataclass(frozen=True)
@@ -148,7 +92,9 @@ class Plan:
     """
 
     recipe: Annotated[Positional[str], arg(metavar="RECIPE")]
-    """Name of a recipe, see trigflow recipes."""
+    """Name of a recipe, see trigflow recipes; or the run folder of a teacher imported from diffusers, for its students."""
+    lora: int | None = None
+    """Of such a teacher: rank of the adapters that are trained; without it every weight is."""
     gpus: int = 1
     """Number of GPUs."""
     batch_gpu: int | None = None
@@ -169,11 +115,12 @@ class Plan:
     """Print JSON instead of text."""
 
     def run(self) -> None:
-        from trigflow.lab.plan import make_plan
+        from trigflow.lab.plan import make_plan, student_of
         from trigflow.lab.plan.run_plan import describe
 
+        folder = Path(self.recipe)
         plan = make_plan(
-            self.recipe,
+            student_of(folder, self.lora) if (folder / "model.json").is_file() else self.recipe,
             gpus=self.gpus,
             batch_gpu=self.batch_gpu,
             gpu=self.gpu,

@@ -263,7 +263,9 @@ class Export:
     """Write the model of a run folder in the form of another tool.
 
     diffusers: a TrigFlowPipeline with model card, of a consistency student without segments. torchscript, onnx: the velocity of
-    any teacher or student for any batch size, as network.pt or network.onnx with model.json, compared with PyTorch.
+    any teacher or student for any batch size, as network.pt or network.onnx with model.json, compared with PyTorch. Of a
+    student of a teacher from diffusers: diffusers is an adapter for load_lora_weights, comfyui that with nodes, space with a
+    demo.
 
     Example: trigflow export runs/demo digits --to onnx
     """
@@ -272,30 +274,47 @@ class Export:
     """Run folder of a teacher or a student."""
     out: Annotated[Positional[Path], arg(metavar="DIR")]
     """Folder to create."""
-    to: Literal["diffusers", "torchscript", "onnx"]
+    to: Literal["diffusers", "torchscript", "onnx", "comfyui", "space"]
     """Form of the result."""
+    whole: bool = False
+    """With --to diffusers, of adapters: the whole pipeline with the adapters added to its weights."""
 
     def run(self) -> None:
         from trigflow.deploy.export import export_run
 
-        print(export_run(self.run_folder, self.out, self.to))
+        print(export_run(self.run_folder, self.out, self.to, self.whole))
 
 
 @dataclass(frozen=True)
 class Import:
-    """Turn a network snapshot of EDM or EDM2 (.pkl) into a run folder, and say what it holds. Nothing in the file is run.
+    """Turn a teacher from elsewhere into a run folder, and say what it is. No code that comes with it is run.
 
-    Example: trigflow import edm2-img512-s-2147483-0.025.pkl --out runs/edm2-s
+    A pipeline of diffusers, in a folder or on the hub, stays where it is: the run folder refers to it. A network snapshot of
+    EDM or EDM2 (.pkl) is written anew.
+
+    Example: trigflow import hf:stabilityai/stable-diffusion-3-medium-diffusers --out runs/sd3
     """
 
-    file: Annotated[Positional[Path], arg(metavar="FILE")]
-    """Snapshot as NVIDIA publishes it, or as post-hoc EMA writes it."""
+    file: Annotated[Positional[str], arg(metavar="SOURCE")]
+    """Folder of a pipeline, its id on the hub after hf:, or a snapshot as NVIDIA publishes it or post-hoc EMA writes it."""
     out: Path
     """Run folder to create."""
+    size: int | None = None
+    """Of a pipeline: pixels of the side of a picture; by default what it was made for."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of a pipeline: in which weights are kept that are not trained."""
 
     def run(self) -> None:
-        from trigflow.models.pretrained import import_snapshot
+        if self.file.endswith(".pkl"):
+            from trigflow.models.pretrained import import_snapshot
 
-        for name, value in import_snapshot(self.file, self.out).items():
+            facts = import_snapshot(Path(self.file), self.out)
+            more = f"distill with: trigflow distill {self.out} --out RUN"
+        else:
+            from trigflow.models.foreign import import_pipeline
+
+            facts = import_pipeline(self.file, self.out, size=self.size, dtype=self.dtype)
+            more = f"distill with: trigflow distill {self.out} --data IMAGES --lora 64 --out RUN"
+        for name, value in facts.items():
             print(f"{name:14} {value}")
-        print(f"Imported. Draw with: trigflow sample {self.out}; distill with: trigflow distill {self.out} --out RUN")
+        print(f"Imported. Draw with: trigflow sample {self.out}; {more}")

@@ -1,6 +1,7 @@
 """Commands that train, and what is done with a run: `train`, `distill`, `info`, `checkpoint`, `ema` and `convert`."""
 
 import dataclasses
+import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -108,6 +109,17 @@ class Distill:
     teacher without the class. For `--objective.guidance-max` above 1."""
     data: Annotated[str | None, arg(name="data")] = None
     """Other data than the teacher was trained on: digits, mnist, a folder or a zip."""
+    lora: int | None = None
+    """Of a teacher imported from diffusers: train adapters of this rank, and nothing else."""
+    lora_targets: tuple[str, ...] = ()
+    """Modules that get adapters, by the ends of their names; by default those of the family."""
+    dora: bool = False
+    """Adapters of direction and magnitude."""
+    full: bool = False
+    """Of a teacher imported from diffusers: train every weight."""
+    memory: str | None = None
+    """Of a teacher imported from diffusers: how much memory there is, such as 24G. Chooses in how many parts a batch is
+    computed, and whether blocks are computed again in the backward pass."""
     dropout: float | None = None
     """Dropout of the student's network; by default that of the preset or else of the teacher."""
     dropout_up_to: int | None = None
@@ -142,6 +154,19 @@ class Distill:
         )  # fmt: skip
         if self.data is not None:
             config = dataclasses.replace(config, data=dataclasses.replace(config.data, source=self.data))
+        if self.lora is not None or self.full or hasattr(teacher.spec, "adapter"):
+            config = dataclasses.replace(config, network=self._adapted(teacher.spec))
+        if self.memory is not None:
+            from trigflow.lab.plan import fitted
+
+            size = re.fullmatch(r"(\d+(?:\.\d+)?)(?:G|GB|GiB)?", self.memory)
+            if not size or not hasattr(config.network, "adapter"):
+                raise UserError(f"--memory {self.memory}; expected GiB, such as 24G, with a teacher from diffusers; correct it")
+            config = fitted(config, self.teacher, float(size[1]))
+            parts, again = config.loop.accumulate, config.parallel.recompute
+            print(
+                f"{self.memory}: each batch in {parts} parts{', blocks computed again in the backward pass' if again else ''}"
+            )
         if self.dropout is not None:
             dropped = {"dropout": self.dropout, "dropout_up_to": self.dropout_up_to}
             settings: dict[str, Any] = {n: value for n, value in dropped.items() if hasattr(config.network, n)}
@@ -160,6 +185,24 @@ class Distill:
             config, teacher, self.out, start=start, negative=negative, resume=RESUME[self.resume], progress=not self.quiet
         )
         print(f"Distilled. Draw with: trigflow sample {self.out} --steps {student.default_steps()}")
+
+    def _adapted(self, network: NetworkConfig) -> NetworkConfig:
+        """The network of a teacher from elsewhere with what of it is trained."""
+        if not hasattr(network, "adapter"):
+            raise UserError(
+                "--lora or --full for a teacher of trigflow's own networks, which are always trained whole; expected one "
+                "imported from diffusers; leave it out"
+            )
+        if (self.lora is None) == (not self.full):
+            raise UserError(
+                "what of a teacher from diffusers is to be trained; expected --lora RANK or --full; pass one of them"
+            )
+        adapter = dataclasses.replace(
+            network.adapter, rank=self.lora or 0, targets=self.lora_targets, dora=self.dora, full=self.full
+        )
+        if self.lora is not None and self.lora < 1:
+            raise UserError(f"--lora {self.lora}; expected a rank of at least 1; change it")
+        return network.changed(adapter=adapter)
 
 
 def as_kind_of(config: RunConfig, other: RunConfig) -> RunConfig:

@@ -1,8 +1,10 @@
 """What is written of each sample, for networks that read words."""
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -51,6 +53,8 @@ class Captions:
         texts: of each sample, brought into the form of `trigflow.conditions.text.plain`.
         input: how they are read: as bytes, or by a frozen encoder. Longer texts are cut (`trigflow data check` names them).
         features: what the encoder made of them, where there is one.
+        folder: where that is kept; None for the user's cache.
+        reader: the state of the only encoder whose features are kept there.
 
     Raises:
         UserError: for text that cannot be printed.
@@ -59,6 +63,8 @@ class Captions:
     texts: Sequence[tuple[str, ...]]
     input: Any = field(default_factory=Text)
     features: TextFeatures | None = None
+    folder: Path | None = None
+    reader: Mapping[str, Any] | None = None
 
     @classmethod
     def of(cls, texts: Sequence[Sequence[str]]) -> Self:
@@ -96,7 +102,13 @@ class Captions:
     def encoded(self, encoder: Reader, *, progress: bool = False) -> Self:
         """The same, read by frozen encoders: what they make of the texts is made, or found in the cache; see
         `encode_captions`."""
-        features = encode_captions([text for texts in self.texts for text in texts], encoder, progress=progress)
+        if self.reader is not None and self.reader != json.loads(json.dumps(encoder.state())):
+            raise UserError(
+                f"the captions in '{self.folder}' were read by other encoders than those of the teacher; expected the same; "
+                "encode the data again: trigflow encode IMAGES --with RUN"
+            )
+        captions = [text for texts in self.texts for text in texts]
+        features = encode_captions(captions, encoder, self.folder, progress=progress)
         return replace(self, input=encoder, features=features)
 
     def only(self, indices: Tensor) -> Self:

@@ -17,7 +17,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -132,7 +132,7 @@ def encode_images(
     source: str | os.PathLike[str],
     out: str | os.PathLike[str],
     *,
-    vae: str = DEFAULT_VAE,
+    vae: str | VAESource = DEFAULT_VAE,
     pixels: PixelRange = "unit",
     resize: int | None = None,
     batch_size: int = 8,
@@ -151,7 +151,7 @@ def encode_images(
     Args:
         source: folder or zip of images, as for training.
         out: the zip to write.
-        vae: the autoencoder: an id of the Hugging Face hub or a folder that diffusers wrote.
+        vae: the autoencoder: an id of the Hugging Face hub or a folder that diffusers wrote; or a source, which says more.
         pixels: range of the pixels given to it: `unit` [0, 1], as EDM2, or `symmetric` [-1, 1].
         resize: side of the square to make of every image: the short side is scaled to it and the centre kept.
         batch_size: images at once.
@@ -173,14 +173,16 @@ def encode_images(
     if batch_size < 1 or (resize is not None and resize < 1):
         raise UserError(f"batch size {batch_size} and resize {resize}; expected at least 1; change --batch-size or --resize")
     images = _Images.find(list_files(os.fspath(source)), resize, captions)
-    name = os.path.abspath(os.path.expanduser(vae)) if os.path.isdir(os.path.expanduser(vae)) else vae
-    encoder = VAE(VAESource(name, pixels), batch_size)
+    if isinstance(vae, str):
+        name = os.path.abspath(os.path.expanduser(vae)) if os.path.isdir(os.path.expanduser(vae)) else vae
+        vae = VAESource(name, pixels)
+    encoder = VAE(vae, batch_size)
     encoder.load(device)
     first, _ = images.read(0)
     encoder.check_images(first[None])
     latents = {
         "format": FORMATS["latents"],
-        "vae": VAESource(name, pixels, encoder.digest()).state(),
+        "vae": replace(vae, digest=encoder.digest()).state(),
         "class_names": list(images.class_names),
         "size": list(first.shape[1:]),
         "batch_size": batch_size,

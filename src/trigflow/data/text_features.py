@@ -68,13 +68,16 @@ class TextFeatures:
         return {name: file.get_tensor(_key(digest, name)) for name in _kept_names(self.encoder)}
 
 
-def encode_captions(captions: Sequence[str], encoder: Reader, *, progress: bool = False) -> TextFeatures:
+def encode_captions(
+    captions: Sequence[str], encoder: Reader, folder: Path | None = None, *, progress: bool = False
+) -> TextFeatures:
     """The features of these captions, each of which is encoded unless it has been before; what is there is kept when this is
-    stopped. Where all are there, the encoder is not loaded. They lie in `$TRIGFLOW_CACHE/text/ENCODER`.
+    stopped. Where all are there, the encoder is not loaded.
 
     Args:
         captions: in plain form; longer ones are cut.
         encoder: what reads them.
+        folder: where they are kept; `$TRIGFLOW_CACHE/text/ENCODER` by default.
         progress: draw a bar.
 
     Raises:
@@ -82,7 +85,7 @@ def encode_captions(captions: Sequence[str], encoder: Reader, *, progress: bool 
         MissingExtraError: without transformers.
     """
     said = f"{encoder.digest} {encoder.states} {encoder.length}" if isinstance(encoder, Encoded) else repr(encoder.state())
-    folder = ensure_folder(cache_folder() / "text" / digest_of_text(said))
+    folder = ensure_folder(folder or cache_folder() / "text" / digest_of_text(said))
     clear_leftovers(folder, lambda name: name.endswith(".safetensors"))
     places: dict[str, Path] = {}
     for path in sorted(folder.glob("*.safetensors")):

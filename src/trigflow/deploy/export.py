@@ -16,13 +16,13 @@ from trigflow.conditions import in_order, null, takes
 from trigflow.deploy.card import description_of
 from trigflow.deploy.onnx import Named, exported, quiet, require
 from trigflow.deploy.variants import require_float32
-from trigflow.models.model import Model, load, source_of
+from trigflow.models.model import Model, based_on, load, source_of
 from trigflow.runtime.errors import UserError
 from trigflow.runtime.files import write_folder, write_json
 from trigflow.runtime.places import check_outside, check_place
 from trigflow.samplers import sigma_grid
 
-Format = Literal["diffusers", "torchscript", "onnx"]
+Format = Literal["diffusers", "torchscript", "onnx", "comfyui", "space"]
 
 TOLERANCE = 1e-4
 """Largest difference allowed between the velocity of an exported file and PyTorch's, for noise of variance sd^2."""
@@ -49,14 +49,15 @@ class Velocity(Named):
         return self.sd * super().forward(inputs[0] / self.sd, *inputs[1:])
 
 
-def export_run(run: str | Path, out: str | Path, to: Format) -> str:
+def export_run(run: str | Path, out: str | Path, to: Format, whole: bool = False) -> str:
     """Write the model of a run folder in another form, all files or none.
 
     Args:
         run: folder of a teacher or a student.
         out: the folder to create; it must not exist, or be empty.
         to: `diffusers`: a pipeline with a model card, of a consistency student that jumps to time 0; see
-            `trigflow.deploy.pipeline`. `torchscript` or `onnx`: the velocity of any model; see `export_network`.
+            `trigflow.deploy.pipeline`. Of a student of a teacher from diffusers its adapter, or `comfyui` and `space`; see
+            `trigflow.deploy.adapters`. `torchscript` or `onnx`: the velocity of any model; see `export_network`.
 
     Returns:
         A line that says what was written.
@@ -68,6 +69,14 @@ def export_run(run: str | Path, out: str | Path, to: Format) -> str:
     out = check_place(out, "new folder", "OUT")
     check_outside(out, source_of(run), "OUT")
     said = ""
+    base = "" if to in ("torchscript", "onnx") else based_on(run)
+    if base or to in ("comfyui", "space"):
+        from trigflow.deploy.adapters import export_student
+
+        student = load(run, "cpu")
+        form: Any = to if to != "diffusers" else "pipeline" if whole or not student.spec.adapter.rank else "adapter"  # type: ignore[attr-defined]
+        write_folder(out, lambda folder: export_student(student, folder, form))
+        return f"{out}: see {out / 'README.md'} for how to open it"
     if to == "diffusers":
         from trigflow.deploy.pipeline import TrigFlowPipeline
 

@@ -493,6 +493,18 @@ def unloaded(path: Path, network: nn.Module | None = None) -> Model:
     return described(read_description(path), f"'{path}'", network)
 
 
+def unloaded_parts(run: str | Path) -> tuple[Codec, Conditioner]:
+    """Codec and conditioner of the model in a run folder, whose network is not looked at; errors as `load`."""
+    raw = read_description(check_run(run) / "model.json")
+    _with_foreign(raw)
+    return codec_from_state(raw["codec"]), Conditioner.from_state(raw["conditioner"])
+
+
+def based_on(run: str | Path) -> str:
+    """The pipeline of diffusers that the model in a run folder refers to; empty where it does not; errors as `load`."""
+    return str(read_description(check_run(run) / "model.json")["network"].get("base", ""))
+
+
 def source_of(run: str | Path) -> str:
     """Name or path of the data that the model in a run folder was trained on; empty where the folder does not say."""
     try:
@@ -535,8 +547,7 @@ def described(raw: Mapping[str, Any], what: str, network: nn.Module | None = Non
     Raises:
         UserError: when the description is no such; `what` names it in the message.
     """
-    if isinstance(raw.get("network"), Mapping) and raw["network"].get("kind") == "diffusers":
-        import trigflow.models.foreign  # noqa: F401  # registers it
+    _with_foreign(raw)
     try:
         process = TrigFlow(**raw["process"])
         spec = network_from_state(raw["network"])
@@ -553,6 +564,12 @@ def described(raw: Mapping[str, Any], what: str, network: nn.Module | None = Non
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     network.eval().requires_grad_(False).to(memory_format=memory_format)  # type: ignore[call-overload]
     return Model(network, spec, process, codec, sampling, conditioner, times, channels_last, origin)
+
+
+def _with_foreign(raw: Mapping[str, Any]) -> None:
+    """Enter what a model of diffusers is made of into the tables of networks and conditions."""
+    if isinstance(raw.get("network"), Mapping) and raw["network"].get("kind") == "diffusers":
+        import trigflow.models.foreign  # noqa: F401
 
 
 def times_of(description: Mapping[str, Any]) -> dict[int, tuple[float, ...]]:

@@ -169,6 +169,10 @@ class NetworkConfig:
     reads: ClassVar[bool] = False
     own_precision: ClassVar[bool] = False
 
+    def as_teacher(self: C) -> C:
+        """That of a network without the conditions that an objective draws, and of which nothing is trained."""
+        return self.changed(conditioning=dataclasses.replace(self.conditioning, takes=()))
+
     def changed(self: C, **settings: Any) -> C:
         """The same with other settings."""
         return dataclasses.replace(self, **settings)  # type: ignore[type-var]

@@ -271,6 +271,8 @@ class StudentObjective(Objective):
 
     velocity: Literal["data", "teacher", "self"] = "teacher"
     """Of the trajectory: cos(t) z - sin(t) x0, the teacher's, or (flow maps) the network's own F(x, t, t)."""
+    guidance: float = 1.0
+    """Of a distillation whose student takes no scale as input: the scale that the teacher is guided by; 1 for none."""
     guidance_max: float = 1.0
     """Of a distillation: scales are drawn uniformly from [1, guidance_max]; above 1 the student takes the scale as input."""
     guidance_interval: tuple[float, float] | None = None
@@ -295,6 +297,8 @@ class StudentObjective(Objective):
         fine = interval is None or 0 <= interval[0] < interval[1] < math.inf
         return [
             (1 <= self.guidance_max < math.inf, "guidance_max", self.guidance_max, "at least 1"),
+            (math.isfinite(self.guidance), "guidance", self.guidance, "a finite number"),
+            (self.guidance == 1 or self.guidance_max == 1, "guidance", self.guidance, "1 with guidance_max above 1"),
             (fine, "guidance_interval", interval, "two finite numbers with 0 <= low < high"),
             (0 <= tangent.c < math.inf, "tangent.c", tangent.c, "0 or more"),
             (0 <= tangent.prior < math.inf, "tangent.prior", tangent.prior, "0 or more"),

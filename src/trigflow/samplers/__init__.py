@@ -11,7 +11,7 @@ from trigflow.samplers.grid import consistency_times, meanflow_times, segment_ti
 from trigflow.samplers.guidance import JumpFunction, Network, VelocityFunction, guided_velocity, network_velocity
 from trigflow.samplers.ode import SOLVERS, Solver, ddim, dpm_solver_2s, dpm_solver_pp_2m, get_solver, heun, nfe, steps_for_nfe
 from trigflow.samplers.sampling import Sampling
-from trigflow.samplers.search import ScheduleSearch, Trial, search_times, search_times_and_gamma
+from trigflow.samplers.search import ScheduleSearch, Trial, search_times
 
 RENAMED = {
     "consistency_sample": "flow_map_sample(..., gamma=1)",
@@ -46,7 +46,6 @@ __all__ = [
     "network_velocity",
     "nfe",
     "search_times",
-    "search_times_and_gamma",
     "segment_times",
     "sigma_grid",
     "steps_for_nfe",

@@ -1,13 +1,12 @@
-"""Searching the times of few-step sampling, and how much fresh noise comes between them.
+"""Searching the times of few-step sampling.
 
 The best times depend on the model, so they are measured: `score(times)` draws samples at these times and returns a number
 to minimize, such as a Frechet distance. Every evaluation is expensive and usually noisy, so the search is a coarse grid
 followed by parabolas fitted by least squares, rather than a bracketing method that trusts single comparisons.
 """
 
-import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -112,44 +111,6 @@ def search_times(
     if found is None or not math.isfinite(found):
         raise UserError(f"no finite score in {len(trials)} trials; expected numbers to minimize; check the score function")
     return ScheduleSearch((process.t_max, *middle), found, tuple(trials))
-
-
-def search_times_and_gamma(
-    score: Callable[[tuple[float, ...], float], float],
-    process: TrigFlow,
-    steps: int,
-    *,
-    gammas: Sequence[float] = (0.0, 0.5, 1.0),
-    lower: float = 0.2,
-    upper: float = 1.5,
-    evaluations: int | None = None,
-) -> tuple[ScheduleSearch, float]:
-    """Times and gamma that minimize `score(times, gamma)`: the search over times, once for each gamma.
-
-    Args:
-        gammas: those to try, in [0, 1]; one step has only the first, as gamma makes no difference to it.
-        evaluations: budget of all searches together, shared evenly; by default that of `search_times` for each.
-
-    Returns:
-        The search of the best gamma, with the trials of all in order, and that gamma.
-
-    Raises:
-        UserError: without gammas, for a gamma outside [0, 1], or as `search_times`.
-    """
-    if not gammas or not all(0 <= gamma <= 1 for gamma in gammas):
-        raise UserError(f"gammas {tuple(gammas)}; expected one or more numbers in [0, 1]; correct gammas")
-    tried = list(gammas)[: 1 if steps == 1 else None]
-    share = None if evaluations is None else evaluations // len(tried)
-    found = [
-        search_times(
-            lambda times, gamma=gamma: score(times, gamma),  # type: ignore[misc]
-            process, steps, lower=lower, upper=upper, evaluations=share,
-        )
-        for gamma in tried
-    ]  # fmt: skip
-    best = min(range(len(found)), key=lambda k: found[k].score)
-    trials = tuple(trial for search in found for trial in search.trials)
-    return dataclasses.replace(found[best], trials=trials), tried[best]
 
 
 def _minimize(

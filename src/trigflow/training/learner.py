@@ -42,7 +42,7 @@ class Learner:
         self.config = config
         self.iterations = iterations
         modules = [network, *weights.values()]
-        self.parameters = [p for module in modules for p in module.parameters()]
+        self.parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
         self.optimizer = build_optimizer(config, modules, compiles)
         self.fine: Tensor | None = None
         self.call = _call if replicate is None else replicate(modules)

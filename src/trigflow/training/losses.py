@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trigflow.conditions import takes
 from trigflow.models.model import Model
 from trigflow.objectives import Distribution, Given, Loss, VelocityFunction
 from trigflow.samplers import guided_velocity, network_velocity
@@ -150,6 +151,11 @@ class Losses:
         assert self.teacher is not None
         told, network = conditions_of(batch), self.teacher.network
         scale = told.pop("guidance", None)
+        fixed = getattr(self.config.objective, "guidance", 1.0)
+        if scale is None and fixed != 1:
+            scale = torch.full_like(batch["t"], fixed)
+        if scale is not None and "guidance" in takes(network):  # the teacher takes it as an input itself
+            told["guidance"], scale = scale, None
         if scale is None:
             return network_velocity(network, self.config.process, told)
         negative = None if self.negative is None else self.negative.network

@@ -57,7 +57,7 @@ def hidden_matrices(module: nn.Module) -> list[Tensor]:
             found += hidden_matrices(child.text) if isinstance(child, Conditioning) and child.text is not None else []
             continue
         if isinstance(child, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
-            if min(matrix_shape(child.weight)) >= THIN:
+            if child.weight.requires_grad and min(matrix_shape(child.weight)) >= THIN:
                 found.append(child.weight)
         else:
             found += hidden_matrices(child)

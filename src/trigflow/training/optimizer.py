@@ -47,7 +47,8 @@ def build_optimizer(config: OptimizerConfig, modules: Iterable[nn.Module], compi
 def parameter_groups(parameters: list[nn.Parameter]) -> list[dict[str, Any]]:
     """Groups for an optimizer; see `build_optimizer`."""
     position = {id(p): i for i, p in enumerate(parameters)}
-    return [{"params": kind, "positions": [position[id(p)] for p in kind]} for kind in by_kind(parameters)]
+    trained = [p for p in parameters if p.requires_grad]
+    return [{"params": kind, "positions": [position[id(p)] for p in kind]} for kind in by_kind(trained)]
 
 
 def learning_rate(config: OptimizerConfig, iteration: int, iterations: int) -> float:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,9 @@ from trigflow.data.sources.hub import PARQUET, PREFIX, Address, HubFiles
 from trigflow.data.sources.tars import TarFiles, find_shards
 from trigflow.data.sources.zips import ZipFiles
 from trigflow.data.stream import open_stream
+from trigflow.migrations import migrated
 from trigflow.runtime.errors import MissingExtraError, UserError
+from trigflow.runtime.files import read_json
 from trigflow.runtime.values import whole
 
 NO_SOURCES = (
@@ -115,6 +118,17 @@ def open_dataset(
         return drawn if captions else replace(drawn, captions=None)
     if isinstance(source, str) and source in GRAY:
         return _gray(source, resize, crop, channels, memory_limit_gib)
+    if os.path.isfile(cache := os.path.join(os.path.expanduser(os.fspath(source)), CACHE)):
+        found = migrated("cache", read_json(Path(cache), "cache"), repr(cache))
+        latents = os.path.join(os.path.dirname(cache), "latents.zip")
+        opened = open_dataset(
+            latents, resize=resize, channels=channels, skip_corrupt=skip_corrupt, progress=progress,
+            memory_limit_gib=memory_limit_gib, captions=captions,
+        )  # fmt: skip
+        if opened.captions is None:
+            return opened
+        folder = Path(cache).parent / "text"
+        return replace(opened, captions=replace(opened.captions, folder=folder, reader=found["reader"]))
     options: dict[str, Any] = {
         "resize": resize, "crop": crop, "channels": channels,
         "skip_corrupt": skip_corrupt, "progress": progress, "workers": workers, "captions": captions,
@@ -201,6 +215,8 @@ GRAY: dict[str, Callable[[], tuple[Pixels, Labels]]] = {"digits": _digits, "mnis
 DRAWN = ("emoji", "emoji-held-out")
 EMBEDDED = (*GRAY, *DRAWN)
 """Names of the data that come along."""
+CACHE = "cache.json"
+"""The file that makes a folder one of `trigflow.data.cached`."""
 REGISTERED: dict[str, Callable[[], Dataset]] = {}
 """Data from outside the package by name; see `register`."""
 

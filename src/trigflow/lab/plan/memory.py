@@ -69,7 +69,7 @@ def memory(step: Step, parallel: ParallelMode, gpus: int) -> Memory:
         gradients=BYTES * student.parameters / shards,
         optimizer=BYTES * student.moments / shards,
         averages=BYTES * step.averages * student.parameters / shards,
-        teacher=0.0 if teacher is None else BYTES * teacher.parameters / shards,
+        teacher=0.0 if teacher is None else teacher.size / shards,
         fake_score=0.0 if fake is None else BYTES * (2 * fake.parameters + fake.moments) / shards,
         gathered=0.0 if shards == 1 else BYTES * gathered,
         fixed=step.many.activations - step.many.growing,

@@ -10,6 +10,7 @@ from trigflow.lab.plan.hardware import get_gpu
 from trigflow.lab.plan.memory import USABLE, Memory, ParallelMode, memory
 from trigflow.lab.plan.step import Step, count_run
 from trigflow.lab.recipes import get_run
+from trigflow.lab.recipes.named import NamedRun
 from trigflow.networks import name_of
 from trigflow.runtime.errors import UserError
 from trigflow.training.config import Precision
@@ -53,7 +54,7 @@ class RunPlan:
     kind: str
     network: str
     precision: str
-    sample: tuple[int, int, int]
+    sample: tuple[int, ...]
     parameters: dict[str, int]
     forward_gflops: float
     sample_gflops: dict[str, float]
@@ -79,7 +80,7 @@ class RunPlan:
 
 
 def make_plan(
-    recipe: str,
+    recipe: str | NamedRun,
     *,
     gpus: int = 1,
     batch_gpu: int | None = None,
@@ -93,7 +94,7 @@ def make_plan(
     """Count what a run takes, on the meta device.
 
     Args:
-        recipe: a name that `trigflow recipes` lists.
+        recipe: a name that `trigflow recipes` lists, or a run itself.
         gpus: number of GPUs.
         batch_gpu: samples on each at a time; by default the most that fit and divide the batch.
         gpu: see `trigflow.lab.plan.GPUS`.
@@ -106,11 +107,15 @@ def make_plan(
     Raises:
         UserError: for settings that make no sense, and when the run does not fit; the message says what would.
     """
-    run, device = get_run(recipe), get_gpu(gpu)
+    run, device = recipe if isinstance(recipe, NamedRun) else get_run(recipe), get_gpu(gpu)
+    recipe = run.name
     batch = run.config.loop.batch_size
     _check(batch, gpus, batch_gpu, utilization, memory_gib)
     share = batch // gpus
-    counted = count_run(recipe, precision, checkpointing)
+    made = run.folder is not None
+    counted = (
+        Step(run, precision=precision, checkpointing=checkpointing) if made else count_run(recipe, precision, checkpointing)
+    )
     available = GIB * USABLE * (device.memory if memory_gib is None else memory_gib)
     ways: tuple[ParallelMode, ...] = ("ddp", "fsdp2")
     needs = {way: memory(counted, way, gpus) for way in ways}
@@ -220,10 +225,9 @@ PARTS = {
 
 def describe(plan: RunPlan) -> str:
     """A page of text: what is trained, operations, memory, hours."""
-    c, h, w = plan.sample
     work, hours = plan.tflops_per_iteration, plan.hours
     lines = [
-        f"{plan.recipe}: {plan.kind}, {plan.network} on samples of {c} x {h} x {w}, {plan.precision}",
+        f"{plan.recipe}: {plan.kind}, {plan.network} on samples of {' x '.join(map(str, plan.sample))}, {plan.precision}",
         f"batch {plan.batch:,}, {plan.iterations:,} iterations",
         "",
         "parameters",

@@ -1,14 +1,14 @@
 """One training step of a run, counted."""
 
 import contextlib
-import dataclasses
 import functools
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils.checkpoint import checkpoint
 
 from trigflow.codecs import Pixels
@@ -18,7 +18,7 @@ from trigflow.lab.recipes import get_run
 from trigflow.lab.recipes.listing import resolve_run
 from trigflow.lab.recipes.named import NamedRun
 from trigflow.models.model import Model
-from trigflow.networks import build
+from trigflow.networks import NetworkConfig, build
 from trigflow.objectives import AdaptiveWeight, StepDraws
 from trigflow.training.batch import CONDITION, Batch, conditions_of
 from trigflow.training.config import Precision, RunConfig
@@ -39,11 +39,13 @@ class ParameterCounts:
         parameters: all of them.
         blocks: those of each block of the network, the largest first.
         moments: numbers that the optimizer keeps; 0 for a teacher.
+        size: bytes of the parameters.
     """
 
     parameters: int
     blocks: tuple[int, ...]
-    moments: int = 0
+    moments: int
+    size: int
 
 
 @dataclass(frozen=True)
@@ -104,10 +106,14 @@ class Step:
         self.target: Target = target
         self.config = config = resolve_run(run, precision)
         self.averages = len(EMA(config.ema, nn.Linear(1, 1)).modules)
-        self.mode: contextlib.AbstractContextManager[Any] = contextlib.nullcontext() if values else FakeTensorMode()
+        self.mode: contextlib.AbstractContextManager[Any] = (
+            # Bridges and denoisers from elsewhere have tables of their own, which have values.
+            contextlib.nullcontext() if values else FakeTensorMode(allow_non_fake_inputs=run.folder is not None)
+        )
         objective = config.objective
         self.drawn = _drawn(config)
         self._trace, self._teacher_flops = Trace(), 0
+        self._foreign = run.folder is not None
         with self.mode:
             self.learner = self._learner("weight", *["vsd_weight"] * objective.fake)
             fake = self._learner("fake_weight") if objective.fake else None
@@ -116,7 +122,11 @@ class Step:
         self.learners = [learner for learner in (self.learner, fake) if learner is not None]
         self.student = _size(self.learner)
         self.fake = None if fake is None else _size(fake)
-        self.teacher = None if guide is None else ParameterCounts(_count(guide.network), _blocks(guide.network))
+        self.teacher = (
+            None
+            if guide is None
+            else ParameterCounts(_count(guide.network), _blocks(guide.network), 0, _bytes(guide.network.parameters()))
+        )
         if checkpointing:
             for learner in self.learners:
                 checkpoint_blocks(learner.network, target)
@@ -126,15 +136,28 @@ class Step:
         made: dict[str, nn.Module] = {}
         if config.objective.adaptive_weight:
             made = {name: AdaptiveWeight(config.process) for name in weights}
-        network = build(config.network, config.process.sigma_data).train()
+        network = self._built(config.network).train()
         return Learner(network, made, config.optimizer, config.loop.iterations)
+
+    def _built(self, spec: NetworkConfig) -> nn.Module:
+        """The network; one from diffusers without its weights."""
+        if not self._foreign:
+            return build(spec, self.config.process.sigma_data)
+        with unset_fake_temporarily(), without_weights():
+            network = build(spec, self.config.process.sigma_data)
+        for part in network.modules():
+            for name, value in [*part._parameters.items()]:
+                if value is not None:
+                    part._parameters[name] = nn.Parameter(_like(value), requires_grad=value.requires_grad)
+            part._buffers |= {name: _like(value) for name, value in part._buffers.items() if value is not None}
+        return network
 
     def _teacher(self) -> Model:
         """A model with the network of the student, without the conditions that the objective draws, whose evaluations say what
         they take."""
         config = self.config
-        spec = config.network.changed(conditioning=dataclasses.replace(config.network.conditioning, takes=()))
-        network = build(spec, config.process.sigma_data).eval().requires_grad_(False)
+        spec = config.network.as_teacher()
+        network = self._built(spec).eval().requires_grad_(False)
 
         def begin(*_: object) -> None:
             self._teacher_flops -= self._trace.flops
@@ -208,7 +231,27 @@ def _size(learner: Learner) -> ParameterCounts:
     parameters = sum(p.numel() for p in learner.parameters)
     matrices = hidden_matrices(learner.network) if learner.config.name == "muon" else []
     moments = 2 * parameters - sum(p.numel() for p in matrices)  # Adam has two, Muon one for matrices
-    return ParameterCounts(parameters, _blocks(learner.network), moments)
+    return ParameterCounts(parameters, _blocks(learner.network), moments, _bytes(learner.parameters))
+
+
+def _like(tensor: Tensor) -> Tensor:
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
+
+
+def _bytes(parameters: Iterable[Tensor]) -> int:
+    return sum(p.numel() * p.element_size() for p in parameters)
+
+
+@contextlib.contextmanager
+def without_weights() -> Iterator[None]:
+    """While open, networks from diffusers are made without their weights."""
+    from trigflow.models.foreign.network import EMPTY
+
+    token = EMPTY.set(True)
+    try:
+        yield
+    finally:
+        EMPTY.reset(token)
 
 
 def _count(module: nn.Module) -> int:

@@ -9,7 +9,7 @@ from typing import Literal
 from trigflow.lab.recipes.changes import shrink
 from trigflow.lab.recipes.named import NamedRun, Recipe
 from trigflow.lab.recipes.paper import PAPER
-from trigflow.lab.recipes.starters import RECIPES
+from trigflow.lab.recipes.starters import ADAPTERS, RECIPES
 from trigflow.lab.recipes.transformers import TRANSFORMERS
 from trigflow.runtime.errors import UserError
 from trigflow.training.config import RunConfig
@@ -22,12 +22,15 @@ STARTER_DATA: dict[str, tuple[tuple[int, int, int], int]] = {
 }
 """Shape and classes of the data of the starters; those of `images` are an example."""
 
+RECIPES["adapters"] = Recipe(RECIPES["images"].teacher, ADAPTERS)
+
 RUNS: dict[str, NamedRun] = {
     run.name: run
     for run in (
         *(
             NamedRun(f"{name}-{role}", config, *STARTER_DATA[name])
             for name, recipe in RECIPES.items()
+            if name in STARTER_DATA
             for role, config in (("teacher", recipe.teacher), ("scd", recipe.student))
         ),
         *PAPER,

@@ -1,4 +1,4 @@
-"""Settings changed by name: what recipes, studies and the demo do to a run; and a recipe in miniature."""
+"""Settings changed by name: what recipes and the demo do to a run; and a recipe in miniature."""
 
 import dataclasses
 from typing import Any, TypeVar, cast

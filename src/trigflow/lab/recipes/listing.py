@@ -17,11 +17,13 @@ from trigflow.training.setup import fit_network
 
 def resolve_run(run: NamedRun, precision: Precision | None = None) -> RunConfig:
     """The settings of a run as they are once the data it is meant for are there; in another precision, when given."""
+    loop = run.config.loop if precision is None else dataclasses.replace(run.config.loop, precision=precision)
+    if run.folder is not None:  # its network is as the teacher's
+        return dataclasses.replace(run.config, loop=loop)
     labels = torch.zeros(0, dtype=torch.int64) if run.classes else None
     names = tuple(str(i) for i in range(run.classes))
     captions = Captions([]) if run.config.network.conditioning.text else None
     data = ImageDataset(run.name, torch.zeros(0, *run.shape, dtype=torch.uint8), labels, names, captions=captions)
-    loop = run.config.loop if precision is None else dataclasses.replace(run.config.loop, precision=precision)
     return fit_network(dataclasses.replace(run.config, loop=loop), data)
 
 

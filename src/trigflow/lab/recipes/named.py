@@ -23,12 +23,14 @@ class NamedRun:
         config: its settings; channels, classes and resolution of the network are taken from the data when it runs.
         shape: `(c, h, w)` of one sample as the network sees it, where the data are those it is meant for.
         classes: number of classes of these data; 0 for none.
+        folder: run folder of the teacher, where it is one from diffusers.
     """
 
     name: str
     config: RunConfig
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     classes: int
+    folder: str | None = None
 
     @property
     def command(self) -> Literal["train", "distill"]:

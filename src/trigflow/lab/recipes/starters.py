@@ -80,6 +80,13 @@ EMOJI = dataclasses.replace(
 )
 IMAGES = _teacher("images", IMAGES_NETWORK, iterations=50_000, batch_size=64, lr=1e-3, every=2_000)
 
+ADAPTERS = RunConfig(
+    objective=objective_of("scd", proposal=Proposal(-0.8, 1.6), tangent=TangentConfig(warmup=500), adaptive_weight=False),
+    optimizer=OptimizerConfig(name="adam", lr=1e-4, schedule="constant", warmup=50),
+    loop=LoopConfig(iterations=4_000, batch_size=16, sample_every=500, checkpoint_every=500),
+)
+"""Students of teachers imported from diffusers, as adapters or whole."""
+
 RECIPES: dict[str, Recipe] = {
     "digits": Recipe(
         DIGITS,

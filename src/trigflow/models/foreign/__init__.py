@@ -10,11 +10,11 @@ makes a network of ours of it, with adapters (`adapters`) or without, and `words
 from trigflow.models.foreign.adapters import AdapterConfig
 from trigflow.models.foreign.base import Base, open_base
 from trigflow.models.foreign.family import FAMILIES, Family, family, family_of
-from trigflow.models.foreign.network import Foreign, ForeignConfig
-from trigflow.models.foreign.teacher import import_pipeline
+from trigflow.models.foreign.network import Foreign, ForeignConfig, check_moves
+from trigflow.models.foreign.teacher import import_pipeline, wrap
 from trigflow.models.foreign.words import Prompts
 
 __all__ = [
-    "FAMILIES", "AdapterConfig", "Base", "Family", "Foreign", "ForeignConfig", "Prompts", "family", "family_of",
-    "import_pipeline", "open_base",
+    "FAMILIES", "AdapterConfig", "Base", "Family", "Foreign", "ForeignConfig", "Prompts", "check_moves", "family", "family_of",
+    "import_pipeline", "open_base", "wrap",
 ]  # fmt: skip

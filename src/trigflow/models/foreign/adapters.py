@@ -70,9 +70,10 @@ def add_adapters(model: nn.Module, config: AdapterConfig, targets: tuple[str, ..
             f"no adapters at {', '.join(chosen)} ({on_one_line(error)[:120]}); expected ends of names of linear layers, like "
             f"{', '.join(names[:8])}; correct the targets"
         ) from None
-    for name, parameter in model.named_parameters():
-        if is_adapter(name):
-            parameter.data = parameter.data.to(torch.float32)
+    for part in model.modules():
+        for name, parameter in part._parameters.items():
+            if parameter is not None and parameter.requires_grad:
+                part._parameters[name] = nn.Parameter(parameter.detach().to(torch.float32))
 
 
 def is_adapter(name: str) -> bool:

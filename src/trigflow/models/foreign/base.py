@@ -18,7 +18,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from trigflow.models.bridges import Bridge, CosineSchedule, FlowBridge, Schedule, VPBridge
+from trigflow.models.bridges import Adapter, Bridge, CosineSchedule, FlowBridge, Schedule, VPBridge
 from trigflow.models.foreign.family import Family, family_named, family_of
 from trigflow.process import TrigFlow
 from trigflow.runtime.errors import MissingExtraError, UserError, on_one_line
@@ -41,12 +41,14 @@ class Base:
         folder: where it lies here.
         components: from the name of a component to the library and class of it.
         component: name of the denoiser.
+        index: content of `model_index.json`.
     """
 
     name: str
     folder: Path
     components: Mapping[str, tuple[str, str]]
     component: str
+    index: Mapping[str, Any]
 
     @property
     def denoiser(self) -> str:
@@ -56,8 +58,8 @@ class Base:
 
     @property
     def family(self) -> Family:
-        """Raises a UserError where no family knows the denoiser."""
-        return family_of(self.denoiser)
+        """Raises a UserError where diffusers has no such denoiser, or no family knows it."""
+        return family_of(self.denoiser, class_named(self.denoiser, self))
 
     def config(self, component: str, file: str = "config.json") -> dict[str, Any]:
         """The configuration of a component.
@@ -163,23 +165,35 @@ def open_base(name: str) -> Base:
     component = next((key for key in ("transformer", "unet") if key in components), None)
     if component is None:
         raise UserError(f"'{name}' has no denoiser; expected a transformer or unet in model_index.json; name a whole pipeline")
-    return Base(name, folder, components, component)
+    return Base(name, folder, components, component, index)
 
 
 def bridged(base: Base, family: str, model: nn.Module, process: TrigFlow, predicts: Predicts, takes: Iterable[str]) -> Bridge:
+    """The bridge from what a denoiser predicts to TrigFlow, called as its family does."""
+    told = family_named(family)
+    schedule = None if predicts == "flow" else base.schedule()
+    return bridge_of(model, told.call, process, predicts, schedule, told.time_scale, takes=takes)
+
+
+def bridge_of(
+    model: nn.Module, call: Adapter, process: TrigFlow, predicts: Predicts, schedule: Tensor | Schedule | None, time_scale: float,
+    **more: Any,
+) -> Bridge:  # fmt: skip
     """The bridge from what a denoiser predicts to TrigFlow. It is called in the precision of its weights, with times as they
     are; of more channels than it is given (epsilon and variance) the first are taken."""
-    told = family_named(family)
 
-    def call(model: Any, x: Tensor, time: Tensor, **conditions: Tensor) -> Tensor:
-        dtype = next(weight.dtype for weight in model.parameters() if weight.is_floating_point())
+    def adapter(model: Any, x: Tensor, time: Tensor, **conditions: Tensor) -> Tensor:
+        weights = (weight.dtype for weight in model.parameters() if weight.is_floating_point())
+        dtype = getattr(model, "dtype", None) or next(weights)  # of models of diffusers, some weights are always in float32
         given = {name: row.to(dtype) if row.is_floating_point() else row for name, row in conditions.items()}
-        return told.call(model, x.to(dtype), time, **given)[:, : x.shape[1]].to(x.dtype)
+        return call(model, x.to(dtype), time, **given)[:, : x.shape[1]].to(x.dtype)
 
-    shared: dict[str, Any] = {"scale": 1 / process.sigma_data, "adapter": call, "takes": takes}
+    shared: dict[str, Any] = {"scale": 1 / process.sigma_data, "adapter": adapter, **more}
     if predicts == "flow":
-        return FlowBridge(model, process, time_scale=told.time_scale, **shared)
-    return VPBridge(model, process, base.schedule(), predicts=predicts, **shared)
+        return FlowBridge(model, process, time_scale=time_scale, **shared)
+    if schedule is None:
+        raise UserError(f"a model that predicts {predicts} without a schedule; expected its alphas_cumprod; pass schedule")
+    return VPBridge(model, process, schedule, predicts=predicts, **shared)
 
 
 _LOADED: weakref.WeakValueDictionary[tuple[str, str, str], nn.Module] = weakref.WeakValueDictionary()
@@ -203,10 +217,17 @@ def denoiser_of(base: Base, digest: str, dtype: torch.dtype) -> nn.Module:
                 f"the {base.component} of '{base.name}' has changed since it was imported; expected the same files; restore "
                 "them, or import it again"
             )
-        kind = getattr(_diffusers(), base.denoiser)
+        kind = class_named(base.denoiser, base)
         found = loaded(lambda: kind.from_pretrained(base.folder, subfolder=base.component, torch_dtype=dtype), base)
         _LOADED[key] = found
     return found
+
+
+def empty_denoiser(base: Base, dtype: torch.dtype) -> nn.Module:
+    """The denoiser on the meta device, where weights have no values, frozen: to count what it takes."""
+    with torch.device("meta"):
+        made: nn.Module = class_named(base.denoiser, base).from_config(base.config(base.component))
+    return made.to(dtype).eval().requires_grad_(False)
 
 
 def loaded(load: Any, base: Base) -> Any:
@@ -247,18 +268,22 @@ def reader_of(folder: Path, component: str) -> Any:
     base = open_base(str(folder))
     parts = (component, "vae", "scheduler", "safety_checker", "feature_extractor")
     without: dict[str, Any] = {name: None for name in parts if name in base.components}
-    pipelines = _diffusers()
-    index = _read_config(folder / "model_index.json", f"'{folder}'")
-    kind = getattr(pipelines, str(index.get("_class_name")), None)
-    if kind is None:
-        raise UserError(
-            f"'{folder}' is a pipeline of the class {index.get('_class_name')}, which diffusers has not; expected one of its "
-            "own; code that comes with a folder is never run"
-        )
     with torch.device("meta"):
         for name in parts[:2] if base.family.shells else ():
-            without[name] = getattr(pipelines, base.components[name][1]).from_config(base.config(name))
+            without[name] = class_named(base.components[name][1], base).from_config(base.config(name))
+    kind = class_named(str(base.index.get("_class_name")), base)
     return loaded(lambda: kind.from_pretrained(folder, **without, torch_dtype=torch.float32), base)
+
+
+def class_named(name: str, base: Base) -> Any:
+    """A class of diffusers. Raises a UserError where it has none of this name."""
+    kind = getattr(_diffusers(), name, None)
+    if kind is None:
+        raise UserError(
+            f"'{base.name}' is made of a {name}, which diffusers {_diffusers().__version__} has not; expected a class of its own, "
+            "as code that comes with a folder is never run; install a later diffusers, or take another pipeline"
+        )
+    return kind
 
 
 def _is_component(value: Any) -> bool:

@@ -38,13 +38,16 @@ class Family:
         name: of the family, as it is written into `model.json`.
         classes: names of its denoisers in diffusers.
         conditions: names of what a denoiser is told beside sample and time. `text` and `text_mask` are states of a text encoder
-            and which of them count, `pooled` one state for the whole text, `label` a class, `guidance` an embedded scale.
+            and which of them count, `pooled` one state for the whole text, `label` a class, `guidance` an embedded scale,
+            `sizes` whatever is always told in the same way.
         component: of the pipeline that is the denoiser.
         time_scale: a flow model is told this many times sigma, the share of noise.
+        scale: of guidance, where it is an input and nothing is said.
         targets: modules that get adapters by default; the ends of their dotted names.
         size: pixels of the side of a picture, where the configuration does not say.
         frames: of the latents of a video; 0 for pictures.
         null_label: whether one number more than there are classes means "none".
+        assumed: what nobody said, where the family is a guess (`plain`).
         shells: whether `read` wants a denoiser and an autoencoder to look at; both are without weights.
     """
 
@@ -53,10 +56,12 @@ class Family:
     conditions: ClassVar[tuple[str, ...]] = ("text",)
     component: ClassVar[str] = "transformer"
     time_scale: ClassVar[float] = 1000.0
+    scale: ClassVar[float] = 3.5
     targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
     size: ClassVar[int] = 1024
     frames: ClassVar[int] = 0
     null_label: ClassVar[bool] = True
+    assumed: ClassVar[str] = ""
     shells: ClassVar[bool] = False
 
     def call(self, model: Any, x: Tensor, time: Tensor, **told: Tensor) -> Tensor:
@@ -82,7 +87,7 @@ class Family:
 
     def takes(self, config: Mapping[str, Any]) -> tuple[str, ...]:
         """Names of the conditions of a denoiser with this configuration."""
-        return self.conditions
+        return (*self.conditions, "guidance") if config.get("guidance_embeds") else self.conditions
 
     def shape(self, config: Mapping[str, Any], factor: int, size: int | None) -> tuple[int, ...]:
         """Shape of one sample of a denoiser: by default `(c, h, w)` of a square picture, `(c, frames, h, w)` of a video.
@@ -139,7 +144,9 @@ def family_named(name: str) -> Family:
     Raises:
         UserError: for an unknown one.
     """
-    found = known().get(name)
+    from trigflow.models.foreign.plain import of_names
+
+    found = of_names(name[6:-1].split(",")) if name.startswith("plain(") else known().get(name)
     if found is None:
         raise UserError(f"the family '{name}'; expected one of {', '.join(FAMILIES)}; pass the file that adds it as --plugin")
     return found
@@ -148,15 +155,17 @@ def family_named(name: str) -> Family:
 TEMPLATE = inspect.cleandoc(__doc__).split("::\n\n", 1)[1]
 
 
-def family_of(denoiser: str) -> Family:
-    """The family of a denoiser, by the name of its class in diffusers.
+def family_of(denoiser: str, kind: type | None = None) -> Family:
+    """The family of a denoiser, by the name of its class in diffusers; where none knows it, one guessed from the class itself.
 
     Raises:
-        UserError: for one that no family knows, with the file to write.
+        UserError: for one that no family knows and that wants more than a sample, a time and a text, with the file to write.
     """
-    for found in known().values():
-        if denoiser in found.classes:
-            return found
+    from trigflow.models.foreign.plain import guess
+
+    found = next((found for found in known().values() if denoiser in found.classes), None) or (guess(kind) if kind else None)
+    if found:
+        return found
     raise UserError(
         f"no family knows {denoiser}; expected one of {', '.join(sorted(c for f in FAMILIES.values() for c in f.classes))}; "
         "write a file that says how it is called, and pass it as --plugin FILE, such as:\n\n"

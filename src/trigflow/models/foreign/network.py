@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -11,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from trigflow.models.foreign.adapters import AdapterConfig, add_adapters, is_adapter
-from trigflow.models.foreign.base import Predicts, bridged, denoiser_of, open_base
+from trigflow.models.foreign.base import Predicts, bridged, denoiser_of, empty_denoiser, open_base
 from trigflow.models.foreign.family import family_named
 from trigflow.networks import ConditioningConfig, NetworkConfig, register
 from trigflow.process import TrigFlow
 from trigflow.runtime.errors import UserError
+from trigflow.tangent import jvp
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,13 @@ class ForeignConfig(NetworkConfig):
     """`takes` alone; the rest is up to the denoiser."""
     own_precision: ClassVar[bool] = True
 
+    def as_teacher(self) -> ForeignConfig:
+        return self.changed(adapter=AdapterConfig())
+
+
+EMPTY: ContextVar[bool] = ContextVar("empty", default=False)
+"""While it is true, denoisers are made with fresh weights instead of read."""
+
 
 class Foreign(nn.Module):
     """The denoiser behind a bridge: `F(x_t / sd, t, **conditions)`.
@@ -50,9 +59,11 @@ class Foreign(nn.Module):
     def __init__(self, config: ForeignConfig, sigma_data: float = 0.5) -> None:
         super().__init__()
         base, adapter = open_base(config.base), config.adapter
+        self.config = config
         adapter.check()
         self.trained = "all" if adapter.full else "adapters" if adapter.rank else "none"
-        pristine = denoiser_of(base, config.digest, getattr(torch, config.dtype))
+        dtype = getattr(torch, config.dtype)
+        pristine = empty_denoiser(base, dtype) if EMPTY.get() else denoiser_of(base, config.digest, dtype)
         self.pristine = (pristine,)  # in a tuple, out of sight of `modules`; stays in memory as long as somebody shares it
         model = copy.deepcopy(pristine, self._shared(pristine))
         if adapter.full:
@@ -63,7 +74,8 @@ class Foreign(nn.Module):
         for name, shape in config.rows.items():
             dtype = torch.bool if name.endswith("_mask") else torch.int64 if name == "label" else torch.float32
             self.register_buffer(f"none_{name}", torch.zeros(shape, dtype=dtype))
-        told = {*config.conditioning.takes, *self.names}
+        told = frozenset({*config.conditioning.takes, *self.names})
+        self.told = told - ({"guidance"} - {*config.conditioning.takes})
         self.bridge = bridged(base, config.family, model, TrigFlow(sigma_data=sigma_data), config.predicts, told)
 
     @property
@@ -74,15 +86,17 @@ class Foreign(nn.Module):
     @property
     def null(self) -> dict[str, Tensor]:
         """What means "none"."""
-        return {name: getattr(self, f"none_{name}") for name in self.names}
+        return {name: getattr(self, f"none_{name}") for name in self.names if name in self.told}
 
     @property
     def takes(self) -> frozenset[str]:
-        """Names of the conditions."""
-        return self.bridge.takes
+        """Names of the conditions. A scale of guidance that the denoiser has an input for is among them where it is told; else
+        it is always that of the import."""
+        return self.told
 
     def forward(self, x: Tensor, t: Tensor, **conditions: Tensor) -> Tensor:
-        none = {name: row.expand(len(x), *row.shape) for name, row in self.null.items() if name not in conditions}
+        rows = {name: getattr(self, f"none_{name}") for name in self.names if name not in conditions}
+        none = {name: row.expand(len(x), *row.shape) for name, row in rows.items()}
         return self.bridge(x, t, **none, **conditions)  # type: ignore[no-any-return]
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
@@ -114,9 +128,9 @@ class Foreign(nn.Module):
 register("diffusers", ForeignConfig, Foreign)
 
 
-@torch.no_grad()
 def check_moves(network: Foreign, shape: tuple[int, ...]) -> None:
-    """Check that what a denoiser predicts moves when its time moves by a fifth of a training step, so that its tangent is right.
+    """Check that what a denoiser predicts follows its time: that it has a derivative by it, which one that rounds its time, or
+    looks it up in a table, has not. (Half a precision rounds it as well, but in passing: its derivative is right.)
 
     Args:
         network: with its weights, on its device.
@@ -126,15 +140,17 @@ def check_moves(network: Foreign, shape: tuple[int, ...]) -> None:
         UserError: where it does not.
     """
     bridge, like = network.bridge, next(network.model.parameters())
-    times = getattr(getattr(bridge, "schedule", None), "times", None)
-    scale = getattr(bridge, "time_scale", 1.0) if times is None else float(times[-1])
+    scale = getattr(bridge, "time_scale", 1.0) if network.config.predicts == "flow" else float(bridge.schedule(torch.ones(1)))
     x = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0)).to(like.device)
-    rest = {name: torch.zeros(1, dtype=torch.int64 if name == "label" else None) for name in network.takes - {*network.names}}
-    told = {name: row.to(like.device) for name, row in ({key: row[None] for key, row in network.null.items()} | rest).items()}
-    found = [bridge.adapter(bridge.model, x, scale * torch.tensor([s], device=like.device), **told) for s in (0.5001, 0.5003)]
-    if torch.equal(*found):
+    told = {name: getattr(network, f"none_{name}")[None] for name in network.names}
+    if "label" in network.takes and not told:
+        told = {"label": torch.zeros(1, dtype=torch.int64, device=like.device)}
+    time = torch.full((1,), 0.5 * scale, device=like.device)
+    with torch.no_grad():
+        _, slope = jvp(lambda time: bridge.adapter(bridge.model, x, time, **told), (time,), (torch.ones_like(time),))
+    if not bool(slope.any()):
         raise UserError(
-            f"a {type(network.model).__name__} in {like.dtype} that is told its time in steps: a fifth of one changes nothing; "
-            "expected a prediction that follows the time, as distillation needs its derivative; import it with --dtype float32, "
-            "or have `call` of its family hand on the time as it is"
+            f"a {type(network.model).__name__} that is told its time in whole steps: a fifth of one changes nothing; expected a "
+            "prediction that follows the time, as distillation needs its derivative; have `call` of its family hand on the time "
+            "as it is, or take another teacher"
         )

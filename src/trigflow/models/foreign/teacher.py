@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor, nn
 
 from trigflow.codecs import Codec, Latents, Pixels
 from trigflow.codecs.vae import VAESource, channels_of, factor_of, scaling_of
 from trigflow.conditions import Conditioner, Input
 from trigflow.migrations import stamped
-from trigflow.models.foreign.base import Base, open_base
+from trigflow.models.bridges import Adapter, Schedule
+from trigflow.models.foreign.base import Base, Predicts, bridge_of, open_base
 from trigflow.models.foreign.family import Family
 from trigflow.models.foreign.network import ForeignConfig
 from trigflow.models.foreign.words import Prompts, digest_of_encoders, read
+from trigflow.models.model import Model
+from trigflow.models.outside import model_of
 from trigflow.networks import ConditioningConfig, network_state
 from trigflow.process import TrigFlow
 from trigflow.runtime.errors import UserError
@@ -73,7 +78,7 @@ def import_pipeline(
     return {
         "pipeline": base.name, "denoiser": base.denoiser, "family": told.name, "predicts": predicts,
         "latents": " x ".join(map(str, codec.shape)), "picture": " x ".join(map(str, pixels)),
-        "told": ", ".join(takes) or "nothing",
+        "told": ", ".join(takes) or "nothing", **({"assumed": told.assumed} if told.assumed else {}),
     }  # fmt: skip
 
 
@@ -102,6 +107,35 @@ def said_to(
     if "text" not in takes:
         return Conditioner(), {}
     none = {key: row for key, row in read(base.name, told.name, size, "").items() if key in takes}
-    shapes = {key: tuple(row.shape) for key, row in none.items() if key != "sizes"}
+    shapes = {key: tuple(row.shape) for key, row in none.items() if key not in ("sizes", "guidance")}
+    if "guidance" in takes:
+        none["guidance"] = torch.tensor(told.scale)
     prompts: Input = Prompts(base.name, told.name, size, shapes, digest_of_encoders(base.folder))
     return Conditioner({"text": prompts}), none
+
+
+def wrap(
+    network: nn.Module, call: Adapter, shape: tuple[int, ...], *, predicts: Predicts = "flow", time_scale: float = 1000.0,
+    schedule: Tensor | Schedule | None = None, takes: Iterable[str] = (), null: Mapping[str, Tensor] | None = None,
+    codec: Codec | None = None, conditioner: Conditioner | None = None, num_classes: int = 0, sigma_data: float = 0.5,
+) -> Model:  # fmt: skip
+    """Any denoiser at hand as a model, to draw from or as the teacher of a `Trainer`; see `Family.call` and `model_of`.
+
+    Args:
+        network: the denoiser, of data of about unit variance; it is frozen.
+        call: `call(network, x, time, **conditions)`, its prediction, `(b, *shape)`; of a flow noise - data.
+        shape: of one sample.
+        predicts: flow, epsilon, v or x0.
+        time_scale: a flow is told this many times sigma.
+        schedule: of others, `alphas_cumprod` of their training steps, as their scheduler has them.
+        takes: names of the conditions.
+        null: what means "none", by name, without batch axis; where it is left out, the condition always has to be told.
+        codec: stored data to x0; by default pixels, in [-1, 1] to the denoiser.
+
+    Raises:
+        UserError: for arguments that do not go together.
+    """
+    process = TrigFlow(sigma_data=sigma_data)
+    bridge = bridge_of(network, call, process, predicts, schedule, time_scale, takes=takes, null=null)
+    codec = codec or Pixels(shape, (0.0,) * shape[0], sigma_data, sigma_data)
+    return model_of(bridge, shape, process=process, codec=codec, conditioner=conditioner, num_classes=num_classes)

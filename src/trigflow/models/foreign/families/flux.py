@@ -17,9 +17,6 @@ class Flux(Family):
     conditions = ("text", "pooled")
     time_scale = 1.0
 
-    def takes(self, config: Mapping[str, Any]) -> tuple[str, ...]:
-        return (*self.conditions, "guidance") if config.get("guidance_embeds") else self.conditions
-
     def shape(self, config: Mapping[str, Any], factor: int, size: int | None) -> tuple[int, ...]:
         side = (size or self.size) // factor
         return config["in_channels"] // 4, side, side

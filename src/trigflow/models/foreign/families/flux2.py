@@ -15,6 +15,7 @@ class Flux2(Flux):
     name = "flux2"
     classes = ("Flux2Transformer2DModel",)
     conditions = ("text",)
+    scale = 4.0
     shape = Family.shape
 
     def call(self, model: Any, x: Tensor, time: Tensor, **told: Tensor) -> Tensor:

@@ -1,6 +1,5 @@
 """HunyuanVideo."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -14,11 +13,9 @@ class HunyuanVideo(Family):
     classes = ("HunyuanVideoTransformer3DModel",)
     conditions = ("text", "text_mask", "pooled")
     size = 720
+    scale = 6.0
     frames = 33
     """Of latents: 129 frames of a video, four at a time after the first."""
-
-    def takes(self, config: Mapping[str, Any]) -> tuple[str, ...]:
-        return (*self.conditions, "guidance") if config.get("guidance_embeds") else self.conditions
 
     def call(self, model: Any, x: Tensor, time: Tensor, **told: Tensor) -> Tensor:
         guidance = told["guidance"] * 1000 if "guidance" in told else None

@@ -1,6 +1,5 @@
 """Qwen-Image."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -16,9 +15,6 @@ class QwenImage(Flux):
     conditions = ("text", "text_mask")
     length = 512
     """Tokens of a text, without those of the words around it."""
-
-    def takes(self, config: Mapping[str, Any]) -> tuple[str, ...]:
-        return self.conditions
 
     def call(self, model: Any, x: Tensor, time: Tensor, **told: Tensor) -> Tensor:
         rows = model(

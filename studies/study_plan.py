@@ -14,8 +14,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from studies.spec import Arm, Base, Draw, Study
 from trigflow.lab.recipes.changes import change
-from trigflow.lab.study.spec import Arm, Base, Draw, Study
 from trigflow.objectives import objective_of
 from trigflow.runtime.errors import UserError
 from trigflow.training.config import RunConfig, flattened, to_dict

@@ -6,10 +6,7 @@ that the same study runs on a laptop and on a cluster. Everything here is plain 
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Annotated, Literal
-
-from tyro.conf import arg
+from typing import Literal
 
 from trigflow.lab.recipes.changes import Changes
 from trigflow.lab.recipes.named import Recipe
@@ -137,31 +134,3 @@ class Study:
     """Seeds that it is run with unless others are asked for."""
     bases: tuple[str, ...] = ("digits",)
     """Bases on which the study is part of the documented results."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How a study is run."""
-
-    out: Path = Path("runs/lab")
-    """Folder of all studies."""
-    seeds: Annotated[tuple[int, ...], arg(metavar="SEED ...")] = ()
-    """One teacher and one student of every arm for each; by default those of the study, 0 1 2 for most."""
-    only: Annotated[tuple[str, ...], arg(metavar="ARM ...")] = ()
-    """Run only these arms, and those they start from."""
-    jobs: int = 1
-    """Cells at a time, each in a process of its own with an equal share of the cores."""
-    device: str = "auto"
-    """cpu, cuda, or auto."""
-    num: int = 2000
-    """Samples behind every score."""
-    retry: bool = False
-    """Run failed cells again."""
-    smoke: bool = False
-    """Only see that it works: one seed and a few steps of the first two arms, in miniature."""
-    quiet: bool = False
-    """Print no line for each cell."""
-
-    def folder(self, study: Study, base: str) -> Path:
-        """Where the results of a study on the base of this name go."""
-        return self.out / f"{study.name}-{base}{'-smoke' if self.smoke else ''}"

@@ -4,9 +4,9 @@ the choices of the other studies: the optimizer, and a learning rate for every o
 Claims are in our own words. Where a claim comes from somewhere else, it says so.
 """
 
+from studies.rivals import DISCRETE, GUIDANCE, LEARNED, LENGTH, RIVALS, SCT, TEACHER
+from studies.spec import Arm, Draw, Expect, Study, better
 from trigflow.lab.recipes.changes import Changes
-from trigflow.lab.study.rivals import DISCRETE, GUIDANCE, LEARNED, LENGTH, RIVALS, SCT, TEACHER
-from trigflow.lab.study.spec import Arm, Draw, Expect, Study, better
 
 ADAM_RATES = {f"Adam {rate:g}": rate for rate in (2e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)}
 
@@ -255,4 +255,4 @@ FINDINGS = {
     "j": DERIVATIVE,
 }
 STUDIES: dict[str, Study] = {study.name: study for study in (*FINDINGS.values(), LENGTH, TEACHER, OPTIMIZER, RATES)}
-"""Every study that comes with trigflow, by name."""
+"""Every study, by name."""

@@ -5,10 +5,10 @@ import math
 from pathlib import Path
 from typing import Any
 
-from trigflow.lab.study.results import Results
-from trigflow.lab.study.spec import HIGHER_IS_BETTER
-from trigflow.lab.study.study_table import NAMES, Row, label, rows
-from trigflow.runtime.errors import MissingExtraError
+from studies.results import Results
+from studies.spec import HIGHER_IS_BETTER
+from studies.study_table import NAMES, Row, label, rows
+from trigflow.runtime.errors import UserError
 from trigflow.runtime.files import replacing
 
 Style = dict[str, Any]
@@ -36,11 +36,13 @@ line whose x is None is horizontal."""
 
 
 def require_matplotlib() -> None:
-    """Raise MissingExtraError where there is no matplotlib."""
+    """Raise a UserError where there is no matplotlib."""
     try:
         import matplotlib  # noqa: F401
     except ImportError:
-        raise MissingExtraError("the figure of a study", "matplotlib", "lab") from None
+        raise UserError(
+            "the figure of a study needs matplotlib, which is not installed; expected it there; run: pip install matplotlib"
+        ) from None
 
 
 def figure(results: Results, path: str | Path) -> Path:
@@ -49,7 +51,7 @@ def figure(results: Results, path: str | Path) -> Path:
     Means with standard errors over seeds, without cells that diverged; how many did is written beside.
 
     Raises:
-        MissingExtraError: without matplotlib.
+        UserError: without matplotlib.
     """
     require_matplotlib()
     from matplotlib import rc_context

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from lab.study.lab import STUDY, made_up
-from trigflow.lab.study import figure as pictures
-from trigflow.lab.study.figure import DPI, WIDTH, figure
-from trigflow.lab.study.results import Results, Summary, load_results, save_results
-from trigflow.lab.study.spec import Arm, Draw, Study
-from trigflow.lab.study.study_table import label, report, show, table, terms
-from trigflow.runtime.errors import MissingExtraError, UserError
+from studies import figure as pictures
+from studies.figure import DPI, WIDTH, figure
+from studies.results import Results, Summary, load_results, save_results
+from studies.spec import Arm, Draw, Study
+from studies.study_table import label, report, show, table, terms
+from tiny_study import STUDY, made_up
+from trigflow.runtime.errors import UserError
 
 FIGURES: dict[str, list[float | str]] = {
     "normalized": [1.0, 1.2],
@@ -206,7 +206,7 @@ def test_lines_over_scales_are_one_for_each_arm(tmp_path: Path, monkeypatch: pyt
     assert recall.get_yscale() == "linear"  # 25 times apart, but a share of all samples
 
 
-def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_matplotlib_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     real = builtins.__import__
 
     def missing(name: str, *args: Any, **kwargs: Any) -> Any:
@@ -215,7 +215,7 @@ def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) 
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", missing)
-    with pytest.raises(MissingExtraError, match=r'pip install "trigflow\[lab\]"'):
+    with pytest.raises(UserError, match=r"needs matplotlib, .* pip install matplotlib"):
         pictures.require_matplotlib()
 
 

@@ -2,8 +2,8 @@
 
 import math
 
+from studies.spec import Arm, Draw, Expect, Study, better
 from trigflow.lab.recipes.changes import Changes
-from trigflow.lab.study.spec import Arm, Draw, Expect, Study, better
 from trigflow.process import Proposal
 
 SCT: Changes = {"objective.kind": "sct"}

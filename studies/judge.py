@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from trigflow.lab.study.results import Results, Summary, summarize
-from trigflow.lab.study.spec import HIGHER_IS_BETTER, Expect
+from studies.results import Results, Summary, summarize
+from studies.spec import HIGHER_IS_BETTER, Expect
 
 STUDENT = (
     12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,

@@ -6,10 +6,10 @@ import dataclasses
 
 import pytest
 
-from lab.study.lab import STUDY, made_up
-from trigflow.lab.study.judge import critical, judge, judge_one
-from trigflow.lab.study.results import summarize
-from trigflow.lab.study.spec import Expect
+from studies.judge import critical, judge, judge_one
+from studies.results import summarize
+from studies.spec import Expect
+from tiny_study import STUDY, made_up
 
 EXPECT = Expect("normalized", "clipped")
 

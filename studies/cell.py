@@ -1,4 +1,4 @@
-"""One cell in its own process: `python -m trigflow.lab.study.cell OUT/cells/KEY`.
+"""One cell in its own process: `python -m studies.cell OUT/cells/KEY`.
 
 Reads cell.json, trains the model unless that has been done, draws from it, and writes result.json. A cell that was killed goes
 on from the newest checkpoint of its model. With `--attended` it stops, as for Ctrl-C, when its standard input is closed: that
@@ -18,18 +18,18 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from studies.pool import RawResult, lock_of
+from studies.spec import Draw
 from trigflow.data import LatentDataset
 from trigflow.data.config import load_data
 from trigflow.evaluation import Reference
 from trigflow.evaluation.evaluate_model import make_reference, score
 from trigflow.lab.demo import trained
-from trigflow.lab.study.pool import RawResult, lock_of
-from trigflow.lab.study.spec import Draw
 from trigflow.models.model import Model, load
 from trigflow.runtime.errors import DivergedError, UserError, first_line
 from trigflow.runtime.files import read_json, write_json
 from trigflow.runtime.machine import machine
-from trigflow.samplers import search_times_and_gamma
+from trigflow.samplers import ScheduleSearch, search_times
 from trigflow.training.config import from_dict
 from trigflow.training.log import read_metrics
 
@@ -184,15 +184,18 @@ def _search(model: Model, reference: Reference, draw: Draw, num: int, seed: int)
     """Give the model the times, and where it takes any jump the gamma, with the least Frechet distance: for each gamma 8 trials
     for two steps, 10 for each searched time of more."""
     free = model.sampling.jumps == "any"
+    trials = 8 if draw.steps == 2 else 10 * (draw.steps - 1)
 
-    def distance(times: tuple[float, ...], gamma: float) -> float:
-        drawn = model.sample(num, times=times, gamma=gamma if free else None, guidance=draw.guidance, seed=seed)
-        return reference.score(drawn).fd
+    def searched(gamma: float) -> ScheduleSearch:
+        def distance(times: tuple[float, ...]) -> float:
+            drawn = model.sample(num, times=times, gamma=gamma if free else None, guidance=draw.guidance, seed=seed)
+            return reference.score(drawn).fd
 
-    gammas = (0.0, 0.5, 1.0) if free else (0.0,)
-    trials = len(gammas) * (8 if draw.steps == 2 else 10 * (draw.steps - 1))
-    search, gamma = search_times_and_gamma(distance, model.process, draw.steps, gammas=gammas, evaluations=trials)
-    model.times[draw.steps] = search.times
+        return search_times(distance, model.process, draw.steps, evaluations=trials)
+
+    found = {gamma: searched(gamma) for gamma in ((0.0, 0.5, 1.0) if free else (0.0,))}
+    gamma = min(found, key=lambda gamma: found[gamma].score)
+    model.times[draw.steps] = found[gamma].times
     model.sampling = dataclasses.replace(model.sampling, gamma=gamma)
 
 

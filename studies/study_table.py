@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from trigflow.lab.study.judge import judge
-from trigflow.lab.study.results import Results, Summary, summarize
-from trigflow.lab.study.spec import Arm, Draw
+from studies.judge import judge
+from studies.results import Results, Summary, summarize
+from studies.spec import Arm, Draw
 
 NAMES = {
     "fd": "Fréchet distance",

@@ -13,7 +13,7 @@ from typing import Any
 
 import dacite
 
-from trigflow.lab.study.spec import Study
+from studies.spec import Study
 from trigflow.runtime.errors import UserError
 from trigflow.runtime.files import read_json, write_json
 
@@ -33,7 +33,7 @@ class CellResult:
         teacher: that of its teacher, a key of `Results.teachers`.
         iterations, skipped, parameters: of the training; None where it failed.
         seconds: of the training (`train`) and of drawing and scoring (`evaluate`).
-        training: figures of the training, see `trigflow.lab.study.cell.training_figures`.
+        training: figures of the training, see `studies.cell.training_figures`.
         scores: by name of the draw: fd, fd_real, precision, recall, nfe, times, seconds.
         machine: number of the machine that ended it, in `Results.machines`.
     """
@@ -96,7 +96,7 @@ class Results:
         return sum(cell.status in statuses for cell in self.of(arm).values())
 
     def value(self, cell: CellResult, figure: str) -> float | None:
-        """A figure of a cell, named as in `trigflow.lab.study.spec.Expect`; None where it has none."""
+        """A figure of a cell, named as in `studies.spec.Expect`; None where it has none."""
         if cell.status in ("failed", "missing"):
             return None
         teacher = self.teachers[cell.teacher].best if cell.teacher in self.teachers else {}
@@ -155,5 +155,5 @@ def load_results(path: str | Path) -> Results:
     except (KeyError, TypeError, ValueError, dacite.DaciteError) as error:
         raise UserError(
             f"'{path}' holds no results of a study ({type(error).__name__}: {error}); expected a results.json written by "
-            "trigflow study; check the path"
+            "python -m studies; check the path"
         ) from None

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
+from studies.study_plan import TeacherAndStudent
 from trigflow.data.config import load_data
 from trigflow.lab.recipes.changes import change
-from trigflow.lab.study.study_plan import TeacherAndStudent
 from trigflow.objectives import Discrete, Distribution
 from trigflow.runtime.machine import machine
 from trigflow.training.trainer import Trainer

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import program_server
+from studies import pool
+from studies.results import CellResult, Results
+from studies.runner import Settings, run_study
+from studies.spec import Arm, Base, Draw, Expect, Study
 from training.tiny import tiny_config
-from trigflow.lab.study import pool
-from trigflow.lab.study.results import CellResult, Results
-from trigflow.lab.study.runner import Settings, run_study
-from trigflow.lab.study.spec import Arm, Base, Draw, Expect, Study
 
 MACHINE = {"processor": "Abacus", "threads": 1, "device": "cpu", "python": "3.0", "torch": "2.0", "trigflow": "0.0"}
 
@@ -76,7 +76,7 @@ def made_up(study: Study, figures: dict[str, list[float | str]], **changes: Any)
     }
     settings: dict[str, Any] = {
         "study": study, "base": "digits", "seeds": seeds, "num": 2000, "cells": tuple(cells), "teachers": teachers,
-        "recipe": {}, "pace": {}, "command": "trigflow study tiny", "machines": (MACHINE,),
+        "recipe": {}, "pace": {}, "command": "python -m studies tiny", "machines": (MACHINE,),
     }  # fmt: skip
     return Results(**{**settings, **changes})
 
@@ -87,7 +87,7 @@ class Forked:
     def __init__(self, folder: Path) -> None:
         reading, writing = os.pipe()
         self.stdin = os.fdopen(writing, "wb")
-        command = ["-m", "trigflow.lab.study.cell", str(folder), "--attended"]
+        command = ["-m", "studies.cell", str(folder), "--attended"]
         with (folder / "log.txt").open("ab") as output:
             self.pid = program_server.fork(command, [reading, output.fileno(), output.fileno()])
         os.close(reading)
@@ -116,4 +116,4 @@ SPAWN = pool.spawn
 if __name__ == "__main__":  # a runner to be killed
     pool.spawn = first_forked
     settings = Settings(Path(sys.argv[1]), (0,), ("clipped",), num=20, device="cpu")
-    run_study(STUDY, tiny_base(100, 10), "base", settings, "test")
+    run_study(STUDY, tiny_base(100, 10), "base", settings)

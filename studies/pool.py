@@ -16,13 +16,16 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from trigflow.lab.study.study_plan import Cell
+from studies.study_plan import Cell
 from trigflow.runtime.errors import UserError
 from trigflow.runtime.files import read_json, write_json
 from trigflow.training.config import from_dict, to_dict
 
+ROOT = Path(__file__).parents[1]
+"""The clone, in which processes of cells find this package whatever the folder they run in."""
+
 RawResult = dict[str, Any]
-"""Content of a result.json: status, reason and figures, see `trigflow.lab.study.cell.run_cell`."""
+"""Content of a result.json: status, reason and figures, see `studies.cell.run_cell`."""
 
 ATTEMPTS = 2
 """Processes of a cell that may end by a signal, or without saying why, before the cell has failed."""
@@ -60,13 +63,14 @@ def spawn(folder: Path, threads: int) -> subprocess.Popen[bytes]:
 
     Its standard input is a pipe that closes when this process ends, however it ends.
     """
+    places = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     with (folder / "log.txt").open("ab") as output:
         return subprocess.Popen(
-            [sys.executable, "-m", "trigflow.lab.study.cell", str(folder), "--attended"],
+            [sys.executable, "-m", "studies.cell", str(folder), "--attended"],
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=output,
-            env={**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"},
+            env={**os.environ, "PYTHONPATH": places, "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"},
             start_new_session=True,
         )
 

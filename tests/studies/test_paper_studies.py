@@ -7,12 +7,12 @@ import re
 
 import pytest
 
+from studies import BASES, FINDINGS, STUDIES, Arm, Base, Study
+from studies.bases import OF_KIND
+from studies.figure import COLOURS, MARKERS
+from studies.rivals import SCALES
+from studies.study_plan import expand, resolve_arm
 from trigflow.lab.recipes import RECIPES
-from trigflow.lab.study import BASES, FINDINGS, STUDIES, Arm, Base, Study
-from trigflow.lab.study.bases import OF_KIND
-from trigflow.lab.study.figure import COLOURS, MARKERS
-from trigflow.lab.study.rivals import SCALES
-from trigflow.lab.study.study_plan import expand, resolve_arm
 from trigflow.training.config import RunConfig
 from trigflow.training.instruments import Instruments
 

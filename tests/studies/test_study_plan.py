@@ -6,9 +6,9 @@ import dataclasses
 
 import pytest
 
-from lab.study.lab import STUDY, tiny_base
-from trigflow.lab.study.spec import Arm, Base, Study
-from trigflow.lab.study.study_plan import StudyPlan, choose_arms, expand, key_of, lengthen, resolve_arm, settings_of
+from studies.spec import Arm, Base, Study
+from studies.study_plan import StudyPlan, choose_arms, expand, key_of, lengthen, resolve_arm, settings_of
+from tiny_study import STUDY, tiny_base
 from trigflow.objectives import objective_of
 from trigflow.runtime.errors import UserError
 from trigflow.training.config import RunConfig

@@ -15,17 +15,17 @@ import pytest
 import torch
 
 import programs
-from lab.study.lab import STUDY, tiny_base
-from trigflow.lab.study import pool
-from trigflow.lab.study.cell import run_cell
-from trigflow.lab.study.pool import CellPool, is_held, lock_of, threads_for
-from trigflow.lab.study.study_plan import StudyPlan, expand
+from studies import pool
+from studies.cell import run_cell
+from studies.pool import CellPool, is_held, lock_of, threads_for
+from studies.study_plan import StudyPlan, expand
+from tiny_study import STUDY, tiny_base
 from trigflow.models.model import load
 from trigflow.runtime.errors import UserError
 from trigflow.runtime.files import read_json, write_json
 from trigflow.training.checkpoint import list_checkpoints
 
-TESTS = Path(__file__).parents[2]
+TESTS = Path(__file__).parents[1]
 DONE = """
 import fcntl, json, pathlib, sys, time
 folder = pathlib.Path(sys.argv[1])
@@ -183,6 +183,16 @@ def test_other_defaults_are_not_mixed(plan: StudyPlan, tmp_path: Path) -> None:
         pool.prepare(tmp_path, cell)
 
 
+def test_processes_find_the_studies_whatever_their_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(pool.subprocess, "Popen", lambda _, **settings: asked.update(settings))
+    monkeypatch.setenv("PYTHONPATH", "elsewhere")
+    pool.spawn(tmp_path, 1)
+    first, *others = asked["env"]["PYTHONPATH"].split(os.pathsep)
+    assert Path(first, "studies", "cell.py").is_file()
+    assert others == ["elsewhere"]
+
+
 def test_threads_are_a_share_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool, "cores", lambda: 8)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
@@ -228,10 +238,10 @@ def test_killed_children_and_parents_lose_nothing_but_steps(tmp_path: Path) -> N
     (out / "teachers").mkdir(parents=True)
     (whole / teacher.model).rename(out / teacher.model)
 
-    command = ["-m", "lab.study.lab", out]
-    places = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))
+    command = ["-m", "tiny_study", out]
+    places = os.pathsep.join(filter(None, [str(TESTS.parent), str(TESTS), os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, "PYTHONPATH": places, "OMP_NUM_THREADS": "1"}
-    imports = ["matplotlib.pyplot", "trigflow.lab.study.cell"]
+    imports = ["matplotlib.pyplot", "trigflow.lab.demo"]
     runner = programs.start(command, environment=environment, session=True, imports=imports)
     student = out / cell.model
 

@@ -1,12 +1,12 @@
-"""Bases: what the studies that come with trigflow change, sized so that a whole study fits one small machine."""
+"""Bases: what the studies change, sized so that a whole study fits one small machine."""
 
 import dataclasses
 from typing import Any
 
+from studies.spec import Base, Draw
 from trigflow.lab.recipes import preset
 from trigflow.lab.recipes.changes import Changes, change, warmed_within
 from trigflow.lab.recipes.starters import RECIPES
-from trigflow.lab.study.spec import Base, Draw
 from trigflow.networks import UNetConfig
 from trigflow.runtime.errors import UserError
 from trigflow.training.config import RunConfig

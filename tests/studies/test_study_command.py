@@ -1,4 +1,4 @@
-"""`trigflow study`, with cells that are done by hand."""
+"""`python -m studies`, with cells that are done by hand."""
 
 from __future__ import annotations
 
@@ -9,24 +9,31 @@ from typing import Any
 
 import pytest
 
-from conftest import Result
-from lab.study.lab import MACHINE, STUDY, tiny_base
-from trigflow.lab.study import bases, pace, paper_studies, pool, runner
-from trigflow.lab.study.bases import choose_base
-from trigflow.lab.study.pool import CellPool
-from trigflow.lab.study.results import load_results
-from trigflow.lab.study.spec import Arm
-from trigflow.lab.study.study_plan import Cell, TeacherAndStudent
+import studies.__main__ as entry
+from conftest import Result, typed
+from studies import bases, pace, pool, runner
+from studies.bases import choose_base
+from studies.pool import CellPool
+from studies.results import load_results
+from studies.spec import Arm
+from studies.study_plan import Cell, TeacherAndStudent
+from tiny_study import MACHINE, STUDY, tiny_base
 from trigflow.runtime.errors import UserError
 from trigflow.runtime.files import write_json
 
-Cli = Callable[..., Result]
+Command = Callable[..., Result]
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Command:
+    """`command("tiny", ...)` runs `python -m studies tiny ...` in this process."""
+    return typed(entry.main, capsys)
 
 
 @pytest.fixture(autouse=True)
 def known(monkeypatch: pytest.MonkeyPatch) -> None:
     """One study, on one base."""
-    monkeypatch.setattr(paper_studies, "STUDIES", {"tiny": STUDY})
+    monkeypatch.setattr(entry, "STUDIES", {"tiny": STUDY})
     monkeypatch.setattr(bases, "BASES", {"digits": tiny_base(100), "other": tiny_base(50)})
 
 
@@ -56,10 +63,10 @@ FAILING: set[str] = set()
 
 
 def test_a_study_writes_results_table_and_figure(
-    cli: Cli, started: list[Cell], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: Command, started: list[Cell], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sys.argv", ["/usr/bin/trigflow", "study", "tiny", "--out", "my lab"])
-    result = cli("study", "tiny", "--out", tmp_path)
+    monkeypatch.setattr("sys.orig_argv", ["/usr/bin/python3", "-m", "studies", "tiny", "--out", "my lab"])
+    result = command("tiny", "--out", tmp_path)
     assert (result.code, result.err) == (0, "")
     folder = tmp_path / "tiny-digits"
     assert sorted(path.name for path in folder.iterdir()) == ["figure.png", "results.json", "table.md"]
@@ -69,39 +76,39 @@ def test_a_study_writes_results_table_and_figure(
     results = load_results(folder / "results.json")
     assert results.seeds == (0, 1)
     assert results.study == STUDY
-    assert results.command == "trigflow study tiny --out 'my lab'"
+    assert results.command == "python -m studies tiny --out 'my lab'"
     assert {cell.status for cell in results.cells} == {"done"}
     assert results.machines == (MACHINE,)
     assert results.recipe["student"]["loop"]["iterations"] == 100
 
 
-def test_what_is_finished_is_not_repeated_and_more_can_be_added(cli: Cli, started: list[Cell], tmp_path: Path) -> None:
-    cli("study", "tiny", "--out", tmp_path, "--seeds", 0, "--only", "clipped")
+def test_what_is_finished_is_not_repeated_and_more_can_be_added(command: Command, started: list[Cell], tmp_path: Path) -> None:
+    command("tiny", "--out", tmp_path, "--seeds", 0, "--only", "clipped")
     assert [cell.name for cell in started] == ["teacher, seed 0", "clipped, seed 0"]
     results = load_results(tmp_path / "tiny-digits" / "results.json")
     assert [cell.status for cell in results.of("normalized").values()] == ["missing"]
     started.clear()
-    result = cli("study", "tiny", "--out", tmp_path, "--seeds", 0, 5, "--quiet")
+    result = command("tiny", "--out", tmp_path, "--seeds", 0, 5, "--quiet")
     assert len(started) == 3 + 5
     assert "[" not in result.out
     assert load_results(tmp_path / "tiny-digits" / "results.json").seeds == (0, 5)
     started.clear()
-    cli("study", "tiny", "--out", tmp_path, "--seeds", 7, "--only", "solver")
+    command("tiny", "--out", tmp_path, "--seeds", 7, "--only", "solver")
     results = load_results(tmp_path / "tiny-digits" / "results.json")
     assert results.seeds == (0, 5, 7)
     assert results.of("clipped")[5].status == "done"
 
 
-def test_another_base_has_cells_and_results_of_its_own(cli: Cli, started: list[Cell], tmp_path: Path) -> None:
-    cli("study", "tiny", "--out", tmp_path, "--only", "clipped")
-    cli("study", "tiny", "--out", tmp_path, "--only", "clipped", "--base", "other")
+def test_another_base_has_cells_and_results_of_its_own(command: Command, started: list[Cell], tmp_path: Path) -> None:
+    command("tiny", "--out", tmp_path, "--only", "clipped")
+    command("tiny", "--out", tmp_path, "--only", "clipped", "--base", "other")
     assert len(started) == 2 * 2 + 2  # the teachers are the same
     assert (tmp_path / "tiny-other" / "results.json").is_file()
 
 
-def test_failed_cells_are_left_until_asked_for(cli: Cli, started: list[Cell], tmp_path: Path) -> None:
+def test_failed_cells_are_left_until_asked_for(command: Command, started: list[Cell], tmp_path: Path) -> None:
     FAILING.add("normalized, seed 1")
-    result = cli("study", "tiny", "--out", tmp_path)
+    result = command("tiny", "--out", tmp_path)
     assert result.code == 1
     assert result.err == "2 cells failed; their reasons are in table.md, run them again with --retry\n"
     table = (tmp_path / "tiny-digits" / "table.md").read_text()
@@ -109,15 +116,17 @@ def test_failed_cells_are_left_until_asked_for(cli: Cli, started: list[Cell], tm
     assert "* continued, seed 1, failed: normalized, seed 1: no luck" in table
     started.clear()
     FAILING.clear()
-    assert cli("study", "tiny", "--out", tmp_path).code == 1
+    assert command("tiny", "--out", tmp_path).code == 1
     assert started == []
-    assert cli("study", "tiny", "--out", tmp_path, "--retry").code == 0
+    assert command("tiny", "--out", tmp_path, "--retry").code == 0
     assert [cell.name for cell in started] == ["normalized, seed 1", "continued, seed 1"]
 
 
-def test_equal_seconds_are_fitted_once(cli: Cli, started: list[Cell], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equal_seconds_are_fitted_once(
+    command: Command, started: list[Cell], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     timed = dataclasses.replace(STUDY, budget="seconds", arms=(*STUDY.arms, Arm("short", length=0.5, rate=0.1)))
-    monkeypatch.setattr(paper_studies, "STUDIES", {"tiny": timed})
+    monkeypatch.setattr(entry, "STUDIES", {"tiny": timed})
     measured: list[str] = []
 
     def measure(base: TeacherAndStudent, arm: TeacherAndStudent, rounds: int) -> dict[str, Any]:
@@ -126,25 +135,25 @@ def test_equal_seconds_are_fitted_once(cli: Cli, started: list[Cell], tmp_path: 
         return {"pace": 2.0, "seconds": 0.2, "base_seconds": 0.1}
 
     monkeypatch.setattr(runner, "measure_pace", measure)
-    cli("study", "tiny", "--out", tmp_path, "--seeds", 0)
+    command("tiny", "--out", tmp_path, "--seeds", 0)
     assert measured == ["clip"]  # the others take the base's steps
     results = load_results(tmp_path / "tiny-digits" / "results.json")
     iterations = {arm.name: results.of(arm.name)[0].iterations for arm in timed.arms if arm.student is not None}
     assert iterations == {"normalized": 100, "clipped": 50, "continued": 100, "short": 50}
     assert results.pace["clipped"]["pace"] == 2.0
-    cli("study", "tiny", "--out", tmp_path, "--seeds", 0)
+    command("tiny", "--out", tmp_path, "--seeds", 0)
     assert measured == ["clip"]
 
 
 def test_an_arm_whose_steps_cannot_be_taken_keeps_the_iterations_of_the_base(
-    cli: Cli, started: list[Cell], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: Command, started: list[Cell], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any) -> dict[str, Any]:
         raise RuntimeError("no memory\nfor this")
 
-    monkeypatch.setattr(paper_studies, "STUDIES", {"tiny": dataclasses.replace(STUDY, budget="seconds")})
+    monkeypatch.setattr(entry, "STUDIES", {"tiny": dataclasses.replace(STUDY, budget="seconds")})
     monkeypatch.setattr(runner, "measure_pace", fail)
-    result = cli("study", "tiny", "--out", tmp_path, "--seeds", 0, "--only", "clipped")
+    result = command("tiny", "--out", tmp_path, "--seeds", 0, "--only", "clipped")
     assert "no step time of clipped; no memory\n" in result.out
     results = load_results(tmp_path / "tiny-digits" / "results.json")
     assert (results.of("clipped")[0].iterations, "clipped" in results.pace) == (100, False)
@@ -184,28 +193,30 @@ def test_step_times_are_measured_in_turn(monkeypatch: pytest.MonkeyPatch) -> Non
         (["all", "--only", "clipped"], "--only with all studies"),
     ],
 )
-def test_what_cannot_be_run_is_said_in_a_line(cli: Cli, tmp_path: Path, arguments: list[str], message: str) -> None:
-    result = cli("study", *arguments, "--out", tmp_path / "lab")
+def test_what_cannot_be_run_is_said_in_a_line(command: Command, tmp_path: Path, arguments: list[str], message: str) -> None:
+    result = command(*arguments, "--out", tmp_path / "lab")
     assert result.code == 2
     assert message in result.err
     assert result.err.count("\n") == 1
     assert not (tmp_path / "lab").exists()
 
 
-def test_the_list_has_every_study(cli: Cli) -> None:
-    assert cli("study", "list").out == "tiny           Normalized, clipped, continued (digits)\n"
+def test_the_list_has_every_study(command: Command) -> None:
+    assert command("list").out == "tiny           Normalized, clipped, continued (digits)\n"
 
 
-def test_all_are_those_of_the_base(cli: Cli, started: list[Cell], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_are_those_of_the_base(
+    command: Command, started: list[Cell], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     more = dataclasses.replace(STUDY, name="more", bases=("other",))
-    monkeypatch.setattr(paper_studies, "STUDIES", {"tiny": STUDY, "more": more})
-    assert cli("study", "all", "--out", tmp_path).code == 0
+    monkeypatch.setattr(entry, "STUDIES", {"tiny": STUDY, "more": more})
+    assert command("all", "--out", tmp_path).code == 0
     assert (tmp_path / "tiny-digits").is_dir()
     assert not (tmp_path / "more-digits").exists()
 
 
-def test_smoke_is_small(cli: Cli, started: list[Cell], tmp_path: Path) -> None:
-    assert cli("study", "tiny", "--smoke", "--out", tmp_path).code == 0
+def test_smoke_is_small(command: Command, started: list[Cell], tmp_path: Path) -> None:
+    assert command("tiny", "--smoke", "--out", tmp_path).code == 0
     assert [cell.name for cell in started] == ["teacher, seed 0", "normalized, seed 0", "clipped, seed 0"]
     assert max(cell.config.loop.iterations for cell in started) <= 4
     assert {cell.num for cell in started} == {64}
@@ -224,7 +235,7 @@ def test_presets_and_data_make_a_base() -> None:
 
 
 def test_interrupted_studies_leave_what_is_known(
-    cli: Cli, started: list[Cell], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: Command, started: list[Cell], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(_: float) -> None:
         if len(started) == 3:
@@ -232,7 +243,7 @@ def test_interrupted_studies_leave_what_is_known(
 
     monkeypatch.setattr(pool.time, "sleep", interrupt)
     monkeypatch.setattr(CellPool, "_is_free", lambda self, cell: len(started) < 3)
-    result = cli("study", "tiny", "--out", tmp_path)
+    result = command("tiny", "--out", tmp_path)
     assert result.code == 130
     results = load_results(tmp_path / "tiny-digits" / "results.json")
     assert [cell.status for cell in results.of("normalized").values()] == ["done", "missing"]

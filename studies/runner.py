@@ -1,35 +1,29 @@
 """Running a study: cells in processes of their own, and what they found in one folder.
 
 OUT/STUDY-BASE/     results.json, table.md, figure.png: all that is known so far, written after every cell
-OUT/teachers, OUT/students, OUT/cells, OUT/pace, OUT/locks      shared by all studies; see `trigflow.lab.study.study_plan`
+OUT/teachers, OUT/students, OUT/cells, OUT/pace, OUT/locks      shared by all studies; see `studies.study_plan`
 """
 
 import dataclasses
 import shlex
 import sys
 import time
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
 
 import torch
+from tyro.conf import arg
 
+from studies.figure import figure, require_matplotlib
+from studies.pace import ROUNDS, measure_pace, timed
+from studies.pool import CellPool, RawResult, lock_of, settle, threads_for
+from studies.results import CellResult, Results, load_results, save_results
+from studies.spec import Arm, Base, Draw, Study
+from studies.study_plan import Cell, StudyPlan, TeacherAndStudent, choose_arms, expand, key_of, resolve_arm, settings_of
+from studies.study_table import report
 from trigflow.lab.recipes import require_data, shrink
 from trigflow.lab.recipes.changes import Changes, change
-from trigflow.lab.study.figure import figure, require_matplotlib
-from trigflow.lab.study.pace import ROUNDS, measure_pace, timed
-from trigflow.lab.study.pool import CellPool, RawResult, lock_of, settle, threads_for
-from trigflow.lab.study.results import CellResult, Results, load_results, save_results
-from trigflow.lab.study.spec import Arm, Base, Draw, Settings, Study
-from trigflow.lab.study.study_plan import (
-    Cell,
-    StudyPlan,
-    TeacherAndStudent,
-    choose_arms,
-    expand,
-    key_of,
-    resolve_arm,
-    settings_of,
-)
-from trigflow.lab.study.study_table import report
 from trigflow.runtime.errors import UserError, first_line
 from trigflow.runtime.files import ensure_folder, read_json, write_json, write_text
 from trigflow.runtime.machine import resolve_device
@@ -40,7 +34,35 @@ LARGE = ("loop.iterations", "loop.batch_size", "network.width", "network.blocks"
 """Settings that arms in miniature do not change."""
 
 
-def run_study(study: Study, base: Base, base_name: str, settings: Settings, command: str | None = None) -> Results:
+@dataclass(frozen=True)
+class Settings:
+    """How a study is run."""
+
+    out: Path = Path("runs/lab")
+    """Folder of all studies."""
+    seeds: Annotated[tuple[int, ...], arg(metavar="SEED ...")] = ()
+    """One teacher and one student of every arm for each; by default those of the study, 0 1 2 for most."""
+    only: Annotated[tuple[str, ...], arg(metavar="ARM ...")] = ()
+    """Run only these arms, and those they start from."""
+    jobs: int = 1
+    """Cells at a time, each in a process of its own with an equal share of the cores."""
+    device: str = "auto"
+    """cpu, cuda, or auto."""
+    num: int = 2000
+    """Samples behind every score."""
+    retry: bool = False
+    """Run failed cells again."""
+    smoke: bool = False
+    """Only see that it works: one seed and a few steps of the first two arms, in miniature."""
+    quiet: bool = False
+    """Print no line for each cell."""
+
+    def folder(self, study: Study, base: str) -> Path:
+        """Where the results of a study on the base of this name go."""
+        return self.out / f"{study.name}-{base}{'-smoke' if self.smoke else ''}"
+
+
+def run_study(study: Study, base: Base, base_name: str, settings: Settings) -> Results:
     """Run what is missing of a study, and write what is known of it into `OUT/STUDY-BASE`.
 
     Args:
@@ -48,26 +70,24 @@ def run_study(study: Study, base: Base, base_name: str, settings: Settings, comm
         base: teacher and student that it changes.
         base_name: for people.
         settings: how.
-        command: what is recorded as having made the results; that of this process by default.
 
     Raises:
-        UserError: for names and settings that make no sense, or a folder that cannot be written.
-        MissingExtraError: without matplotlib.
+        UserError: for names and settings that make no sense, or a folder that cannot be written; without matplotlib.
     """
     require_matplotlib()
     if settings.jobs < 1 or settings.num < 10:
         raise UserError(
             f"{settings.jobs} jobs, {settings.num} samples; expected at least 1 job and 10 samples; correct --jobs or --num"
         )
-    return StudyRun(study, base, base_name, settings, command or shlex.join(["trigflow", *sys.argv[1:]])).run()
+    return StudyRun(study, base, base_name, settings).run()
 
 
 class StudyRun:
     """A study that is being run; see `run_study`."""
 
-    def __init__(self, study: Study, base: Base, base_name: str, settings: Settings, command: str) -> None:
+    def __init__(self, study: Study, base: Base, base_name: str, settings: Settings) -> None:
         self.study, self.base, self.settings = study, base, settings
-        self.base_name, self.command = base_name, command
+        self.base_name = base_name
         self.folder = settings.folder(study, base_name)
         self.arms = choose_arms(study, settings.only)
         self.seeds = settings.seeds or study.seeds
@@ -224,7 +244,7 @@ class StudyRun:
                 "rates": self.base.rates,
             },
             pace=self.pace,
-            command=self.command,
+            command=shlex.join(["python", *sys.orig_argv[1:]]),
             machines=tuple(machines),
         )
         save_results(results, self.folder / "results.json")

@@ -8,18 +8,21 @@ import json
 import math
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from lab.study.lab import STUDY, tiny_base
-from trigflow.lab.study import cell as cells
-from trigflow.lab.study.pool import is_held, lock_of
-from trigflow.lab.study.spec import Draw
-from trigflow.lab.study.study_plan import Cell, StudyPlan, expand
+from studies import cell as cells
+from studies.pool import is_held, lock_of
+from studies.spec import Draw
+from studies.study_plan import Cell, StudyPlan, expand
+from tiny_study import STUDY, tiny_base
 from trigflow.models.model import load
+from trigflow.process import TrigFlow
 from trigflow.runtime.files import write_json
+from trigflow.samplers import Sampling
 from trigflow.training.trainer import Trainer
 
 
@@ -64,6 +67,16 @@ def test_a_cell_trains_and_scores(plan: StudyPlan, out: Path) -> None:
     model = load(out / of(plan, "normalized").model, "cpu")  # an ordinary run folder
     assert model.kind == "consistency"
     assert model.origin["teacher"] == f"../../{of(plan, 'normalized').teacher}"
+
+
+def test_the_search_covers_gamma_where_a_model_takes_any_jump() -> None:
+    """The sample stands for its own time and gamma, and the distance is least at 0.9 and 0.5."""
+    model: Any = SimpleNamespace(process=TrigFlow(), sampling=Sampling(jumps="any"), times={})
+    model.sample = lambda num, times, gamma, **_: (times[1], gamma)
+    reference: Any = SimpleNamespace(score=lambda drawn: SimpleNamespace(fd=(drawn[0] - 0.9) ** 2 + (drawn[1] - 0.5) ** 2))
+    cells._search(model, reference, Draw(2, search=True), 20, 0)
+    assert model.sampling.gamma == 0.5
+    assert model.times[2][1] == pytest.approx(0.9, abs=0.01)
 
 
 def test_what_is_trained_is_not_trained_again(plan: StudyPlan, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:

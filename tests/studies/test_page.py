@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from scripts import load_script
-from trigflow.lab.study import FINDINGS, STUDIES, Arm, Draw, Study
-from trigflow.lab.study.results import CellResult, Results, save_results
+from studies import FINDINGS, STUDIES, Arm, Draw, Study
+from studies.results import CellResult, Results, save_results
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 MACHINE = {"processor": "Abacus", "threads": 1, "device": "cpu", "python": "3.0", "torch": "2.0", "trigflow": "0.0"}
 
 
@@ -41,7 +41,7 @@ def results_of(study: Study, base: str, fd: dict[str, list[float]], **changes: A
         f"teachers/{seed}": CellResult("teacher", seed, "done", scores={"32": {"fd": 0.5, "fd_real": 0.8, "nfe": 63}})
         for seed in range(3)
     }
-    command = f"trigflow study {study.name} --base {base}"
+    command = f"trigflow study {study.name} --base {base}"  # as it was when the first results were made
     made = Results(study, base, (0, 1, 2), 2000, tuple(cells), teachers, {}, {}, command, (MACHINE,))
     return dataclasses.replace(made, **changes)
 
@@ -109,7 +109,7 @@ def test_figures_are_those_of_the_results(folder: Path) -> None:
     assert "| raw | 0.940 ± 0.010 |" in section
     assert "raw, seed 2, diverged: weights are not finite" in section
     assert (
-        "Made by `trigflow study tangent --base digits` on Abacus, 1 thread (Python 3.0, PyTorch 2.0, trigflow 0.0)." in section
+        "Made on Abacus, 1 thread (Python 3.0, PyTorch 2.0, trigflow 0.0). To repeat it: `python -m studies tangent" in section
     )
     assert "![Tangents: normalized, clipped, raw, digits](results/tangent-digits.png)" in section
 

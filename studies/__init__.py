@@ -1,8 +1,8 @@
 """Studies: named grids of runs and seeds that show whether a finding holds."""
 
+from studies.bases import BASES
+from studies.paper_studies import FINDINGS, STUDIES
+from studies.spec import Arm, Base, Draw, Expect, Study
 from trigflow.lab.recipes.changes import Changes
-from trigflow.lab.study.bases import BASES
-from trigflow.lab.study.paper_studies import FINDINGS, STUDIES
-from trigflow.lab.study.spec import Arm, Base, Draw, Expect, Study
 
 __all__ = ["BASES", "FINDINGS", "STUDIES", "Arm", "Base", "Changes", "Draw", "Expect", "Study"]

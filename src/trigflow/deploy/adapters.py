@@ -1,0 +1,218 @@
+"""Students of teachers from diffusers, in the forms that its users have: an adapter, a whole pipeline, ComfyUI, a demo.
+
+What was trained for TrigFlow draws with schedulers of diffusers exactly, where the pipeline takes times of one's own: between
+two steps they jump to x0 and add fresh noise, as consistency sampling does.
+
+=====================  =========================  ==============================
+the teacher predicts   scheduler                  times of a call of the pipeline
+=====================  =========================  ==============================
+flow                   FlowMatchLCMScheduler      `sigmas=[1.0, ...]`
+epsilon, v, x0         LCMScheduler, with         `timesteps=[999, ...]`
+                       `timestep_scaling` so
+                       large that it has no say
+=====================  =========================  ==============================
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import json
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from trigflow.models.foreign import Foreign, ForeignConfig, open_base
+from trigflow.models.foreign.adapters import is_adapter
+from trigflow.models.foreign.base import Base, class_named, loaded
+from trigflow.models.model import Model
+from trigflow.runtime.errors import UserError
+from trigflow.runtime.files import write_json, write_tensors, write_text
+
+Form = Literal["adapter", "pipeline", "comfyui", "space"]
+WEIGHTS = "pytorch_lora_weights.safetensors"
+STEPS = (1, 2, 4)
+
+
+def is_foreign(model: Model) -> bool:
+    """Whether a model is one of a pipeline of diffusers."""
+    return isinstance(model.network, Foreign)
+
+
+def export_student(model: Model, folder: Path, form: Form) -> str:
+    """Write a student of a teacher from diffusers into a folder; returns how to open it.
+
+    Args:
+        model: drawn by consistency sampling.
+        folder: there, and empty.
+        form: `adapter`: weights that `load_lora_weights` reads, a scheduler, a card. `pipeline`: the whole pipeline, with
+            the adapter added to its weights. `comfyui`: an adapter by the names that ComfyUI knows, and nodes. `space`: an
+            adapter and a Gradio app.
+
+    Raises:
+        UserError: for a model that is no such student, or adapters where everything was trained.
+    """
+    network, spec = model.network, model.spec
+    if not isinstance(network, Foreign) or not isinstance(spec, ForeignConfig):
+        raise UserError("a network of trigflow's own; expected a student of a teacher from diffusers; use --to diffusers")
+    if model.kind != "consistency" or model.sampling.jumps != "zero" or model.sampling.noise != 1:
+        raise UserError(
+            "a teacher, or a student of jumps other than to time 0; expected one of --objective.kind scd; distill one"
+        )
+    if form != "pipeline" and not spec.adapter.rank:
+        raise UserError("a student without adapters, every weight of which was trained; expected --form pipeline; choose it")
+    base = open_base(spec.base)
+    scheduler = scheduler_of(base, spec)
+    scale = float(network.none_guidance) if "guidance" in network.names else 1.0  # type: ignore[arg-type]
+    how: dict[int, dict[str, Any]] = {n: {**times_of(model, base, n), "guidance_scale": scale} for n in STEPS}
+    if form == "pipeline":
+        pipeline = loaded(lambda: pipeline_class(base).from_pretrained(base.folder, torch_dtype=torch.float32), base)
+        setattr(pipeline, base.component, merged(network))
+        pipeline.scheduler = scheduler
+        pipeline.save_pretrained(folder)
+    elif form == "comfyui":
+        write_tensors(folder / WEIGHTS, comfy_names(network, base))
+        nodes = folder / "trigflow_nodes"
+        nodes.mkdir()
+        write_text(nodes / "__init__.py", template("comfyui_nodes.txt").replace("@SIGMAS@", repr(comfy_sigmas(model))))
+    else:
+        save_adapter(network, base, folder)
+        scheduler.save_pretrained(folder / "scheduler")
+    write_json(
+        folder / "trigflow.json", {"base": base.name, "predicts": spec.predicts, "calls": {str(k): v for k, v in how.items()}}
+    )
+    write_text(folder / "README.md", card(model, base, scheduler, how, form))
+    if form == "space":
+        call = {"base": base.name, "scheduler": type(scheduler).__name__, "call": how[2], "steps": 2}
+        write_text(folder / "app.py", template("space_app.txt").replace("@SETTINGS@", json.dumps(call)))
+        write_text(folder / "requirements.txt", "diffusers>=0.42\ntransformers>=4.56\npeft>=0.17\ngradio>=5\ntorch\n")
+    return {
+        "adapter": f"{folder}: pipe.load_lora_weights('{folder}'), as in its README.md",
+        "pipeline": f"{folder}: DiffusionPipeline.from_pretrained('{folder}')",
+        "comfyui": f"{folder}: {WEIGHTS} belongs into models/loras, trigflow_nodes into custom_nodes",
+        "space": f"{folder}: python app.py, or push it to a Space",
+    }[form]
+
+
+def scheduler_of(base: Base, spec: ForeignConfig) -> Any:
+    """The scheduler of diffusers that draws students of this teacher; see the module."""
+    import diffusers
+
+    config = base.config("scheduler", "scheduler_config.json")
+    if spec.predicts == "flow":
+        return diffusers.FlowMatchLCMScheduler(num_train_timesteps=config.get("num_train_timesteps", 1000))
+    kept = ("beta_start", "beta_end", "beta_schedule", "trained_betas", "num_train_timesteps", "rescale_betas_zero_snr")
+    known = {key: config[key] for key in (*kept, "prediction_type") if config.get(key) is not None}
+    return diffusers.LCMScheduler(**known, clip_sample=False, set_alpha_to_one=True, timestep_scaling=1e6)
+
+
+def times_of(model: Model, base: Base, steps: int) -> dict[str, list[float]]:
+    """Arguments of a call of the pipeline that draw in so many steps: the times of the student, the first of which is pure
+    noise, as the pipeline begins; of a denoiser of discrete times the nearest of these."""
+    times = (math.pi / 2, *model.schedule(steps)[1:])
+    if model.spec.predicts == "flow":  # type: ignore[attr-defined]
+        return {"sigmas": [math.sin(t) / (math.cos(t) + math.sin(t)) for t in times]}
+    angles = torch.acos(base.alphas_cumprod().double().sqrt())
+    return {"timesteps": [int((angles - t).abs().argmin()) for t in times]}
+
+
+def pipeline_class(base: Base) -> Any:
+    """The class of a pipeline in diffusers."""
+    return class_named(str(base.index["_class_name"]), base)
+
+
+def merged(network: Foreign) -> nn.Module:
+    """A copy of the denoiser in which adapters are added to the weights that they change."""
+    model = copy.deepcopy(network.model)
+    for path, layer in [*model.named_modules()]:
+        if hasattr(layer, "merge") and hasattr(layer, "get_base_layer"):
+            layer.merge()
+            parent, _, name = path.rpartition(".")
+            setattr(model.get_submodule(parent), name, layer.get_base_layer())
+    return model
+
+
+def adapter_state(network: Foreign) -> dict[str, Tensor]:
+    """Weights of the adapters by the names that peft saves them under, without those of what is around the denoiser."""
+    found = {}
+    for name, value in network.model.state_dict().items():
+        if is_adapter(name):
+            plain = name.replace(".default.weight", ".weight").replace(".default", "")
+            found[plain.replace("lora_magnitude_vector.weight", "lora_magnitude_vector")] = value.detach().cpu().contiguous()
+    return found
+
+
+def save_adapter(network: Foreign, base: Base, folder: Path) -> None:
+    """Write the adapters as `load_lora_weights` of the pipeline reads them; of a pipeline that has none as peft does."""
+    state, kind = adapter_state(network), pipeline_class(base)
+    config = next(layer.peft_config["default"] for layer in [network.model] if hasattr(layer, "peft_config"))
+    if hasattr(kind, "save_lora_weights"):
+        known = inspect.signature(kind.save_lora_weights).parameters
+        layers = {f"{base.component}_lora_layers": state}
+        if (name := f"{base.component}_lora_adapter_metadata") in known:
+            layers[name] = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
+        kind.save_lora_weights(folder, **layers, safe_serialization=True)
+    else:
+        write_tensors(folder / WEIGHTS, {f"{base.component}.{name}": value for name, value in state.items()})
+
+
+def comfy_names(network: Foreign, base: Base) -> dict[str, Tensor]:
+    """The adapters by names that ComfyUI's loader knows: `transformer.` and peft's names, or kohya's of a U-Net; with alpha."""
+    spec, named = network.config.adapter, {}
+    for name, value in adapter_state(network).items():
+        path, _, role = name.partition(".lora_")
+        alpha = torch.tensor(float(spec.rank if spec.alpha is None else spec.alpha), dtype=torch.float32)
+        if base.component == "unet":
+            path = "lora_unet_" + path.replace(".", "_")
+            role = {"A.weight": "lora_down.weight", "B.weight": "lora_up.weight"}.get(role, "dora_scale")
+        else:
+            path, role = f"transformer.{path}", f"lora_{role}" if role[0] in "AB" else "dora_scale"
+        named |= {f"{path}.{role}": value.clone(), f"{path}.alpha": alpha.clone()}
+    return named
+
+
+def comfy_sigmas(model: Model) -> dict[int, list[float]]:
+    """Noise levels as ComfyUI counts them, by steps: of a flow the share of noise, otherwise that of noise to signal."""
+    flow = model.spec.predicts == "flow"  # type: ignore[attr-defined]
+    levels = {}
+    for steps in STEPS:
+        times = model.schedule(steps)
+        levels[steps] = [math.sin(t) / (math.cos(t) + math.sin(t)) if flow else math.tan(t) for t in times]
+    return levels
+
+
+def template(name: str) -> str:
+    """A text that comes with the package."""
+    return (Path(__file__).parents[1] / "templates" / name).read_text(encoding="utf-8")
+
+
+def card(model: Model, base: Base, scheduler: Any, how: dict[int, Any], form: Form) -> str:
+    """README.md of what was written."""
+    kind = pipeline_class(base)
+    exact = next(iter(how[2])) in inspect.signature(kind.__call__).parameters
+    told = how[2] if exact else {"guidance_scale": how[2]["guidance_scale"]}
+    call = ", ".join(f"{key}={value}" for key, value in {**told, "num_inference_steps": 2}.items())
+    opened = (
+        f'pipe = {kind.__name__}.from_pretrained("FOLDER")'
+        if form == "pipeline"
+        else f'pipe = {kind.__name__}.from_pretrained("{base.name}")\npipe.load_lora_weights("FOLDER")\n'
+        f'pipe.scheduler = {type(scheduler).__name__}.from_pretrained("FOLDER/scheduler")'
+    )
+    said = (
+        "These are trigflow's own steps, exactly; other numbers of steps are in `trigflow.json`."
+        if exact
+        else f"`{kind.__name__}` takes no times of one's own, so these are not the times that the student was made for; "
+        "`trigflow sample` draws with those."
+    )
+    text = template("adapter_card.txt")
+    values = {
+        "BASE": base.name, "CLASS": kind.__name__, "SCHEDULER": type(scheduler).__name__, "OPEN": opened,
+        "CALL": call, "SAID": said,
+        "OBJECTIVE": str(model.origin.get("objective", "scd")), "RANK": str(model.spec.adapter.rank or "full"),  # type: ignore[attr-defined]
+    }  # fmt: skip
+    for key, value in values.items():
+        text = text.replace(f"@{key}@", value)
+    return text

@@ -1,0 +1,260 @@
+"""The commands on pipelines of diffusers, from the folder of a pipeline to a picture of a student."""
+
+import importlib.util
+import json
+import math
+import runpy
+import sys
+import types
+from unittest import mock
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from PIL import Image
+from safetensors.torch import load_file
+
+import trigflow
+from models import pipelines
+from trigflow.cli import main
+from trigflow.models.foreign.family import packed, unpacked
+
+CASES = {"sd3": 32, "sdxl": 32, "flux": 32, "sana": 32}
+WORDS = ["a red heart", "a green apple", "a blue circle", "the lighthouse at dawn"]
+
+
+def run(*words):
+    main([*map(str, words)])
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    random = np.random.default_rng(0)
+    for i in range(8):
+        Image.fromarray(random.integers(0, 256, (40, 32, 3)).astype(np.uint8)).save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text(WORDS[i % 4])
+    return folder
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_five_commands(name, photos, tmp_path):
+    pipelines.save(name, tmp_path / "base")
+    at = tmp_path.__truediv__
+    run("import", at("base"), "--out", at("teacher"), "--size", CASES[name])
+    assert not any(path.stat().st_size > 200_000 for path in at("teacher").iterdir())
+    run("encode", photos, "--with", at("teacher"), "--out", at("cache"), "--quiet")
+    run(
+        "distill", at("teacher"), "--data", at("cache"), "--lora", 2, "--iterations", 3, "--loop.batch-size", 2,
+        "--loop.sample-every", 0, "--loop.log-every", 1, "--quiet", "--out", at("student"),
+    )  # fmt: skip
+    weights = load_file(at("student") / "network.safetensors")
+    assert {key for key in weights if not key.startswith("none_")}
+    assert all("lora_" in key or key.startswith("none_") for key in weights)
+    assert any(bool(value.any()) for key, value in weights.items() if "lora_B" in key)
+    losses = [json.loads(line)["loss"] for line in (at("student") / "metrics.jsonl").read_text().splitlines()]
+    assert np.isfinite(losses).all()
+    run("sample", at("student"), "--prompt", WORDS[0], "--steps", 2, "--num", 2, "--quiet", "--out", at("x.png"))
+    assert Image.open(at("x.png")).size[0] >= 64
+    student, teacher = trigflow.load(at("student"), "cpu"), trigflow.load(at("teacher"), "cpu")
+    shared = {id(p) for p in teacher.network.parameters()} & {id(p) for p in student.network.parameters()}
+    assert len(shared) == sum(1 for _ in teacher.network.parameters())  # one copy of the base
+    assert not torch.equal(
+        student.sample(1, steps=2, prompt=WORDS[0], decode=False), teacher.sample(1, steps=2, prompt=WORDS[0], decode=False)
+    )
+
+
+@pytest.fixture(scope="module", params=["sd", "sdxl", "sd3", "flux", "sana"])
+def student(request, photos, tmp_path_factory):
+    """A student whose adapters do something, of two iterations at a large rate."""
+    folder = tmp_path_factory.mktemp(request.param)
+    pipelines.save(request.param, folder / "base")
+    run("import", folder / "base", "--out", folder / "teacher", "--size", 32)
+    run("encode", photos, "--with", folder / "teacher", "--out", folder / "cache", "--quiet")
+    run(
+        "distill", folder / "teacher", "--data", folder / "cache", "--lora", 2, "--iterations", 2, "--loop.batch-size", 2,
+        "--optimizer.lr", 0.05, "--optimizer.warmup", 0, "--loop.sample-every", 0, "--quiet", "--out", folder / "student",
+    )  # fmt: skip
+    return folder
+
+
+def drawn_by_diffusers(pipe, noise, model, steps, how):
+    """Latents as the pipeline draws them from this noise, the first for the start."""
+    rows = packed if "Flux" in type(pipe).__name__ else torch.Tensor.clone
+    given = [rows(one) for one in (*noise[1:], torch.zeros_like(noise[0]))]  # of a flow also after the last step, times 0
+    fresh = mock.patch("diffusers.schedulers.scheduling_lcm.randn_tensor", side_effect=given)
+    other = mock.patch("diffusers.schedulers.scheduling_flow_match_lcm.randn_tensor", side_effect=given)
+    pipe.set_progress_bar_config(disable=True)
+    more = {"use_resolution_binning": False} if "Sana" in type(pipe).__name__ else {}
+    with fresh, other, torch.no_grad():
+        found = pipe(
+            WORDS[0], height=32, width=32, latents=rows(noise[0]), num_inference_steps=steps,
+            output_type="latent", **how, **more,
+        ).images  # fmt: skip
+    return unpacked(found, noise[0]) if "Flux" in type(pipe).__name__ else found
+
+
+@pytest.mark.parametrize("form", ["adapter", "pipeline"])
+def test_stock_schedulers_draw_the_same(student, form, tmp_path):
+    out = tmp_path / form
+    run("export", student / "student", out, "--to", "diffusers", *(["--whole"] if form == "pipeline" else []))
+    model, said = trigflow.load(student / "student", "cpu"), json.loads((out / "trigflow.json").read_text())
+    if form == "adapter":
+        pipe = DiffusionPipeline.from_pretrained(said["base"])
+        pipe.load_lora_weights(str(out))
+        name = "FlowMatchLCMScheduler" if said["predicts"] == "flow" else "LCMScheduler"
+        pipe.scheduler = getattr(diffusers, name).from_pretrained(out / "scheduler")
+    else:
+        pipe = DiffusionPipeline.from_pretrained(out)
+    steps, how = 2, said["calls"]["2"]
+    if "sigmas" in how:
+        times = [math.atan2(s, 1 - s) for s in how["sigmas"]]
+    else:
+        times = [float(torch.acos(pipe.scheduler.alphas_cumprod[i].double().sqrt())) for i in how["timesteps"]]
+    noise = [model.noise(0, k, 0, 1) / model.process.sigma_data for k in range(steps)]
+    conditions = {"guidance": 1.0} if "guidance" in model.takes else {}
+    ours = model.sample(1, times=times, prompt=WORDS[0], decode=False, conditions=conditions or None)
+    ours = (ours - torch.tensor(model.codec.raw_mean)[:, None, None]) / torch.tensor(model.codec.raw_std)[:, None, None]
+    theirs = drawn_by_diffusers(pipe, noise, model, steps, how)
+    assert float((ours - theirs).abs().max()) <= 1e-4 * float(ours.abs().max())
+    plain = DiffusionPipeline.from_pretrained(said["base"])
+    plain.scheduler = pipe.scheduler
+    assert float((drawn_by_diffusers(plain, noise, model, steps, how) - ours).abs().max()) > 1e-3  # the adapter has a say
+
+
+def test_card_says_how(student, tmp_path):
+    run("export", student / "student", tmp_path / "out", "--to", "diffusers")
+    said = (tmp_path / "out" / "README.md").read_text()
+    assert "@" not in said
+    assert f"base_model: {student / 'base'}" in said
+    assert "LCMScheduler" in said
+    assert ("sigmas=[1.0, " in said) or ("timesteps=[999, " in said)
+
+
+def test_another_adapter_stacks_on_it(student, tmp_path):
+    run("export", student / "student", tmp_path / "out", "--to", "diffusers")
+    pipe = DiffusionPipeline.from_pretrained(student / "base")
+    pipe.load_lora_weights(str(tmp_path / "out"), adapter_name="fast")
+    pipe.load_lora_weights(str(tmp_path / "out"), adapter_name="style")
+    pipe.set_adapters(["fast", "style"], [1.0, 0.5])
+    assert pipe.get_active_adapters() == ["fast", "style"]
+
+
+def test_names_for_comfyui(student, tmp_path):
+    run("export", student / "student", tmp_path / "out", "--to", "comfyui")
+    weights = load_file(tmp_path / "out" / "pytorch_lora_weights.safetensors")
+    base = DiffusionPipeline.from_pretrained(student / "base")
+    unet = hasattr(base, "unet")
+    denoiser = base.unet if unet else base.transformer
+    # as comfy.lora names the weights of a model that diffusers wrote: with dots, or for U-Nets with underscores
+    known = {
+        f"lora_unet_{name.replace('.', '_')}" if unet else f"transformer.{name}"
+        for name, part in denoiser.named_modules()
+        if isinstance(part, torch.nn.Linear)
+    }
+    roles = ("lora_up.weight", "lora_down.weight", "alpha") if unet else ("lora_A.weight", "lora_B.weight", "alpha")
+    found = {key.rpartition("." + role)[0]: role for key in weights for role in roles if key.endswith("." + role)}
+    assert found
+    assert found.keys() <= known
+    assert all(f"{path}.{role}" in weights for path in found for role in roles)
+
+
+def test_nodes_for_comfyui_draw_as_the_student(student, tmp_path, monkeypatch):
+    run("export", student / "student", tmp_path / "out", "--to", "comfyui")
+    made = []
+    samplers = types.SimpleNamespace(KSAMPLER=lambda function: made.append(function) or "sampler")
+    monkeypatch.setitem(sys.modules, "comfy", types.SimpleNamespace(samplers=samplers))
+    monkeypatch.setitem(sys.modules, "comfy.samplers", samplers)
+    spec = importlib.util.spec_from_file_location("trigflow_nodes", tmp_path / "out" / "trigflow_nodes" / "__init__.py")
+    nodes = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(nodes)
+    model = trigflow.load(student / "student", "cpu")
+    (sigmas,) = nodes.NODE_CLASS_MAPPINGS["TrigFlowSigmas"]().levels(2)
+    assert len(sigmas) == 3
+    assert nodes.NODE_CLASS_MAPPINGS["TrigFlowSampler"]().sampler() == ("sampler",)
+    flow = model.spec.predicts == "flow"
+    noise = [model.noise(0, k, 0, 1) / model.process.sigma_data for k in range(2)]
+
+    class Scaling:  # what ComfyUI calls CONST, or EPS
+        def noise_scaling(self, sigma, noise, latent, max_denoise=False):
+            return sigma * noise + (1 - sigma) * latent if flow else latent + sigma * noise
+
+    scaling = Scaling()
+    told = model.conditioner.conditions({"text": WORDS[0]}, 1)
+
+    def denoise(x, sigma, **_):
+        """x0 of the student, as ComfyUI asks for it: x is (1 - s) x0 + s n, or x0 + sigma n."""
+        t = torch.atan(sigma / (1 - sigma)) if flow else torch.atan(sigma)
+        m = torch.cos(t) + torch.sin(t) if flow else torch.cos(t)
+        with torch.no_grad():
+            found = model.network(x * m, t, **told)
+        return torch.cos(t) * x * m - torch.sin(t) * found
+
+    denoise.inner_model = types.SimpleNamespace(inner_model=types.SimpleNamespace(model_sampling=scaling))
+    start = scaling.noise_scaling(sigmas[0], noise[0], torch.zeros_like(noise[0]))
+    start = (
+        start
+        / (sigmas[0] if flow else 1)
+        * (math.tan(model.process.t_max) / (1 + math.tan(model.process.t_max)) if flow else 1)
+    )
+    drawn = made[0](denoise, start, sigmas, noise_sampler=lambda *_: noise[1])
+    ours = model.sample(1, steps=2, prompt=WORDS[0], decode=False)
+    ours = (ours - torch.tensor(model.codec.raw_mean)[:, None, None]) / torch.tensor(model.codec.raw_std)[:, None, None]
+    assert float((drawn - ours).abs().max()) <= 2e-2 * float(ours.abs().max())  # it begins at x0 = 0 beside the noise
+
+
+@pytest.mark.parametrize("student", ["sd", "sd3", "flux"], indirect=True)
+def test_a_space_runs(student, tmp_path, monkeypatch):
+    run("export", student / "student", tmp_path / "out", "--to", "space")
+    shown = {}
+
+    def interface(draw, inputs, outputs):
+        shown["draw"] = draw
+        return types.SimpleNamespace(launch=lambda: None)
+
+    part = lambda *_, **__: None  # noqa: E731
+    monkeypatch.setitem(
+        sys.modules, "gradio", types.SimpleNamespace(Interface=interface, Textbox=part, Number=part, Image=part)
+    )
+    monkeypatch.chdir(tmp_path / "out")
+    runpy.run_path("app.py", run_name="__main__")
+    drawn = shown["draw"](WORDS[0], 1)
+    assert drawn.size[0] == drawn.size[1] >= 16
+    assert {"diffusers", "peft", "gradio"} <= {
+        line.partition(">")[0] for line in (tmp_path / "out" / "requirements.txt").read_text().split()
+    }
+
+
+def test_plan_says_what_fits_and_distill_takes_it(student, tmp_path, capsys):
+    run("plan", student / "teacher", "--lora", 2, "--json")
+    plan = json.loads(capsys.readouterr().out)
+    model = trigflow.load(student / "student", "cpu")
+    adapters = sum(p.numel() for name, p in model.network.named_parameters() if "lora_" in name)
+    base = sum(p.numel() for name, p in model.network.named_parameters() if "lora_" not in name)
+    assert plan["parameters"] == {"student": adapters, "teacher": base}
+    assert plan["memory_gib"]["ddp"]["teacher"] == pytest.approx(4 * base / 2**30, rel=1e-4)
+    need = plan["memory_gib"]["ddp"]
+    one = need["total"] - need["activations"] * (1 - 1 / plan["batch_gpu"])
+    run(
+        "distill", student / "teacher", "--data", student / "cache", "--lora", 2, "--memory", f"{4 * one:.6f}G", "--iterations", 1,
+        "--loop.batch-size", 8, "--loop.sample-every", 0, "--quiet", "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["loop"]["accumulate"] in (2, 4, 8)
+    with pytest.raises(SystemExit):
+        run(
+            "distill",
+            student / "teacher",
+            "--data",
+            student / "cache",
+            "--lora",
+            2,
+            "--memory",
+            "0.0001G",
+            "--out",
+            tmp_path / "no",
+        )
+    said = capsys.readouterr().err
+    assert "one sample at a time needs" in said
+    assert not (tmp_path / "no").exists()
