@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 import math
+import types
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
 import transformers
+from diffusers.pipelines.skyreels_v2 import pipeline_skyreels_v2
 from diffusers.pipelines.stable_audio import StableAudioProjectionModel
 
 WORDS = ["<pad>", "<eos>", "<unk>", *"a an red green blue heart apple circle cat dog the of lighthouse at dawn".split()]
@@ -99,7 +101,8 @@ def qwen_vl(width: int = 8) -> Any:
     config = transformers.Qwen2_5_VLConfig(
         text_config={
             "vocab_size": VOCABULARY, "hidden_size": width, "intermediate_size": 16, "num_hidden_layers": 2,
-            "num_attention_heads": 2, "num_key_value_heads": 1, "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1]},
+            "num_attention_heads": 2, "num_key_value_heads": 1,
+            "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1]},
         },
         vision_config={"depth": 1, "hidden_size": 8, "num_heads": 2, "out_hidden_size": width, "intermediate_size": 8},
     )  # fmt: skip
@@ -201,12 +204,29 @@ def wan() -> Any:
     )  # fmt: skip
 
 
+if not diffusers.utils.is_ftfy_available():  # which this pipeline calls nevertheless
+    pipeline_skyreels_v2.ftfy = types.SimpleNamespace(fix_text=str)
+
+
+def skyreels() -> Any:
+    return diffusers.SkyReelsV2Pipeline(
+        transformer=diffusers.SkyReelsV2Transformer3DModel(
+            patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=12, in_channels=16, out_channels=16, text_dim=8,
+            freq_dim=16, ffn_dim=16, num_layers=1, cross_attn_norm=True, rope_max_seq_len=32,
+        ),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(), text_encoder=umt5(), tokenizer=tokenizer(512),
+        vae=diffusers.AutoencoderKLWan(
+            base_dim=3, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True]
+        ),
+    )  # fmt: skip
+
+
 def pixart(alpha: bool = True) -> Any:
     kind = diffusers.PixArtAlphaPipeline if alpha else diffusers.PixArtSigmaPipeline
     return kind(
         transformer=diffusers.PixArtTransformer2DModel(
-            num_attention_heads=2, attention_head_dim=12, in_channels=4, num_layers=1, cross_attention_dim=24, caption_channels=8,
-            sample_size=128, use_additional_conditions=None if alpha else False,
+            num_attention_heads=2, attention_head_dim=12, in_channels=4, num_layers=1, cross_attention_dim=24,
+            caption_channels=8, sample_size=128, use_additional_conditions=None if alpha else False,
         ),
         scheduler=diffusers.DPMSolverMultistepScheduler(beta_start=0.0001, beta_end=0.02), vae=autoencoder(scaling_factor=0.2),
         text_encoder=t5(), tokenizer=tokenizer(),
@@ -261,7 +281,9 @@ def hunyuandit() -> Any:
             num_attention_heads=2, attention_head_dim=8, in_channels=4, patch_size=2, sample_size=4, hidden_size=16,
             num_layers=4, cross_attention_dim=8, cross_attention_dim_t5=8, pooled_projection_dim=8,
         ),
-        scheduler=diffusers.DDPMScheduler(beta_start=0.00085, beta_end=0.018, prediction_type="v_prediction", clip_sample=False),
+        scheduler=diffusers.DDPMScheduler(
+            beta_start=0.00085, beta_end=0.018, prediction_type="v_prediction", clip_sample=False
+        ),
         vae=autoencoder(levels=4, scaling_factor=0.13), text_encoder=bert(), tokenizer=tokenizer(), text_encoder_2=t5(),
         tokenizer_2=tokenizer(), safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
@@ -424,7 +446,7 @@ PIPELINES = {
     "qwen-image": qwen_image, "z-image": z_image, "chroma": chroma, "flux2": flux2,
     "flux2-klein": functools.partial(flux2, klein=True), "ltx": ltx, "cogvideox": cogvideox,
     "cogvideox-1.5": functools.partial(cogvideox, patch_size_t=2, patch_bias=False), "hunyuan-video": hunyuan_video,
-    "stable-audio": stable_audio,
+    "stable-audio": stable_audio, "skyreels": skyreels,
 }  # fmt: skip
 
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 import math
+import shutil
 
+import diffusers
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from safetensors.torch import load_file, save_file
 
 import trigflow
 from models import pipelines
-from trigflow.models.foreign import import_pipeline
+from trigflow.models.foreign import FAMILIES, family_of, import_pipeline, plain, wrap
 from trigflow.models.foreign.base import open_base
 from trigflow.models.foreign.family import known
 from trigflow.models.foreign.network import Foreign, check_moves
@@ -20,7 +24,7 @@ from trigflow.runtime.errors import UserError
 from trigflow.tangent import jvp
 
 NAMES = list(pipelines.PIPELINES)
-SIZES = {"wan": 64}
+SIZES = {"wan": 64, "skyreels": 64}
 BACKWARDS = {"lumina2", "z-image"}
 """Pipelines that tell their flow model 1 - sigma, and predict data - noise."""
 ROUNDING = 3e-5
@@ -51,6 +55,7 @@ def teachers(folders, tmp_path_factory):
             with pytest.MonkeyPatch.context() as patch:
                 for found in known().values():
                     patch.setattr(type(found), "frames", min(found.frames, 3))
+                patch.setattr(plain, "FRAMES", 3)
                 import_pipeline(str(folders(name)), out, size=SIZES.get(name, 32))
         return out
 
@@ -160,10 +165,9 @@ def test_texts_of_a_batch_are_read_each_for_itself(name, teachers):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_output_moves_with_a_fifth_of_a_step(name, dtype, teachers):
+def test_output_follows_the_time_in_half_precision(name, teachers):
     model = trigflow.load(teachers(name), "cpu")
-    network = Foreign(dataclasses.replace(model.spec, dtype=dtype))
+    network = Foreign(dataclasses.replace(model.spec, dtype="bfloat16"))
     network.load_state_dict(model.network.state_dict())
     check_moves(network, model.shape)
 
@@ -189,3 +193,178 @@ def test_tangent_is_the_difference_in_float64(name, teachers):
     assert float(expected.abs().max()) > 0
     error = float((tangent - expected).abs().max() / expected.abs().max())
     assert error < 1e-3, error  # parts of these networks are in float32
+
+
+def test_pipelines_of_early_days_say_less_of_their_denoiser(folders, tmp_path):
+    for name, kind in (("dit", "DiTTransformer2DModel"), ("pixart", "PixArtTransformer2DModel")):
+        folder = shutil.copytree(folders(name), tmp_path / name)
+        changed(folder / "model_index.json", transformer=["diffusers", "Transformer2DModel"])
+        changed(folder / "transformer/config.json", _class_name="Transformer2DModel")
+        assert import_pipeline(str(folder), tmp_path / f"{name}-teacher", size=32)["denoiser"] == kind
+        assert type(trigflow.load(tmp_path / f"{name}-teacher", "cpu").network.model).__name__ == kind
+
+
+def test_unet_of_classes_has_to_be_told_one(tmp_path):
+    torch.manual_seed(0)
+    pipelines.ddpm(num_class_embeds=5).save_pretrained(tmp_path / "base")
+    import_pipeline(str(tmp_path / "base"), tmp_path / "teacher")
+    model = trigflow.load(tmp_path / "teacher", "cpu")
+    assert model.num_classes == 5
+    assert not model.sampling.guided
+    random = torch.Generator().manual_seed(1)
+    x, t, label = torch.randn(2, *model.shape, generator=random), torch.tensor([0.4, 0.9]), torch.tensor([1, 4])
+    with torch.no_grad():
+        predicted = model.network.model(x, model.network.bridge.schedule(t), class_labels=label).sample
+        found = model.network(x, t, label=label)
+    cos, sin = (f(t)[:, None, None, None] for f in (torch.cos, torch.sin))
+    torch.testing.assert_close(found, (predicted - sin * x) / cos, rtol=1e-4, atol=1e-4)
+    with pytest.raises(UserError, match="no label"):
+        model.network(x, t)
+    assert model.sample(2, steps=1, labels=[1, 4]).shape == (2, 3, 8, 8)
+
+
+def test_plain_call_is_guessed_by_names_and_said(folders, tmp_path):
+    facts = import_pipeline(str(folders("skyreels")), tmp_path / "teacher", size=64)
+    assert facts["assumed"] == "hidden_states, timestep, encoder_hidden_states"
+    assert facts["latents"] == "16 x 21 x 8 x 8"
+    assert "assumed" not in import_pipeline(str(folders("sd3")), tmp_path / "other", size=32)
+
+    class Masked:
+        def forward(self, sample, t, encoder_hidden_states, encoder_attention_mask, return_dict=True): ...
+
+    found = family_of("Masked", Masked)
+    assert found.conditions == ("text", "text_mask")
+    assert found.call(lambda **told: (tuple(told),), None, None, text=None, text_mask=None) == (
+        "sample", "t", "encoder_hidden_states", "encoder_attention_mask"
+    )  # fmt: skip
+
+
+def test_denoiser_that_wants_more_needs_a_family():
+    for kind in (diffusers.CogView3PlusTransformer2DModel, diffusers.LuminaNextDiT2DModel):
+        with pytest.raises(UserError, match=rf"no family knows {kind.__name__}(.|\n)*--plugin FILE(.|\n)*class Sana\(Family\)"):
+            family_of(kind.__name__, kind)
+
+
+def test_any_denoiser_is_wrapped():
+    torch.manual_seed(0)
+    denoiser = diffusers.CogView3PlusTransformer2DModel(
+        in_channels=3, out_channels=3, num_layers=1, attention_head_dim=8, num_attention_heads=2, text_embed_dim=8,
+        time_embed_dim=8, condition_dim=8, pos_embed_max_size=8, sample_size=8,
+    )  # fmt: skip
+    alphas = diffusers.CogVideoXDDIMScheduler().alphas_cumprod
+
+    def call(model, x, time, text):
+        size = x.new_full((len(x), 2), 64.0)
+        return model(x, text, timestep=time, original_size=size, target_size=size, crop_coords=0 * size, return_dict=False)[0]
+
+    model = wrap(
+        denoiser, call, (3, 8, 8), predicts="v", schedule=alphas, takes=["text"], null={"text": torch.zeros(4, 8)}
+    )  # fmt: skip
+    x, text = torch.randn(2, 3, 8, 8), torch.randn(2, 4, 8)
+    t = torch.acos(alphas[torch.tensor([300, 700])].double().sqrt()).float()
+    with torch.no_grad():
+        expected = call(denoiser, x, torch.tensor([300.0, 700.0]), text)
+        torch.testing.assert_close(model.network(x, t, text=text), expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(model.network(x, t), model.network(x, t, text=torch.zeros(2, 4, 8)))
+    assert model.sample(2, steps=1).shape == (2, 3, 8, 8)
+    with pytest.raises(UserError, match="without a schedule"):
+        wrap(denoiser, call, (3, 8, 8), predicts="v")
+
+
+def test_time_that_is_rounded_on_the_way_is_noticed(teachers, monkeypatch):
+    model = trigflow.load(teachers("sd3"), "cpu")
+    check_moves(model.network, model.shape)
+
+    class Rounded(type(known()["sd3"])):
+        def call(self, model, x, time, **told):
+            return super().call(model, x, time.long() if self.name == "whole" else time.round(), **told)
+
+    for name in ("whole", "round"):
+        monkeypatch.setitem(FAMILIES, name, type("Made", (Rounded,), {"name": name})())
+        network = Foreign(dataclasses.replace(model.spec, family=name))
+        network.load_state_dict(model.network.state_dict())
+        with pytest.raises(UserError, match="SD3Transformer2DModel that is told its time in whole steps"):
+            check_moves(network, model.shape)
+
+
+def changed(path, **values):
+    """Change a file of JSON."""
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def dropped(part):
+    return lambda folder: shutil.rmtree(folder / part)
+
+
+FAULTS = {
+    "no scheduler": (dropped("scheduler"), "the scheduler of .* has no scheduler/scheduler_config.json"),
+    "prediction": (
+        lambda folder: changed(folder / "scheduler/scheduler_config.json", prediction_type="score"),
+        "says that the model predicts 'score'; expected one of epsilon, v_prediction",
+    ),
+    "schedule": (
+        lambda folder: changed(folder / "scheduler/scheduler_config.json", _class_name="KarrasVeScheduler"),
+        "has no alphas_cumprod",
+    ),
+    "no text encoder": (dropped("text_encoder"), "has no folder text_encoder; expected all that"),
+    "no denoiser": (dropped("transformer"), "the transformer of .* has no transformer/config.json"),
+    "no autoencoder": (dropped("vae"), "the vae of .* has no vae/config.json"),
+    "class": (
+        lambda folder: changed(folder / "model_index.json", transformer=["diffusers", "TomorrowTransformer2DModel"]),
+        "is made of a TomorrowTransformer2DModel, which diffusers .* has not",
+    ),
+    "pipeline": (
+        lambda folder: changed(folder / "model_index.json", _class_name="TomorrowPipeline"),
+        "is made of a TomorrowPipeline, which diffusers .* has not",
+    ),
+    "two": (
+        lambda folder: changed(folder / "model_index.json", transformer_2=["diffusers", "SD3Transformer2DModel"]),
+        "has a transformer_2 as well",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_pipelines_with_a_fault_are_refused_in_a_line(fault, folders, tmp_path):
+    break_it, message = FAULTS[fault]
+    break_it(folder := shutil.copytree(folders("sd3" if fault != "schedule" else "dit"), tmp_path / "base"))
+    with pytest.raises(UserError, match=message) as raised:
+        import_pipeline(str(folder), tmp_path / "teacher", size=32)
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "teacher").exists()
+
+
+def test_names_that_lead_nowhere_are_refused_in_a_line(tmp_path, monkeypatch):
+    def download(name, **settings):
+        raise OSError("Repository Not Found\nfor url")
+
+    monkeypatch.setattr(DiffusionPipeline, "download", download)
+    for name, message in {
+        "x.safetensors": "is a checkpoint in one file",
+        "hf:nobody/nothing": "cannot be had from the hub .*Repository Not Found",
+        "nowhere": "is no folder",
+        str(tmp_path): "has no .*model_index.json that can be read",
+    }.items():
+        with pytest.raises(UserError, match=message) as raised:
+            import_pipeline(name, tmp_path / "teacher")
+        assert "\n" not in str(raised.value)
+
+
+def test_pipelines_that_change_after_the_import_are_refused(folders, tmp_path):
+    folder = shutil.copytree(folders("sd3"), tmp_path / "base")
+    import_pipeline(str(folder), tmp_path / "teacher", size=32)
+    model = trigflow.load(tmp_path / "teacher", "cpu")
+    for part, name in (("text_encoder", "model"), ("transformer", "diffusion_pytorch_model")):
+        weights = load_file(folder / part / f"{name}.safetensors")
+        save_file({key: value + 1 for key, value in weights.items()}, folder / part / f"{name}.safetensors")
+    with pytest.raises(UserError, match=r"the text encoders of .* have changed since it was imported"):
+        model.conditioner.conditions({"text": "a dog of the lighthouse"})
+    del model
+    with pytest.raises(UserError, match=r"the transformer of .* has changed since it was imported"):
+        trigflow.load(tmp_path / "teacher", "cpu")
+
+
+def test_time_looked_up_in_a_table_is_refused(tmp_path):
+    pipelines.ddpm(time_embedding_type="learned", num_train_timesteps=10).save_pretrained(tmp_path / "base")
+    with pytest.raises(UserError, match="told its time as 'learned'"):
+        import_pipeline(str(tmp_path / "base"), tmp_path / "teacher")

@@ -60,8 +60,8 @@ class Latents(DrawnPictures):
         if len(self.shape) not in (2, 3, 4) or len(channels) != 1 or not finite or not positive:
             raise UserError(
                 f"latents of shape {self.shape}, raw_mean={self.raw_mean}, raw_std={self.raw_std}, "
-                f"sigma_data={self.sigma_data}; expected (c, h, w), (c, frames, h, w) or (c, length), a finite mean and a positive "
-                "deviation a channel; measure the data again"
+                f"sigma_data={self.sigma_data}; expected (c, h, w), (c, frames, h, w) or (c, length), a finite mean and a "
+                "positive deviation a channel; measure the data again"
             )
         if self.autoencoder is None or self.autoencoder.source != self.vae:
             object.__setattr__(self, "autoencoder", VAE(self.vae))

@@ -54,7 +54,8 @@ class Base:
     def denoiser(self) -> str:
         """Name of the denoiser's class in diffusers."""
         name = self.components[self.component][1]
-        return LEGACY.get(self.config(self.component).get("norm_type"), name) if name == "Transformer2DModel" else name
+        norm = self.config(self.component).get("norm_type") if name == "Transformer2DModel" else None
+        return LEGACY.get(str(norm), name)
 
     @property
     def family(self) -> Family:
@@ -89,11 +90,13 @@ class Base:
         return found
 
     def schedule(self) -> Tensor | Schedule:
-        """`a^2` of each training step of a scheduler that is no flow, as the scheduler's own class computes them, or the schedule
-        of one that has no steps."""
+        """Of a scheduler that is no flow: `alphas_cumprod`, or the schedule itself where there are no training steps."""
+        name = self.config("scheduler", "scheduler_config.json").get("_class_name")
+        return CosineSchedule() if name == "CosineDPMSolverMultistepScheduler" else self.alphas_cumprod()
+
+    def alphas_cumprod(self) -> Tensor:
+        """`a^2` of each training step of a scheduler that is no flow, as the scheduler's own class computes them."""
         config = self.config("scheduler", "scheduler_config.json")
-        if config.get("_class_name") == "CosineDPMSolverMultistepScheduler":
-            return CosineSchedule()
         scheduler = getattr(_diffusers(), str(config.get("_class_name")), None)
         found = getattr(scheduler.from_config(config), "alphas_cumprod", None) if scheduler else None
         if not isinstance(found, Tensor):
@@ -165,6 +168,11 @@ def open_base(name: str) -> Base:
     component = next((key for key in ("transformer", "unet") if key in components), None)
     if component is None:
         raise UserError(f"'{name}' has no denoiser; expected a transformer or unet in model_index.json; name a whole pipeline")
+    for other in ("vqvae", "movq", "transformer_2"):
+        if other in components:
+            raise UserError(
+                f"'{name}' has a {other} as well; expected one denoiser, and an autoencoder called vae; take another pipeline"
+            )
     return Base(name, folder, components, component, index)
 
 
@@ -176,8 +184,8 @@ def bridged(base: Base, family: str, model: nn.Module, process: TrigFlow, predic
 
 
 def bridge_of(
-    model: nn.Module, call: Adapter, process: TrigFlow, predicts: Predicts, schedule: Tensor | Schedule | None, time_scale: float,
-    **more: Any,
+    model: nn.Module, call: Adapter, process: TrigFlow, predicts: Predicts, schedule: Tensor | Schedule | None,
+    time_scale: float, **more: Any,
 ) -> Bridge:  # fmt: skip
     """The bridge from what a denoiser predicts to TrigFlow. It is called in the precision of its weights, with times as they
     are; of more channels than it is given (epsilon and variance) the first are taken."""
@@ -268,6 +276,9 @@ def reader_of(folder: Path, component: str) -> Any:
     base = open_base(str(folder))
     parts = (component, "vae", "scheduler", "safety_checker", "feature_extractor")
     without: dict[str, Any] = {name: None for name in parts if name in base.components}
+    for name in sorted(base.components.keys() - without.keys()):
+        if not (folder / name).is_dir():
+            raise UserError(f"'{folder}' has no folder {name}; expected all that its model_index.json names; restore it")
     with torch.device("meta"):
         for name in parts[:2] if base.family.shells else ():
             without[name] = class_named(base.components[name][1], base).from_config(base.config(name))
@@ -280,8 +291,8 @@ def class_named(name: str, base: Base) -> Any:
     kind = getattr(_diffusers(), name, None)
     if kind is None:
         raise UserError(
-            f"'{base.name}' is made of a {name}, which diffusers {_diffusers().__version__} has not; expected a class of its own, "
-            "as code that comes with a folder is never run; install a later diffusers, or take another pipeline"
+            f"'{base.name}' is made of a {name}, which diffusers {_diffusers().__version__} has not; expected a class of its "
+            "own, as code that comes with a folder is never run; install a later diffusers, or take another pipeline"
         )
     return kind
 

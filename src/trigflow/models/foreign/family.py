@@ -12,7 +12,7 @@ A family is one small file in `trigflow.models.foreign.families`, or in a file o
             return model(x, encoder_hidden_states=text, encoder_attention_mask=text_mask, timestep=time, return_dict=False)[0]
 
         def read(self, pipeline, texts):
-            text, mask, *_ = pipeline.encode_prompt(texts, do_classifier_free_guidance=False)
+            text, mask, *_ = encoded(pipeline, texts)
             return {"text": text, "text_mask": mask.bool()}
 """
 
@@ -171,6 +171,15 @@ def family_of(denoiser: str, kind: type | None = None) -> Family:
         "write a file that says how it is called, and pass it as --plugin FILE, such as:\n\n"
         f"from trigflow.models.foreign import Family, family\n\n{inspect.cleandoc(TEMPLATE)}"
     )
+
+
+def encoded(pipeline: Any, texts: list[str], **more: Any) -> Any:
+    """What a pipeline's own `encode_prompt` makes of texts: without guidance, on the CPU, and in all else as the pipeline has
+    it by default when it is called. `more` are settings that come first."""
+    taken, called = (inspect.signature(method).parameters for method in (pipeline.encode_prompt, pipeline.__call__))
+    given = {name: called[name].default for name in taken if name in called and name != "prompt"}
+    given |= {"do_classifier_free_guidance": False, "device": torch.device("cpu"), "num_images_per_prompt": 1, **more}
+    return pipeline.encode_prompt([*texts], **{name: value for name, value in given.items() if name in taken})
 
 
 def packed(x: Tensor, patch: int = 2) -> Tensor:

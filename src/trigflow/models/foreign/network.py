@@ -139,7 +139,8 @@ def check_moves(network: Foreign, shape: tuple[int, ...]) -> None:
     Raises:
         UserError: where it does not.
     """
-    bridge, like = network.bridge, next(network.model.parameters())
+    bridge: Any = network.bridge
+    like = next(network.model.parameters())
     scale = getattr(bridge, "time_scale", 1.0) if network.config.predicts == "flow" else float(bridge.schedule(torch.ones(1)))
     x = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0)).to(like.device)
     told = {name: getattr(network, f"none_{name}")[None] for name in network.names}
@@ -150,7 +151,7 @@ def check_moves(network: Foreign, shape: tuple[int, ...]) -> None:
         _, slope = jvp(lambda time: bridge.adapter(bridge.model, x, time, **told), (time,), (torch.ones_like(time),))
     if not bool(slope.any()):
         raise UserError(
-            f"a {type(network.model).__name__} that is told its time in whole steps: a fifth of one changes nothing; expected a "
-            "prediction that follows the time, as distillation needs its derivative; have `call` of its family hand on the time "
-            "as it is, or take another teacher"
+            f"a {type(network.model).__name__} that is told its time in whole steps: a fifth of one changes nothing; expected "
+            "a prediction that follows the time, as distillation needs its derivative; have `call` of its family hand on the "
+            "time as it is, or take another teacher"
         )

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from trigflow.models.foreign.family import Family, family
+from trigflow.models.foreign.family import Family, encoded, family
 
 
 @family
@@ -21,4 +21,4 @@ class AuraFlow(Family):
         return model(x, timestep=time, encoder_hidden_states=told["text"], return_dict=False)[0]
 
     def read(self, pipeline: Any, texts: list[str]) -> dict[str, Tensor]:
-        return {"text": pipeline.encode_prompt(texts, do_classifier_free_guidance=False)[0]}
+        return {"text": encoded(pipeline, texts)[0]}

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from trigflow.models.foreign.family import Family, family
+from trigflow.models.foreign.family import Family, encoded, family
 
 
 @family
@@ -29,10 +29,10 @@ class CogVideoX(Family):
         return x.transpose(1, 2)
 
     def read(self, pipeline: Any, texts: list[str]) -> dict[str, Tensor]:
-        return {"text": pipeline.encode_prompt(texts, do_classifier_free_guidance=False)[0]}
+        return {"text": encoded(pipeline, texts)[0]}
 
 
-def turns_of(config: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+def turns_of(config: Any, x: Tensor) -> Any:
     """Rotary embeddings of the places of a video; where patches are deep (1.5), no place depends on how many there are."""
     from diffusers.models.embeddings import get_3d_rotary_pos_embed
     from diffusers.pipelines.cogvideo.pipeline_cogvideox import get_resize_crop_region_for_grid
@@ -40,7 +40,7 @@ def turns_of(config: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     grid = tuple(side // config.patch_size for side in x.shape[3:])
     whole = config.sample_height // config.patch_size, config.sample_width // config.patch_size
     deep = config.patch_size_t
-    how = {"grid_type": "slice", "max_size": whole} if deep else {}
-    region = None if deep else get_resize_crop_region_for_grid(grid, whole[1], whole[0])
+    how: dict[str, Any] = {"grid_type": "slice", "max_size": whole} if deep else {}
+    region = None if deep else get_resize_crop_region_for_grid(grid, whole[1], whole[0])  # type: ignore[no-untyped-call]
     frames = -(-x.shape[2] // (deep or 1))
     return get_3d_rotary_pos_embed(config.attention_head_dim, region, grid, frames, device=x.device, **how)

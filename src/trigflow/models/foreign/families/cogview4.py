@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trigflow.models.foreign.family import Family, by_length, family, padded
+from trigflow.models.foreign.family import Family, by_length, encoded, family, padded
 
 
 @family
@@ -25,7 +25,7 @@ class CogView4(Family):
         return by_length(run, x, told["text_mask"], time, told["text"], told["sizes"])
 
     def read(self, pipeline: Any, texts: list[str]) -> dict[str, Tensor]:
-        return padded([pipeline.encode_prompt([text], do_classifier_free_guidance=False)[0][0] for text in texts], self.length)
+        return padded([encoded(pipeline, [text])[0][0] for text in texts], self.length)
 
     def none(self, pipeline: Any, size: tuple[int, ...]) -> dict[str, Tensor]:
         return {**self.read(pipeline, [""]), "sizes": torch.tensor([[*size, *size, 0, 0]], dtype=torch.float32)}

@@ -1,20 +1,20 @@
 """Flux.1: dev (guidance is an input) and schnell; and Chroma, which was made from it."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trigflow.models.foreign.family import Family, family, packed, unpacked
+from trigflow.models.foreign.family import Family, encoded, family, packed, unpacked
 
 
 @family
 class Flux(Family):
     name = "flux"
     classes = ("FluxTransformer2DModel",)
-    conditions = ("text", "pooled")
+    conditions: ClassVar[tuple[str, ...]] = ("text", "pooled")
     time_scale = 1.0
 
     def shape(self, config: Mapping[str, Any], factor: int, size: int | None) -> tuple[int, ...]:
@@ -37,7 +37,7 @@ class Flux(Family):
         return unpacked(x, x.new_empty(len(x), *shape))
 
     def read(self, pipeline: Any, texts: list[str]) -> dict[str, Tensor]:
-        text, pooled, _ = pipeline.encode_prompt(texts, texts)
+        text, pooled, _ = encoded(pipeline, texts)
         return {"text": text, "pooled": pooled}
 
 
@@ -52,7 +52,7 @@ class Chroma(Flux):
         return {"attention_mask": F.pad(told["text_mask"].to(x.dtype), (0, rows), value=1.0)}
 
     def read(self, pipeline: Any, texts: list[str]) -> dict[str, Tensor]:
-        text, _, mask, *_ = pipeline.encode_prompt(texts, do_classifier_free_guidance=False)
+        text, _, mask, *_ = encoded(pipeline, texts)
         return {"text": text, "text_mask": mask.bool()}
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from trigflow.models.foreign.families.flux import Flux
-from trigflow.models.foreign.family import Family, family, rows_of
+from trigflow.models.foreign.family import Family, encoded, family, rows_of
 
 
 @family
@@ -34,7 +34,7 @@ class Flux2(Flux):
         return weight("bn.running_mean").tolist(), deviation.tolist()
 
     def read(self, pipeline: Any, texts: list[str]) -> dict[str, Tensor]:
-        return {"text": pipeline.encode_prompt(texts)[0]}
+        return {"text": encoded(pipeline, texts)[0]}
 
 
 def places(*sides: int) -> Tensor:

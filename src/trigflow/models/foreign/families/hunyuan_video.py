@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from trigflow.models.foreign.family import Family, family
+from trigflow.models.foreign.family import Family, encoded, family
 
 
 @family
@@ -25,5 +25,5 @@ class HunyuanVideo(Family):
         )[0]  # fmt: skip
 
     def read(self, pipeline: Any, texts: list[str]) -> dict[str, Tensor]:
-        text, pooled, mask = pipeline.encode_prompt(texts)
+        text, pooled, mask = encoded(pipeline, texts)
         return {"text": text, "pooled": pooled, "text_mask": mask.bool()}

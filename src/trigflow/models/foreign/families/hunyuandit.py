@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trigflow.models.foreign.family import Family, family
+from trigflow.models.foreign.family import Family, encoded, family
 
 
 @family
@@ -20,7 +20,7 @@ class HunyuanDiT(Family):
 
         patch = model.config.patch_size
         grid = tuple(side // patch for side in x.shape[2:])
-        region = get_resize_crop_region_for_grid(grid, 64 // patch)
+        region = get_resize_crop_region_for_grid(grid, 64 // patch)  # type: ignore[no-untyped-call]
         turns = get_2d_rotary_pos_embed(model.config.attention_head_dim, region, grid, device=x.device)
         return model(
             x, time.to(x.dtype), encoder_hidden_states=told["text"], text_embedding_mask=told["text_mask"],
@@ -32,7 +32,7 @@ class HunyuanDiT(Family):
     def read(self, pipeline: Any, texts: list[str]) -> dict[str, Tensor]:
         told = {}
         for index, name in enumerate(("text", "t5")):
-            told[name], _, mask, _ = pipeline.encode_prompt(texts, do_classifier_free_guidance=False, text_encoder_index=index)
+            told[name], _, mask, _ = encoded(pipeline, texts, text_encoder_index=index)
             told[f"{name}_mask"] = mask.bool()
         return told
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from trigflow.models.foreign.family import Family, family, rows_of
+from trigflow.models.foreign.family import Family, encoded, family, rows_of
 
 
 @family
@@ -34,5 +34,5 @@ class LTX(Family):
         return weight("latents_mean").tolist(), (weight("latents_std") / vae["scaling_factor"]).tolist()
 
     def read(self, pipeline: Any, texts: list[str]) -> dict[str, Tensor]:
-        text, mask, *_ = pipeline.encode_prompt(texts, do_classifier_free_guidance=False)
+        text, mask, *_ = encoded(pipeline, texts)
         return {"text": text, "text_mask": mask}

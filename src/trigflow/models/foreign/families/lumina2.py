@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from trigflow.models.foreign.family import Family, family
+from trigflow.models.foreign.family import Family, encoded, family
 
 
 @family
@@ -16,13 +16,14 @@ class Lumina2(Family):
 
     def call(self, model: Any, x: Tensor, time: Tensor, **told: Tensor) -> Tensor:
         return -model(  # data - noise at the share of data
-            x, timestep=1 - time, encoder_hidden_states=told["text"], encoder_attention_mask=told["text_mask"], return_dict=False
+            x, timestep=1 - time, encoder_hidden_states=told["text"], encoder_attention_mask=told["text_mask"],
+            return_dict=False,
         )[0]  # fmt: skip
 
     def read(self, pipeline: Any, texts: list[str]) -> dict[str, Tensor]:
-        text, mask, *_ = pipeline.encode_prompt(texts, do_classifier_free_guidance=False)
+        text, mask, *_ = encoded(pipeline, texts)
         return {"text": text, "text_mask": mask.bool()}
 
     def none(self, pipeline: Any, size: tuple[int, ...]) -> dict[str, Tensor]:
-        *_, text, mask = pipeline.encode_prompt([""])  # without the words before a prompt
+        *_, text, mask = encoded(pipeline, [""], do_classifier_free_guidance=True)  # without the words before a prompt
         return {"text": text, "text_mask": mask.bool()}

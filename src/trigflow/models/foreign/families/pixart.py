@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trigflow.models.foreign.family import Family, family
+from trigflow.models.foreign.family import Family, encoded, family
 
 
 @family
@@ -29,7 +29,7 @@ class PixArt(Family):
         )[0]  # fmt: skip
 
     def read(self, pipeline: Any, texts: list[str]) -> dict[str, Tensor]:
-        text, mask, _, _ = pipeline.encode_prompt(texts, do_classifier_free_guidance=False, clean_caption=True)
+        text, mask, _, _ = encoded(pipeline, texts)
         return {"text": text, "text_mask": mask.bool()}
 
     def none(self, pipeline: Any, size: tuple[int, ...]) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from trigflow.models.foreign.families.flux import Flux
-from trigflow.models.foreign.family import family, packed, padded, unpacked
+from trigflow.models.foreign.family import encoded, family, packed, padded, unpacked
 
 
 @family
@@ -24,5 +24,4 @@ class QwenImage(Flux):
         return unpacked(rows, x)
 
     def read(self, pipeline: Any, texts: list[str]) -> dict[str, Tensor]:
-        read = [pipeline.encode_prompt([text], max_sequence_length=self.length)[0][0] for text in texts]
-        return padded(read, self.length)
+        return padded([encoded(pipeline, [text])[0][0] for text in texts], self.length)

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from trigflow.models.foreign.family import Family, family
+from trigflow.models.foreign.family import Family, encoded, family
 
 
 @family
@@ -19,5 +19,5 @@ class SD3(Family):
         )[0]  # fmt: skip
 
     def read(self, pipeline: Any, texts: list[str]) -> dict[str, Tensor]:
-        text, _, pooled, _ = pipeline.encode_prompt(texts, texts, texts, do_classifier_free_guidance=False)
+        text, _, pooled, _ = encoded(pipeline, texts)
         return {"text": text, "pooled": pooled}

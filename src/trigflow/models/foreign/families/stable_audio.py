@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trigflow.models.foreign.family import Family, family
+from trigflow.models.foreign.family import Family, encoded, family
 
 
 @family
@@ -30,7 +30,7 @@ class StableAudio(Family):
         )[0]  # fmt: skip
 
     def read(self, pipeline: Any, texts: list[str]) -> dict[str, Tensor]:
-        text = pipeline.encode_prompt(texts, "cpu", False)
+        text = encoded(pipeline, texts)
         return {"text": torch.cat([text, *(row.expand(len(text), -1, -1) for row in seconds(pipeline))], 1)}
 
     def none(self, pipeline: Any, size: tuple[int, ...]) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trigflow.models.foreign.family import Family, family
+from trigflow.models.foreign.family import Family, encoded, family
 
 
 @family
@@ -25,9 +25,9 @@ class StableDiffusion(Family):
 
     def read(self, pipeline: Any, texts: list[str]) -> dict[str, Tensor]:
         if hasattr(pipeline, "text_encoder_2"):
-            text, _, pooled, _ = pipeline.encode_prompt(texts, do_classifier_free_guidance=False)
+            text, _, pooled, _ = encoded(pipeline, texts)
             return {"text": text, "pooled": pooled}
-        return {"text": pipeline.encode_prompt(texts, pipeline.device, 1, False)[0]}
+        return {"text": encoded(pipeline, texts)[0]}
 
     def none(self, pipeline: Any, size: tuple[int, ...]) -> dict[str, Tensor]:
         none = self.read(pipeline, [""])

@@ -20,8 +20,8 @@ class UNet(Family):
         embedding = config.get("time_embedding_type"), config.get("class_embed_type")
         if embedding[0] == "learned" or embedding[1]:
             raise UserError(
-                f"a UNet2DModel that is told its time as '{embedding[0]}' and its class as '{embedding[1]}'; expected a time that "
-                "moves smoothly (positional) and a class by its number (null); take another pipeline"
+                f"a UNet2DModel that is told its time as '{embedding[0]}' and its class as '{embedding[1]}'; expected a time "
+                "that moves smoothly (positional) and a class by its number (null); take another pipeline"
             )
         return ("label",) if config.get("num_class_embeds") else ()
 

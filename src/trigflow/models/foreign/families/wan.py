@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from trigflow.models.foreign.family import Family, family
+from trigflow.models.foreign.family import Family, encoded, family
 
 
 @family
@@ -12,8 +12,6 @@ class Wan(Family):
     name = "wan"
     classes = ("WanTransformer3DModel",)
     size = 480
-    length = 512
-    """Tokens of a text."""
     frames = 21
     """Of latents: 81 frames of a video, four at a time after the first."""
 
@@ -21,4 +19,4 @@ class Wan(Family):
         return model(hidden_states=x, timestep=time, encoder_hidden_states=told["text"], return_dict=False)[0]
 
     def read(self, pipeline: Any, texts: list[str]) -> dict[str, Tensor]:
-        return {"text": pipeline.encode_prompt(texts, do_classifier_free_guidance=False, max_sequence_length=self.length)[0]}
+        return {"text": encoded(pipeline, texts)[0]}

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trigflow.models.foreign.family import Family, family, padded
+from trigflow.models.foreign.family import Family, encoded, family, padded
 
 
 @family
@@ -25,4 +25,4 @@ class ZImage(Family):
         return x.squeeze(2)
 
     def read(self, pipeline: Any, texts: list[str]) -> dict[str, Tensor]:
-        return padded(pipeline.encode_prompt([*texts], do_classifier_free_guidance=False)[0], self.length)
+        return padded(encoded(pipeline, texts)[0], self.length)
