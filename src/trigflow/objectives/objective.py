@@ -299,7 +299,12 @@ class StudentObjective(Objective):
         fine = interval is None or 0 <= interval[0] < interval[1] < math.inf
         return [
             (1 <= self.guidance_max < math.inf, "guidance_max", self.guidance_max, "at least 1"),
-            (self.label_dropout is None or 0 <= self.label_dropout <= 1, "label_dropout", self.label_dropout, "a share in [0, 1]"),
+            (
+                self.label_dropout is None or 0 <= self.label_dropout <= 1,
+                "label_dropout",
+                self.label_dropout,
+                "a share in [0, 1]",
+            ),
             (math.isfinite(self.guidance), "guidance", self.guidance, "a finite number"),
             (self.guidance == 1 or self.guidance_max == 1, "guidance", self.guidance, "1 with guidance_max above 1"),
             (fine, "guidance_interval", interval, "two finite numbers with 0 <= low < high"),

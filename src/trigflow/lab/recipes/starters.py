@@ -64,7 +64,11 @@ def _student(
     return dataclasses.replace(
         teacher,
         objective=objective_of(
-            "scd", proposal=proposal, tangent=tangent, adaptive_weight=adaptive_weight, guidance_max=guidance_max,
+            "scd",
+            proposal=proposal,
+            tangent=tangent,
+            adaptive_weight=adaptive_weight,
+            guidance_max=guidance_max,
             label_dropout=label_dropout,
         ),  # fmt: skip
         optimizer=dataclasses.replace(teacher.optimizer, lr=lr, warmup=0),
