@@ -70,7 +70,7 @@ def _student(
             adaptive_weight=adaptive_weight,
             guidance_max=guidance_max,
             label_dropout=label_dropout,
-        ),  # fmt: skip
+        ),
         optimizer=dataclasses.replace(teacher.optimizer, lr=lr, warmup=0),
         loop=dataclasses.replace(teacher.loop, iterations=iterations, batch_size=batch_size),
     )

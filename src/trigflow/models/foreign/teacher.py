@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -11,7 +11,7 @@ from trigflow.codecs import Codec, Latents, Pixels
 from trigflow.codecs.vae import VAESource, channels_of, factor_of, scaling_of
 from trigflow.conditions import Conditioner, Input
 from trigflow.migrations import stamped
-from trigflow.models.foreign.base import Base, open_base
+from trigflow.models.foreign.base import Base, Dtype, open_base
 from trigflow.models.foreign.family import Family
 from trigflow.models.foreign.network import ForeignConfig
 from trigflow.models.foreign.words import Prompts, digest_of_encoders, read
@@ -21,8 +21,6 @@ from trigflow.runtime.errors import UserError
 from trigflow.runtime.files import ensure_folder, write_json, write_tensors
 from trigflow.runtime.places import check_place
 from trigflow.samplers import Sampling
-
-Dtype = Literal["float32", "bfloat16", "float16"]
 
 
 def import_pipeline(
