@@ -100,15 +100,15 @@ def read_adapters(path: Path, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
         known = next((wanted[key] for key in (plain, plain.partition(".")[2]) if key in wanted), None)
         if known is None or own[known].shape != value.shape:
             raise UserError(
-                f"'{file}' has adapters at '{name}' of shape {tuple(value.shape)}, which the student has not; expected adapters "
-                "of the same denoiser, modules and rank; correct --from, --lora or --lora-targets"
+                f"'{file}' has adapters at '{name}' of shape {tuple(value.shape)}, which the student has not; expected "
+                "adapters of the same denoiser, modules and rank; correct --from, --lora or --lora-targets"
             )
         found[known] = value.float()
     missing = wanted.keys() - {plain for plain, known in wanted.items() if known in found}
     if missing:
         raise UserError(
-            f"'{file}' has no adapters at '{min(missing)}' and {len(missing) - 1} others; expected those of the student; correct "
-            "--from or --lora-targets"
+            f"'{file}' has no adapters at '{min(missing)}' and {len(missing) - 1} others; expected those of the student; "
+            "correct --from or --lora-targets"
         )
     return found
 
