@@ -37,11 +37,6 @@ WEIGHTS = "pytorch_lora_weights.safetensors"
 STEPS = (1, 2, 4)
 
 
-def is_foreign(model: Model) -> bool:
-    """Whether a model is one of a pipeline of diffusers."""
-    return isinstance(model.network, Foreign)
-
-
 def export_student(model: Model, folder: Path, form: Form) -> str:
     """Write a student of a teacher from diffusers into a folder; returns how to open it.
 
