@@ -25,9 +25,11 @@ from typing import Any
 
 import torch
 from digits import judged
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from trigflow import load, save_grid
+from trigflow import load
+from trigflow.codecs.pictures import make_grid, save_picture
 from trigflow.data import open_dataset
 from trigflow.data.dataset import Dataset
 from trigflow.data.sources.emoji import COLOURS
@@ -120,7 +122,7 @@ def run(args: argparse.Namespace) -> bool:
     if (found := sum(len(open_dataset(part)) for part in ("emoji", "emoji-held-out"))) != known:
         raise SystemExit(f"{found} emoji with this font and package; the classifier knows {known}; use those of CI")
     teacher, student = load(args.teacher), load(args.student)
-    plans = {"teacher": (teacher, 18), "student_2": (student, 2), "student_1": (student, 1)}
+    plans = {"teacher": (teacher, args.teacher_steps), "student_2": (student, 2), "student_1": (student, 1)}
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in plans}
     for seed in args.seeds:
         for name, (model, steps) in plans.items():
@@ -136,7 +138,7 @@ def run(args: argparse.Namespace) -> bool:
     ]  # fmt: skip
     result = {
         "machine": machine(), "command": shlex.join(["python", *sys.argv]),
-        "guidance": GUIDANCE, "num": args.num, "seeds": args.seeds,
+        "guidance": GUIDANCE, "teacher_steps": args.teacher_steps, "num": args.num, "seeds": args.seeds,
         "classifier_accuracy": float(shipped_weights("emoji")[1]["test_accuracy"]),
         "colour_judge_accuracy": accuracy_of_judge(open_dataset("emoji")),
         "means": means, "bars": judged(bars), "runs": rows,
@@ -147,11 +149,19 @@ def run(args: argparse.Namespace) -> bool:
     return all(bar["met"] for bar in result["bars"])
 
 
-def picture(student: Model, path: Path) -> None:
-    """A row of pictures for each of the sentences, two steps each."""
-    drawn = student.sample(8 * len(SENTENCES), prompt=list(SENTENCES), steps=2, guidance=GUIDANCE)
-    save_grid(drawn, path, columns=len(SENTENCES))
-    print(path, "from left to right:", ", ".join(SENTENCES))
+def picture(student: Model, path: Path, rows: int = 4, scale: int = 2) -> None:
+    """A column of pictures below each of the sentences, two steps each, on white."""
+    n = len(SENTENCES)
+    drawn = student.sample(rows * n, prompt=list(SENTENCES), steps=2, guidance=GUIDANCE)
+    grid = make_grid(drawn, n, gap=4, scale=scale)
+    sheet = Image.new("RGB", (grid.width, grid.height + 30), "white")
+    sheet.paste(grid, (0, 30))
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=15)
+    for column, sentence in enumerate(SENTENCES):
+        centre = grid.width * (2 * column + 1) / (2 * n)
+        draw.text((centre, 16), sentence, fill="black", font=font, anchor="mm")
+    save_picture(sheet, path)
+    print(f"{path}: {', '.join(SENTENCES)}")
 
 
 def main() -> None:
@@ -160,6 +170,7 @@ def main() -> None:
     parser.add_argument("--student", default="runs/emoji-student")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--num", type=int, default=1770, help="pictures a distance: ten for each held-out emoji")
+    parser.add_argument("--teacher-steps", type=int, default=18, help="of Heun's solver, two evaluations each")
     parser.add_argument("--draws", type=int, default=20, help="pictures for each prompt with a colour")
     parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / "emoji.json")
     parser.add_argument("--picture", type=Path, help="only draw the sentences of the README into this file")

@@ -238,8 +238,8 @@ def test_plan_says_what_fits_and_distill_takes_it(student, tmp_path, capsys):
     need = plan["memory_gib"]["ddp"]
     one = need["total"] - need["activations"] * (1 - 1 / plan["batch_gpu"])
     run(
-        "distill", student / "teacher", "--data", student / "cache", "--lora", 2, "--memory", f"{4 * one:.6f}G", "--iterations", 1,
-        "--loop.batch-size", 8, "--loop.sample-every", 0, "--quiet", "--out", tmp_path / "out",
+        "distill", student / "teacher", "--data", student / "cache", "--lora", 2, "--memory", f"{4 * one:.6f}G",
+        "--iterations", 1, "--loop.batch-size", 8, "--loop.sample-every", 0, "--quiet", "--out", tmp_path / "out",
     )  # fmt: skip
     assert json.loads((tmp_path / "out" / "config.json").read_text())["loop"]["accumulate"] in (2, 4, 8)
     with pytest.raises(SystemExit):
@@ -258,3 +258,56 @@ def test_plan_says_what_fits_and_distill_takes_it(student, tmp_path, capsys):
     said = capsys.readouterr().err
     assert "one sample at a time needs" in said
     assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8", "fp8", "nf4"])
+def test_a_base_in_few_bits(dtype, photos, tmp_path, monkeypatch):
+    """Adapters on a base that is kept in few bits: what is trained is float32, and the teacher shares the base."""
+    from trigflow.models.foreign import base as room
+
+    quantize = room.quantize
+    monkeypatch.setattr(room, "quantize", lambda model, kind: quantize(model, kind, smallest=1))  # the layers here are tiny
+    pipelines.save("sd3", tmp_path / "base")
+    at = tmp_path.__truediv__
+    run("import", at("base"), "--out", at("teacher"), "--size", 32, "--dtype", dtype)
+    run("encode", photos, "--with", at("teacher"), "--out", at("cache"), "--quiet")
+    run(
+        "distill", at("teacher"), "--data", at("cache"), "--lora", 2, "--iterations", 2, "--loop.batch-size", 2,
+        "--loop.sample-every", 0, "--optimizer.lr", 0.05, "--optimizer.warmup", 0, "--quiet", "--out", at("student"),
+    )  # fmt: skip
+    student, teacher = trigflow.load(at("student"), "cpu"), trigflow.load(at("teacher"), "cpu")
+    weights = load_file(at("student") / "network.safetensors")
+    assert all(value.dtype == torch.float32 for key, value in weights.items() if "lora_" in key)
+    full = trigflow.models.foreign.open_base(str(at("base")))
+    assert full.family.name == "sd3"
+    one, other = (model.sample(1, steps=2, prompt=WORDS[0], decode=False, seed=1) for model in (student, teacher))
+    assert bool(one.isfinite().all())
+    assert not torch.equal(one, other)
+    if dtype != "bfloat16":
+        stored = {id(value) for name, value in teacher.network.named_buffers() if name.endswith("stored")}
+        assert stored
+        assert stored <= {id(value) for value in student.network.buffers()}
+
+
+def test_a_student_starts_from_adapters_of_somebody_else(student, tmp_path, capsys):
+    run("export", student / "student", tmp_path / "lora", "--to", "diffusers")
+    how = [
+        "distill",
+        student / "teacher",
+        "--data",
+        student / "cache",
+        "--loop.sample-every",
+        0,
+        "--loop.batch-size",
+        2,
+        "--quiet",
+    ]
+    run(*how, "--lora", 2, "--from", tmp_path / "lora", "--iterations", 1, "--optimizer.lr", 1e-12, "--out", tmp_path / "out")
+    found, expected = (load_file(folder / "network.safetensors") for folder in (tmp_path / "out", student / "student"))
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6)
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        run(*how, "--lora", 3, "--from", tmp_path / "lora", "--out", tmp_path / "no")
+    assert "which the student has not; expected adapters of the same denoiser" in capsys.readouterr().err

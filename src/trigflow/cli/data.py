@@ -4,7 +4,7 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
@@ -85,7 +85,7 @@ class Encode:
         from trigflow.data.encode import encode_images
 
         if self.teacher is not None:
-            how = {"batch_size": self.batch_size, "workers": self.workers, "captions": self.captions}
+            how: dict[str, Any] = {"batch_size": self.batch_size, "workers": self.workers, "captions": self.captions}
             count = encode_for(
                 self.teacher, self.data, self.out, device=resolve_device(self.device), progress=not self.quiet, **how
             )

@@ -301,8 +301,9 @@ class Import:
     """Run folder to create."""
     size: int | None = None
     """Of a pipeline: pixels of the side of a picture; by default what it was made for."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of a pipeline: in which weights are kept that are not trained."""
+    dtype: Literal["float32", "bfloat16", "float16", "int8", "fp8", "nf4"] = "float32"
+    """Of a pipeline: in which weights are kept that are not trained. The last three are of linear layers, with a scale each row
+    or, for nf4 (4 bits), each 64 weights."""
 
     def run(self) -> None:
         if self.file.endswith(".pkl"):

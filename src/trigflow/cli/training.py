@@ -1,11 +1,13 @@
 """Commands that train, and what is done with a run: `train`, `distill`, `info`, `checkpoint`, `ema` and `convert`."""
 
+from __future__ import annotations
+
 import dataclasses
 import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
@@ -28,6 +30,9 @@ from trigflow.training.config import (
 )
 from trigflow.training.convert import ConvertSettings
 from trigflow.training.setup import fit_network
+
+if TYPE_CHECKING:
+    from trigflow.models.model import Model
 
 
 @dataclass(frozen=True)
@@ -103,7 +108,8 @@ class Distill:
     quiet: bool = False
     """No progress bars."""
     start: Annotated[Path | None, arg(name="from", metavar="RUN")] = None
-    """Run folder of a student of this teacher to start from; the paper's scd-vsd starts from an scd student."""
+    """Run folder of a student of this teacher to start from; the paper's scd-vsd starts from an scd student. Or adapters that
+    somebody else has trained (.safetensors, or a folder as diffusers writes it)."""
     negative: Annotated[Path | None, arg(metavar="RUN")] = None
     """Run folder of a worse teacher (smaller, or trained for less time) to guide the teacher away from; by default the
     teacher without the class. For `--objective.guidance-max` above 1."""
@@ -143,7 +149,7 @@ class Distill:
         check_place(self.out, "folder")
         device = "cpu" if self.parallel.mode == "fsdp" else self.loop.device  # sharded from there, block by block
         teacher = load(self.teacher, device)
-        start = None if self.start is None else load(self.start, device)
+        start = None if self.start is None or self._adapters() else load(self.start, device)
         negative = None if self.negative is None else load(self.negative, self.loop.device)
         config = RunConfig(
             data_of(teacher.origin), teacher.process, teacher.spec,
@@ -156,6 +162,8 @@ class Distill:
             config = dataclasses.replace(config, data=dataclasses.replace(config.data, source=self.data))
         if self.lora is not None or self.full or hasattr(teacher.spec, "adapter"):
             config = dataclasses.replace(config, network=self._adapted(teacher.spec))
+        if self._adapters():
+            start = started(teacher, config, self.start)
         if self.memory is not None:
             from trigflow.lab.plan import fitted
 
@@ -186,6 +194,10 @@ class Distill:
         )
         print(f"Distilled. Draw with: trigflow sample {self.out} --steps {student.default_steps()}")
 
+    def _adapters(self) -> bool:
+        """Whether what is to be started from are adapters, not a run."""
+        return self.start is not None and (self.start.suffix == ".safetensors" or any(self.start.glob("*lora*.safetensors")))
+
     def _adapted(self, network: NetworkConfig) -> NetworkConfig:
         """The network of a teacher from elsewhere with what of it is trained."""
         if not hasattr(network, "adapter"):
@@ -203,6 +215,20 @@ class Distill:
         if self.lora is not None and self.lora < 1:
             raise UserError(f"--lora {self.lora}; expected a rank of at least 1; change it")
         return network.changed(adapter=adapter)
+
+
+def started(teacher: Model, config: RunConfig, path: Path | None) -> Model:
+    """A model of the teacher's denoiser with adapters from a file, for a student to start from."""
+    from trigflow.models.foreign.adapters import read_adapters
+    from trigflow.networks import build
+    from trigflow.runtime.wrappers import entries, load_entries
+
+    if path is None or not getattr(config.network, "adapter", None):
+        raise UserError(f"--from '{path}' for a network without adapters; expected a run folder; correct it")
+    network = build(config.network, config.process.sigma_data).requires_grad_(False)
+    own = entries(network)
+    load_entries(network, {**own, **entries(teacher.network), **read_adapters(path, own)})
+    return dataclasses.replace(teacher, network=network, spec=config.network)
 
 
 def as_kind_of(config: RunConfig, other: RunConfig) -> RunConfig:

@@ -37,11 +37,6 @@ WEIGHTS = "pytorch_lora_weights.safetensors"
 STEPS = (1, 2, 4)
 
 
-def is_foreign(model: Model) -> bool:
-    """Whether a model is one of a pipeline of diffusers."""
-    return isinstance(model.network, Foreign)
-
-
 def export_student(model: Model, folder: Path, form: Form) -> str:
     """Write a student of a teacher from diffusers into a folder; returns how to open it.
 
@@ -101,12 +96,13 @@ def scheduler_of(base: Base, spec: ForeignConfig) -> Any:
     """The scheduler of diffusers that draws students of this teacher; see the module."""
     import diffusers
 
+    stock: Any = diffusers
     config = base.config("scheduler", "scheduler_config.json")
     if spec.predicts == "flow":
-        return diffusers.FlowMatchLCMScheduler(num_train_timesteps=config.get("num_train_timesteps", 1000))
+        return stock.FlowMatchLCMScheduler(num_train_timesteps=config.get("num_train_timesteps", 1000))
     kept = ("beta_start", "beta_end", "beta_schedule", "trained_betas", "num_train_timesteps", "rescale_betas_zero_snr")
     known = {key: config[key] for key in (*kept, "prediction_type") if config.get(key) is not None}
-    return diffusers.LCMScheduler(**known, clip_sample=False, set_alpha_to_one=True, timestep_scaling=1e6)
+    return stock.LCMScheduler(**known, clip_sample=False, set_alpha_to_one=True, timestep_scaling=1e6)
 
 
 def times_of(model: Model, base: Base, steps: int) -> dict[str, list[float]]:
@@ -151,7 +147,7 @@ def save_adapter(network: Foreign, base: Base, folder: Path) -> None:
     config = next(layer.peft_config["default"] for layer in [network.model] if hasattr(layer, "peft_config"))
     if hasattr(kind, "save_lora_weights"):
         known = inspect.signature(kind.save_lora_weights).parameters
-        layers = {f"{base.component}_lora_layers": state}
+        layers: dict[str, Any] = {f"{base.component}_lora_layers": state}
         if (name := f"{base.component}_lora_adapter_metadata") in known:
             layers[name] = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
         kind.save_lora_weights(folder, **layers, safe_serialization=True)
@@ -161,7 +157,7 @@ def save_adapter(network: Foreign, base: Base, folder: Path) -> None:
 
 def comfy_names(network: Foreign, base: Base) -> dict[str, Tensor]:
     """The adapters by names that ComfyUI's loader knows: `transformer.` and peft's names, or kohya's of a U-Net; with alpha."""
-    spec, named = network.config.adapter, {}
+    spec, named = network.config.adapter, dict[str, Tensor]()
     for name, value in adapter_state(network).items():
         path, _, role = name.partition(".lora_")
         alpha = torch.tensor(float(spec.rank if spec.alpha is None else spec.alpha), dtype=torch.float32)

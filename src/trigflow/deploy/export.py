@@ -75,8 +75,13 @@ def export_run(run: str | Path, out: str | Path, to: Format, whole: bool = False
 
         student = load(run, "cpu")
         form: Any = to if to != "diffusers" else "pipeline" if whole or not student.spec.adapter.rank else "adapter"  # type: ignore[attr-defined]
-        write_folder(out, lambda folder: export_student(student, folder, form))
-        return f"{out}: see {out / 'README.md'} for how to open it"
+
+        def write(folder: Path) -> None:
+            nonlocal said
+            said = export_student(student, folder, form).replace(str(folder), str(out))  # written beside it first
+
+        write_folder(out, write)
+        return said
     if to == "diffusers":
         from trigflow.deploy.pipeline import TrigFlowPipeline
 
@@ -88,7 +93,7 @@ def export_run(run: str | Path, out: str | Path, to: Format, whole: bool = False
 
     def fill(folder: Path) -> None:
         nonlocal said
-        said = export_network(model, folder, to)
+        said = export_network(model, folder, to)  # type: ignore[arg-type]
 
     write_folder(out, fill)
     return f"{out}: {said}"

@@ -26,6 +26,7 @@ from trigflow.training.config import RunConfig, flattened, read_config, to_dict
 MAY_CHANGE = frozenset(
     {
         *("data.memory_gib", "data.workers", "data.ahead"),  # how data are read, which has no say in what is read
+        "data.captions",  # which are part of what `check_same` compares
         *("loop.device", "loop.iterations", "loop.accumulate", "loop.instruments", "loop.log_every", "loop.sample_every"),
         *("loop.checkpoint_every", "loop.checkpoint_minutes", "loop.keep", "loop.keep_every"),
     }

@@ -125,7 +125,12 @@ class Step:
         self.teacher = (
             None
             if guide is None
-            else ParameterCounts(_count(guide.network), _blocks(guide.network), 0, _bytes(guide.network.parameters()))
+            else ParameterCounts(
+                _count(guide.network),
+                _blocks(guide.network),
+                0,
+                _bytes([*guide.network.parameters(), *guide.network.buffers()]),
+            )
         )
         if checkpointing:
             for learner in self.learners:

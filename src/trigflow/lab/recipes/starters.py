@@ -58,12 +58,18 @@ def _student(
     tangent: TangentConfig,
     adaptive_weight: bool = True,
     guidance_max: float = 1.0,
+    label_dropout: float | None = None,
 ) -> RunConfig:
     """sCD with the data, network and intervals of the teacher."""
     return dataclasses.replace(
         teacher,
         objective=objective_of(
-            "scd", proposal=proposal, tangent=tangent, adaptive_weight=adaptive_weight, guidance_max=guidance_max
+            "scd",
+            proposal=proposal,
+            tangent=tangent,
+            adaptive_weight=adaptive_weight,
+            guidance_max=guidance_max,
+            label_dropout=label_dropout,
         ),
         optimizer=dataclasses.replace(teacher.optimizer, lr=lr, warmup=0),
         loop=dataclasses.replace(teacher.loop, iterations=iterations, batch_size=batch_size),
@@ -126,6 +132,7 @@ RECIPES: dict[str, Recipe] = {
             proposal=Proposal(-0.8, 1.6),
             adaptive_weight=False,
             guidance_max=4.0,
+            label_dropout=0.1,
         ),
     ),
     "images": Recipe(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from trigflow.runtime.errors import MissingExtraError, UserError, on_one_line
+from trigflow.runtime.files import read_tensors
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,40 @@ def add_adapters(model: nn.Module, config: AdapterConfig, targets: tuple[str, ..
         for name, parameter in part._parameters.items():
             if parameter is not None and parameter.requires_grad:
                 part._parameters[name] = nn.Parameter(parameter.detach().to(torch.float32))
+
+
+def read_adapters(path: Path, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of adapters that somebody else has trained, by the names of a network that is to start from them.
+
+    Args:
+        path: a file of safetensors as `save_lora_weights` of diffusers or peft writes it, or a folder with one.
+        own: entries of the network.
+
+    Raises:
+        UserError: for a file that is none, or adapters of other modules or ranks: of another family, or of another rank.
+    """
+    file = path / "pytorch_lora_weights.safetensors" if path.is_dir() else path
+    given = read_tensors(file, "adapters")
+    wanted = {
+        name.partition(".model.")[2].replace(".default", "").removesuffix(".weight"): name for name in own if is_adapter(name)
+    }
+    found = {}
+    for name, value in given.items():
+        plain = name.removesuffix(".weight")
+        known = next((wanted[key] for key in (plain, plain.partition(".")[2]) if key in wanted), None)
+        if known is None or own[known].shape != value.shape:
+            raise UserError(
+                f"'{file}' has adapters at '{name}' of shape {tuple(value.shape)}, which the student has not; expected "
+                "adapters of the same denoiser, modules and rank; correct --from, --lora or --lora-targets"
+            )
+        found[known] = value.float()
+    missing = wanted.keys() - {plain for plain, known in wanted.items() if known in found}
+    if missing:
+        raise UserError(
+            f"'{file}' has no adapters at '{min(missing)}' and {len(missing) - 1} others; expected those of the student; "
+            "correct --from or --lora-targets"
+        )
+    return found
 
 
 def is_adapter(name: str) -> bool:

@@ -20,10 +20,12 @@ from torch import Tensor, nn
 
 from trigflow.models.bridges import Adapter, Bridge, CosineSchedule, FlowBridge, Schedule, VPBridge
 from trigflow.models.foreign.family import Family, family_named, family_of
+from trigflow.models.foreign.quantized import KINDS, quantize
 from trigflow.process import TrigFlow
 from trigflow.runtime.errors import MissingExtraError, UserError, on_one_line
 
 Predicts = Literal["flow", "epsilon", "v", "x0"]
+Dtype = Literal["float32", "bfloat16", "float16", "int8", "fp8", "nf4"]
 PREDICTION = {"epsilon": "epsilon", "v_prediction": "v", "sample": "x0", "flow_prediction": "flow"}
 """From the prediction types of diffusers."""
 LEGACY = {"ada_norm_zero": "DiTTransformer2DModel", "ada_norm_single": "PixArtTransformer2DModel"}
@@ -208,7 +210,7 @@ _LOADED: weakref.WeakValueDictionary[tuple[str, str, str], nn.Module] = weakref.
 """Denoisers in memory, so that teacher and student share the weights of one."""
 
 
-def denoiser_of(base: Base, digest: str, dtype: torch.dtype) -> nn.Module:
+def denoiser_of(base: Base, digest: str, dtype: Dtype) -> nn.Module:
     """The denoiser, frozen, in eval mode, of weights that others may use as well.
 
     Args:
@@ -217,7 +219,7 @@ def denoiser_of(base: Base, digest: str, dtype: torch.dtype) -> nn.Module:
     Raises:
         UserError: where its weights cannot be read, or are others than those imported.
     """
-    key = (base.name, digest, str(dtype))
+    key = (base.name, digest, dtype)
     found = _LOADED.get(key)
     if found is None:
         if base.digest() != digest:
@@ -226,16 +228,33 @@ def denoiser_of(base: Base, digest: str, dtype: torch.dtype) -> nn.Module:
                 "them, or import it again"
             )
         kind = class_named(base.denoiser, base)
-        found = loaded(lambda: kind.from_pretrained(base.folder, subfolder=base.component, torch_dtype=dtype), base)
+        found = loaded(
+            lambda: kind.from_pretrained(base.folder, subfolder=base.component, torch_dtype=plain_dtype(dtype)), base
+        )
+        in_few_bits(found, dtype)
         _LOADED[key] = found
     return found
 
 
-def empty_denoiser(base: Base, dtype: torch.dtype) -> nn.Module:
+def plain_dtype(dtype: Dtype) -> torch.dtype:
+    """In which weights are read: before they are quantized, in bfloat16."""
+    found: torch.dtype = torch.bfloat16 if dtype in KINDS else getattr(torch, dtype)
+    return found
+
+
+def in_few_bits(model: nn.Module, dtype: Dtype) -> None:
+    """Quantize the linear layers of a denoiser, where that is asked for."""
+    if dtype in KINDS:
+        quantize(model, dtype)  # type: ignore[arg-type]
+
+
+def empty_denoiser(base: Base, dtype: Dtype) -> nn.Module:
     """The denoiser on the meta device, where weights have no values, frozen: to count what it takes."""
     with torch.device("meta"):
         made: nn.Module = class_named(base.denoiser, base).from_config(base.config(base.component))
-    return made.to(dtype).eval().requires_grad_(False)
+    made.to(plain_dtype(dtype)).eval().requires_grad_(False)
+    in_few_bits(made, dtype)
+    return made
 
 
 def loaded(load: Any, base: Base) -> Any:

@@ -6,13 +6,13 @@ import copy
 from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from trigflow.models.foreign.adapters import AdapterConfig, add_adapters, is_adapter
-from trigflow.models.foreign.base import Predicts, bridged, denoiser_of, empty_denoiser, open_base
+from trigflow.models.foreign.base import Dtype, Predicts, bridged, denoiser_of, empty_denoiser, open_base
 from trigflow.models.foreign.family import family_named
 from trigflow.networks import ConditioningConfig, NetworkConfig, register
 from trigflow.process import TrigFlow
@@ -33,8 +33,8 @@ class ForeignConfig(NetworkConfig):
     predicts: Predicts = "flow"
     rows: dict[str, list[int]] = field(default_factory=dict)
     """Shape of what means "none", by condition."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of the weights that are not trained."""
+    dtype: Dtype = "float32"
+    """Of the weights that are not trained; see `trigflow.models.foreign.quantized` for those of fewer bits."""
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     dropout: float = 0.0
     conditioning: ConditioningConfig = field(default_factory=ConditioningConfig)
@@ -62,8 +62,7 @@ class Foreign(nn.Module):
         self.config = config
         adapter.check()
         self.trained = "all" if adapter.full else "adapters" if adapter.rank else "none"
-        dtype = getattr(torch, config.dtype)
-        pristine = empty_denoiser(base, dtype) if EMPTY.get() else denoiser_of(base, config.digest, dtype)
+        pristine = empty_denoiser(base, config.dtype) if EMPTY.get() else denoiser_of(base, config.digest, config.dtype)
         self.pristine = (pristine,)  # in a tuple, out of sight of `modules`; stays in memory as long as somebody shares it
         model = copy.deepcopy(pristine, self._shared(pristine))
         if adapter.full:
@@ -122,7 +121,8 @@ class Foreign(nn.Module):
 
     def _shared(self, model: nn.Module) -> dict[int, Any]:
         """A memo for `copy.deepcopy` of the denoiser that shares what is not trained."""
-        return {id(value): value for name, value in model.named_parameters() if not self._is_own(name)}
+        kept = [value for name, value in model.named_parameters() if not self._is_own(name)]
+        return {id(value): value for value in (*kept, *([] if self.trained == "all" else model.buffers()))}
 
 
 register("diffusers", ForeignConfig, Foreign)

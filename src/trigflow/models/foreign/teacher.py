@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from trigflow.codecs.vae import VAESource, channels_of, factor_of, scaling_of
 from trigflow.conditions import Conditioner, Input
 from trigflow.migrations import stamped
 from trigflow.models.bridges import Adapter, Schedule
-from trigflow.models.foreign.base import Base, Predicts, bridge_of, open_base
+from trigflow.models.foreign.base import Base, Dtype, Predicts, bridge_of, open_base
 from trigflow.models.foreign.family import Family
 from trigflow.models.foreign.network import ForeignConfig
 from trigflow.models.foreign.words import Prompts, digest_of_encoders, read
@@ -27,8 +27,6 @@ from trigflow.runtime.errors import UserError
 from trigflow.runtime.files import ensure_folder, write_json, write_tensors
 from trigflow.runtime.places import check_place
 from trigflow.samplers import Sampling
-
-Dtype = Literal["float32", "bfloat16", "float16"]
 
 
 def import_pipeline(
