@@ -3,8 +3,6 @@
 Problems are what training would stop at, pass over or learn wrongly. Notes are what it copes with, but its owner may not know.
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import os

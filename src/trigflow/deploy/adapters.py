@@ -13,8 +13,6 @@ epsilon, v, x0         LCMScheduler, with         `timesteps=[999, ...]`
 =====================  =========================  ==============================
 """
 
-from __future__ import annotations
-
 import copy
 import inspect
 import json

@@ -10,8 +10,6 @@ which needs data:
    classes.
 """
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import math

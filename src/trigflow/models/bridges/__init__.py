@@ -12,7 +12,7 @@ teacher of a student.
 Source: Lu and Song 2025, appendix B; Karras et al. 2022, table 1.
 """
 
-from trigflow.models.bridges.adapters import Adapter, Diffusers, OneHot, plain
+from trigflow.models.bridges.adapters import Adapter, OneHot, plain
 from trigflow.models.bridges.bridge import Bridge, DenoiserBridge, EDMBridge, FlowBridge, VPBridge
 from trigflow.models.bridges.schedules import CosineSchedule, DiscreteSchedule, LinearSchedule, Schedule
 
@@ -21,7 +21,6 @@ __all__ = [
     "Bridge",
     "CosineSchedule",
     "DenoiserBridge",
-    "Diffusers",
     "DiscreteSchedule",
     "EDMBridge",
     "FlowBridge",

@@ -1,7 +1,5 @@
 """Low-rank adapters of peft in a denoiser."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path

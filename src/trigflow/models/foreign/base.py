@@ -1,7 +1,5 @@
 """A pipeline of diffusers in a folder or on the hub: what it holds, read without its weights; and its parts, loaded late."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import hashlib

@@ -16,8 +16,6 @@ A family is one small file in `trigflow.models.foreign.families`, or in a file o
             return {"text": text, "text_mask": mask.bool()}
 """
 
-from __future__ import annotations
-
 import importlib
 import inspect
 import pkgutil

@@ -1,7 +1,5 @@
 """A family for denoisers that none knows, guessed from the names of what they take."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Sequence
 from typing import Any, ClassVar

@@ -1,7 +1,5 @@
 """A pipeline of diffusers as the run folder of a teacher, which refers to it and copies nothing heavy."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Iterable, Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Words as the text encoders of a pipeline of diffusers read them."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
