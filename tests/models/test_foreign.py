@@ -223,6 +223,13 @@ def test_unet_of_classes_has_to_be_told_one(tmp_path):
     assert model.sample(2, steps=1, labels=[1, 4]).shape == (2, 3, 8, 8)
 
 
+def test_labels_are_not_left_out_in_training(teachers):
+    model = trigflow.load(teachers("dit"), "cpu")
+    x, t, label = torch.randn(64, *model.shape), torch.full((64,), 0.9), torch.arange(64)
+    with torch.no_grad():
+        torch.testing.assert_close(model.network.train()(x, t, label=label), model.network.eval()(x, t, label=label))
+
+
 def test_plain_call_is_guessed_by_names_and_said(folders, tmp_path):
     facts = import_pipeline(str(folders("skyreels")), tmp_path / "teacher", size=64)
     assert facts["assumed"] == "hidden_states, timestep, encoder_hidden_states"
