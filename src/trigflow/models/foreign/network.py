@@ -98,6 +98,13 @@ class Foreign(nn.Module):
         none = {name: row.expand(len(x), *row.shape) for name, row in rows.items()}
         return self.bridge(x, t, **none, **conditions)  # type: ignore[no-any-return]
 
+    def train(self, mode: bool = True) -> Foreign:
+        """Of the denoiser adapters alone: in training some denoisers leave labels out at random (DiT)."""
+        super().train(mode)
+        for name, part in self.model.named_modules():
+            part.training = mode and is_adapter(name)
+        return self
+
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """What is saved; see the class."""
         return {name: value for name, value in super().state_dict(*args, **kwargs).items() if self._is_own(name)}
