@@ -104,11 +104,7 @@ class Codec(Protocol):
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Codec:
-        """The inverse of `state`.
-
-        Raises:
-            UserError: if a key is missing or a value is not what it should be.
-        """
+        """The inverse of `state`. Raises a UserError if a key is missing or a value is not what it should be."""
 
 
 CODECS: dict[str, type[Codec]] = {}
@@ -122,11 +118,7 @@ def register(codec: type[Any]) -> type[Any]:
 
 
 def codec_from_state(state: object) -> Codec:
-    """The codec that `state()` was taken of.
-
-    Raises:
-        UserError: if it is none, or its kind is not known.
-    """
+    """The codec that `state()` was taken of. Raises a UserError if it is none, or its kind is not known."""
     kind = state.get("kind") if isinstance(state, Mapping) else None
     if not isinstance(state, Mapping) or not isinstance(kind, str):
         raise UserError(f"a codec saved as {state!r}; expected what trigflow wrote; take the file from a finished run")
@@ -139,11 +131,8 @@ def codec_from_state(state: object) -> Codec:
 
 
 def from_saved(cls: type[T], what: str, state: object) -> T:
-    """A dataclass from the values of its fields that are compared, as JSON has them.
-
-    Raises:
-        UserError: if one is missing or of another type, or the `shape` not above 0; `what` names it.
-    """
+    """A dataclass from the values of its fields that are compared, as JSON has them. Raises a UserError if one is missing or of
+    another type, or the `shape` not above 0; `what` names it."""
     given = state if isinstance(state, Mapping) else {}
     values = {field.name: given.get(field.name) for field in fields(cls) if field.compare}  # type: ignore[arg-type]
     try:

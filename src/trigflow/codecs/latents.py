@@ -82,11 +82,8 @@ class Latents(DrawnPictures):
         return replace(self, vae=replace(self.vae, name=name), autoencoder=VAE(replace(self.vae, name=name)))
 
     def encode(self, stored: Tensor) -> Tensor:
-        """Latents `z`, floating `(b, c, h, w)`, to `x0`, float32 of the same shape and device.
-
-        Raises:
-            UserError: if they are not floating of shape `(b, c, h, w)` with as many channels as there are means.
-        """
+        """Latents `z`, floating `(b, c, h, w)`, to `x0`, float32 of the same shape and device. Raises a UserError if they are
+        not floating of shape `(b, c, h, w)` with as many channels as there are means."""
         mean, std = self._like(stored)
         return (stored.float() - mean) / std * self.sigma_data
 

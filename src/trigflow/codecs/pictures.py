@@ -69,11 +69,8 @@ def check_ending(path: Path) -> None:
 
 
 def save_picture(picture: Image.Image, path: str | Path) -> Path:
-    """Write a picture atomically; the ending of `path` (.png, .webp, .jpg) decides the format.
-
-    Raises:
-        UserError: for an unknown ending or a folder that cannot be written.
-    """
+    """Write a picture atomically; the ending of `path` (.png, .webp, .jpg) decides the format. Raises a UserError for an
+    unknown ending or a folder that cannot be written."""
     path = check_place(path, "file")
     check_ending(path)
     with replacing(path) as temporary:
@@ -87,11 +84,8 @@ def save_grid(images: Tensor, path: str | Path, columns: int | None = None) -> P
 
 
 def save_images(images: Tensor, folder: str | Path, names: Sequence[str] | None = None) -> list[Path]:
-    """Every image to its own PNG, `000000.png` onwards or `names`.
-
-    Raises:
-        UserError: for a folder that cannot be written, or that holds numbered images beyond these, of another call.
-    """
+    """Every image to its own PNG, `000000.png` onwards or `names`. Raises a UserError for a folder that cannot be written, or
+    that holds numbered images beyond these, of another call."""
     if names is None:
         check_images(folder, len(images))
     names = names or [f"{i:06d}.png" for i in range(len(images))]

@@ -103,21 +103,15 @@ class Pixels(DrawnPictures):
         return self.shape
 
     def encode(self, stored: Tensor) -> Tensor:
-        """Bytes, uint8 `(b, c, h, w)`, to `x0`, float32 of the same shape and device.
-
-        Raises:
-            UserError: if they are not uint8 of shape `(b, c, h, w)` with as many channels as there are means.
-        """
+        """Bytes, uint8 `(b, c, h, w)`, to `x0`, float32 of the same shape and device. Raises a UserError if they are not uint8
+        of shape `(b, c, h, w)` with as many channels as there are means."""
         if stored.dtype != torch.uint8:
             raise UserError(f"images of type {stored.dtype}; expected uint8, 0 to 255; encode bytes, not floats")
         return (stored.float() / 127.5 - 1 - self._mean_like(stored)) * self.scale
 
     def stored(self, x0: Tensor) -> Tensor:
         """`x0`, floating `(b, c, h, w)`, to bytes: the inverse of `encode`, rounded to the nearest and clamped to 0..255.
-
-        Raises:
-            UserError: if `x0` is not of shape `(b, c, h, w)` with as many channels as there are means.
-        """
+        Raises a UserError if `x0` is not of shape `(b, c, h, w)` with as many channels as there are means."""
         pixels = (x0.float() / self.scale + self._mean_like(x0) + 1) * 127.5
         return pixels.round().clamp(0, 255).to(torch.uint8)
 

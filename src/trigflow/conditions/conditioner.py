@@ -58,11 +58,8 @@ class Conditioner:
         return told
 
     def counts(self, said: Mapping[str, Any]) -> dict[str, int]:
-        """How many rows were said of each thing, by name; without those whose input has no `numbers` to count.
-
-        Raises:
-            UserError: as `conditions`, for what is no such thing.
-        """
+        """How many rows were said of each thing, by name; without those whose input has no `numbers` to count. Raises a
+        UserError as `conditions`, for what is no such thing."""
         counted = {name: getattr(maker, "numbers", None) for name, maker in self.inputs.items() if name in said}
         return {name: len(numbers(said[name], called(name))) for name, numbers in counted.items() if numbers}
 
@@ -78,11 +75,8 @@ class Conditioner:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Conditioner:
-        """The inverse of `state`; KeyError, TypeError or ValueError for what is none.
-
-        Raises:
-            UserError: for a kind that nobody has registered.
-        """
+        """The inverse of `state`; KeyError, TypeError or ValueError for what is none. Raises a UserError for a kind that nobody
+        has registered."""
         inputs = {}
         for name, found in state.items():
             settings = dict(found)
@@ -105,11 +99,8 @@ def called(name: str) -> str:
 
 
 def said_of(labels: Any, conditions: Mapping[str, Any] | None, prompt: Any = None) -> dict[str, Any]:
-    """Everything that is said, by name: labels as `label`, a prompt as `text`, and conditions; without what is None.
-
-    Raises:
-        UserError: for conditions that are no mapping, or what is said in both.
-    """
+    """Everything that is said, by name: labels as `label`, a prompt as `text`, and conditions; without what is None. Raises a
+    UserError for conditions that are no mapping, or what is said in both."""
     if conditions is not None and not isinstance(conditions, Mapping):
         raise UserError(f"conditions {quoted(conditions)}; expected values by name; correct conditions")
     said = {name: value for name, value in (conditions or {}).items() if value is not None}

@@ -131,11 +131,8 @@ class Encoded:
 
 
 def texts_said(said: Any, what: str = "prompt") -> Sequence[str]:
-    """The texts said, in plain form, at least one.
-
-    Raises:
-        UserError: for what is no text, none at all, a very long one, or one that cannot be printed.
-    """
+    """The texts said, in plain form, at least one. Raises a UserError for what is no text, none at all, a very long one, or one
+    that cannot be printed."""
     texts = [said] if isinstance(said, str) else said
     if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts) or not texts:
         raise UserError(f"{what}: {quoted(said)} is no text; expected a text or a list of them; correct the {what}")

@@ -71,11 +71,8 @@ class Classes:
         return {"label": chosen[torch.arange(first, first + num) % len(chosen)]}
 
     def numbers(self, said: Any, what: str = "labels") -> Tensor:
-        """Numbers of one class or several, int64 `(n,)`, n at least 1.
-
-        Raises:
-            UserError: for an unknown name, a number out of range, another type or shape, or none at all.
-        """
+        """Numbers of one class or several, int64 `(n,)`, n at least 1. Raises a UserError for an unknown name, a number out of
+        range, another type or shape, or none at all."""
         if type(said).__module__ == "numpy" and said.dtype.kind not in "biufc":
             said = said.tolist()  # names
         if isinstance(said, Tensor) or type(said).__module__ == "numpy":
@@ -163,11 +160,8 @@ class Numbers:
         return {self.name: value[torch.arange(first, first + num) % len(value)]}
 
     def numbers(self, said: Any, what: str) -> Tensor:
-        """The rows said, float32 `(n, *shape)`, n at least 1.
-
-        Raises:
-            UserError: for no numbers, another shape, or numbers that are not finite.
-        """
+        """The rows said, float32 `(n, *shape)`, n at least 1. Raises a UserError for no numbers, another shape, or numbers that
+        are not finite."""
         try:
             value = torch.as_tensor(said, dtype=torch.float32).detach()
         except (TypeError, ValueError, RuntimeError, OverflowError):
@@ -190,11 +184,8 @@ def printable(name: object) -> str:
 
 
 def check_class_names(names: Sequence[str], whose: str) -> None:
-    """Require names of classes that differ, however accents are written in them, and can be printed.
-
-    Raises:
-        UserError: naming the first that is there twice, or is no text: bytes that are no UTF-8, or control characters.
-    """
+    """Require names of classes that differ, however accents are written in them, and can be printed. Raises a UserError naming
+    the first that is there twice, or is no text: bytes that are no UTF-8, or control characters."""
     names = [unicodedata.normalize("NFC", name) for name in names]
     for name in names:
         if any(unicodedata.category(letter) in ("Cs", "Cc") for letter in name):
@@ -210,11 +201,8 @@ def named(names: Sequence[str]) -> bool:
 
 
 def check_same_classes(names: Sequence[str], others: Sequence[str], whose: str, other: str) -> None:
-    """Require that classes of two things have the same names in the same order, as far as both have names.
-
-    Raises:
-        UserError: naming the first class that differs; `whose` and `other` are the two.
-    """
+    """Require that classes of two things have the same names in the same order, as far as both have names. Raises a UserError
+    naming the first class that differs; `whose` and `other` are the two."""
     if not (named(names) and named(others)):
         return
     for number, (one, two) in enumerate(zip_longest(names, others)):

@@ -12,11 +12,8 @@ MOST_WEIGHT = 1_000_000
 
 
 def shares(weights: Mapping[Any, Any], what: str = "labels") -> list[tuple[Any, float]]:
-    """What is mixed, with its share: weights scaled to add up to 1; without those of weight 0.
-
-    Raises:
-        UserError: for weights that are no numbers of at least 0, one of them above 0.
-    """
+    """What is mixed, with its share: weights scaled to add up to 1; without those of weight 0. Raises a UserError for weights
+    that are no numbers of at least 0, one of them above 0."""
     fine = [isinstance(w, int | float) and not isinstance(w, bool) and 0 <= w <= MOST_WEIGHT for w in weights.values()]
     if not all(fine) or not any(weights.values()):
         raise UserError(

@@ -26,11 +26,8 @@ LENGTHS = (2, 4096)
 
 
 def plain(text: str) -> str:
-    """A text in Unicode's composed form (NFC), without space around it, and with single spaces and no line breaks in it.
-
-    Raises:
-        UserError: for control characters, and for halves of characters, which bytes that are no UTF-8 become.
-    """
+    """A text in Unicode's composed form (NFC), without space around it, and with single spaces and no line breaks in it. Raises
+    a UserError for control characters, and for halves of characters, which bytes that are no UTF-8 become."""
     text = " ".join(unicodedata.normalize("NFC", text).split())
     for letter in text:
         if unicodedata.category(letter) in ("Cc", "Cs"):
@@ -81,11 +78,8 @@ class Text:
         return self.told(chosen[torch.arange(first, first + num) % len(chosen)])
 
     def numbers(self, said: Any, what: str = "prompt") -> Tensor:
-        """Tokens of one text or several, int64 `(n, length)`, n at least 1; tokens as they are.
-
-        Raises:
-            UserError: for what is no text, none at all, one that cannot be printed, or one that is too long.
-        """
+        """Tokens of one text or several, int64 `(n, length)`, n at least 1; tokens as they are. Raises a UserError for what is
+        no text, none at all, one that cannot be printed, or one that is too long."""
         if isinstance(said, Tensor) and said.shape[1:] == (self.length,) and said.dtype == torch.int64 and len(said):
             return said
         texts = [said] if isinstance(said, str) else said

@@ -48,11 +48,8 @@ def in_order(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def check_declared(network: object) -> None:
-    """Check that `takes` and `null` of a network of somebody's own are as they should be.
-
-    Raises:
-        UserError: for the attributes of earlier versions in their place, or for a null that is not among what it takes.
-    """
+    """Check that `takes` and `null` of a network of somebody's own are as they should be. Raises a UserError for the attributes
+    of earlier versions in their place, or for a null that is not among what it takes."""
     if not hasattr(network, "takes"):
         for name, now in OLD.items():
             if (said := getattr(network, name, None)) is not None and said is not False:  # 0 is a label
@@ -91,10 +88,8 @@ def check_told(network: object, names: Iterable[str], *, later: Iterable[str] = 
 def rows_of(conditions: Mapping[str, Any], x: Tensor) -> dict[str, Tensor]:
     """Every condition with one row for each sample of the batch x, on its device, numbers with a point in its dtype.
 
-    A number, or a tensor with one row or no axis, is for all of them.
-
-    Raises:
-        UserError: for a condition of another number of rows, or one of `ORDER` that is more than a number a row.
+    A number, or a tensor with one row or no axis, is for all of them. Raises a UserError for a condition of another number of
+    rows, or one of `ORDER` that is more than a number a row.
     """
     told = {}
     for name, given in conditions.items():

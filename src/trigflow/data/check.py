@@ -301,9 +301,7 @@ def _compare_with(model: Any, run: str, seen: Sequence[Seen], class_names: Seque
 
     Normalized as those were, they are to have a mean of 0 and a deviation of sigma_data. A mean off by more than a fifth of
     sigma_data, or a deviation by more than a quarter, is a problem. Where the normalization was not measured, nothing is known.
-
-    Raises:
-        UserError: if the description of the model cannot be read.
+    Raises a UserError if the description of the model cannot be read.
     """
     try:
         codec, classes = codec_from_state(model["codec"]), Conditioner.from_state(model["conditioner"]).classes

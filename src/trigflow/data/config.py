@@ -51,11 +51,8 @@ class DataConfig:
 
 
 def load_data(config: DataConfig, progress: bool = False) -> Dataset:
-    """The data set of a configuration, read with a progress bar on a terminal; see `open_dataset`.
-
-    Raises:
-        UserError: as `open_dataset`, and for labelled data of one class only.
-    """
+    """The data set of a configuration, read with a progress bar on a terminal; see `open_dataset`. Raises a UserError as
+    `open_dataset`, and for labelled data of one class only."""
     dataset = open_dataset(
         config.source,
         resize=config.resize,

@@ -281,10 +281,8 @@ class Dataset:
     def numbered_as(self: D, names: tuple[str, ...], whose: str) -> D:
         """The same samples with their classes numbered as in `names`, by name.
 
-        Names that are but numbers, "0", "1", ..., say nothing, and leave the data as they are; so does no name at all.
-
-        Raises:
-            UserError: naming the first class that is not among the names, or the other way round; `whose` names the latter.
+        Names that are but numbers, "0", "1", ..., say nothing, and leave the data as they are; so does no name at all. Raises a
+        UserError naming the first class that is not among the names, or the other way round; `whose` names the latter.
         """
         if self.labels is None or names == self.class_names or not (named(names) and named(self.class_names)):
             return self
@@ -325,11 +323,8 @@ class Dataset:
     def split(self: D, fraction: float, seed: int) -> tuple[D, D]:
         """Two disjoint parts, the first of `round(fraction * n)` samples, that together hold every sample once.
 
-        The choice is random but depends on `(n, fraction, seed)` alone. The distance between two halves of real data is
-        the floor that a distance between generated and real data is read against.
-
-        Raises:
-            UserError: if either part would be empty.
+        The choice is random but depends on `(n, fraction, seed)` alone. The distance between two halves of real data is the
+        floor that a distance between generated and real data is read against. Raises a UserError if either part would be empty.
         """
         size = round(fraction * len(self)) if 0 < fraction < 1 else 0
         if not 0 < size < len(self):
@@ -407,11 +402,8 @@ class ImageDataset(Dataset):
 
 
 def require_classes(dataset: Dataset) -> None:
-    """Require what class-conditional training needs: labels, of at least two classes.
-
-    Raises:
-        UserError: if there are no labels, or all of them are the same.
-    """
+    """Require what class-conditional training needs: labels, of at least two classes. Raises a UserError if there are no
+    labels, or all of them are the same."""
     if dataset.labels is None:
         found = "no labels"
     elif len(dataset) == 0:

@@ -283,11 +283,8 @@ class _Images:
 
 
 def _finished(partial: Path, images: _Images, description: bytes, batch_size: int) -> list[Entry]:
-    """What an interrupted encoding left: `dataset.json` and the latents of whole batches; empty to begin anew.
-
-    Raises:
-        UserError: if it is of other images, or made with other settings.
-    """
+    """What an interrupted encoding left: `dataset.json` and the latents of whole batches; empty to begin anew. Raises a
+    UserError if it is of other images, or made with other settings."""
     if not partial.exists():
         return []
     with partial.open("rb") as file:

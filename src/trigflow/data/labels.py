@@ -135,10 +135,8 @@ def pair(
 ) -> dict[str, str]:
     """The label of each image that has one, by names: equal before the last ending, or else, alone so, before the first dot.
 
-    Files of another `kind` and `ending` than labels are found in the same way.
-
-    Raises:
-        UserError: for two images or two labels of which it cannot be told what belongs to which, naming both.
+    Files of another `kind` and `ending` than labels are found in the same way. Raises a UserError for two images or two labels
+    of which it cannot be told what belongs to which, naming both.
     """
     of_stem: dict[str, str] = {}
     for label in labels:

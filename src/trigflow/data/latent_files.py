@@ -47,12 +47,9 @@ def holds_latents(files: Files) -> bool:
 def read_latents(files: Files, *, skip_corrupt: bool, progress: bool, memory_limit_gib: float, captions: bool) -> LatentDataset:
     """The latents of a folder or zip; the arguments are those of `trigflow.data.open_dataset`.
 
-    `dataset.json` may say under "latents" which autoencoder they are of and what the classes are called; without it they
-    are taken to be EDM2's, of `stabilityai/sd-vae-ft-mse` with pixels in [0, 1].
-
-    Raises:
-        UserError: as for images; also for arrays that are not 4 or 8 channels of floats, that are not all of one shape, that
-            hold infinities or negative deviations.
+    `dataset.json` may say under "latents" which autoencoder they are of and what the classes are called; without it they are
+    taken to be EDM2's, of `stabilityai/sd-vae-ft-mse` with pixels in [0, 1]. Raises a UserError as for images; also for arrays
+    that are not 4 or 8 channels of floats, that are not all of one shape, that hold infinities or negative deviations.
     """
     latents = files.only([index for index, name in enumerate(files.names) if name.lower().endswith(ENDING)])
     names = latents.names

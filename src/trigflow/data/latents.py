@@ -49,11 +49,7 @@ class LatentRows:
         return len(self.offsets)
 
     def __getitem__(self, indices: Tensor) -> Tensor:
-        """The latents at these indices `(b,)`, float32 `(b, c, h, w)`.
-
-        Raises:
-            UserError: if one of them is not finite.
-        """
+        """The latents at these indices `(b,)`, float32 `(b, c, h, w)`. Raises a UserError if one of them is not finite."""
         dtype = np.dtype(self.dtype)
         size = math.prod(self.shape) * dtype.itemsize
         rows = torch.empty(len(indices), *self.shape, dtype=torch.float32)

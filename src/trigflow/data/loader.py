@@ -91,10 +91,8 @@ class Loader:
         """`dataset.stored(indices)`, for `dataset.batch(indices, stored=...)`; not to be changed in place.
 
         It has been read ahead if steps are asked for one after another and `indices` is `plan(step)`. Any others are read too,
-        only not ahead: a run may start anywhere, go back, and change its plan.
-
-        Raises:
-            UserError: if a file cannot be read or decoded any more, or a worker process died.
+        only not ahead: a run may start anywhere, go back, and change its plan. Raises a UserError if a file cannot be read or
+        decoded any more, or a worker process died.
         """
         began = time.perf_counter()
         latest = self._latest

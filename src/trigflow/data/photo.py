@@ -16,9 +16,7 @@ def read_photo(
 
     They are contents of PNG, JPEG or WebP files of one size. For a model of squares, one is cut from the middle and scaled to
     its size, with `keep=N` to `1/N` of it. A mask is white where to draw; without one, what is not opaque is to be drawn.
-
-    Raises:
-        UserError: for what is no picture, or has more than so many pixels, and for a mask of another size.
+    Raises a UserError for what is no picture, or has more than so many pixels, and for a mask of another size.
     """
     image, alpha = _opened(photo, "picture", pixels)
     anew = alpha if mask is None else _opened(mask, "mask", pixels)[0].convert("L").point(lambda level: 255 * (level < 128))

@@ -132,11 +132,8 @@ class Scan:
 
 
 def scan(decoder: Decoder, *, workers: int, progress: bool) -> Scan:
-    """Decode all images of the decoder's files.
-
-    Raises:
-        UserError: if a file cannot be read, or has more pixels than are safe.
-    """
+    """Decode all images of the decoder's files. Raises a UserError if a file cannot be read, or has more pixels than are
+    safe."""
     files = decoder.files
     subject = ["scan", files.where, decoder.channels, decoder.resize, decoder.crop, *["buckets"] * decoder.buckets]
     found = remembered(subject, [*files.identity(), len(files)], lambda: _scan(decoder, workers, progress))

@@ -94,10 +94,7 @@ def figures_of(folder: Path) -> list[dict[str, Any]]:
     """Rows of figures found in a run folder: of the `report.json` of a demo, every `evaluation*.json` and every `bench*.json`.
 
     The latter are what `trigflow evaluate RUN --out RUN/evaluation.json` and `trigflow bench RUN --json RUN/bench.json` write.
-    Rows of a measurement of speed have a `variant`.
-
-    Raises:
-        UserError: for such a file that holds no figures.
+    Rows of a measurement of speed have a `variant`. Raises a UserError for such a file that holds no figures.
     """
     rows: list[dict[str, Any]] = []
     report = folder / "report.json"

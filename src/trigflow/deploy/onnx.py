@@ -73,11 +73,7 @@ def require(what: str) -> None:
 
 def exported(module: nn.Module, inputs: Mapping[str, Tensor], output: str) -> Any:
     """The ONNX program of a module `forward(self, *inputs)`, for any batch size. The inputs are an example, by the names that
-    they get.
-
-    Raises:
-        UserError: for a network that has its batch size written into it.
-    """
+    they get. Raises a UserError for a network that has its batch size written into it."""
     batch = torch.export.Dim("batch")
     with quiet(), torch.no_grad():
         try:

@@ -117,10 +117,7 @@ class TrigFlowPipeline(DiffusionPipeline):
     @classmethod
     def from_run(cls, folder: str | Path, device: str | torch.device | None = "cpu") -> "TrigFlowPipeline":
         """The pipeline of a run folder, with the figures that were measured of it; see `trigflow.deploy.card.figures_of`.
-
-        Raises:
-            UserError: as `trigflow.load` and the class.
-        """
+        Raises a UserError as `trigflow.load` and the class."""
         model = load(folder, device)
         run = config_of(Path(folder), model) if (Path(folder) / "config.json").is_file() else None
         return cls.from_model(model, figures_of(Path(folder)), run)

@@ -145,12 +145,9 @@ def script(module: fx.GraphModule, example: Sequence[Tensor]) -> Callable[..., A
 
 
 def operations(call: Callable[..., Tensor], inputs: Sequence[Tensor]) -> fx.GraphModule:
-    """What `call(*inputs)` computes, as a function of the inputs; every other tensor is a constant.
-
-    Raises:
-        UserError: for a call that looks at a value, `item()` for instance: what it computes then might depend on it. Only the
-            check of labels in `one_hot` is left out.
-    """
+    """What `call(*inputs)` computes, as a function of the inputs; every other tensor is a constant. Raises a UserError for a
+    call that looks at a value, `item()` for instance: what it computes then might depend on it. Only the check of labels in
+    `one_hot` is left out."""
     recorder = Recorder(inputs)
     with recorder, Checks(recorder):
         result = call(*inputs)

@@ -110,11 +110,8 @@ class Model:
 
     @property
     def dtype(self) -> torch.dtype:
-        """In which samples are drawn: float64 where all weights are of it, float32 otherwise.
-
-        Raises:
-            UserError: for one of the package's networks in half precision.
-        """
+        """In which samples are drawn: float64 where all weights are of it, float32 otherwise. Raises a UserError for one of the
+        package's networks in half precision."""
         weights = (weight.dtype for weight in self.network.parameters() if weight.is_floating_point())
         first = next(weights, torch.float32)
         if first == torch.float32:  # in no time, as for most
@@ -139,10 +136,8 @@ class Model:
 
         A consistency model that was distilled with guidance takes the scale as an input. A diffusion model is guided by a
         second evaluation, away from itself without the class or away from `negative`, unless the scale is 1; with an
-        `interval`, only at noise levels sigma inside it. See `trigflow.samplers.guided_velocity`.
-
-        Raises:
-            UserError: for guidance on a model that has none, or a negative that does not fit.
+        `interval`, only at noise levels sigma inside it. See `trigflow.samplers.guided_velocity`. Raises a UserError for
+        guidance on a model that has none, or a negative that does not fit.
         """
         process, scales = self.process, torch.as_tensor(guidance, dtype=torch.float32)
         shown = f"{scales.item():g}" if scales.numel() == 1 else f"from {scales.min():g} to {scales.max():g}"
@@ -363,10 +358,7 @@ class Model:
         """A function `draw(velocity, noise) -> x0` that draws one batch; arguments as in `sample`.
 
         `noise(k)` is the noise of the batch, `(b, *shape)` of standard deviation sd: k = 0 where sampling starts, k > 0 the
-        fresh noise of later steps.
-
-        Raises:
-            UserError: for numbers out of range.
+        fresh noise of later steps. Raises a UserError for numbers out of range.
         """
         process, sampling = self.process, self.sampling
         steps = self.default_steps() if steps is None else steps
@@ -398,12 +390,8 @@ class Model:
         return edit.around(draw, process, schedule[0]) if edit and schedule else draw
 
     def schedule(self, steps: int) -> tuple[float, ...]:
-        """Sampling times for so many steps: of a diffusion model the grid of its solver, down to 0; of a student those of
-        its segments, or what a search found, or the default.
-
-        Raises:
-            UserError: for fewer than 1.
-        """
+        """Sampling times for so many steps: of a diffusion model the grid of its solver, down to 0; of a student those of its
+        segments, or what a search found, or the default. Raises a UserError for fewer than 1."""
         if self.kind == "diffusion":
             return tuple(samplers.sigma_grid(self.process, steps).tolist())
         if self.sampling.jumps == "segments":
@@ -463,11 +451,7 @@ def load(folder: str | Path, device: str | torch.device | None = None, *, networ
 
 
 def check_run(folder: str | Path) -> Path:
-    """Require a folder that holds a model.
-
-    Raises:
-        UserError: when it is no folder, or holds none.
-    """
+    """Require a folder that holds a model. Raises a UserError when it is no folder, or holds none."""
     if not isinstance(folder, str | os.PathLike):
         raise UserError(f"folder is {folder!r}; expected the path of a run folder; correct the argument")
     folder = Path(folder)
@@ -485,11 +469,8 @@ def check_run(folder: str | Path) -> Path:
 
 
 def unloaded(path: Path, network: nn.Module | None = None) -> Model:
-    """The model of this `model.json`, on the CPU, with fresh weights (or around `network`) in place of trained ones.
-
-    Raises:
-        UserError: when the file is missing or damaged.
-    """
+    """The model of this `model.json`, on the CPU, with fresh weights (or around `network`) in place of trained ones. Raises a
+    UserError when the file is missing or damaged."""
     return described(read_description(path), f"'{path}'", network)
 
 
@@ -515,10 +496,7 @@ def source_of(run: str | Path) -> str:
 
 def read_description(path: Path) -> dict[str, Any]:
     """The content of a `model.json` as this version writes it. Of format 1, a part stands in the `config.json` of the run.
-
-    Raises:
-        UserError: when a file is missing or damaged, or only a newer version reads it.
-    """
+    Raises a UserError when a file is missing or damaged, or only a newer version reads it."""
     raw = read_json(path, "model description")
     beside = {}
     if isinstance(raw, dict) and raw.get("format", 1) == 1:
@@ -528,11 +506,8 @@ def read_description(path: Path) -> dict[str, Any]:
 
 
 def current_description(raw: Any, what: str, config: Any = None) -> dict[str, Any]:
-    """A description as this version writes it; of format 1, with the configuration beside it.
-
-    Raises:
-        UserError: as `migrated`, and for a description or configuration without what is needed; `what` names it.
-    """
+    """A description as this version writes it; of format 1, with the configuration beside it. Raises a UserError as `migrated`,
+    and for a description or configuration without what is needed; `what` names it."""
     try:
         return migrated("model", raw, what, config=config)
     except UserError:
@@ -542,11 +517,8 @@ def current_description(raw: Any, what: str, config: Any = None) -> dict[str, An
 
 
 def described(raw: Mapping[str, Any], what: str, network: nn.Module | None = None) -> Model:
-    """The model of a description as `Model.description` gives it; else as `unloaded`.
-
-    Raises:
-        UserError: when the description is no such; `what` names it in the message.
-    """
+    """The model of a description as `Model.description` gives it; else as `unloaded`. Raises a UserError when the description
+    is no such; `what` names it in the message."""
     _with_foreign(raw)
     try:
         process = TrigFlow(**raw["process"])

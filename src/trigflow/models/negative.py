@@ -12,12 +12,9 @@ if TYPE_CHECKING:
 
 
 def check_guidance(model: Model, negative: Model | None = None) -> None:
-    """Check that a diffusion model can be guided, away from `negative` or from itself without the class.
-
-    Raises:
-        UserError: for a negative of another kind, shape, scaling or set of classes; without one, for a class-conditional
-            model whose unconditional branch was never trained.
-    """
+    """Check that a diffusion model can be guided, away from `negative` or from itself without the class. Raises a UserError for
+    a negative of another kind, shape, scaling or set of classes; without one, for a class-conditional model whose unconditional
+    branch was never trained."""
     if negative is None:
         if not model.sampling.guided:
             raise UserError(

@@ -194,11 +194,8 @@ def describe(service: Service) -> ServerInfo:
 
 
 async def read_body(request: Request, limits: Limits, most: int | None = None) -> bytes:
-    """The body of a JSON request, of at most so many bytes; `limits.body_bytes` by default.
-
-    Raises:
-        HTTPException: 415 for another type, 413 for too large a body, 408 for one that takes too long to come.
-    """
+    """The body of a JSON request, of at most so many bytes; `limits.body_bytes` by default. Raises a HTTPException 415 for
+    another type, 413 for too large a body, 408 for one that takes too long to come."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise HTTPException(415, f"a body of type '{kind[:40]}'; expected application/json; set Content-Type")

@@ -129,11 +129,7 @@ def use_cores(device: torch.device, workers: int | None, threads: int | None) ->
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket bound to this address.
-
-    Raises:
-        UserError: when there is no such address, or it is taken.
-    """
+    """A socket bound to this address. Raises a UserError when there is no such address, or it is taken."""
     if not 0 <= port < 2**16:
         raise UserError(f"cannot listen at port {port}; expected a number from 0 to 65535; change --port")
     try:
@@ -148,11 +144,8 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def read_token(file: Path | None) -> str | None:
-    """The token of a file, or of the variable TRIGFLOW_TOKEN, or None.
-
-    Raises:
-        UserError: when the file cannot be read, or the token is none.
-    """
+    """The token of a file, or of the variable TRIGFLOW_TOKEN, or None. Raises a UserError when the file cannot be read, or the
+    token is none."""
     if file is None:
         token, where = os.environ.get(TOKEN_VARIABLE), TOKEN_VARIABLE
         if token is None:

@@ -59,11 +59,8 @@ class Offer:
         walk: Walk = (0.0, 0.0),
         conditions: Mapping[str, Any] | None = None,
     ) -> Order:
-        """An order for pictures first ... first + count - 1 of a seed.
-
-        Raises:
-            UserError: for labels, prompts, conditions, guidance or steps that this model does not take.
-        """
+        """An order for pictures first ... first + count - 1 of a seed. Raises a UserError for labels, prompts, conditions,
+        guidance or steps that this model does not take."""
         steps = self.model.default_steps() if steps is None else steps
         _check_range("steps", steps, self.steps, self.name)
         _check_range("guidance", guidance, self.guidance, self.name)

@@ -122,11 +122,7 @@ AnyMessage = TypeVar("AnyMessage", bound=Message)
 
 
 def parse_json(raw: bytes | str) -> Any:
-    """Any JSON value; not NaN.
-
-    Raises:
-        UserError: if it is no JSON.
-    """
+    """Any JSON value; not NaN. Raises a UserError if it is no JSON."""
     try:
         return _with_integers(from_json(raw, allow_inf_nan=False))
     except ValueError as error:
@@ -145,11 +141,7 @@ def _with_integers(value: Any) -> Any:
 
 
 def check(kind: type[AnyMessage], value: Any) -> AnyMessage:
-    """A JSON value as this kind of message.
-
-    Raises:
-        UserError: if it is not as the schema says.
-    """
+    """A JSON value as this kind of message. Raises a UserError if it is not as the schema says."""
     if not isinstance(value, dict):
         raise UserError(f"the request is {quoted(value)}; expected a JSON object; correct the request")
     try:

@@ -149,11 +149,7 @@ class Service:
         return all(batcher.alive for batcher in self.batchers.values())
 
     def order(self, request: PictureRequest) -> tuple[str, Order]:
-        """Name of the model and the order of a request.
-
-        Raises:
-            UserError: for numbers that this model does not take.
-        """
+        """Name of the model and the order of a request. Raises a UserError for numbers that this model does not take."""
         name = request.model or self.default
         return name, self.offers[name].order(**request.order())
 
@@ -205,10 +201,7 @@ PORTS = {"http": 80, "https": 443}
 
 def normal_origin(text: str) -> str:
     """An origin as browsers send it: `scheme://host:port` in small letters, without the port that the scheme has by itself.
-
-    Raises:
-        UserError: unless it is a scheme and a host, and a port or none; `*` and `null` name no page.
-    """
+    Raises a UserError unless it is a scheme and a host, and a port or none; `*` and `null` name no page."""
     try:
         parts = urlsplit(text)
         host, port = (parts.hostname or "").encode("idna").decode(), parts.port

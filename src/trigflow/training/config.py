@@ -165,11 +165,8 @@ class RunConfig:
     """Run folder of the model that the teacher is guided away from (autoguidance); None for classifier-free guidance."""
 
     def validate(self) -> None:
-        """Check the types of all settings, and what these cannot say.
-
-        Raises:
-            UserError: naming the first setting that makes no sense.
-        """
+        """Check the types of all settings, and what these cannot say. Raises a UserError naming the first setting that makes no
+        sense."""
         check_types(self)
         loop, objective, optimizer, ema = self.loop, self.objective, self.optimizer, self.ema
         data, guard, parallel = self.data, self.guard, self.parallel
@@ -249,11 +246,8 @@ def to_dict(config: RunConfig) -> dict[str, Any]:
 
 
 def read_config(folder: str | Path) -> RunConfig:
-    """The configuration of the run in a folder.
-
-    Raises:
-        UserError: when there is none, it is damaged, or only a newer version reads it.
-    """
+    """The configuration of the run in a folder. Raises a UserError when there is none, it is damaged, or only a newer version
+    reads it."""
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise UserError(f"'{folder}' holds no config.json; expected a run folder written by trigflow; check the path")
@@ -269,11 +263,7 @@ def flattened(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def from_dict(raw: dict[str, Any]) -> RunConfig:
-    """Inverse of `to_dict`.
-
-    Raises:
-        UserError: for an unknown network, an unknown setting, or a value of the wrong type.
-    """
+    """Inverse of `to_dict`. Raises a UserError for an unknown network, an unknown setting, or a value of the wrong type."""
     try:
         raw = migrated("config", raw, "the configuration")
         rest = {name: value for name, value in raw.items() if name not in ("network", "objective")}

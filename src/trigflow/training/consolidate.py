@@ -13,11 +13,8 @@ from trigflow.training.config import read_config, to_dict
 
 
 def describe_checkpoints(run: str | Path) -> str:
-    """A line for each checkpoint of a run: iteration, size, files, and whether its files are what was written.
-
-    Raises:
-        UserError: when the run has none.
-    """
+    """A line for each checkpoint of a run: iteration, size, files, and whether its files are what was written. Raises a
+    UserError when the run has none."""
     lines = [f"{'iteration':>9}  {'MB':>9}  {'files':>5}  state"]
     for path in _checkpoints(Path(run)):
         sizes = [file.stat().st_size for file in path.glob("*.safetensors")]

@@ -13,11 +13,7 @@ from trigflow.training.setup import config_of
 
 
 def describe_run(folder: str | Path, *, as_json: bool = False) -> str:
-    """What a run folder holds, as text or JSON.
-
-    Raises:
-        UserError: when it is no run folder.
-    """
+    """What a run folder holds, as text or JSON. Raises a UserError when it is no run folder."""
     folder = Path(folder)
     finished = (folder / "model.json").is_file()
     model = load(folder, "cpu") if finished else None

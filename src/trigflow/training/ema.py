@@ -26,12 +26,10 @@ Count = int | Tensor
 def power_exponent(sigma_rel: float) -> float:
     """The exponent gamma of a power-function average whose profile has relative width `sigma_rel`.
 
-    The average at time T weighs the past by `p(tau) ~ tau^gamma` on [0, T], of standard deviation
-    `sqrt((gamma + 1) / ((gamma + 2)^2 (gamma + 3)))` times T. Solved for gamma, that is the largest real root of
-    `g^3 + 7 g^2 + (16 - sigma^-2) g + (12 - sigma^-2) = 0`. Source: Karras et al. 2024 (EDM2), section 3.1.
-
-    Raises:
-        UserError: outside (0, 0.28), where no gamma >= 0 exists.
+    The average at time T weighs the past by `p(tau) ~ tau^gamma` on [0, T], of standard deviation `sqrt((gamma + 1) / ((gamma +
+    2)^2 (gamma + 3)))` times T. Solved for gamma, that is the largest real root of `g^3 + 7 g^2 + (16 - sigma^-2) g + (12 -
+    sigma^-2) = 0`. Source: Karras et al. 2024 (EDM2), section 3.1. Raises a UserError outside (0, 0.28), where no gamma >= 0
+    exists.
     """
     if not 0 < sigma_rel < 0.28:
         raise UserError(f"relative EMA width {sigma_rel}; expected a number in (0, 0.28); set ema.sigma_rel")

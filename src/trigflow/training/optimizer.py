@@ -25,11 +25,8 @@ def build_optimizer(config: OptimizerConfig, modules: Iterable[nn.Module], compi
 
     With `compiles` the update of Muon is compiled. The others are kernels over all weights at once in any case.
 
-    Sharded parameters and whole ones are groups of their own. The `positions` of a group say which of all parameters it has,
-    so that a checkpoint numbers them the same whether they are sharded or not.
-
-    Raises:
-        UserError: for an unknown name.
+    Sharded parameters and whole ones are groups of their own. The `positions` of a group say which of all parameters it has, so
+    that a checkpoint numbers them the same whether they are sharded or not. Raises a UserError for an unknown name.
     """
     modules = list(modules)
     parameters = parameter_groups([p for module in modules for p in module.parameters()])

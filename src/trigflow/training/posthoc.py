@@ -92,10 +92,7 @@ class Reconstruction:
 
     def save(self, folder: str | Path) -> Path:
         """Write a model folder that `trigflow.load` takes, with the coefficients in `reconstruction.json`; all or nothing.
-
-        Raises:
-            UserError: when the folder exists and is not empty, or cannot be written.
-        """
+        Raises a UserError when the folder exists and is not empty, or cannot be written."""
         folder = check_place(folder, "new folder")
         facts: dict[str, Any] = {
             "sigma_rel": self.sigma_rel,
@@ -200,10 +197,8 @@ def reconstruct(
 def choose_snapshots(run: Path, sigma_rel: float, iteration: int | None) -> tuple[list[Snapshot], float, int]:
     """The snapshots to combine, and the updates and iteration at which the average ends.
 
-    Those up to the iteration; when it has none of its own, also those of the next one that has.
-
-    Raises:
-        UserError: as `reconstruct`.
+    Those up to the iteration; when it has none of its own, also those of the next one that has. Raises a UserError as
+    `reconstruct`.
     """
     if not 0 < sigma_rel < 0.28:
         raise UserError(f"relative EMA width {sigma_rel}; expected a number in (0, 0.28); change --sigma-rel")

@@ -40,10 +40,8 @@ def fit_network(config: RunConfig, dataset: Dataset, network: nn.Module | None =
     """The configuration with the network's channels, classes, words and (where it has one) resolution taken from the data, and
     its inputs for guidance and the end of a jump from the objective.
 
-    With a `network` of the user's own, the one in the configuration is replaced by what is known of that module.
-
-    Raises:
-        UserError: for a network of samples of another number of axes, such as an MLP for images.
+    With a `network` of the user's own, the one in the configuration is replaced by what is known of that module. Raises a
+    UserError for a network of samples of another number of axes, such as an MLP for images.
     """
     told = config.objective.told
     num_classes = dataset.num_classes if dataset.num_classes > 1 else 0
@@ -149,11 +147,9 @@ def _check_fits(config: RunConfig, dataset: Dataset, model: Model, name: str) ->
 def start_from(student: nn.Module, source: nn.Module, what: str = "teacher") -> None:
     """Copy the weights of `source`, named `what` in messages, into the student.
 
-    The student may have inputs for guidance and the end of a jump that the source lacks: entries with `guidance`, `end_time`
-    or `lora_` somewhere in their dotted name. They keep the values they have, which in a new network are without effect.
-
-    Raises:
-        UserError: when the networks differ otherwise.
+    The student may have inputs for guidance and the end of a jump that the source lacks: entries with `guidance`, `end_time` or
+    `lora_` somewhere in their dotted name. They keep the values they have, which in a new network are without effect. Raises a
+    UserError when the networks differ otherwise.
     """
     own, given = entries(student), entries(source)
     missing = []

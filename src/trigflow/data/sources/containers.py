@@ -70,11 +70,8 @@ def _examine_zip(path: str, report: Report) -> None:
 
 
 def _whole_shards(shards: Sequence[str], report: Report) -> list[str]:
-    """The shards that can be read; problems for the others and for what is odd in all.
-
-    Raises:
-        UserError: if none can be read.
-    """
+    """The shards that can be read; problems for the others and for what is odd in all. Raises a UserError if none can be
+    read."""
     whole, failure = [], None
     for shard in shards:
         name = os.path.basename(shard)

@@ -81,11 +81,8 @@ class Emoji:
 
 
 def list_emoji() -> list[Emoji]:
-    """All emoji of the package but those with a skin tone, in the order of their characters.
-
-    Raises:
-        MissingExtraError: without the package.
-    """
+    """All emoji of the package but those with a skin tone, in the order of their characters. Raises a MissingExtraError without
+    the package."""
     try:
         import emoji
     except ImportError as error:
@@ -101,11 +98,8 @@ def list_emoji() -> list[Emoji]:
 
 
 def find_font() -> Path:
-    """The font file: `$TRIGFLOW_EMOJI_FONT`, or one called `NotoColorEmoji.ttf` in the usual folders.
-
-    Raises:
-        UserError: when there is none; it says how to get it.
-    """
+    """The font file: `$TRIGFLOW_EMOJI_FONT`, or one called `NotoColorEmoji.ttf` in the usual folders. Raises a UserError when
+    there is none; it says how to get it."""
     own = os.environ.get("TRIGFLOW_EMOJI_FONT")
     folders = [own] if own else [os.path.expanduser(folder) for folder in FOLDERS]
     for folder in folders:

@@ -123,11 +123,8 @@ class OpenArchives:
         self._open: dict[str, _Open] = {}
 
     def read(self, path: str, offset: int, length: int) -> bytes:
-        """Up to `length` bytes from `offset`; fewer where the file ends before.
-
-        Raises:
-            UserError: if the file cannot be read.
-        """
+        """Up to `length` bytes from `offset`; fewer where the file ends before. Raises a UserError if the file cannot be
+        read."""
         try:
             file = self._file(path)
             parts = []

@@ -222,11 +222,8 @@ REGISTERED: dict[str, Callable[[], Dataset]] = {}
 
 
 def register(name: str, open_data: Callable[[], Dataset]) -> None:
-    """Add data from outside the package: `--data NAME` then is what the function returns.
-
-    Raises:
-        UserError: for the name of data that come along.
-    """
+    """Add data from outside the package: `--data NAME` then is what the function returns. Raises a UserError for the name of
+    data that come along."""
     if name in EMBEDDED:
         raise UserError(f"the name '{name}' is taken by data that come along; expected a new one; choose another")
     REGISTERED[name] = open_data

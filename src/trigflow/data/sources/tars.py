@@ -90,10 +90,8 @@ def _list(shards: Sequence[str]) -> Arrays:
 def find_shards(path: str) -> list[str] | None:
     """The tars meant by a path: one of them, a folder of them without images or folders, or a range like `train-{00..12}.tar`.
 
-    None if it is none of these.
-
-    Raises:
-        UserError: if a tar of a range is missing, a folder cannot be read, or it holds shards of train and val alike.
+    None if it is none of these. Raises a UserError if a tar of a range is missing, a folder cannot be read, or it holds shards
+    of train and val alike.
     """
     if match := BRACES.fullmatch(path):
         begin, first, last, end = match.groups()

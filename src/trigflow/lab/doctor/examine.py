@@ -63,11 +63,8 @@ class Examination:
 
 
 def examine(folder: str | Path) -> Examination:
-    """Examine the run in this folder, finished or not.
-
-    Raises:
-        UserError: when it is no run folder, or has no line of log yet.
-    """
+    """Examine the run in this folder, finished or not. Raises a UserError when it is no run folder, or has no line of log
+    yet."""
     record = read_record(Path(folder))
     outcomes = [dataclasses.replace(check(record), name=name) for name, check in CHECKS.items()]
     return Examination(

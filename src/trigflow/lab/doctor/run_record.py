@@ -74,11 +74,8 @@ class RunRecord:
 
 
 def read_record(folder: Path) -> RunRecord:
-    """Read a run folder, of a finished run or one that is still going or stopped.
-
-    Raises:
-        UserError: when it is no run folder, has no line of log yet, or a file cannot be used.
-    """
+    """Read a run folder, of a finished run or one that is still going or stopped. Raises a UserError when it is no run folder,
+    has no line of log yet, or a file cannot be used."""
     config = read_config(folder)
     lines = read_metrics(folder)
     if not all(isinstance(line, dict) and isinstance(line.get("iteration"), int) for line in lines):

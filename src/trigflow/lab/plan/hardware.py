@@ -42,11 +42,7 @@ data sheet (2023).
 
 
 def get_gpu(name: str) -> GPU:
-    """A GPU by name.
-
-    Raises:
-        UserError: for an unknown one; the message lists the known ones.
-    """
+    """A GPU by name. Raises a UserError for an unknown one; the message lists the known ones."""
     if name not in GPUS:
         raise UserError(f"unknown GPU '{name}'; expected one of {', '.join(GPUS)}; correct --gpu")
     return GPUS[name]

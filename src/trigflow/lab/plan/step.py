@@ -69,11 +69,7 @@ class StepCount:
 
 @functools.lru_cache(maxsize=64)
 def count_run(recipe: str, precision: Precision | None = None, checkpointing: bool = False) -> "Step":
-    """The step of a recipe, to be counted once however often it is asked for.
-
-    Raises:
-        UserError: for an unknown name.
-    """
+    """The step of a recipe, to be counted once however often it is asked for. Raises a UserError for an unknown name."""
     return Step(get_run(recipe), precision=precision, checkpointing=checkpointing)
 
 

@@ -17,11 +17,8 @@ GIB = 2**30
 
 
 def student_of(folder: Path, lora: int | None, config: RunConfig = ADAPTERS) -> NamedRun:
-    """The run that distills the teacher in a folder, with adapters of this rank or, for None, whole.
-
-    Raises:
-        UserError: for a folder that holds no teacher from diffusers.
-    """
+    """The run that distills the teacher in a folder, with adapters of this rank or, for None, whole. Raises a UserError for a
+    folder that holds no teacher from diffusers."""
     codec, _ = unloaded_parts(folder)
     network: Any = network_from_state(read_description(folder / "model.json")["network"])
     if not hasattr(network, "adapter"):
@@ -32,11 +29,7 @@ def student_of(folder: Path, lora: int | None, config: RunConfig = ADAPTERS) -> 
 
 def fitted(config: RunConfig, folder: Path, gib: float) -> RunConfig:
     """The configuration of a student with as few parts of a batch as fit into so much memory, and with blocks computed again in
-    the backward pass where even one sample does not fit otherwise.
-
-    Raises:
-        UserError: if not one sample fits at all.
-    """
+    the backward pass where even one sample does not fit otherwise. Raises a UserError if not one sample fits at all."""
     network: Any = config.network
     run = student_of(folder, None if network.adapter.full else network.adapter.rank, config)
     available, batch = GIB * USABLE * gib, config.loop.batch_size

@@ -51,33 +51,23 @@ DATA = {
 
 def register(name: str, recipe: Recipe) -> None:
     """Add a preset from outside the package: teacher and student that `--preset NAME` stands for, and that data of this name
-    are trained with.
-
-    Raises:
-        UserError: for a name that is taken by one of the package's own.
-    """
+    are trained with. Raises a UserError for a name that is taken by one of the package's own."""
     if name in STARTER_DATA or name in RUNS:
         raise UserError(f"the name '{name}' is taken by a preset that comes along; expected a new one; choose another")
     RECIPES[name] = recipe
 
 
 def get_recipe(name: str) -> Recipe:
-    """A teacher and a student by name: digits, mnist or images.
-
-    Raises:
-        UserError: for an unknown name; the message lists the known ones.
-    """
+    """A teacher and a student by name: digits, mnist or images. Raises a UserError for an unknown name; the message lists the
+    known ones."""
     if name not in RECIPES:
         raise UserError(f"unknown preset '{name}'; expected one of {', '.join(RECIPES)}; correct --preset")
     return RECIPES[name]
 
 
 def get_run(name: str) -> NamedRun:
-    """A single run by name, such as `img512-xl-scd`; `RUNS` has all of them.
-
-    Raises:
-        UserError: for an unknown name; where it is the beginning of known ones, the message lists these.
-    """
+    """A single run by name, such as `img512-xl-scd`; `RUNS` has all of them. Raises a UserError for an unknown name; where it
+    is the beginning of known ones, the message lists these."""
     if name in RUNS:
         return RUNS[name]
     expected = ", ".join(_begun_with(name)) or "a name that trigflow recipes lists"
@@ -91,11 +81,8 @@ def _begun_with(name: str) -> list[str]:
 
 
 def preset(name: str, command: Literal["train", "distill"]) -> RunConfig:
-    """The settings that `--preset NAME` means to a command: a part of a recipe, or a single run that it can start.
-
-    Raises:
-        UserError: for an unknown name, or a run that the other command starts; the message names that command.
-    """
+    """The settings that `--preset NAME` means to a command: a part of a recipe, or a single run that it can start. Raises a
+    UserError for an unknown name, or a run that the other command starts; the message names that command."""
     if name in RECIPES:
         return RECIPES[name].teacher if command == "train" else RECIPES[name].student
     if name not in RUNS:
@@ -116,11 +103,8 @@ def preset(name: str, command: Literal["train", "distill"]) -> RunConfig:
 
 
 def require_data(source: str) -> None:
-    """Require that the user has said where the data are, where the preset cannot know.
-
-    Raises:
-        UserError: for the placeholder of a preset, unless something of that name exists; the message says what to pass.
-    """
+    """Require that the user has said where the data are, where the preset cannot know. Raises a UserError for the placeholder
+    of a preset, unless something of that name exists; the message says what to pass."""
     if source in DATA and not Path(source).exists():
         raise UserError(f"no data: the preset only says '{source}'; expected {DATA[source]}; pass --data PATH")
 

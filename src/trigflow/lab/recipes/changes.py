@@ -16,11 +16,8 @@ C = TypeVar("C")
 
 
 def change(config: C, changes: Changes) -> C:
-    """A copy with settings changed by dotted name: `change(config, {"loop.seed": 1})`.
-
-    Raises:
-        UserError: for a setting that does not exist; the message lists its neighbours.
-    """
+    """A copy with settings changed by dotted name: `change(config, {"loop.seed": 1})`. Raises a UserError for a setting that
+    does not exist; the message lists its neighbours."""
     changed: Any = config
     for name, value in changes.items():
         head, _, rest = name.partition(".")

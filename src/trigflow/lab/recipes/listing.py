@@ -57,11 +57,8 @@ def summary(run: NamedRun) -> dict[str, Any]:
 
 
 def show(name: str) -> dict[str, Any]:
-    """A recipe in full: its line, the shape `sample` and number `classes` of its data, and every setting in `config`.
-
-    Raises:
-        UserError: for an unknown name.
-    """
+    """A recipe in full: its line, the shape `sample` and number `classes` of its data, and every setting in `config`. Raises a
+    UserError for an unknown name."""
     run = get_run(name)
     return {**summary(run), "sample": list(run.shape), "classes": run.classes, "config": to_dict(resolve_run(run))}
 

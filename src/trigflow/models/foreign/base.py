@@ -63,19 +63,12 @@ class Base:
         return family_of(self.denoiser, class_named(self.denoiser, self))
 
     def config(self, component: str, file: str = "config.json") -> dict[str, Any]:
-        """The configuration of a component.
-
-        Raises:
-            UserError: where there is none.
-        """
+        """The configuration of a component. Raises a UserError where there is none."""
         return _read_config(self.folder / component / file, f"the {component} of '{self.name}'")
 
     def predicts(self) -> Predicts:
-        """What the denoiser predicts, as the scheduler says.
-
-        Raises:
-            UserError: for no scheduler, or a prediction type that is not known.
-        """
+        """What the denoiser predicts, as the scheduler says. Raises a UserError for no scheduler, or a prediction type that is
+        not known."""
         config = self.config("scheduler", "scheduler_config.json")
         name = str(config.get("_class_name", ""))
         said = config.get("prediction_type", "flow_prediction" if name.startswith("FlowMatch") else "epsilon")
@@ -107,11 +100,7 @@ class Base:
         return found
 
     def weight(self, component: str, name: str) -> Tensor:
-        """One weight of a component, read from its safetensors.
-
-        Raises:
-            UserError: where there is none of this name.
-        """
+        """One weight of a component, read from its safetensors. Raises a UserError where there is none of this name."""
         for path in sorted((self.folder / component).glob("*.safetensors")):
             with safe_open(path, "pt") as file:
                 if name in file.keys():  # noqa: SIM118

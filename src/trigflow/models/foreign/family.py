@@ -137,11 +137,7 @@ def known() -> dict[str, Family]:
 
 
 def family_named(name: str) -> Family:
-    """The family of this name.
-
-    Raises:
-        UserError: for an unknown one.
-    """
+    """The family of this name. Raises a UserError for an unknown one."""
     from trigflow.models.foreign.plain import of_names
 
     found = of_names(name[6:-1].split(",")) if name.startswith("plain(") else known().get(name)
@@ -155,10 +151,8 @@ TEMPLATE = inspect.cleandoc(__doc__).split("::\n\n", 1)[1]
 
 def family_of(denoiser: str, kind: type | None = None) -> Family:
     """The family of a denoiser, by the name of its class in diffusers; where none knows it, one guessed from the class itself.
-
-    Raises:
-        UserError: for one that no family knows and that wants more than a sample, a time and a text, with the file to write.
-    """
+    Raises a UserError for one that no family knows and that wants more than a sample, a time and a text, with the file to
+    write."""
     from trigflow.models.foreign.plain import guess
 
     found = next((found for found in known().values() if denoiser in found.classes), None) or (guess(kind) if kind else None)

@@ -52,11 +52,8 @@ class Prompts:
         return texts_said(said, what)
 
     def encode(self, text: str) -> dict[str, Tensor]:
-        """The conditions of one plain text, without batch axis, on the CPU.
-
-        Raises:
-            UserError: for encoders that cannot be read, or are others than before.
-        """
+        """The conditions of one plain text, without batch axis, on the CPU. Raises a UserError for encoders that cannot be
+        read, or are others than before."""
         return _encode(self.base, self.family, tuple(self.size), self.digest, text)
 
     def kept(self, texts: Sequence[str]) -> list[dict[str, Tensor]]:
@@ -85,11 +82,8 @@ def digest_of_encoders(folder: Path) -> str:
 
 @torch.no_grad()
 def read(base: str, family: str, size: tuple[int, ...], text: str) -> dict[str, Tensor]:
-    """What a text means, or the empty text with whatever else is always told in the same way, without batch axis.
-
-    Raises:
-        UserError: where the encoders cannot be read, or fail.
-    """
+    """What a text means, or the empty text with whatever else is always told in the same way, without batch axis. Raises a
+    UserError where the encoders cannot be read, or fail."""
     opened = open_base(base)
     reader, told = reader_of(opened.folder, opened.component), family_named(family)
     try:

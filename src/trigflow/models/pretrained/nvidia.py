@@ -145,12 +145,9 @@ class Snapshot:
 
 @contextmanager
 def open_snapshot(path: str | Path) -> Iterator[Snapshot]:
-    """Read what a snapshot holds; the weights stay in the file until they are read one by one.
-
-    Raises:
-        UserError: when the file is missing, no pickle, cut short or damaged; when it asks for anything that a snapshot does not
-            need (named); when it holds a network that is not supported, or other weights than its arguments call for.
-    """
+    """Read what a snapshot holds; the weights stay in the file until they are read one by one. Raises a UserError when the file
+    is missing, no pickle, cut short or damaged; when it asks for anything that a snapshot does not need (named); when it holds
+    a network that is not supported, or other weights than its arguments call for."""
     path = Path(path)
     try:
         if path.exists() and not (path.is_file() or path.is_dir()):

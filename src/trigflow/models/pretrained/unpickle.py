@@ -132,12 +132,9 @@ class Unpickler:
         self.stop = span.stop
 
     def load(self) -> Any:
-        """The object of the next pickle: numbers, text, `Span`s for bytes, containers, and what `known` builds.
-
-        Raises:
-            UserError: for a name or an instruction that has no place in a snapshot (named), for a pickle that is cut short
-                or makes no sense, and for one beyond the bounds.
-        """
+        """The object of the next pickle: numbers, text, `Span`s for bytes, containers, and what `known` builds. Raises a
+        UserError for a name or an instruction that has no place in a snapshot (named), for a pickle that is cut short or makes
+        no sense, and for one beyond the bounds."""
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}

@@ -43,11 +43,8 @@ def import_snapshot(path: str | Path, out: str | Path) -> dict[str, str]:
 
 
 def write_weights(path: Path, snapshot: Snapshot) -> None:
-    """Write the weights as float32, one at a time, those of the output layer with the other sign.
-
-    Raises:
-        UserError: for weights that are not finite.
-    """
+    """Write the weights as float32, one at a time, those of the output layer with the other sign. Raises a UserError for
+    weights that are not finite."""
 
     def read(name: str) -> Tensor:
         values = snapshot.tensors[name].read(snapshot.source).to(torch.float32)

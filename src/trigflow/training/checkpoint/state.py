@@ -34,10 +34,8 @@ def save_checkpoint(
 ) -> Path:
     """Write the checkpoint of `iteration` below the run folder and drop all but the newest `keep`; it is whole on return.
 
-    Every process of a run calls this. For checkpoints while training goes on there is `CheckpointWriter`.
-
-    Raises:
-        UserError: when it cannot be written.
+    Every process of a run calls this. For checkpoints while training goes on there is `CheckpointWriter`. Raises a UserError
+    when it cannot be written.
     """
     writer = CheckpointWriter(folder, keep)
     writer.begin(iteration, tensors_of(modules, optimizers), extra)

@@ -63,11 +63,7 @@ class CheckpointWriter:
 
     def begin(self, iteration: int, tensors: dict[str, Tensor], extra: dict[str, Any]) -> None:
         """Copy the state of a run, and begin to write it. On return the tensors may change. The `extra` JSON goes into
-        `state.json`.
-
-        Raises:
-            UserError: when the checkpoint before could not be written.
-        """
+        `state.json`. Raises a UserError when the checkpoint before could not be written."""
         self.finish()
         part = self._prepare(tensors)
         part.fill({name: piece(tensors[name]) for name in self._pieces})
