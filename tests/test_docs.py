@@ -355,9 +355,23 @@ def words(patch: Patch) -> Generator[Names, Names, None]:
     assert names["images"].shape == (4, 1, 8, 8)
 
 
+def pipelines(patch: Patch) -> Generator[Names, Names, None]:
+    class Denoiser(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Conv2d(4, 4, 1)
+
+        def forward(self, hidden_states: Tensor, timestep: Tensor, return_dict: bool) -> tuple[Tensor]:
+            return (self.layer(hidden_states) * (timestep / 1000)[:, None, None, None],)
+
+    names = yield {"denoiser": Denoiser()}
+    assert names["teacher"].sample(2, steps=2, decode=False).shape == (2, 4, 16, 16)
+
+
 PAGES: dict[str, Page] = {
     "README.md": readme,
     "docs/data.md": data,
+    "docs/diffusers.md": pipelines,
     "docs/editing.md": editing,
     "docs/export.md": export,
     "docs/guidance.md": guidance,

@@ -7,6 +7,7 @@ import inspect
 import json
 import math
 import shutil
+from pathlib import Path
 
 import diffusers
 import pytest
@@ -375,3 +376,10 @@ def test_time_looked_up_in_a_table_is_refused(tmp_path):
     pipelines.ddpm(time_embedding_type="learned", num_train_timesteps=10).save_pretrained(tmp_path / "base")
     with pytest.raises(UserError, match="told its time as 'learned'"):
         import_pipeline(str(tmp_path / "base"), tmp_path / "teacher")
+
+
+def test_documented_families_are_those_that_there_are():
+    text = (Path(__file__).parents[2] / "docs" / "diffusers.md").read_text()
+    rows = {line.split("|")[2].strip() for line in text.splitlines() if line.startswith("| ") and line.count("|") == 4}
+    classes = {name for found in known().values() for name in found.classes}
+    assert classes <= rows

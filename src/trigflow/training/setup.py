@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -103,6 +103,10 @@ def check_teacher(config: RunConfig, dataset: Dataset, teacher: Model | None, ne
     if config.objective.distills and teacher.kind != "diffusion":
         raise UserError("the teacher is a consistency model; expected a diffusion model; distill the run of its teacher")
     _check_fits(config, dataset, teacher, "teacher")
+    if config.objective.distills and hasattr(teacher.spec, "adapter"):
+        from trigflow.models.foreign.network import check_moves
+
+        check_moves(cast(Any, teacher.network), teacher.shape)
     if config.negative is not None and negative is None:
         raise UserError(f"the negative '{config.negative}' is not loaded; expected a model; pass negative=load(RUN)")
     if "guidance" not in config.objective.told:
