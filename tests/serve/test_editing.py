@@ -74,6 +74,11 @@ def test_transparent_pixels_are_drawn(client: TestClient) -> None:
     assert close(pictures(client, picture=file(clear), count=2), student().edit(GRAY, 2, seed=4, mask=MASK))
 
 
+def test_opaque_pictures_with_transparency_are_as_those_without(client: TestClient) -> None:
+    opaque = torch.cat([GRAY.expand(3, -1, -1), torch.full_like(GRAY, 255)])
+    assert torch.equal(pictures(client, picture=file(opaque), strength=0.9), pictures(client, picture=file(GRAY), strength=0.9))
+
+
 def test_strength_and_mixes_of_classes(client: TestClient) -> None:
     near = pictures(client, picture=file(GRAY), strength=1e-4, labels={"3": 1, "5": 2})
     assert close(near, GRAY[None])

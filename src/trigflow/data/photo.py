@@ -39,7 +39,7 @@ def _opened(data: bytes, what: str, pixels: int | None) -> tuple[Image.Image, Im
             image = upright(opened)
             clear = "A" in image.getbands() or "transparency" in image.info
             alpha = image.convert("RGBA").getchannel("A") if clear and not image.mode.startswith("I") else None
-            return to_gray_or_rgb(image), alpha
+            return to_gray_or_rgb(image), None if alpha is None or alpha.getextrema() == (255, 255) else alpha
     except (UserError, MemoryError):
         raise
     except Exception as error:  # decoders meet bad bytes with any kind of exception
