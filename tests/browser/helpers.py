@@ -25,6 +25,7 @@ class Visit:
     Attributes:
         page: Playwright's page.
         asked: requests for frames, newest last.
+        edits: requests for edits, newest last.
         sockets: their addresses.
         requests: addresses of everything else.
         errors: lines in the console.
@@ -36,6 +37,7 @@ class Visit:
         self.page = page
         self.origin = f"127.0.0.1:{port}"
         self.asked: list[dict[str, Any]] = []
+        self.edits: list[dict[str, Any]] = []
         self.sockets: list[str] = []
         self.requests: list[str] = []
         self.errors: list[str] = []
@@ -44,7 +46,7 @@ class Visit:
         self._known: tuple[dict[str, Any], Pixels] = {}, np.empty((0, 8, 8), np.uint8)
         page.set_default_timeout(1000 * SECONDS)
         page.on("websocket", self._watch)
-        page.on("request", lambda request: self.requests.append(request.url))
+        page.on("request", self._requested)
         page.on("pageerror", lambda error: self.errors.append(str(error)))
         page.on("console", lambda message: self.errors.append(message.text) if message.type == "error" else None)
 
@@ -56,6 +58,11 @@ class Visit:
         message = json.loads(payload)
         if "id" in message:
             self.asked.append(message)
+
+    def _requested(self, request: Any) -> None:
+        self.requests.append(request.url)
+        if request.url.endswith("/v1/edit"):
+            self.edits.append(request.post_data_json)
 
     def open(self, fragment: str = "") -> None:
         self.page.goto(f"http://{self.origin}/{fragment}")
@@ -106,14 +113,19 @@ class Visit:
         body = {name: value for name, value in asked.items() if name not in ("id", "taken", "format")}
         if body == self._known[0]:
             return self._known[1]
+        pictures = self.answer("images", {**body, "format": "npy"})
+        self._known = body, pictures[:, 0]
+        return pictures[:, 0]
+
+    def answer(self, path: str, body: dict[str, Any]) -> Pixels:
+        """What the API answers to such a request in the format npy, uint8 (n, c, h, w)."""
         headers = {"Content-Type": "application/json"}
         if self.token:
             headers["Authorization"] = f"Bearer {self.token}"
-        data = json.dumps({**body, "format": "npy"}).encode()
-        with urllib.request.urlopen(urllib.request.Request(f"http://{self.origin}/v1/images", data, headers)) as answer:
+        request = urllib.request.Request(f"http://{self.origin}/v1/{path}", json.dumps(body).encode(), headers)
+        with urllib.request.urlopen(request) as answer:
             pictures: Pixels = np.load(io.BytesIO(answer.read()), allow_pickle=False)
-        self._known = body, pictures[:, 0]
-        return pictures[:, 0]
+        return pictures
 
     def shows(self, asked: dict[str, Any], figure: str = "first") -> bool:
         """Whether the canvas shows the answer to this request, but for rounding."""

@@ -19,7 +19,7 @@ from trigflow.serve.offers import offer_of
 Open = Callable[..., Visit]
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True, "device_scale_factor": 3}
 BOXES = """() => Array.from(
-    document.querySelectorAll("#strip button, .chip, #views"), (element) => element.getBoundingClientRect().toJSON()
+    document.querySelectorAll("#strip button:not([hidden]), .chip, #views"), (one) => one.getBoundingClientRect().toJSON()
 )"""
 
 CONTRAST = """() => {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -134,7 +135,7 @@ def test_percentiles_and_rate_of_the_last_seconds(call: Call) -> None:
 
 
 def test_scene_and_address(call: Call) -> None:
-    model = {"classes": 10, "steps": [1, 64], "default_steps": 2, "guidance": [1, 1]}
+    model = {"classes": 10, "steps": [1, 64], "default_steps": 2, "guidance": [1, 1], "shape": [1, 8, 8]}
     other = {**model, "default_steps": 18, "guidance": [1, 10]}
     limits = {"frame_images": 64, "mixed_labels": 4}
     info = {"default": "student", "models": {"student": model, "teacher": other}, "limits": limits}
@@ -148,6 +149,10 @@ def test_scene_and_address(call: Call) -> None:
         "labels": {"2": 10, "7": 90},
     }  # fmt: skip
     assert call("scene.js", "m.orderOf(...a).guidance", there, info, "teacher", 4) == 1  # a race is on equal terms
+    drawn = {**there, "view": "draw", "prompt": "a&b", "toward": "c=d", "share": 30, "strength": 0.35, "keep": 2}
+    words = {**info, "models": {name: {**found, "prompt_bytes": 9} for name, found in info["models"].items()}}
+    assert call("scene.js", "m.fromFragment('#' + m.toFragment(a[0]), a[1], a[2])", drawn, scene, words) == drawn
+    assert call("scene.js", "m.orderOf(...a).prompt", drawn, words, "teacher", 4) == {"a&b": 0.7, "c=d": 0.3}
     for mix, labels in (({"2": 0, "7": 5}, 7), ({"2": 0, "7": 0}, 2), ({"4": 1}, 4), ({}, None)):
         assert call("scene.js", "m.orderOf(...a).labels ?? null", {**there, "mix": mix}, info, "student", 1) == labels
 
@@ -159,6 +164,80 @@ def test_texts_as_the_server_reads_them(call: Call) -> None:
         assert (call("prompt.js", "m.problem(...a)", text, most) == "") is fine
     assert call("prompt.js", "m.problem('\\ud83d', 9)") != ""
     assert call("prompt.js", "m.problem('x'.repeat(1e7), 9)").startswith("Too long: 10000000")
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_numpy_files(call: Call, version: int) -> None:
+    pictures = np.random.default_rng(0).integers(0, 256, (2, 3, 4, 5), dtype=np.uint8)
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, pictures, version=(version, 0))
+    script = """(() => {
+        const { shape, pixels } = m.unpackNpy(new Uint8Array(a[0]).buffer)
+        return [shape, Array.from(pixels)]
+    })()"""
+    assert call("frame.js", script, list(buffer.getvalue())) == [[2, 3, 4, 5], pictures.ravel().tolist()]
+
+
+PAINTED = """(() => {
+    const painting = new m.Painting(a[0])
+    for (const [kind, colour, size, ...points] of a[1]) {
+        if (kind in painting) { painting[kind](); continue }
+        painting.begin({ kind, colour, size })
+        for (const point of points) painting.to(...point)
+        painting.end()
+    }
+    const { image, mask, masked, undoable, blank } = painting
+    return { pixels: Array.from(image.data), mask: Array.from(mask), masked, undoable, blank }
+})()"""
+
+
+def test_strokes(call: Call) -> None:
+    """A stroke covers what lies within half its size of its way, softly at the edge, marks at half of that or more."""
+    h, w, red = 9, 12, [200, 30, 10]
+
+    def painted(*strokes: Any, channels: int = 3) -> Any:
+        return call("paint.js", PAINTED, [channels, h, w], list(strokes))
+
+    way = [(2.5, 3.5), (9.5, 6.5)]
+    for size in (1, 3, 4):
+        found = painted(["paint", red, size, *way])
+        a, b = np.array(way)
+        centres = np.stack(np.meshgrid(np.arange(w) + 0.5, np.arange(h) + 0.5), -1) - a
+        part = np.clip(centres @ (b - a) / ((b - a) ** 2).sum(), 0, 1)
+        share = np.clip(size / 2 + 0.5 - np.linalg.norm(centres - part[..., None] * (b - a), axis=-1), 0, 1)
+        expected = 255 + share[..., None] * (np.array(red) - 255)
+        pixels = np.array(found["pixels"]).reshape(h, w, 4)
+        assert np.abs(pixels[..., :3] - expected).max() <= 0.51
+        assert (pixels[..., 3] == 255).all()
+        again = painted(["paint", red, size, *way, way[0]])
+        assert again["pixels"] == found["pixels"]  # there and back is no more than there
+        marked = painted(["redraw", red, size, *way])
+        assert np.array_equal(np.array(marked["mask"]).reshape(h, w), 255 * (share >= 0.5))
+        assert marked["pixels"] == [255] * (4 * h * w)
+        assert painted(["redraw", red, size, *way], ["unmark", red, size, *way]) | {"undoable": 0} == painted() | {
+            "undoable": 0
+        }
+    gray = np.array(painted(["paint", red, 1, (2.2, 3.9)], channels=1)["pixels"]).reshape(h, w, 4)
+    assert gray[3, 2].tolist() == [*[round(0.299 * 200 + 0.587 * 30 + 0.114 * 10)] * 3, 255]  # the pixel that it is in
+    beside = painted(["paint", red, 2, (-3, -3), (-9, 40)])
+    assert (beside["blank"], beside["undoable"]) == (True, True)
+
+
+def test_undo_has_an_end(call: Call) -> None:
+    dots = [["paint", [0, 0, 0], 1, (k % 8 + 0.5, k // 8 + 0.5)] for k in range(60)]
+    undo = [["undo"]]
+    for times, left in ((0, 60), (1, 59), (49, 11), (50, 10), (70, 10)):
+        found = call("paint.js", PAINTED, [1, 8, 8], dots + undo * times)
+        assert np.count_nonzero(np.array(found["pixels"]).reshape(8, 8, 4)[..., 0] == 0) == left
+        assert found["undoable"] is (times < 50)
+
+
+def test_means_of_blocks(call: Call) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 6, 4), dtype=np.uint8)
+    found = call(
+        "photo.js", "Array.from(m.means(new ImageData(new Uint8ClampedArray(a[0]), 6, 4), 2).data)", pixels.ravel().tolist()
+    )
+    assert np.abs(np.array(found).reshape(2, 3, 4) - pixels.reshape(2, 2, 3, 2, 4).mean((1, 3))).max() <= 0.5
 
 
 def test_who_is_faster(call: Call) -> None:

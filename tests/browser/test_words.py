@@ -279,17 +279,18 @@ def test_by_keyboard_alone(visit: Open, words: int) -> None:
     assert seen.last()["seed"] == 0
     seen.page.keyboard.press("Enter")
     reached = []
-    for _ in range(8):
+    for _ in range(10):
         seen.page.keyboard.press("Tab")
         reached.append(seen.page.evaluate("document.activeElement.ariaLabel || document.activeElement.textContent.trim()"))
-    assert reached[:3] == ["snc cat", "Forget what was drawn before", "Noise space"]
-    assert reached[3:] == ["Drift", "New noise", "Home", "Save", "Copy"]
-    for _ in range(8):
+    assert reached[:4] == ["Blend", "snc cat", "Forget what was drawn before", "Noise space"]
+    assert reached[4:] == ["Drift", "New noise", "Home", "Save", "Copy", "Paint"]
+    for _ in range(10):
         seen.page.keyboard.press("Shift+Tab")
     seen.page.keyboard.press("Control+A")
     seen.page.keyboard.type("dog")
     prompted(seen, "dog")
-    seen.page.keyboard.press("Tab")
+    for _ in range(2):
+        seen.page.keyboard.press("Tab")
     seen.until(lambda: past(seen) == ["dog", "snc cat"], "both")  # and the focus stays where it is
     seen.page.keyboard.press("Enter")
     prompted(seen, "snc cat")

@@ -17,7 +17,6 @@ export const gapOf = (h, w) => Math.max(1, Math.round(Math.min(h, w) / 16))
 /** A canvas that shows frames and fills the box around it as far as their shape allows. */
 export class Picture {
   #canvas
-  #box
   #context
   #image = null
   #grid = { columns: 1, rows: 1 }
@@ -26,9 +25,8 @@ export class Picture {
 
   constructor(canvas) {
     this.#canvas = canvas
-    this.#box = canvas.parentElement
     this.#context = canvas.getContext("2d")
-    new ResizeObserver(() => this.#fit()).observe(this.#box)
+    new ResizeObserver(() => fit(canvas)).observe(canvas.parentElement)
   }
 
   /** Show the pictures of a frame in these columns and rows. */
@@ -41,7 +39,7 @@ export class Picture {
       this.#canvas.width = width
       this.#canvas.height = height
       this.#image = new ImageData(width, height)
-      this.#canvas.classList.toggle("crisp", Math.max(h, w) <= CRISP)
+      this.#canvas.classList.toggle("crisp", isCrisp(h, w))
     }
     this.#grid = grid
     this.#shape = shape
@@ -50,7 +48,7 @@ export class Picture {
       place(this.#image, pixels, k, shape, (k % grid.columns) * (w + gap), Math.floor(k / grid.columns) * (h + gap))
     }
     this.#context.putImageData(this.#image, 0, 0)
-    this.#fit()
+    fit(this.#canvas)
   }
 
   /** The number of the picture at a point of the window; null between and beside them. */
@@ -75,15 +73,28 @@ export class Picture {
     return copy
   }
 
-  /** As large as the box allows; crisp pictures by a whole number of the display's pixels, so that all are equally large. */
-  #fit() {
-    const { width, height } = this.#canvas
-    const most = Math.min(this.#box.clientWidth / width, this.#box.clientHeight / height)
-    const dots = window.devicePixelRatio || 1
-    const scale = this.#canvas.classList.contains("crisp") && most * dots >= 2 ? Math.floor(most * dots) / dots : most
-    const [wide, high] = [`${scale * width}px`, `${scale * height}px`]
-    if (this.#canvas.style.width === wide && this.#canvas.style.height === high) return
-    this.#canvas.style.width = wide
-    this.#canvas.style.height = high
+  /** Picture number 0 as ImageData, null before the first frame. */
+  first() {
+    const [, h, w] = this.#shape
+    return this.#count ? this.#context.getImageData(0, 0, w, h) : null
   }
+}
+
+/** Whether pictures of this height and width show their pixels. */
+export const isCrisp = (h, w) => Math.max(h, w) <= CRISP
+
+/**
+ * Make a canvas as large as the box around it allows; a crisp one by a whole number of the display's pixels, so that all are
+ * equally large.
+ */
+export function fit(canvas) {
+  const { width, height } = canvas
+  const box = canvas.parentElement
+  const most = Math.min(box.clientWidth / width, box.clientHeight / height)
+  const dots = window.devicePixelRatio || 1
+  const scale = canvas.classList.contains("crisp") && most * dots >= 2 ? Math.floor(most * dots) / dots : most
+  const [wide, high] = [`${scale * width}px`, `${scale * height}px`]
+  if (canvas.style.width === wide && canvas.style.height === high) return
+  canvas.style.width = wide
+  canvas.style.height = high
 }

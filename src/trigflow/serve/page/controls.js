@@ -1,10 +1,11 @@
 // Everything that can be set beside the pictures. What a model does not take has no control.
 
+import { Blend } from "./blend.js"
 import { find, make, titled, write } from "./dom.js"
 import { Mix } from "./mix.js"
 import { mostBytes, Prompt } from "./prompt.js"
-import { canRace, lanesOf } from "./race.js"
-import { guidanceRange, LAST_PICTURE } from "./scene.js"
+import { lanesOf } from "./race.js"
+import { canBlend, guidanceRange, LAST_PICTURE, viewsOf } from "./scene.js"
 import { evenly, Slider, stepsBetween } from "./slider.js"
 import { lasting } from "./storage.js"
 
@@ -36,8 +37,7 @@ export class Controls {
 
   #makeViews() {
     const views = find("views")
-    const [, , race] = views.querySelectorAll("label")
-    race.hidden = !canRace(this.#info)
+    for (const input of views.querySelectorAll("input")) input.parentElement.hidden = !viewsOf(this.#info).includes(input.value)
     views.disabled = false
     views.addEventListener("change", (event) => this.#scene.set({ view: event.target.value }))
   }
@@ -107,6 +107,7 @@ export class Controls {
   /** The field of the prompt, and one way of the walk as a slider: how far the noise is from that of the seed. */
   #makeWords() {
     new Prompt(this.#scene, mostBytes(this.#info))
+    if (canBlend(this.#info)) new Blend(this.#scene, mostBytes(this.#info))
     this.#variation = new Slider({
       name: "Variation",
       values: evenly(-100, 100, 1),

@@ -26,3 +26,12 @@ export function place(image, pixels, k, [c, h, w], left, top) {
     }
   }
 }
+
+/** Shape and pixels of a NumPy file of uint8. */
+export function unpackNpy(buffer) {
+  const view = new DataView(buffer)
+  const [begin, length] = view.getUint8(6) === 1 ? [10, view.getUint16(8, true)] : [12, view.getUint32(8, true)]
+  const header = new TextDecoder().decode(new Uint8Array(buffer, begin, length))
+  const shape = header.match(/'shape': \(([\d, ]+)\)/)[1].split(",").filter((size) => size.trim()).map(Number)
+  return { shape, pixels: new Uint8Array(buffer, begin + length) }
+}

@@ -3,12 +3,13 @@
 import { squareGrid } from "./canvas.js"
 import { about, Controls, followTheme } from "./controls.js"
 import { calm, eachFrame, find, write } from "./dom.js"
+import { Drawing } from "./draw.js"
 import { inMs, Table } from "./latency.js"
 import { TorusMap } from "./map.js"
 import { askForToken, Notice } from "./notice.js"
 import { lanesOf, verdict } from "./race.js"
 import { canCopy, copy, save } from "./save.js"
-import { firstScene, fromFragment, orderOf, Scene, toFragment } from "./scene.js"
+import { canDraw, firstScene, fromFragment, orderOf, Scene, toFragment } from "./scene.js"
 import { Seat } from "./seat.js"
 import { describe, TokenNeeded } from "./server.js"
 import { Walk } from "./walk.js"
@@ -80,6 +81,11 @@ async function start() {
   })
   seats = figures.map((figure) => new Seat(figure, tell))
   const [first] = seats
+  const hands = {
+    changed: () => scene.values.view === "draw" && ask(scene.values),
+    say: (reason) => notice.show(reason ? "refused" : "live", { reason }),
+  }
+  const drawing = canDraw(info) ? new Drawing(scene, info, first, hands) : null
 
   function gridOf({ view, count, model }) {
     if (view !== "wall") return squareGrid(count)
@@ -135,8 +141,9 @@ async function start() {
   const walk = new Walk(stage, {
     move: (at) => scene.set({ walk: at }),
     tap: (x, y) => {
-      const k = scene.values.view === "wall" ? first.picture.at(x, y) : null
-      if (k !== null) scene.set({ view: "walk", count: 1, picture: scene.values.picture + k })
+      const { view, count, picture } = scene.values
+      const k = view === "wall" || (view === "draw" && count > 1) ? first.picture.at(x, y) : null
+      if (k !== null) scene.set({ view: view === "draw" ? view : "walk", count: 1, picture: picture + k })
     },
     drifting: (on) => {
       find("drift").setAttribute("aria-pressed", on)
@@ -150,6 +157,10 @@ async function start() {
     home: () => {
       walk.drift = false
       scene.set({ walk: [0, 0] })
+    },
+    paint: () => {
+      drawing.use(first.picture.first())
+      scene.set({ view: "draw" })
     },
     save: () => save(shown(), scene.values),
     copy: async () => {
@@ -188,7 +199,12 @@ async function start() {
   }
 
   function arrange({ view }) {
+    const draws = view === "draw"
     document.body.dataset.view = view
+    for (const id of ["easel", "tools", "deeds", "editing"]) find(id).hidden = !draws
+    find("paint").hidden = view !== "walk" || drawing === null
+    if (first.take(draws ? drawing.edits : first.frames)) notice.show("live") // nothing is known of it yet
+    if (draws) walk.drift = false
     find("verdict").hidden = view !== "race"
     write(find("hint"), view === "wall" ? "Drag to walk, touch a picture to go in" : "Drag to walk through noise space")
     for (const { figure, stream } of seats.slice(1)) {
@@ -212,7 +228,8 @@ async function start() {
   new ResizeObserver(() => scene.values.view === "wall" && ask(scene.values)).observe(stage)
   // The walk may have written its next place into the address before this event comes.
   addEventListener("hashchange", ({ newURL }) => scene.set(fromFragment(new URL(newURL).hash, scene.values, info)))
-  if (!calm() && scene.values.prompt === null) walk.drift = true // the pictures of words move with them
+  const { view, prompt } = scene.values
+  if (!calm() && prompt === null && view !== "draw") walk.drift = true // the pictures of words move with them
 }
 
 start()

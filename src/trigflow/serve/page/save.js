@@ -1,6 +1,7 @@
 // Saving and copying what is seen as PNG.
 
 import { gapOf } from "./canvas.js"
+import { inWords, promptOf } from "./scene.js"
 
 /** What these pictures show, side by side, as a promise of a PNG file. */
 function drawn(pictures) {
@@ -18,9 +19,10 @@ function drawn(pictures) {
 }
 
 /** Save them as a file with a name of its own. */
-export async function save(pictures, { seed, picture, view, prompt }) {
+export async function save(pictures, values) {
+  const { seed, picture, view } = values
   const url = URL.createObjectURL(await drawn(pictures))
-  const words = (prompt ?? "").replace(/[^\p{L}\p{M}\p{N}\p{Extended_Pictographic}]+/gu, "-").replace(/^-|-$/g, "")
+  const words = inWords(promptOf(values) ?? "").replace(/[^\p{L}\p{M}\p{N}\p{Extended_Pictographic}]+/gu, "-").replace(/^-|-$/g, "")
   const download = `trigflow-${words || view}-${seed}-${picture}.png`
   Object.assign(document.createElement("a"), { href: url, download }).click()
   setTimeout(() => URL.revokeObjectURL(url), 10_000)
