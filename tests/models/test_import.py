@@ -395,7 +395,7 @@ def test_command_on_bad_files(tmp_path: Path, cli: Callable[..., Any]) -> None:
         ("page.pkl", "no pickle"),
         ("system.pkl", "asks for os.system"),
         ("absent.pkl", "cannot be read"),
-        (".", "cannot be read"),
+        (".", "expected the folder of a pipeline"),
     ]:
         result = cli("import", tmp_path / name, "--out", tmp_path / "run")
         assert result.code == 2

@@ -186,7 +186,7 @@ class Given:
 class Objective:
     """What is minimized. A subclass has at least `loss` and, for what is no diffusion model, `sampling`.
 
-    One with a field `label_dropout` has the conditions of that share of samples left out.
+    One with a field `label_dropout`, or `condition_dropout` in students, has the conditions of that share of samples left out.
     """
 
     kind: str = "diffusion"
@@ -275,7 +275,7 @@ class StudentObjective(Objective):
     """Of a distillation whose student takes no scale as input: the scale that the teacher is guided by; 1 for none."""
     guidance_max: float = 1.0
     """Of a distillation: scales are drawn uniformly from [1, guidance_max]; above 1 the student takes the scale as input."""
-    label_dropout: float | None = None
+    condition_dropout: float | None = None
     """Share of samples whose class or text is left out, so that the student knows how to draw without."""
     guidance_interval: tuple[float, float] | None = None
     """The teacher is guided only at noise levels sigma in [low, high]; None for everywhere."""
@@ -299,12 +299,7 @@ class StudentObjective(Objective):
         fine = interval is None or 0 <= interval[0] < interval[1] < math.inf
         return [
             (1 <= self.guidance_max < math.inf, "guidance_max", self.guidance_max, "at least 1"),
-            (
-                self.label_dropout is None or 0 <= self.label_dropout <= 1,
-                "label_dropout",
-                self.label_dropout,
-                "a share in [0, 1]",
-            ),
+            (0 <= (self.condition_dropout or 0) <= 1, "condition_dropout", self.condition_dropout, "a share in [0, 1]"),
             (math.isfinite(self.guidance), "guidance", self.guidance, "a finite number"),
             (self.guidance == 1 or self.guidance_max == 1, "guidance", self.guidance, "1 with guidance_max above 1"),
             (fine, "guidance_interval", interval, "two finite numbers with 0 <= low < high"),

@@ -70,7 +70,7 @@ class Batches:
         draws = StepDraws(b, process, generator, iteration, own, noise)
         batch = {"x0": x0, "noise": noise(), **objective.draw(draws)}
         told = {name: value for name, value in self.dataset.told(indices, generator).items() if name in takes(self.network)}
-        share = getattr(objective, "label_dropout", None)
+        share = getattr(objective, "label_dropout", getattr(objective, "condition_dropout", None))
         if told and share is not None:
             told = dropped(told, self.network, torch.rand(b, generator=generator, dtype=torch.float32) < share)
         told = {**{name: own(value) for name, value in told.items()}, **objective.draw_conditions(draws)}

@@ -58,7 +58,7 @@ def _student(
     tangent: TangentConfig,
     adaptive_weight: bool = True,
     guidance_max: float = 1.0,
-    label_dropout: float | None = None,
+    condition_dropout: float | None = None,
 ) -> RunConfig:
     """sCD with the data, network and intervals of the teacher."""
     return dataclasses.replace(
@@ -69,7 +69,7 @@ def _student(
             tangent=tangent,
             adaptive_weight=adaptive_weight,
             guidance_max=guidance_max,
-            label_dropout=label_dropout,
+            condition_dropout=condition_dropout,
         ),
         optimizer=dataclasses.replace(teacher.optimizer, lr=lr, warmup=0),
         loop=dataclasses.replace(teacher.loop, iterations=iterations, batch_size=batch_size),
@@ -132,7 +132,7 @@ RECIPES: dict[str, Recipe] = {
             proposal=Proposal(-0.8, 1.6),
             adaptive_weight=False,
             guidance_max=4.0,
-            label_dropout=0.1,
+            condition_dropout=0.1,
         ),
     ),
     "images": Recipe(

@@ -148,12 +148,16 @@ def check_moves(network: Foreign, shape: tuple[int, ...]) -> None:
     """
     bridge: Any = network.bridge
     like = next(network.model.parameters())
-    scale = getattr(bridge, "time_scale", 1.0) if network.config.predicts == "flow" else float(bridge.schedule(torch.ones(1)))
-    x = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0)).to(like.device)
+    scale = (
+        getattr(bridge, "time_scale", 1.0)
+        if network.config.predicts == "flow"
+        else float(bridge.schedule(torch.ones(1, dtype=torch.float32)))
+    )
+    x = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32).to(like.device)
     told = {name: getattr(network, f"none_{name}")[None] for name in network.names}
     if "label" in network.takes and not told:
         told = {"label": torch.zeros(1, dtype=torch.int64, device=like.device)}
-    time = torch.full((1,), 0.5 * scale, device=like.device)
+    time = torch.full((1,), 0.5 * scale, dtype=torch.float32, device=like.device)
     with torch.no_grad():
         _, slope = jvp(lambda time: bridge.adapter(bridge.model, x, time, **told), (time,), (torch.ones_like(time),))
     if not bool(slope.any()):
