@@ -432,6 +432,7 @@ def test_save_and_copy_the_result(visit: Open, colours: int, tmp_path: Path) -> 
     seen = visit(
         colours, "#view=draw&prompt=red&toward=blue&share=25&seed=7", permissions=["clipboard-read", "clipboard-write"]
     )
+    settle(seen)
     stroke(seen, (1.5, 1.5), (6.5, 6.5))
     settle(seen)
     name, picture = saved(seen, tmp_path)
