@@ -33,7 +33,8 @@ consistency student (sCD) with the scale of guidance as an input, so that a pict
     trigflow sample models/emoji --prompt "green heart" --steps 2 --num 16 --guidance 2 --out hearts.png
     trigflow serve models/emoji --open
 
-It is an early one: trained briefly, colours come out right less often than they should (see the figures), and its pictures are grainy.
+It is an early one: trained briefly, colours come out right less often than they should (see the figures), and its pictures are
+grainy.
 
 It reads bytes, in any language, but has learned English: the short names of 1,721 emoji and what they are called else. Known
 things come out as they are known; combinations that are in no emoji ("blue apple") often do not.
