@@ -28,8 +28,10 @@ NAMES = list(pipelines.PIPELINES)
 SIZES = {"wan": 64, "skyreels": 64}
 BACKWARDS = {"lumina2", "z-image"}
 """Pipelines that tell their flow model 1 - sigma, and predict data - noise."""
-ROUNDING = 5e-5
-"""Of networks in float32: a time near 1000 is known to 6e-5, and waves of it no better."""
+ROUNDING = 1e-5
+"""Of networks in float32, as a share of the largest value."""
+LOOSER = {"chroma": 3e-5, "z-image": 2e-5}
+"""Of those with waves of a time near 1000, which is known to 6e-5."""
 PROMPT = "a red heart"
 
 
@@ -108,7 +110,7 @@ def said(model):
 def test_velocity_and_x0_are_those_of_the_pipelines_own_step(name, folders, teachers):
     model = trigflow.load(teachers(name), "cpu")
     network, family = model.network, open_base(str(folders(name))).family
-    embedded = "guidance" in network.takes
+    embedded, rounding = "guidance" in network.takes, LOOSER.get(name, ROUNDING)
     calls, made = recorded(folders(name), model, guidance_scale=3.5 if embedded else 0.0)
     told = model.conditioner.conditions(said(model), 1)
     if embedded:
@@ -134,9 +136,9 @@ def test_velocity_and_x0_are_those_of_the_pipelines_own_step(name, folders, teac
         velocity = (torch.cos(t) * x_t - x0) / torch.sin(t)  # X = cos x0 + sin z, F = cos z - sin x0
         with torch.no_grad():
             found = network(x_t.float(), t.float(), **told).double()
-        torch.testing.assert_close(found, velocity, rtol=1e-5, atol=ROUNDING * float(velocity.abs().max()))
+        torch.testing.assert_close(found, velocity, rtol=1e-5, atol=rounding * float(velocity.abs().max()))
         back = torch.cos(t) * x_t - torch.sin(t) * found
-        torch.testing.assert_close(back, x0, rtol=1e-5, atol=ROUNDING * float(x0.abs().max().clamp_min(1)))
+        torch.testing.assert_close(back, x0, rtol=1e-5, atol=rounding * float(x0.abs().max().clamp_min(1)))
     latents = x0.float() * model.process.sigma_data  # of the last step, after which no noise is left
     if len(model.shape) == 2:
         with pytest.raises(UserError, match="sounds cannot be decoded yet"):

@@ -1,6 +1,6 @@
 """Students of teachers from diffusers, in the forms that its users have: an adapter, a whole pipeline, ComfyUI, a demo.
 
-What was trained for TrigFlow draws with schedulers of diffusers exactly, where the pipeline takes times of one's own: between
+What was trained for TrigFlow draws the same with schedulers of diffusers, where the pipeline takes times of one's own: between
 two steps they jump to x0 and add fresh noise, as consistency sampling does.
 
 =====================  =========================  ==============================
@@ -196,7 +196,7 @@ def card(model: Model, base: Base, scheduler: Any, how: dict[int, Any], form: Fo
         f'pipe.scheduler = {type(scheduler).__name__}.from_pretrained("FOLDER/scheduler")'
     )
     said = (
-        "These are trigflow's own steps, exactly; other numbers of steps are in `trigflow.json`."
+        "At these times trigflow's sampler draws the same; other numbers of steps are in `trigflow.json`."
         if exact
         else f"`{kind.__name__}` takes no times of one's own, so these are not the times that the student was made for; "
         "`trigflow sample` draws with those."
