@@ -1,5 +1,6 @@
 """The commands on pipelines of diffusers, from the folder of a pipeline to a picture of a student."""
 
+import dataclasses
 import importlib.util
 import json
 import math
@@ -20,6 +21,9 @@ import trigflow
 from models import pipelines
 from trigflow.cli import main
 from trigflow.models.foreign.family import packed, unpacked
+from trigflow.objectives import objective_of
+from trigflow.training.config import read_config
+from trigflow.training.trainer import Trainer
 
 CASES = {"sd3": 32, "sdxl": 32, "flux": 32, "sana": 32}
 WORDS = ["a red heart", "a green apple", "a blue circle", "the lighthouse at dawn"]
@@ -308,3 +312,74 @@ def test_a_student_starts_from_adapters_of_somebody_else(student, tmp_path, caps
     with pytest.raises(SystemExit):
         run(*how, "--lora", 3, "--from", tmp_path / "lora", "--out", tmp_path / "no")
     assert "which the student has not; expected adapters of the same denoiser" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        ["--lora", 2, "--dora"],
+        ["--full"],
+        ["--lora", 2, "--objective.kind", "scd-vsd"],
+        ["--lora", 2, "--objective.guidance", 3],
+    ],
+    ids=["dora", "full", "vsd", "guided"],
+)
+def test_other_ways_to_train(how, photos, tmp_path):
+    pipelines.save("sd3", tmp_path / "base")
+    at = tmp_path.__truediv__
+    run("import", at("base"), "--out", at("teacher"), "--size", 32)
+    run("encode", photos, "--with", at("teacher"), "--out", at("cache"), "--quiet")
+    run(
+        "distill", at("teacher"), "--data", at("cache"), *how, "--iterations", 2, "--loop.batch-size", 2,
+        "--optimizer.lr", 0.01, "--optimizer.warmup", 0, "--loop.sample-every", 0, "--loop.log-every", 1, "--quiet",
+        "--out", at("student"),
+    )  # fmt: skip
+    weights = load_file(at("student") / "network.safetensors")
+    assert ("--dora" in how) == any("magnitude" in name for name in weights)
+    assert ("--full" in how) != all("lora_" in name or name.startswith("none_") for name in weights)
+    run("export", at("student"), at("out"), "--to", "diffusers")
+    pipe, said = DiffusionPipeline.from_pretrained(at("base")), json.loads((at("out") / "trigflow.json").read_text())
+    if "--full" in how:
+        pipe = DiffusionPipeline.from_pretrained(at("out"))
+    else:
+        pipe.load_lora_weights(str(at("out")))
+        pipe.scheduler = diffusers.FlowMatchLCMScheduler.from_pretrained(at("out") / "scheduler")
+    model = trigflow.load(at("student"), "cpu")
+    noise = [model.noise(0, k, 0, 1) / model.process.sigma_data for k in range(2)]
+    times = [math.atan2(s, 1 - s) for s in said["calls"]["2"]["sigmas"]]
+    ours = model.sample(1, times=times, prompt=WORDS[0], decode=False)
+    ours = (ours - torch.tensor(model.codec.raw_mean)[:, None, None]) / torch.tensor(model.codec.raw_std)[:, None, None]
+    theirs = drawn_by_diffusers(pipe, noise, model, 2, said["calls"]["2"])
+    assert float((ours - theirs).abs().max()) <= 1e-4 * float(ours.abs().max())
+
+
+def test_one_copy_of_the_base_in_training(student, tmp_path):
+    teacher = trigflow.load(student / "teacher", "cpu")
+    config = read_config(student / "student")
+    objective = objective_of("scd-vsd", proposal=config.objective.proposal)
+    loop = dataclasses.replace(config.loop, iterations=1)
+    config = dataclasses.replace(config, objective=objective, loop=loop)
+    trainer = Trainer(config, tmp_path / "run", teacher=teacher, progress=False)
+    base = {id(p) for p in teacher.network.parameters()}
+    for network in (trainer.network, trainer.ema.network, trainer.fake.network):
+        assert base < {id(p) for p in network.parameters()}
+    own = [p for p in trainer.network.parameters() if id(p) not in base]
+    averaged = [p for p in trainer.ema.network.parameters() if id(p) not in base]
+    faked = [p for p in trainer.fake.network.parameters() if id(p) not in base]
+    assert len({id(p) for p in (*own, *averaged, *faked)}) == 3 * len(own)
+
+
+def test_a_run_of_adapters_goes_on_bit_for_bit_and_keeps_them_alone(student, tmp_path):
+    how = [
+        "distill", student / "teacher", "--data", student / "cache", "--lora", 2, "--loop.batch-size", 2,
+        "--optimizer.lr", 0.01, "--loop.sample-every", 0, "--loop.checkpoint-every", 2, "--quiet",
+    ]  # fmt: skip
+    run(*how, "--iterations", 4, "--out", tmp_path / "whole")
+    run(*how, "--iterations", 2, "--out", tmp_path / "parts")
+    run(*how, "--iterations", 4, "--resume", "--out", tmp_path / "parts")
+    whole, parts = (load_file(tmp_path / name / "network.safetensors") for name in ("whole", "parts"))
+    assert whole.keys() == parts.keys()
+    assert all(torch.equal(value, parts[name]) for name, value in whole.items())
+    kept = load_file(next((tmp_path / "whole" / "checkpoints").glob("*4/*.safetensors")))
+    assert kept
+    assert all("lora_" in name for name in kept if "bridge.model" in name)

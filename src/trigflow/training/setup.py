@@ -151,16 +151,18 @@ def _check_fits(config: RunConfig, dataset: Dataset, model: Model, name: str) ->
 def start_from(student: nn.Module, source: nn.Module, what: str = "teacher") -> None:
     """Copy the weights of `source`, named `what` in messages, into the student.
 
-    The student may have inputs for guidance and the end of a jump that the source lacks: entries with `guidance`, `end_time` or
-    `lora_` somewhere in their dotted name. They keep the values they have, which in a new network are without effect. Raises a
-    UserError when the networks differ otherwise.
+    The student may have inputs for guidance and the end of a jump that the source lacks: entries with `guidance` or `end_time`
+    somewhere in their dotted name. They keep the values they have, which in a new network are without effect; so does a
+    denoiser from diffusers, where the source has none of it. Raises a UserError when the networks differ otherwise.
     """
     own, given = entries(student), entries(source)
+    at_hand = getattr(student, "at_hand", None)  # of a denoiser from diffusers: weights that it has read itself
+    extras = ["guidance", "end_time", *([at_hand] if at_hand and not any(at_hand in name for name in given) else [])]
     missing = []
     for name, value in own.items():
         if name in given and given[name].shape == value.shape:
             value.copy_(given[name])
-        elif name in given or not any(extra in name for extra in ("guidance", "end_time", "lora_")):
+        elif name in given or not any(extra in name for extra in extras):
             missing.append(name)
     unexpected = [name for name in given if name not in own]
     if missing or unexpected:

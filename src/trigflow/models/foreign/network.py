@@ -56,6 +56,9 @@ class Foreign(nn.Module):
     these rows; with `full` everything is. Copies share what is not.
     """
 
+    at_hand = "bridge.model."
+    """Weights with these names are read by the network itself."""
+
     def __init__(self, config: ForeignConfig, sigma_data: float = 0.5) -> None:
         super().__init__()
         base, adapter = open_base(config.base), config.adapter

@@ -77,10 +77,10 @@ def _positions(optimizer: torch.optim.Optimizer) -> list[int]:
 
 def _check_moments(optimizer: torch.optim.Optimizer, stored: Stored, name: str) -> None:
     have = {int(key.split(".", 1)[0]) for key in stored.below(name)}
-    expected = len(_positions(optimizer))
-    if have and max(have) >= expected:
+    positions = _positions(optimizer)
+    if not have <= {*positions}:
         raise UserError(
-            f"checkpoint '{stored.path}' has optimizer state for {max(have) + 1} parameters; expected {expected}; "
+            f"checkpoint '{stored.path}' has optimizer state for {max(have) + 1} parameters; expected {len(positions)}; "
             "resume with the configuration that wrote it"
         )
 
