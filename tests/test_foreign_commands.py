@@ -5,6 +5,7 @@ import importlib.util
 import json
 import math
 import runpy
+import subprocess
 import sys
 import types
 from unittest import mock
@@ -52,7 +53,7 @@ def test_five_commands(name, photos, tmp_path):
     run("encode", photos, "--with", at("teacher"), "--out", at("cache"), "--quiet")
     run(
         "distill", at("teacher"), "--data", at("cache"), "--lora", 2, "--iterations", 3, "--loop.batch-size", 2,
-        "--loop.sample-every", 0, "--loop.log-every", 1, "--quiet", "--out", at("student"),
+        "--loop.sample-every", 2, "--loop.log-every", 1, "--quiet", "--out", at("student"),
     )  # fmt: skip
     weights = load_file(at("student") / "network.safetensors")
     assert {key for key in weights if not key.startswith("none_")}
@@ -62,6 +63,11 @@ def test_five_commands(name, photos, tmp_path):
     assert np.isfinite(losses).all()
     run("sample", at("student"), "--prompt", WORDS[0], "--steps", 2, "--num", 2, "--quiet", "--out", at("x.png"))
     assert Image.open(at("x.png")).size[0] >= 64
+    assert [path.suffix for path in (at("student") / "samples").iterdir()] == [".png"]
+    if name == "sd3":  # in a process that has loaded nothing of it
+        said = subprocess.run([sys.executable, "-m", "trigflow", "info", at("student")], capture_output=True, text=True)
+        assert said.returncode == 0, said.stderr
+        assert "diffusers" in said.stdout
     student, teacher = trigflow.load(at("student"), "cpu"), trigflow.load(at("teacher"), "cpu")
     shared = {id(p) for p in teacher.network.parameters()} & {id(p) for p in student.network.parameters()}
     assert len(shared) == sum(1 for _ in teacher.network.parameters())  # one copy of the base
@@ -383,3 +389,9 @@ def test_a_run_of_adapters_goes_on_bit_for_bit_and_keeps_them_alone(student, tmp
     kept = load_file(next((tmp_path / "whole" / "checkpoints").glob("*4/*.safetensors")))
     assert kept
     assert all("lora_" in name for name in kept if "bridge.model" in name)
+
+
+def test_a_teacher_of_diffusers_wants_data(student, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run("distill", student / "teacher", "--lora", 2, "--out", tmp_path / "no")
+    assert "no data for a teacher from diffusers" in capsys.readouterr().err

@@ -158,6 +158,8 @@ class Distill:
             start=None if self.start is None else str(self.start),
             negative=None if self.negative is None else str(self.negative),
         )  # fmt: skip
+        if self.data is None and "imported" in teacher.origin and hasattr(teacher.spec, "adapter"):
+            raise UserError("no data for a teacher from diffusers; expected what trigflow encode --with wrote; pass --data")
         if self.data is not None:
             config = dataclasses.replace(config, data=dataclasses.replace(config.data, source=self.data))
         if self.lora is not None or self.full or hasattr(teacher.spec, "adapter"):

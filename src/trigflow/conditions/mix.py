@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from torch import Tensor
+
 from trigflow.conditions.conditioner import called
 from trigflow.conditions.told import quoted
 from trigflow.runtime.errors import UserError
@@ -28,7 +30,9 @@ def parts_of(said: Mapping[str, Any], known: Iterable[str]) -> list[tuple[float,
     """Everything that is said, by name, with its share; several where something known is given as the weights of a mix."""
     parts = [(1.0, dict(said))]
     for name in known:
-        if isinstance(said.get(name), Mapping):
-            mixed = shares(said[name], called(name))
+        given = said.get(name)
+        rows = isinstance(given, Mapping) and any(isinstance(value, Tensor) for value in given.values())
+        if isinstance(given, Mapping) and not rows:
+            mixed = shares(given, called(name))
             parts = [(weight * share, {**part, name: one}) for weight, part in parts for one, share in mixed]
     return parts

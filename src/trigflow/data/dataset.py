@@ -16,6 +16,7 @@ from trigflow.conditions import (
     ORDER,
     Classes,
     Conditioner,
+    Encoded,
     Input,
     Numbers,
     Text,
@@ -217,8 +218,9 @@ class Dataset:
         """What of these names is known of the chosen samples beside classes, as a `Conditioner` takes it."""
         told = self.told(indices)
         said: dict[str, Any] = {name: told[name] for name in names if name in told and name != "label"}
-        together = self.captions.names if self.captions is not None and "text" in said else frozenset()
-        return said if together <= {"text", "text_mask"} else {**said, "text": {name: told[name] for name in together}}
+        if "text" in said and self.captions and self.captions.features and not isinstance(self.captions.input, Encoded):
+            said["text"] = {name: told[name] for name in self.captions.names}
+        return said
 
     def conditioner(self, names: Iterable[str]) -> Conditioner:
         """What turns words into the conditions of these names, for a model that was trained on these data.

@@ -186,7 +186,9 @@ def evaluate_model(
         batches = stream(lambda i, j: _pictures(model, dataset.batch(everything[i:j])[0]), len(dataset), "features of the data")
         statistics, kept = gather(batches, keep=True)
         real = ReferenceStatistics(statistics, kept, None if kept is None else half_distance(kept), name, dataset.name)
-        sampling["conditions"] = dataset.read_by(null(model.network)).said(everything, model.conditioner.inputs)
+        sampling["conditions"] = (
+            dataset.read_as(model.conditioner).read_by(null(model.network)).said(everything, model.conditioner.inputs)
+        )
         captions = [] if dataset.captions is None else dataset.captions.of_samples(everything)
     else:
         real = processes.agree(lambda: read_reference(reference, None if features == "auto" else features))

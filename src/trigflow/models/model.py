@@ -477,7 +477,7 @@ def unloaded(path: Path, network: nn.Module | None = None) -> Model:
 def unloaded_parts(run: str | Path) -> tuple[Codec, Conditioner]:
     """Codec and conditioner of the model in a run folder, whose network is not looked at; errors as `load`."""
     raw = read_description(check_run(run) / "model.json")
-    _with_foreign(raw)
+    with_foreign(raw)
     return codec_from_state(raw["codec"]), Conditioner.from_state(raw["conditioner"])
 
 
@@ -519,7 +519,7 @@ def current_description(raw: Any, what: str, config: Any = None) -> dict[str, An
 def described(raw: Mapping[str, Any], what: str, network: nn.Module | None = None) -> Model:
     """The model of a description as `Model.description` gives it; else as `unloaded`. Raises a UserError when the description
     is no such; `what` names it in the message."""
-    _with_foreign(raw)
+    with_foreign(raw)
     try:
         process = TrigFlow(**raw["process"])
         spec = network_from_state(raw["network"])
@@ -538,7 +538,7 @@ def described(raw: Mapping[str, Any], what: str, network: nn.Module | None = Non
     return Model(network, spec, process, codec, sampling, conditioner, times, channels_last, origin)
 
 
-def _with_foreign(raw: Mapping[str, Any]) -> None:
+def with_foreign(raw: Mapping[str, Any]) -> None:
     """Enter what a model of diffusers is made of into the tables of networks and conditions."""
     if isinstance(raw.get("network"), Mapping) and raw["network"].get("kind") == "diffusers":
         import trigflow.models.foreign  # noqa: F401

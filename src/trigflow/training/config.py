@@ -13,6 +13,7 @@ import tyro
 
 from trigflow.data.config import DataConfig
 from trigflow.migrations import FORMATS, migrated
+from trigflow.models.model import with_foreign
 from trigflow.networks import NetworkConfig, UNetConfig, network_from_state, network_state
 from trigflow.objectives import Diffusion, Objective, known, objective_of
 from trigflow.process import TrigFlow
@@ -266,6 +267,7 @@ def from_dict(raw: dict[str, Any]) -> RunConfig:
     """Inverse of `to_dict`. Raises a UserError for an unknown network, an unknown setting, or a value of the wrong type."""
     try:
         raw = migrated("config", raw, "the configuration")
+        with_foreign(raw)
         rest = {name: value for name, value in raw.items() if name not in ("network", "objective")}
         objective = objective_from_state(raw["objective"])
         return dataclasses.replace(_build(RunConfig, rest), network=network_from_state(raw["network"]), objective=objective)
