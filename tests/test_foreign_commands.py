@@ -5,6 +5,7 @@ import importlib.util
 import json
 import math
 import runpy
+import shutil
 import subprocess
 import sys
 import types
@@ -21,12 +22,13 @@ from safetensors.torch import load_file
 import trigflow
 from models import pipelines
 from trigflow.cli import main
+from trigflow.data import open_dataset
 from trigflow.models.foreign.family import packed, unpacked
 from trigflow.objectives import objective_of
 from trigflow.training.config import read_config
 from trigflow.training.trainer import Trainer
 
-CASES = {"sd3": 32, "sdxl": 32, "flux": 32, "sana": 32}
+CASES = {"sd3": 32, "sdxl": 32, "flux": 32, "sana": 32, "wan": 32}
 WORDS = ["a red heart", "a green apple", "a blue circle", "the lighthouse at dawn"]
 
 
@@ -48,7 +50,8 @@ def photos(tmp_path_factory):
 def test_five_commands(name, photos, tmp_path):
     pipelines.save(name, tmp_path / "base")
     at = tmp_path.__truediv__
-    run("import", at("base"), "--out", at("teacher"), "--size", CASES[name])
+    more = ["--frames", 1] if name == "wan" else []
+    run("import", at("base"), "--out", at("teacher"), "--size", CASES[name], *more)
     assert not any(path.stat().st_size > 200_000 for path in at("teacher").iterdir())
     run("encode", photos, "--with", at("teacher"), "--out", at("cache"), "--quiet")
     run(
@@ -68,6 +71,10 @@ def test_five_commands(name, photos, tmp_path):
         said = subprocess.run([sys.executable, "-m", "trigflow", "info", at("student")], capture_output=True, text=True)
         assert said.returncode == 0, said.stderr
         assert "diffusers" in said.stdout
+    run("export", at("student"), at("out"), "--to", "diffusers")
+    pipe = DiffusionPipeline.from_pretrained(at("base"))
+    pipe.load_lora_weights(str(at("out")))
+    assert pipe.get_active_adapters()
     student, teacher = trigflow.load(at("student"), "cpu"), trigflow.load(at("teacher"), "cpu")
     shared = {id(p) for p in teacher.network.parameters()} & {id(p) for p in student.network.parameters()}
     assert len(shared) == sum(1 for _ in teacher.network.parameters())  # one copy of the base
@@ -150,6 +157,32 @@ def test_another_adapter_stacks_on_it(student, tmp_path):
     pipe.load_lora_weights(str(tmp_path / "out"), adapter_name="style")
     pipe.set_adapters(["fast", "style"], [1.0, 0.5])
     assert pipe.get_active_adapters() == ["fast", "style"]
+
+
+@pytest.mark.parametrize("student", ["sd"], indirect=True)
+def test_a_control_net_goes_beside_it(student, tmp_path):
+    run("export", student / "student", tmp_path / "out", "--to", "diffusers")
+    base = DiffusionPipeline.from_pretrained(student / "base")
+    control = diffusers.ControlNetModel.from_unet(base.unet, conditioning_embedding_out_channels=(8, 8))
+    for part in control.controlnet_down_blocks:  # which begin at zero
+        torch.nn.init.normal_(part.weight, std=0.1, generator=torch.Generator().manual_seed(0))
+    pipe = diffusers.StableDiffusionControlNetPipeline(**base.components, controlnet=control)
+    pipe.load_lora_weights(str(tmp_path / "out"), adapter_name="fast")
+    pipe.scheduler = diffusers.LCMScheduler.from_pretrained(tmp_path / "out" / "scheduler")
+    pipe.set_progress_bar_config(disable=True)
+    how = json.loads((tmp_path / "out" / "trigflow.json").read_text())["calls"]["2"]
+    edges = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3)).astype(np.uint8))
+
+    def drawn(scale):
+        return pipe(
+            WORDS[0], image=edges, height=32, width=32, controlnet_conditioning_scale=scale, output_type="latent",
+            generator=torch.Generator().manual_seed(0), **how,
+        ).images  # fmt: skip
+
+    without, steered = drawn(0.0), drawn(1.0)
+    assert float((steered - without).abs().max()) > 1e-3
+    pipe.disable_lora()
+    assert float((drawn(1.0) - steered).abs().max()) > 1e-3
 
 
 def test_names_for_comfyui(student, tmp_path):
@@ -395,3 +428,47 @@ def test_a_teacher_of_diffusers_wants_data(student, tmp_path, capsys):
     with pytest.raises(SystemExit):
         run("distill", student / "teacher", "--lora", 2, "--out", tmp_path / "no")
     assert "no data for a teacher from diffusers" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("student", ["sd3"], indirect=True)
+def test_a_cache_follows_its_captions_and_refuses_other_pictures(student, photos, tmp_path, capsys):
+    own = tmp_path / "photos"
+    shutil.copytree(photos, own)
+    words = ["encode", own, "--with", student / "teacher", "--out", tmp_path / "cache", "--quiet"]
+    run(*words)
+    before = (tmp_path / "cache" / "latents.zip").read_bytes()
+    run(*words)
+    assert (tmp_path / "cache" / "latents.zip").read_bytes() == before
+    (own / "0.txt").write_text("a violet square")
+    with mock.patch("trigflow.codecs.vae.VAE.encode", side_effect=AssertionError):  # latents are not made again
+        run(*words)
+    data = open_dataset(str(tmp_path / "cache"))
+    assert data.captions.texts[0] == ("a violet square",)
+    assert len(data) == 8
+    fresh = ["encode", own, "--with", student / "teacher", "--out", tmp_path / "fresh", "--quiet"]
+    run(*fresh)
+    assert (tmp_path / "cache" / "latents.zip").read_bytes() == (tmp_path / "fresh" / "latents.zip").read_bytes()
+    kept = (tmp_path / "cache" / "latents.zip").read_bytes()
+    shutil.copy(own / "1.png", own / "0.png")
+    for wrong in ("another '0.png'", "8 images, now 9"):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            run(*words)
+        assert ended.value.code == 2
+        assert wrong in capsys.readouterr().err
+        shutil.copy(own / "1.png", own / "8.png")
+    assert (tmp_path / "cache" / "latents.zip").read_bytes() == kept
+
+
+def test_longer_videos_cannot_be_taught_by_pictures(photos, tmp_path, capsys):
+    pipelines.save("wan", tmp_path / "base")
+    run("import", tmp_path / "base", "--out", tmp_path / "teacher", "--size", 32)
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        run("encode", photos, "--with", tmp_path / "teacher", "--out", tmp_path / "cache", "--quiet")
+    assert "21 frames of latents" in capsys.readouterr().err
+    assert not (tmp_path / "cache").exists()
+    pipelines.save("sd3", tmp_path / "pictures")
+    with pytest.raises(SystemExit):
+        run("import", tmp_path / "pictures", "--out", tmp_path / "no", "--frames", 1)
+    assert "a pipeline of videos" in capsys.readouterr().err

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from trigflow.samplers import Sampling
 from trigflow.serve.app import create_app
 from trigflow.serve.limits import Limits
 from trigflow.serve.offers import offer_of, offers_of
+from trigflow.serve.service import Service
 from trigflow.serve.stream import PROTOCOL
 from trigflow.serve.wire import pixels, unpack
 
@@ -153,3 +156,29 @@ def test_a_teacher_has_to_read_the_same_texts(length: int, served: bool, tmp_pat
     teacher.save(tmp_path / "teacher")
     offers = offers_of(tmp_path, Limits(batch=1), "cpu", "plain")
     assert [offer.name for offer in offers] == ["student", "teacher"][: 1 + served]
+
+
+def test_large_encoders_read_beside_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, begun, known = READER.conditioner.inputs["text"], threading.Event(), threading.Event()
+    rows = type(reader).rows
+
+    def slowly(self: Any, *said: Any) -> Any:
+        begun.set()
+        assert known.wait(20)  # for what the loop does meanwhile
+        return rows(self, *said)
+
+    service = Service([offer_of(READER, LIMITS)], LIMITS)
+    monkeypatch.setattr(type(reader), "kept", None, raising=False)  # by which such an encoder is known
+    monkeypatch.setattr(type(reader), "rows", slowly)
+
+    async def other() -> None:
+        while not begun.is_set():
+            await asyncio.sleep(0.001)
+        known.set()
+
+    async def both() -> Any:
+        return (await asyncio.gather(service.order(service.images_request(prompt="cat")), other()))[0]
+
+    name, order = asyncio.run(both())
+    assert name == "student"
+    assert torch.equal(order.conditions["text"], READER.conditioner.conditions({"text": "cat"}, 1)["text"])

@@ -301,6 +301,8 @@ class Import:
     """Run folder to create."""
     size: int | None = None
     """Of a pipeline: pixels of the side of a picture; by default what it was made for."""
+    frames: int | None = None
+    """Of a pipeline of videos: frames of its latents, 1 for pictures; by default what it was made for."""
     dtype: Literal["float32", "bfloat16", "float16", "int8", "fp8", "nf4"] = "float32"
     """Of a pipeline: in which weights are kept that are not trained. The last three are of linear layers, with a scale each row
     or, for nf4 (4 bits), each 64 weights."""
@@ -314,7 +316,7 @@ class Import:
         else:
             from trigflow.models.foreign import import_pipeline
 
-            facts = import_pipeline(self.file, self.out, size=self.size, dtype=self.dtype)
+            facts = import_pipeline(self.file, self.out, size=self.size, frames=self.frames, dtype=self.dtype)
             more = f"distill with: trigflow distill {self.out} --data IMAGES --lora 64 --out RUN"
         for name, value in facts.items():
             print(f"{name:14} {value}")

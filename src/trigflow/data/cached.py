@@ -7,13 +7,14 @@
 `trigflow.data.open_dataset` opens it.
 """
 
+import math
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from trigflow.codecs import Latents
-from trigflow.data.encode import encode_images
+from trigflow.data.encode import encode_images, renew_captions
 from trigflow.data.sources.opening import CACHE, open_dataset
 from trigflow.data.text_features import encode_captions
 from trigflow.migrations import migrated, stamped
@@ -33,22 +34,29 @@ def encode_for(
     progress: bool = False,
     **how: Any,
 ) -> int:
-    """Write such a folder; how many latents there are. What is there already is kept, and an interrupted encoding goes on.
+    """Write such a folder; how many latents there are. What is there already is kept, and an interrupted encoding goes on; of
+    captions that have changed since, only they are read again.
 
     Args:
         run: folder of the teacher, whose autoencoder, size and encoders are used.
-        source: folder or zip of images.
+        source: folder or zip of images; to a teacher of videos each is one of a single frame.
         out: the folder.
         device: where the autoencoder runs.
         captions: False takes none along.
         how: `batch_size` and `workers` of `encode_images`.
 
     Raises:
-        UserError: for a teacher without latents, what `encode_images` and the encoders raise, and a folder of another teacher.
+        UserError: for a teacher without latents or of longer videos, what `encode_images` and the encoders raise, and a
+            folder of another teacher or of other images.
     """
     codec, conditioner = unloaded_parts(run)
     if not isinstance(codec, Latents):
         raise UserError(f"'{run}' has no latents; expected a teacher with an autoencoder; train it on the images themselves")
+    if math.prod(codec.shape[1:-2]) != 1:
+        raise UserError(
+            f"'{run}' draws videos of {codec.shape[1]} frames of latents; expected one, as the data are pictures; import the "
+            "teacher with --frames 1"
+        )
     reader: Any = conditioner.inputs.get("text")
     reader = reader if captions and hasattr(reader, "kept") else None
     state = {"vae": codec.vae.state(), "size": list(codec.drawn_shape), "reader": reader and reader.state()}
@@ -65,15 +73,19 @@ def encode_for(
         raise UserError(f"'{folder}' holds something else; expected a new folder; choose another --out")
     ensure_folder(folder)
     write_json(folder / CACHE, stamped("cache", state))
-    if not (folder / "latents.zip").is_file():
+    zipped = folder / "latents.zip"
+    if zipped.is_file():
+        renew_captions(zipped, source, captions)
+    else:
         size = codec.drawn_shape[-2]
         encode_images(
             source,
-            folder / "latents.zip",
+            zipped,
             vae=codec.vae,
             resize=size,
             device=device,
             captions=captions,
+            shape=codec.shape,
             progress=progress,
             **how,
         )

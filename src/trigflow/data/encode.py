@@ -140,6 +140,7 @@ def encode_images(
     workers: int = 0,
     progress: bool = False,
     captions: bool = True,
+    shape: tuple[int, ...] | None = None,
 ) -> int:
     """Write mean and standard deviation of the latents of every image to a zip; how many there are.
 
@@ -159,6 +160,7 @@ def encode_images(
         workers: processes that read and decode images, ahead of the autoencoder; 0 for this one alone.
         progress: draw a progress bar on stderr.
         captions: False takes none along.
+        shape: of one latent as the model has it, where that has axes of length 1 between, as a video of one frame.
 
     Raises:
         MissingExtraError: without diffusers.
@@ -202,6 +204,7 @@ def encode_images(
             read = functools.partial(images.batch, (first.shape[1], first.shape[2]))
             for indices, (batch, sources) in zip(pieces, in_order(read, pieces, workers), strict=True):
                 moments = encoder.encode(batch.to(device)).cpu()
+                moments = moments if shape is None else moments.reshape(len(moments), -1, *shape[1:])
                 for index, fingerprint, moment in zip(indices, sources, moments, strict=True):
                     add(latent_name(images.files.names[index]), fingerprint, to_npy(moment))
                 done += len(indices)
@@ -277,6 +280,31 @@ class _Images:
             if image.shape[1:] != size:
                 raise sizes_differ(self.files.names[0], size, self.files.names[index], image.shape[1:])
         return torch.stack(images), list(sources)
+
+
+def renew_captions(path: Path, source: str, captions: bool) -> None:
+    """Give a finished zip the captions that its images have now. Raises a UserError if it is of other images than these."""
+    images = _Images.find(list_files(source), None, captions)
+    with zipfile.ZipFile(path) as archive:
+        said = json.loads(archive.read(LABEL_FILE))
+        before = archive.read(TABLES[0]) if TABLES[0] in archive.NameToInfo else b""
+    with path.open("rb") as file:
+        entries = [entry for entry, _ in whole_entries(file) if entry.info.filename != TABLES[0]]
+    labels = None if images.labels is None else [list(row) for row in images.labels]
+    wrong = "other classes" if (labels, list(images.class_names)) != (said["labels"], said["latents"]["class_names"]) else ""
+    if len(entries) - 1 != len(images.files):
+        wrong = f"{len(entries) - 1} images, now {len(images.files)}"
+    for (index, name), entry in zip(enumerate(images.files.names), entries[1:], strict=False):
+        if not wrong and (entry.info.filename, entry.source) != (latent_name(name), Fingerprint.of(images.files.read(index))):
+            wrong = f"another {name!r}"
+    if wrong:
+        raise UserError(f"'{path}' was made of {wrong}; expected the same images; restore them, or choose another --out")
+    if images.table != before:
+        partial = path.replace(path.with_name(path.name + PARTIAL))  # from which `encode_images` goes on
+        with appending(partial, entries) as add:
+            if images.table:
+                add(TABLES[0], Fingerprint.of(images.table), images.table)
+        partial.replace(path)
 
 
 # Going on ------------------------------------------------------------------------------------------------------------

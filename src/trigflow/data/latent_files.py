@@ -118,7 +118,7 @@ def parse_header(data: bytes, name: str) -> Header:
 
 
 def parse(data: bytes, name: str, channels: int = CHANNELS) -> Tensor:
-    """The latent in a `.npy` file, float32, shape `(c or 2 c, h, w)`.
+    """The latent in a `.npy` file, float32, shape `(c or 2 c, h, w)`, of a video with frames before h.
 
     Raises:
         CorruptImageError: if it is no whole array.
@@ -143,7 +143,7 @@ def parse(data: bytes, name: str, channels: int = CHANNELS) -> Tensor:
 
 def _check_shape(header: Header, name: str, channels: int) -> None:
     shape = header.shape
-    if header.dtype.kind != "f" or len(shape) != 3 or shape[0] not in (channels, 2 * channels) or 0 in shape:
+    if header.dtype.kind != "f" or len(shape) not in (3, 4) or shape[0] not in (channels, 2 * channels) or 0 in shape:
         raise UserError(
             f"{name!r} is an array of type {header.dtype} and shape {shape}; expected floats of shape ({channels}, h, w), or "
             f"({2 * channels}, h, w) with deviations; encode the images with: trigflow encode"

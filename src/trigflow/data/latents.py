@@ -33,7 +33,7 @@ class LatentRows:
     Attributes:
         path: the zip.
         offsets: where the numbers of each latent begin in it, int64, shape `(n,)`.
-        shape: `(c, h, w)` of one.
+        shape: `(c, h, w)` of one, of a video `(c, frames, h, w)`.
         dtype: of the numbers, as numpy writes it.
     """
 
@@ -73,7 +73,7 @@ class LatentDataset(Dataset):
 
     Attributes:
         values: float32, shape `(n, 2 c, h, w)`: c channels of means and c of standard deviations; or `(n, c, h, w)`, means
-            alone. With `rows`, of the same shape with n = 0.
+            alone. Those of videos have frames before h. With `rows`, of the same shape with n = 0.
         vae: the autoencoder that they are of.
 
     The other attributes, and what is raised, are those of `Dataset`.
@@ -83,10 +83,10 @@ class LatentDataset(Dataset):
 
     def _check_values(self) -> None:
         values, c = self.values, self.vae.depth
-        if values.dtype != torch.float32 or values.ndim != 4 or values.shape[1] not in (c, 2 * c):
+        if values.dtype != torch.float32 or values.ndim not in (4, 5) or values.shape[1] not in (c, 2 * c):
             raise UserError(
                 f"latents of type {values.dtype} and shape {tuple(values.shape)}; expected float32 of shape "
-                f"(n, {c} or {2 * c}, h, w); encode the images with: trigflow encode"
+                f"(n, {c} or {2 * c}, h, w), or with frames before h; encode the images with: trigflow encode"
             )
 
     @property
@@ -152,9 +152,9 @@ def measure_latents(dataset: LatentDataset, sigma_data: float = 0.5) -> Latents:
     c = dataset.vae.depth
     total, squares = torch.zeros(c, dtype=torch.float64), torch.zeros(c, dtype=torch.float64)
     for stored in dataset.chunks():
-        values = stored.double()
-        total += values[:, :c].sum(dim=(0, 2, 3)).cpu()
-        squares += values.square().unflatten(1, (-1, c)).sum(dim=(0, 1, 3, 4)).cpu()
+        values = stored.double().flatten(2)
+        total += values[:, :c].sum(dim=(0, 2)).cpu()
+        squares += values.square().unflatten(1, (-1, c)).sum(dim=(0, 1, 3)).cpu()
     mean = total / places
     variance = squares / places - mean.square()
     constant = variance <= 1e-12 * mean.square()

@@ -151,7 +151,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     async def images(request: Request) -> Response:
         """Draw images: one sheet (PNG, WebP) or the pixels (npy). The same request gives the same images."""
         asked = check(service.images_request, parse_json(await read_body(request, service.limits)))
-        return await answer(request, *service.order(asked), asked.format)
+        return await answer(request, *await service.order(asked), asked.format)
 
     @app.post("/v1/edit", **drawing(service.edit_request))
     async def edit(request: Request) -> Response:

@@ -120,6 +120,7 @@ class Service:
         self.edit_request = bounded(EditRequest, limits, offers)
         self.frame_request = bounded(FrameRequest, limits, offers)
         self.encoders = ThreadPoolExecutor(2, "trigflow-encoder")
+        self.readers = ThreadPoolExecutor(1, "trigflow-reader")
         self.batchers = {offer.name: self._batcher(offer) for offer in offers}
         self.streams = 0
 
@@ -148,14 +149,18 @@ class Service:
         """Whether every model has its workers."""
         return all(batcher.alive for batcher in self.batchers.values())
 
-    def order(self, request: PictureRequest) -> tuple[str, Order]:
-        """Name of the model and the order of a request. Raises a UserError for numbers that this model does not take."""
+    async def order(self, request: PictureRequest) -> tuple[str, Order]:
+        """Name of the model and the order of a request; large text encoders read beside the event loop. Raises a UserError for
+        numbers that this model does not take."""
         name = request.model or self.default
-        return name, self.offers[name].order(**request.order())
+        ordered = functools.partial(self.offers[name].order, **request.order())
+        if not hasattr(self.offers[name].model.conditioner.inputs.get("text"), "kept"):
+            return name, ordered()
+        return name, await asyncio.get_running_loop().run_in_executor(self.readers, ordered)
 
     async def edit_order(self, request: EditRequest) -> tuple[str, Order]:
         """The same of a request with a picture, which is read beside the event loop."""
-        name, order = self.order(request)
+        name, order = await self.order(request)
 
         def edit() -> Edit:
             offer, keep = self.offers[name], request.keep

@@ -128,11 +128,11 @@ class Stream:
             if text is None:
                 raise Closed(UNSUPPORTED, "a binary message; expected JSON as text; correct the request")
             try:
-                self._understand(text)
+                await self._understand(text)
             except UserError as error:
                 raise Closed(INVALID, str(error)) from None
 
-    def _understand(self, text: str) -> None:
+    async def _understand(self, text: str) -> None:
         if len(text) > self.service.limits.message_bytes:
             raise UserError(
                 f"a message of {len(text)} characters; expected at most {self.service.limits.message_bytes}; send less"
@@ -144,7 +144,7 @@ class Stream:
         request = check(self.service.frame_request, value)
         if "taken" in request.model_fields_set:
             self._take(request.taken)
-        model, order = self.service.order(request)
+        model, order = await self.service.order(request)
         wanted = Wanted(request, model, order)
         if self._newest is not None:
             self.service.metrics.dropped.labels("newer request").inc()

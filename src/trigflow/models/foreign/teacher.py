@@ -28,7 +28,13 @@ from trigflow.samplers import Sampling
 
 
 def import_pipeline(
-    name: str, out: str | Path, *, size: int | None = None, dtype: Dtype = "float32", sigma_data: float = 0.5
+    name: str,
+    out: str | Path,
+    *,
+    size: int | None = None,
+    frames: int | None = None,
+    dtype: Dtype = "float32",
+    sigma_data: float = 0.5,
 ) -> dict[str, Any]:
     """Write a run folder that refers to a pipeline of diffusers; returns facts about it, names to values.
 
@@ -38,6 +44,7 @@ def import_pipeline(
         name: folder of the pipeline, or its id on the hub.
         out: the folder to write: `model.json`, and `network.safetensors` with the rows that mean "none".
         size: pixels of the side of a picture; by default what the pipeline was made for.
+        frames: of the latents of a video; 1 for pictures.
         dtype: in which weights are kept that are not trained.
         sigma_data: of the process; latents are scaled to it.
 
@@ -52,7 +59,7 @@ def import_pipeline(
     predicts = base.predicts()
     if predicts != "flow":
         base.schedule()
-    codec, factor = codec_of(base, told, config, size, sigma_data)
+    codec, factor = codec_of(base, told, config, size, frames, sigma_data)
     pixels = tuple(factor * side for side in codec.shape[1:][-2:])
     takes = told.takes(config)
     conditioner, none = said_to(base, told, takes, pixels, config)
@@ -78,7 +85,9 @@ def import_pipeline(
     }  # fmt: skip
 
 
-def codec_of(base: Base, told: Family, config: dict[str, Any], size: int | None, sigma_data: float) -> tuple[Codec, int]:
+def codec_of(
+    base: Base, told: Family, config: dict[str, Any], size: int | None, frames: int | None, sigma_data: float
+) -> tuple[Codec, int]:
     """The way from what is drawn to x0, and pixels a place of it is wide and high."""
     if "vae" not in base.components:
         shape = told.shape(config, 1, size)
@@ -88,6 +97,10 @@ def codec_of(base: Base, told: Family, config: dict[str, Any], size: int | None,
     mean, std = told.scaling(vae, functools.partial(base.weight, "vae")) or scaling_of(vae)
     source = VAESource(base.name, "symmetric", subfolder="vae", channels=channels_of(vae))
     shape = told.shape(config, factor, size)
+    if frames is not None:
+        if len(shape) != 4 or frames < 1:
+            raise UserError(f"--frames {frames}; expected at least 1, and a pipeline of videos; change it, or leave it out")
+        shape = (shape[0], frames, *shape[2:])
     if size is not None and size % factor:
         raise UserError(f"--size {size}; expected a multiple of {factor}, the pixels of a latent; change it")
     return Latents(shape, tuple(mean), tuple(std), sigma_data, source), factor
