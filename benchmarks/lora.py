@@ -94,7 +94,7 @@ def untrained(texts: list[str]) -> Any:
         layers_per_block=1, latent_channels=4, norm_num_groups=8, sample_size=48, mid_block_add_attention=False,
     )  # fmt: skip
     unet = diffusers.UNet2DConditionModel(
-        sample_size=12, in_channels=4, out_channels=4, block_out_channels=(96, 192), layers_per_block=1,
+        sample_size=12, in_channels=4, out_channels=4, block_out_channels=(64, 128), layers_per_block=1,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         cross_attention_dim=128, attention_head_dim=32, norm_num_groups=16,
     )  # fmt: skip
@@ -295,7 +295,7 @@ def main() -> None:
     parser.add_argument("--num", type=int, default=590, help="pictures a distance")
     parser.add_argument("--teacher-steps", type=int, default=18, help="of Heun's solver, two evaluations each")
     parser.add_argument(
-        "--iterations", type=int, nargs=3, default=[700, 3000, 1200], metavar=("AUTOENCODER", "DENOISER", "STUDENT")
+        "--iterations", type=int, nargs=3, default=[600, 2200, 800], metavar=("AUTOENCODER", "DENOISER", "STUDENT")
     )
     parser.add_argument("--quick", action="store_true", help="a few iterations of each")
     parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / "lora.json")

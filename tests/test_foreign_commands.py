@@ -23,6 +23,8 @@ import trigflow
 from models import pipelines
 from trigflow.cli import main
 from trigflow.data import open_dataset
+from trigflow.lab.plan import student_of
+from trigflow.lab.plan.step import Step
 from trigflow.models.foreign.family import packed, unpacked
 from trigflow.objectives import objective_of
 from trigflow.training.config import read_config
@@ -472,3 +474,32 @@ def test_longer_videos_cannot_be_taught_by_pictures(photos, tmp_path, capsys):
     with pytest.raises(SystemExit):
         run("import", tmp_path / "pictures", "--out", tmp_path / "no", "--frames", 1)
     assert "a pipeline of videos" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("student", ["sd", "flux"], indirect=True)
+def test_activations_are_computed_again_by_the_switch_of_diffusers(student, tmp_path):
+    """The same gradients, while each part that the library marks runs once more; and so it is planned."""
+    config, teacher = read_config(student / "student"), trigflow.load(student / "teacher", "cpu")
+    found, calls = {}, {}
+    for again in (False, True):
+        parallel = dataclasses.replace(config.parallel, recompute=again)
+        loop = dataclasses.replace(config.loop, iterations=1)
+        own = dataclasses.replace(config, parallel=parallel, loop=loop)
+        trainer = Trainer(own, tmp_path / str(again), teacher=teacher, progress=False)
+        model, seen = trainer.network.model, []
+        assert model.is_gradient_checkpointing == again
+        assert not teacher.network.model.is_gradient_checkpointing
+        kind = "resnets" if hasattr(model, "down_blocks") else "transformer_blocks"
+        part = (model.up_blocks[-1] if kind == "resnets" else model).get_submodule(f"{kind}.0")
+        part.register_forward_pre_hook(lambda *_, seen=seen: seen.append(1))
+        trainer.run()
+        found[again] = {name: value.clone() for name, value in trainer.network.state_dict().items()}
+        calls[again] = len(seen)
+    assert calls[True] == calls[False] + 1
+    for name, value in found[False].items():
+        torch.testing.assert_close(found[True][name], value, rtol=1e-5, atol=1e-7)
+    run = student_of(student / "teacher", 2)
+    plain, again = (Step(run, checkpointing=value).count(16) for value in (False, True))
+    forward = Step(run).forward * 16
+    assert plain.total < again.total < plain.total + 2.2 * forward
+    assert again.activations < plain.activations

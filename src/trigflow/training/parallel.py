@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from trigflow.networks.layers import AdaptiveNorm, ConditioningLinear
 from trigflow.runtime.distributed import rank, world_size
@@ -153,13 +154,16 @@ class Parallel:
         """Have the blocks of a network recomputed in the backward pass, or compiled, where that is configured.
 
         The blocks get a `forward` of that kind, in a class below their own; their names and parameters stay. This goes before
-        `place`. Source of the first: Chen et al. 2016, "Training deep nets with sublinear memory cost".
+        `place`. Denoisers of diffusers have a switch of their own for the first, which is turned where nothing is compiled.
+        Source: Chen et al. 2016, "Training deep nets with sublinear memory cost".
 
         Args:
             network: changed in place.
             trained: whether there is a backward pass.
         """
         recompute, compiles = self.config.recompute and trained, self.compiles_blocks
+        if recompute and not compiles and recomputes_by_itself(network, functools.partial(checkpoint, use_reentrant=False)):
+            return
         classes: dict[type, type] = {}
         for block in blocks_of(network) if recompute or compiles else ():
             kind = type(block)
@@ -182,6 +186,15 @@ class Parallel:
         return _Reduced(modules, self.sharded, self.device)
 
 
+def recomputes_by_itself(network: nn.Module, again: Callable[..., Any]) -> bool:
+    """Have a denoiser of diffusers call its parts by `again(part, *args)` in training; False for any other network."""
+    model = getattr(network, "model", None)
+    if not getattr(model, "_supports_gradient_checkpointing", False):
+        return False
+    model.enable_gradient_checkpointing(again)
+    return True
+
+
 def blocks_of(network: nn.Module) -> Iterator[nn.Module]:
     """The blocks a network is made of: members of its `ModuleList`s and `ModuleDict`s that have parts, the outermost ones."""
     for child in network.children():
@@ -197,8 +210,6 @@ class _Eased:
 
 
 def _recomputed(self: nn.Module, forward: Callable[..., Any], *args: Any, compiles: bool, **kwargs: Any) -> Any:
-    from torch.utils.checkpoint import checkpoint
-
     forward = functools.partial(_compiled, self, forward, again=True) if compiles else functools.partial(forward, self)
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)

@@ -26,6 +26,7 @@ from trigflow.training.ema import EMA
 from trigflow.training.learner import Learner
 from trigflow.training.losses import Losses
 from trigflow.training.muon import hidden_matrices
+from trigflow.training.parallel import blocks_of, recomputes_by_itself
 
 MANY = 1009
 """Samples in the step that is counted: a prime, so that what grows with it can be told from what does not."""
@@ -260,23 +261,16 @@ def _count(module: nn.Module) -> int:
 
 
 def _blocks(network: nn.Module) -> tuple[int, ...]:
-    return tuple(sorted((_count(block) for block in blocks(network)), reverse=True))
-
-
-def blocks(network: nn.Module) -> list[nn.Module]:
-    """The modules in the lists and dicts of a network: what is sharded, gathered and computed again as one."""
-    containers = (nn.ModuleList, nn.ModuleDict)
-    inside = [child for module in network.modules() if isinstance(module, containers) for child in module.children()]
-    return [module for module in inside if not isinstance(module, containers) and _count(module)]
+    return tuple(sorted((_count(block) for block in blocks_of(network)), reverse=True))
 
 
 def checkpoint_blocks(network: nn.Module, target: Target) -> None:
-    """Have every block keep its inputs alone and run a second time in the backward pass."""
+    """Have every block keep its inputs alone and run a second time in the backward pass, as `Parallel.ease` does."""
 
     def contexts() -> tuple[contextlib.AbstractContextManager[Any], contextlib.AbstractContextManager[Any]]:
         return contextlib.nullcontext(), arithmetic_of(target)  # of the first run, which has one already, and the second
 
-    for block in blocks(network):
-        block.forward = functools.partial(  # type: ignore[method-assign]
-            checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False, context_fn=contexts
-        )
+    again = functools.partial(checkpoint, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
+    if not recomputes_by_itself(network, again):
+        for block in blocks_of(network):
+            block.forward = functools.partial(again, block.forward)  # type: ignore[method-assign]
