@@ -2,8 +2,8 @@
 
     python benchmarks/plans.py        # some minutes; writes benchmarks/results/plans.json, whose table is in docs/diffusers.md
 
-Each is imported from a folder that holds configurations alone, as published, with rows of the right shapes for the empty text, and
-planned as `trigflow plan RUN --lora 64` does. Nothing here was run on a GPU.
+Each is imported from a folder that holds configurations alone, as published, with rows of the right shapes for the empty
+text, and planned as `trigflow plan RUN --lora 64` does. Nothing here was run on a GPU.
 """
 
 from __future__ import annotations
@@ -19,12 +19,18 @@ from unittest import mock
 import diffusers
 import torch
 
-from trigflow.lab.plan import make_plan, student_of
+from trigflow.lab.plan import student_of
+from trigflow.lab.plan.hardware import get_gpu
+from trigflow.lab.plan.memory import USABLE, memory
+from trigflow.lab.plan.step import Step
 from trigflow.models.foreign import import_pipeline
-from trigflow.runtime.errors import UserError
 from trigflow.runtime.files import write_json
 
 RANK = 64
+CARDS = ("rtx4090", "h100")
+UTILIZATION = 0.4
+"""Share of the peak rate that training is taken to reach."""
+GIB = 2**30
 CLIP = (77, 768)
 VAE: dict[str, Any] = {
     "block_out_channels": (128, 256, 512, 512), "down_block_types": ("DownEncoderBlock2D",) * 4,
@@ -79,16 +85,22 @@ def write_configurations(folder: Path, model: dict[str, Any]) -> None:
 def import_shapes(folder: Path, out: Path, model: dict[str, Any], dtype: str) -> None:
     rows = {name: torch.zeros(shape) for name, shape in model["rows"].items()}
     room = "trigflow.models.foreign.teacher"
-    with mock.patch(f"{room}.read", lambda *_: rows), mock.patch(f"{room}.digest_of_encoders", lambda _: ""):
+    with mock.patch(f"{room}.read", return_value=rows), mock.patch(f"{room}.digest_of_encoders", return_value=""):
         import_pipeline(str(folder), out, size=model["size"], dtype=dtype)  # type: ignore[arg-type]
 
 
-def planned(run: Path, gpu: str, again: bool) -> dict[str, Any] | str:
-    """The plan, or why there is none."""
-    try:
-        return make_plan(student_of(run, RANK), gpu=gpu, checkpointing=again, precision="bf16").as_dict()
-    except UserError as error:
-        return str(error)
+def planned(run: Path, again: bool) -> dict[str, Any]:
+    """What the step takes, as `trigflow plan` has it."""
+    step = Step(student_of(run, RANK), checkpointing=again, precision="bf16")
+    need, count = memory(step, "ddp", 1), step.many
+    assert step.teacher is not None
+    return {
+        "base_gib": step.teacher.size / GIB, "adapters": step.student.parameters,
+        "trained_gib": (need.states - step.teacher.size) / GIB, "sample_gib": need.per_sample / GIB,
+        "one_gib": need.total(1) / GIB, "largest_batch": {card: need.largest_batch(USABLE * get_gpu(card).memory * GIB) for card in CARDS},
+        "sample_tflops": count.total / count.batch / 1e12,
+        "sample_seconds": count.total / count.batch / (UTILIZATION * get_gpu("h100").half * 1e12),
+    }  # fmt: skip
 
 
 def main() -> None:
@@ -96,9 +108,12 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS), metavar="MODEL")
     parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / "plans.json")
     args = parser.parse_args()
-    result: dict[str, Any] = {"command": shlex.join(["python", *sys.argv]), "diffusers": diffusers.__version__, "rank": RANK}
-    print("| model | base | blocks again | weights | adapters | one sample | a batch on 80 GB | H100, a sample |")
-    result["models"] = {}
+    settings = {"rank": RANK, "utilization": UTILIZATION, "diffusers": diffusers.__version__}
+    result: dict[str, Any] = {"command": shlex.join(["python", *sys.argv]), **settings, "models": {}}
+    print(
+        "| model, pixels | base | blocks again | base, GiB | adapters | a sample, GiB | at most on 4090 / H100 | a sample, s |"
+    )
+    print("| --- " * 8 + "|")
     for name in args.models:
         rows = result["models"][name] = []
         with tempfile.TemporaryDirectory() as made:
@@ -106,9 +121,14 @@ def main() -> None:
             for dtype, again in SETTINGS:
                 run = Path(made) / f"{dtype}-{again}"
                 import_shapes(Path(made) / "base", run, MODELS[name], dtype)
-                plans = {gpu: planned(run, gpu, again) for gpu in ("h100", "rtx4090")}
-                rows.append({"dtype": dtype, "checkpointing": again, **plans})
-                print(name, dtype, again, plans, flush=True)
+                row = planned(run, again)
+                rows.append({"base": dtype, "checkpointing": again, **row})
+                most = " / ".join(str(value) for value in row["largest_batch"].values())
+                print(
+                    f"| {name}, {MODELS[name]['size']} | {dtype} | {'yes' if again else 'no'} | {row['base_gib']:.1f} | "
+                    f"{row['adapters'] / 1e6:.0f} M | {row['sample_gib']:.1f} | {most} | {row['sample_seconds']:.2f} |",
+                    flush=True,
+                )
     write_json(args.json, result)
 
 

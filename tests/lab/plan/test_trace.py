@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from trigflow.lab.plan.trace import TargetArithmetic, Trace, arithmetic_of
 from trigflow.tangent import jvp
+from trigflow.tangent.attention import attention
 
 MIB = 2**20
 
@@ -157,3 +158,16 @@ def test_dropout_drops_the_same_of_the_tangent() -> None:
     assert 500 < int(kept.sum()) < 700
     assert torch.allclose(y[kept], x[kept] / 0.6)
     assert torch.equal(dy != 0, kept)
+
+
+def test_tangents_of_attention_are_counted_alike_by_whatever_computes_them() -> None:
+    """The chunked implementation is one operator, which keeps no scores."""
+    with FakeTensorMode():
+        q, k, v, dq, dk, dv = (torch.empty(3, 2, 64, 16) for _ in range(6))
+        for given in ((dq, dk, dv), (dq, None, None), (None, None, dv)):
+            with Trace() as plain:
+                attention(q, k, v, *given, implementation="plain")
+            with Trace() as chunked:
+                attention(q, k, v, *given, implementation="chunked")
+            assert chunked.flops == plain.flops > 0
+            assert chunked.peak == 4 * q.numel() < plain.peak

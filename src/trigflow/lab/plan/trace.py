@@ -37,12 +37,22 @@ def _attention_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *args: An
     return 2 * math.prod(q.shape[:-1]) * k.shape[-2] * (3 * q.shape[-1] + 2 * v.shape[-1])
 
 
+def _attention_tangent(q: Tensor, k: Tensor, v: Tensor, dq: Any, dk: Any, dv: Any, *args: Any, **kwargs: Any) -> int:
+    """`q k^T` and its changes, the changed weights times v, and the weights times the change of v."""
+    changes = (dq is not None) + (dk is not None)
+    scores, values = 1 + changes, (changes > 0) + (dv is not None)
+    return 2 * math.prod(q.shape[:-1]) * k.shape[-2] * (scores * q.shape[-1] + values * v.shape[-1])
+
+
 COUNTED: dict[Any, Callable[..., int]] = {
     **{packet: count for packet, count in flop_registry.items() if isinstance(packet, torch._ops.OpOverloadPacket)},
     aten._scaled_dot_product_flash_attention_for_cpu: _attention_forward,
     aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+    torch.ops.trigflow.attention_tangent: _attention_tangent,
+    aten.baddbmm_: flop_registry[aten.baddbmm],
 }
-"""From a kernel to its number of operations: PyTorch's formulas, and those of the CPU's fused attention, which it lacks."""
+"""From a kernel to its number of operations: PyTorch's formulas, and what it lacks: fused attention on the CPU, the tangent of
+attention, and products that are added in place."""
 
 
 class Trace(TorchDispatchMode):
@@ -158,7 +168,6 @@ def _widened(x: Tensor) -> Tensor:
 @contextlib.contextmanager
 def arithmetic_of(target: Target) -> Iterator[None]:
     """While open, functions on fake tensors take the precision and the memory that they take on the target."""
-    # The kernel for attention tangents on CUDA has no fake version. The plain one does the same products; its scores are
-    # in memory for a moment, in the forward pass, which is before the peak.
-    with TargetArithmetic(target), attention_implementation("plain" if target == "cuda" else "auto"):
+    # The kernel for attention tangents on CUDA keeps no scores either; of the chunked one only the result is seen here.
+    with TargetArithmetic(target), attention_implementation("chunked" if target == "cuda" else "auto"):
         yield
