@@ -135,7 +135,7 @@ def test_percentiles_and_rate_of_the_last_seconds(call: Call) -> None:
 
 
 def test_scene_and_address(call: Call) -> None:
-    model = {"classes": 10, "steps": [1, 64], "default_steps": 2, "guidance": [1, 1], "shape": [1, 8, 8]}
+    model = {"classes": 10, "steps": [1, 64], "default_steps": 2, "guidance": [1, 1], "shape": [1, 8, 8], "pixels": True}
     other = {**model, "default_steps": 18, "guidance": [1, 10]}
     limits = {"frame_images": 64, "mixed_labels": 4}
     info = {"default": "student", "models": {"student": model, "teacher": other}, "limits": limits}
@@ -153,6 +153,8 @@ def test_scene_and_address(call: Call) -> None:
     words = {**info, "models": {name: {**found, "prompt_bytes": 9} for name, found in info["models"].items()}}
     assert call("scene.js", "m.fromFragment('#' + m.toFragment(a[0]), a[1], a[2])", drawn, scene, words) == drawn
     assert call("scene.js", "m.orderOf(...a).prompt", drawn, words, "teacher", 4) == {"a&b": 0.7, "c=d": 0.3}
+    keeps = [call("scene.js", "m.keepsOf(a[0])", {"shape": [3, 8, 6], "pixels": pixels}) for pixels in (True, False)]
+    assert keeps == [[None, "gray", 2], [None]]
     for mix, labels in (({"2": 0, "7": 5}, 7), ({"2": 0, "7": 0}, 2), ({"4": 1}, 4), ({}, None)):
         assert call("scene.js", "m.orderOf(...a).labels ?? null", {**there, "mix": mix}, info, "student", 1) == labels
 

@@ -106,6 +106,7 @@ def test_what_is_served(client: TestClient) -> None:
     assert info["models"]["student"] == {
         "kind": "consistency",
         "shape": [1, 8, 8],
+        "pixels": True,
         "classes": 10,
         "class_names": [str(digit) for digit in range(10)],
         "prompt_bytes": 0,

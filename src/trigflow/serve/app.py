@@ -44,10 +44,12 @@ class Health(BaseModel):
 
 
 class OfferInfo(BaseModel):
-    """What one model takes and gives; without classes, or without a prompt, their number is 0."""
+    """What one model takes and gives; without classes, or without a prompt, their number is 0. Edits can keep
+    something of one that draws `pixels`, and not latents."""
 
     kind: str
     shape: list[int]
+    pixels: bool
     classes: int
     class_names: list[str]
     prompt_bytes: int
@@ -181,6 +183,7 @@ def describe(service: Service) -> ServerInfo:
         offer.name: OfferInfo(
             kind=offer.model.kind,
             shape=list(offer.shape),
+            pixels=offer.model.codec.pictured,
             classes=offer.model.num_classes,
             class_names=list(offer.model.class_names),
             prompt_bytes=offer.prompt_bytes,

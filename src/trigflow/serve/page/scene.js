@@ -158,10 +158,10 @@ export function fromFragment(fragment, scene, info) {
 export const WEAKEST = 0.05
 
 /** What can be kept of paintings of a model beside its pixels; see `Scene`. */
-export const keepsOf = ({ shape: [c, h, w] }) => [
+export const keepsOf = ({ shape: [c, h, w], pixels }) => [
   null,
-  ...(c === 3 ? ["gray"] : []),
-  ...[2, 4].filter((side) => h % side === 0 && w % side === 0),
+  ...(pixels && c === 3 ? ["gray"] : []),
+  ...[2, 4].filter((side) => pixels && h % side === 0 && w % side === 0),
 ]
 
 /** Whether all models draw pictures of one shape, in grays or colours. */
