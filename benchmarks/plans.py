@@ -111,7 +111,7 @@ def main() -> None:
     settings = {"rank": RANK, "utilization": UTILIZATION, "diffusers": diffusers.__version__}
     result: dict[str, Any] = {"command": shlex.join(["python", *sys.argv]), **settings, "models": {}}
     print(
-        "| model, pixels | base | blocks again | base, GiB | adapters | a sample, GiB | at most on 4090 / H100 | a sample, s |"
+        "| model, pixels | base | blocks again | base, GiB | adapters | a sample, GiB | most at a time, RTX 4090 / H100 | a sample, H100 |"
     )
     print("| --- " * 8 + "|")
     for name in args.models:
@@ -126,7 +126,7 @@ def main() -> None:
                 most = " / ".join(str(value) for value in row["largest_batch"].values())
                 print(
                     f"| {name}, {MODELS[name]['size']} | {dtype} | {'yes' if again else 'no'} | {row['base_gib']:.1f} | "
-                    f"{row['adapters'] / 1e6:.0f} M | {row['sample_gib']:.1f} | {most} | {row['sample_seconds']:.2f} |",
+                    f"{row['adapters'] / 1e6:.0f} M | {row['sample_gib']:.1f} | {most} | {row['sample_seconds']:.3f} s |",
                     flush=True,
                 )
     write_json(args.json, result)
