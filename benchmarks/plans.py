@@ -93,11 +93,12 @@ def planned(run: Path, again: bool) -> dict[str, Any]:
     """What the step takes, as `trigflow plan` has it."""
     step = Step(student_of(run, RANK), checkpointing=again, precision="bf16")
     need, count = memory(step, "ddp", 1), step.many
+    most = {card: need.largest_batch(USABLE * get_gpu(card).memory * GIB) for card in CARDS}
     assert step.teacher is not None
     return {
         "base_gib": step.teacher.size / GIB, "adapters": step.student.parameters,
         "trained_gib": (need.states - step.teacher.size) / GIB, "sample_gib": need.per_sample / GIB,
-        "one_gib": need.total(1) / GIB, "largest_batch": {card: need.largest_batch(USABLE * get_gpu(card).memory * GIB) for card in CARDS},
+        "one_gib": need.total(1) / GIB, "largest_batch": most,
         "sample_tflops": count.total / count.batch / 1e12,
         "sample_seconds": count.total / count.batch / (UTILIZATION * get_gpu("h100").half * 1e12),
     }  # fmt: skip
@@ -110,9 +111,8 @@ def main() -> None:
     args = parser.parse_args()
     settings = {"rank": RANK, "utilization": UTILIZATION, "diffusers": diffusers.__version__}
     result: dict[str, Any] = {"command": shlex.join(["python", *sys.argv]), **settings, "models": {}}
-    print(
-        "| model, pixels | base | blocks again | base, GiB | adapters | a sample, GiB | most at a time, RTX 4090 / H100 | a sample, H100 |"
-    )
+    print("| model, pixels | base | blocks again | base, GiB | adapters | a sample, GiB ", end="")
+    print("| most at a time, RTX 4090 / H100 | a sample, H100 |")
     print("| --- " * 8 + "|")
     for name in args.models:
         rows = result["models"][name] = []
