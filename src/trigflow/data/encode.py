@@ -204,7 +204,7 @@ def encode_images(
             read = functools.partial(images.batch, (first.shape[1], first.shape[2]))
             for indices, (batch, sources) in zip(pieces, in_order(read, pieces, workers), strict=True):
                 moments = encoder.encode(batch.to(device)).cpu()
-                moments = moments if shape is None else moments.reshape(len(moments), -1, *shape[1:])
+                moments = moments if shape is None else moments.unflatten(2, (*shape[1:-2], -1))
                 for index, fingerprint, moment in zip(indices, sources, moments, strict=True):
                     add(latent_name(images.files.names[index]), fingerprint, to_npy(moment))
                 done += len(indices)
