@@ -267,7 +267,7 @@ def test_a_space_runs(student, tmp_path, monkeypatch):
     }
 
 
-@pytest.mark.parametrize("student", ["sdxl", "flux"], indirect=True)
+@pytest.mark.parametrize("student", ["flux"], indirect=True)
 def test_plan_says_what_fits_and_distill_takes_it(student, tmp_path, capsys):
     run("plan", student / "teacher", "--lora", 2, "--json")
     plan = json.loads(capsys.readouterr().out)
