@@ -59,6 +59,8 @@ PLACES = (
 )
 """Where adapters go: with so small a network, to its convolutions, too."""
 RANK = 8
+WARMUP = 100
+"""Iterations of the tangent warmup."""
 MIB = 2**20
 
 
@@ -232,7 +234,7 @@ def make_students(out: Path, iterations: int) -> dict[str, float]:
     run("encode", out / "pictures", "--with", out / "teacher", "--out", out / "cache", "--quiet")
     common = [
         "--objective.guidance", GUIDANCE, "--loop.batch-size", BATCH, "--iterations", iterations, "--loop.sample-every", 0,
-        "--loop.log-every", 25, "--loop.checkpoint-every", 200, "--objective.tangent.warmup", iterations // 8, "--quiet",
+        "--loop.log-every", 25, "--loop.checkpoint-every", 200, "--objective.tangent.warmup", WARMUP, "--quiet",
     ]  # fmt: skip
     kinds = {
         "lora": ["--lora", RANK, "--lora-targets", *PLACES, "--optimizer.lr", 1e-3],
@@ -240,12 +242,14 @@ def make_students(out: Path, iterations: int) -> dict[str, float]:
     }
     seconds = {}
     for name, how in kinds.items():
-        began = time.perf_counter()
-        if not (out / name / "network.safetensors").exists():
+        began, said = time.perf_counter(), out / f"{name}.json"
+        before = read_json(said, "seconds") if said.exists() else {"iterations": 0, "seconds": 0.0}
+        if before["iterations"] < iterations:
             resume = ["--resume"] if (out / name).exists() else []
             run("distill", out / "teacher", "--data", out / "cache", *how, *common, *resume, "--out", out / name)
-            write_json(out / name / "seconds.json", {"seconds": time.perf_counter() - began})
-        seconds[name] = read_json(out / name / "seconds.json", "seconds")["seconds"]
+            before = {"iterations": iterations, "seconds": before["seconds"] + time.perf_counter() - began}
+            write_json(said, before)
+        seconds[name] = before["seconds"]
     return seconds
 
 
@@ -314,6 +318,8 @@ def main() -> None:
     found = measure(out, args)
     fd = {name: row["fd"] for name, row in found["means"].items()}
     sizes = {name: sum(p.numel() for p in load(out / name, "cpu").network.parameters()) for name in ("teacher", "lora")}
+    made = {name: read_json(out / f"{name}.json", "seconds")["iterations"] for name in ("lora", "full")}
+    done = {**{name: read_json(out / "base.json", "base")["iterations"][name] for name in ("autoencoder", "denoiser")}, **made}
     bars = [
         ("fd, adapters in two steps / teacher", fd["lora_2"] / fd["teacher"], "<=", 1.25),
         ("MiB of the adapters", opened["adapter_mib"], "<=", 2.0),
@@ -321,7 +327,7 @@ def main() -> None:
     ]
     result = {
         "machine": machine(), "command": shlex.join(["python", *sys.argv]), "guidance": GUIDANCE, "rank": RANK,
-        "places": PLACES, "iterations": iterations, "seconds": seconds, "teacher_steps": args.teacher_steps, "num": args.num,
+        "places": PLACES, "iterations": done, "seconds": seconds, "teacher_steps": args.teacher_steps, "num": args.num,
         "seeds": args.seeds, "parameters": {"teacher": sizes["teacher"], "adapters": sizes["lora"] - sizes["teacher"]},
         "full_2 / teacher": fd["full_2"] / fd["teacher"], **opened, **found, "bars": judged(bars),
     }  # fmt: skip
