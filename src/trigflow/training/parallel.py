@@ -188,7 +188,7 @@ class Parallel:
 
 def recomputes_by_itself(network: nn.Module, again: Callable[..., Any]) -> bool:
     """Have a denoiser of diffusers call its parts by `again(part, *args)` in training; False for any other network."""
-    model = getattr(network, "model", None)
+    model: Any = getattr(network, "model", None)
     if not getattr(model, "_supports_gradient_checkpointing", False):
         return False
     model.enable_gradient_checkpointing(again)
