@@ -227,8 +227,18 @@ def run(*words: object) -> None:
     trigflow([*map(str, words)])
 
 
-def make_students(out: Path, iterations: int) -> dict[str, float]:
-    """Seconds of training by student."""
+def trained(run: Path) -> tuple[int, float]:
+    """Iterations of a finished run, and the seconds that they took, by its metrics; 0 of a run that has not been finished."""
+    if not (run / "network.safetensors").exists():
+        return 0, 0.0
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    ends = [0, *(row["iteration"] for row in rows)]
+    seconds = sum((b - a) * BATCH / row["images_per_second"] for a, b, row in zip(ends, ends[1:], rows, strict=False))
+    return read_json(run / "config.json", "config")["loop"]["iterations"], seconds
+
+
+def make_students(out: Path, iterations: int) -> None:
+    """Those that are not there, or have had fewer iterations."""
     if not (out / "teacher").exists():
         run("import", out / "base", "--out", out / "teacher", "--size", 48)
     run("encode", out / "pictures", "--with", out / "teacher", "--out", out / "cache", "--quiet")
@@ -240,17 +250,10 @@ def make_students(out: Path, iterations: int) -> dict[str, float]:
         "lora": ["--lora", RANK, "--lora-targets", *PLACES, "--optimizer.lr", 1e-3],
         "full": ["--full", "--optimizer.lr", 3e-4],
     }
-    seconds = {}
     for name, how in kinds.items():
-        began, said = time.perf_counter(), out / f"{name}.json"
-        before = read_json(said, "seconds") if said.exists() else {"iterations": 0, "seconds": 0.0}
-        if before["iterations"] < iterations:
+        if trained(out / name)[0] < iterations:
             resume = ["--resume"] if (out / name).exists() else []
             run("distill", out / "teacher", "--data", out / "cache", *how, *common, *resume, "--out", out / name)
-            before = {"iterations": iterations, "seconds": before["seconds"] + time.perf_counter() - began}
-            write_json(said, before)
-        seconds[name] = before["seconds"]
-    return seconds
 
 
 def opened_by_diffusers(out: Path, prompts: list[str]) -> dict[str, float]:
@@ -313,13 +316,15 @@ def main() -> None:
         write_json(out / "base.json", {"seconds": time.perf_counter() - began, "iterations": iterations})
     if not (out / "pictures").exists():
         write_pictures(out / "pictures")
-    seconds = {"base": read_json(out / "base.json", "base")["seconds"], **make_students(out, iterations["student"])}
+    make_students(out, iterations["student"])
     opened = opened_by_diffusers(out, ["green heart", "red apple", "a cat", "rocket"])
     found = measure(out, args)
     fd = {name: row["fd"] for name, row in found["means"].items()}
     sizes = {name: sum(p.numel() for p in load(out / name, "cpu").network.parameters()) for name in ("teacher", "lora")}
-    made = {name: read_json(out / f"{name}.json", "seconds")["iterations"] for name in ("lora", "full")}
-    done = {**{name: read_json(out / "base.json", "base")["iterations"][name] for name in ("autoencoder", "denoiser")}, **made}
+    base = read_json(out / "base.json", "base")
+    done = {name: base["iterations"][name] for name in ("autoencoder", "denoiser")}
+    done |= {name: trained(out / name)[0] for name in ("lora", "full")}
+    seconds = {"base": base["seconds"], **{name: trained(out / name)[1] for name in ("lora", "full")}}
     bars = [
         ("fd, adapters in two steps / teacher", fd["lora_2"] / fd["teacher"], "<=", 1.25),
         ("MiB of the adapters", opened["adapter_mib"], "<=", 2.0),

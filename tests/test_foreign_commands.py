@@ -461,6 +461,11 @@ def test_a_cache_follows_its_captions_and_refuses_other_pictures(student, photos
         assert wrong in capsys.readouterr().err
         shutil.copy(own / "1.png", own / "8.png")
     assert (tmp_path / "cache" / "latents.zip").read_bytes() == kept
+    (tmp_path / "cache" / "latents.zip").write_bytes(kept[:500])
+    with pytest.raises(SystemExit) as ended:
+        run(*words)
+    assert ended.value.code == 2
+    assert "cannot be read" in capsys.readouterr().err
 
 
 def test_longer_videos_cannot_be_taught_by_pictures(photos, tmp_path, capsys):

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from trigflow.codecs.vae import DEFAULT_VAE, VAE, PixelRange, VAESource
 from trigflow.data.caption_files import TABLES, find_captions
-from trigflow.data.decode import sizes_differ
+from trigflow.data.decode import CorruptImageError, sizes_differ
 from trigflow.data.labels import LABEL_FILE, find_labels
 from trigflow.data.loader import in_order
 from trigflow.data.rows import Decoder
@@ -36,7 +36,7 @@ from trigflow.data.sources.files import Files
 from trigflow.data.sources.folder import image_files
 from trigflow.data.sources.opening import list_files
 from trigflow.migrations import FORMATS
-from trigflow.runtime.errors import UserError
+from trigflow.runtime.errors import UserError, first_line
 from trigflow.runtime.files import ensure_folder
 from trigflow.runtime.places import check_place
 
@@ -285,18 +285,28 @@ class _Images:
 def renew_captions(path: Path, source: str, captions: bool) -> None:
     """Give a finished zip the captions that its images have now. Raises a UserError if it is of other images than these."""
     images = _Images.find(list_files(source), None, captions)
-    with zipfile.ZipFile(path) as archive:
-        said = json.loads(archive.read(LABEL_FILE))
-        before = archive.read(TABLES[0]) if TABLES[0] in archive.NameToInfo else b""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            said = json.loads(archive.read(LABEL_FILE))
+            before = archive.read(TABLES[0]) if TABLES[0] in archive.NameToInfo else b""
+        classes = said["labels"], said["latents"]["class_names"]
+    except (OSError, zipfile.BadZipFile, KeyError, ValueError, TypeError) as error:
+        raise UserError(
+            f"'{path}' cannot be read ({first_line(error)}); expected the zip that was written; restore it, or delete it to "
+            "encode the images again"
+        ) from None
     with path.open("rb") as file:
         entries = [entry for entry, _ in whole_entries(file) if entry.info.filename != TABLES[0]]
     labels = None if images.labels is None else [list(row) for row in images.labels]
-    wrong = "other classes" if (labels, list(images.class_names)) != (said["labels"], said["latents"]["class_names"]) else ""
+    wrong = "other classes" if (labels, list(images.class_names)) != classes else ""
     if len(entries) - 1 != len(images.files):
         wrong = f"{len(entries) - 1} images, now {len(images.files)}"
     for (index, name), entry in zip(enumerate(images.files.names), entries[1:], strict=False):
-        if not wrong and (entry.info.filename, entry.source) != (latent_name(name), Fingerprint.of(images.files.read(index))):
-            wrong = f"another {name!r}"
+        try:
+            same = wrong or (entry.info.filename, entry.source) == (latent_name(name), Fingerprint.of(images.files.read(index)))
+        except CorruptImageError:
+            same = False
+        wrong = wrong if same else f"another {name!r}"
     if wrong:
         raise UserError(f"'{path}' was made of {wrong}; expected the same images; restore them, or choose another --out")
     if images.table != before:
