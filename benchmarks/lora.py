@@ -1,11 +1,12 @@
 """A real small run of adapters: a pipeline of stock diffusers trained on emoji, distilled as a LoRA and as a whole.
 
-    python benchmarks/lora.py                    # about two hours on two cores; what is finished in --out is not made again
+    python benchmarks/lora.py                    # about three hours on two cores; what is finished in --out is not made again
     python benchmarks/lora.py --quick --out /tmp/lora --json /tmp/lora.json     # to see that it runs; its figures mean nothing
 
 1.  An autoencoder, a CLIP text encoder and a U-Net, classes of diffusers and transformers of a few million parameters, are
     trained on the emoji with their captions, in the way of Stable Diffusion 2 (DDPM, v): a StableDiffusionPipeline.
-2.  `trigflow import`, `encode` and `distill` make two students of it for guidance 2: adapters, and a whole U-Net.
+2.  `trigflow import`, `encode` and `distill` make two students of it for guidance 2: adapters, which go on from their average
+    with a learning rate that falls to zero, and a whole U-Net. `trigflow evaluate --find-times` finds the times of two steps.
 3.  `trigflow export` writes the adapters; stock diffusers opens them with `load_lora_weights` and draws in two steps.
 
 Writes benchmarks/results/lora.json: Frechet distances to the held-out emoji for their captions, in the features of the emoji
@@ -237,23 +238,36 @@ def trained(run: Path) -> tuple[int, float]:
     return read_json(run / "config.json", "config")["loop"]["iterations"], seconds
 
 
-def make_students(out: Path, iterations: int) -> None:
+def make_students(out: Path, iterations: dict[str, int]) -> None:
     """Those that are not there, or have had fewer iterations."""
     if not (out / "teacher").exists():
         run("import", out / "base", "--out", out / "teacher", "--size", 48)
     run("encode", out / "pictures", "--with", out / "teacher", "--out", out / "cache", "--quiet")
     common = [
-        "--objective.guidance", GUIDANCE, "--loop.batch-size", BATCH, "--iterations", iterations, "--loop.sample-every", 0,
-        "--loop.log-every", 25, "--loop.checkpoint-every", 200, "--objective.tangent.warmup", WARMUP, "--quiet",
+        "--objective.guidance", GUIDANCE, "--loop.batch-size", BATCH, "--loop.sample-every", 0, "--loop.log-every", 25,
+        "--loop.checkpoint-every", 200, "--quiet",
     ]  # fmt: skip
+    adapters = ["--lora", RANK, "--lora-targets", *PLACES, "--optimizer.lr", 1e-3]
+    falling = ["--from", out / "lora-first", "--optimizer.schedule", "cosine", "--objective.tangent.warmup", 1]
     kinds = {
-        "lora": ["--lora", RANK, "--lora-targets", *PLACES, "--optimizer.lr", 1e-3],
-        "full": ["--full", "--optimizer.lr", 3e-4],
+        "lora-first": [*adapters, "--objective.tangent.warmup", WARMUP],
+        "lora": [*adapters, *falling],
+        "full": ["--full", "--optimizer.lr", 3e-4, "--objective.tangent.warmup", WARMUP],
     }
     for name, how in kinds.items():
-        if trained(out / name)[0] < iterations:
-            resume = ["--resume"] if (out / name).exists() else []
-            run("distill", out / "teacher", "--data", out / "cache", *how, *common, *resume, "--out", out / name)
+        if trained(out / name)[0] < iterations[name]:
+            how += ["--iterations", iterations[name], *(["--resume"] if (out / name).exists() else [])]
+            run("distill", out / "teacher", "--data", out / "cache", *how, *common, "--out", out / name)
+
+
+def find_times(out: Path) -> None:
+    """Of two steps, where that has not been done: on data of training, and on noise that is not measured."""
+    for name in ("lora", "full"):
+        if not read_json(out / name / "model.json", "model")["times"]:
+            run(
+                "evaluate", out / name, "--steps", 2, "--find-times", "--num", 590, "--seed", 100, "--data", "emoji",
+                "--features", "emoji", "--quiet",
+            )  # fmt: skip
 
 
 def opened_by_diffusers(out: Path, prompts: list[str]) -> dict[str, float]:
@@ -302,29 +316,32 @@ def main() -> None:
     parser.add_argument("--num", type=int, default=590, help="pictures a distance")
     parser.add_argument("--teacher-steps", type=int, default=18, help="of Heun's solver, two evaluations each")
     parser.add_argument(
-        "--iterations", type=int, nargs=3, default=[600, 2200, 800], metavar=("AUTOENCODER", "DENOISER", "STUDENT")
-    )
+        "--iterations", type=int, nargs=5, default=[600, 2200, 1880, 2000, 800],
+        metavar=("AUTOENCODER", "DENOISER", "ADAPTERS", "FALLING", "FULL"),
+    )  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="a few iterations of each")
     parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / "lora.json")
     args = parser.parse_args()
     if args.quick:
-        args.iterations, args.seeds, args.num, args.teacher_steps = [3, 3, 3], [0], 40, 2
-    out, iterations = args.out, dict(zip(("autoencoder", "denoiser", "student"), args.iterations, strict=True))
+        args.iterations, args.seeds, args.num, args.teacher_steps = [3] * 5, [0], 40, 2
+    names = ("autoencoder", "denoiser", "lora-first", "lora", "full")
+    out, iterations = args.out, dict(zip(names, args.iterations, strict=True))
     began = time.perf_counter()
     if not (out / "base" / "model_index.json").exists():
         make_base(out / "base", iterations)
         write_json(out / "base.json", {"seconds": time.perf_counter() - began, "iterations": iterations})
     if not (out / "pictures").exists():
         write_pictures(out / "pictures")
-    make_students(out, iterations["student"])
+    make_students(out, iterations)
+    find_times(out)
     opened = opened_by_diffusers(out, ["green heart", "red apple", "a cat", "rocket"])
     found = measure(out, args)
     fd = {name: row["fd"] for name, row in found["means"].items()}
     sizes = {name: sum(p.numel() for p in load(out / name, "cpu").network.parameters()) for name in ("teacher", "lora")}
     base = read_json(out / "base.json", "base")
     done = {name: base["iterations"][name] for name in ("autoencoder", "denoiser")}
-    done |= {name: trained(out / name)[0] for name in ("lora", "full")}
-    seconds = {"base": base["seconds"], **{name: trained(out / name)[1] for name in ("lora", "full")}}
+    done |= {name: trained(out / name)[0] for name in names[2:]}
+    seconds = {"base": base["seconds"], **{name: trained(out / name)[1] for name in names[2:]}}
     bars = [
         ("fd, adapters in two steps / teacher", fd["lora_2"] / fd["teacher"], "<=", 1.25),
         ("MiB of the adapters", opened["adapter_mib"], "<=", 2.0),
@@ -334,7 +351,8 @@ def main() -> None:
         "machine": machine(), "command": shlex.join(["python", *sys.argv]), "guidance": GUIDANCE, "rank": RANK,
         "places": PLACES, "iterations": done, "seconds": seconds, "teacher_steps": args.teacher_steps, "num": args.num,
         "seeds": args.seeds, "parameters": {"teacher": sizes["teacher"], "adapters": sizes["lora"] - sizes["teacher"]},
-        "full_2 / teacher": fd["full_2"] / fd["teacher"], **opened, **found, "bars": judged(bars),
+        "full_2 / teacher": fd["full_2"] / fd["teacher"],
+        "times": {name: load(out / name, "cpu").times[2] for name in ("lora", "full")}, **opened, **found, "bars": judged(bars),
     }  # fmt: skip
     write_json(args.json, result)
     for bar in result["bars"]:

@@ -121,7 +121,9 @@ def test_stock_schedulers_draw_the_same(student, form, tmp_path):
     run("export", student / "student", out, "--to", "diffusers", *(["--whole"] if form == "pipeline" else []))
     model, said = trigflow.load(student / "student", "cpu"), json.loads((out / "trigflow.json").read_text())
     if form == "adapter":
-        pipe = DiffusionPipeline.from_pretrained(said["base"])
+        assert said["base"] == "base"  # where it lies here is not published
+        assert str(student) not in (out / "README.md").read_text()
+        pipe = DiffusionPipeline.from_pretrained(student / "base")
         pipe.load_lora_weights(str(out))
         name = "FlowMatchLCMScheduler" if said["predicts"] == "flow" else "LCMScheduler"
         pipe.scheduler = getattr(diffusers, name).from_pretrained(out / "scheduler")
@@ -138,9 +140,19 @@ def test_stock_schedulers_draw_the_same(student, form, tmp_path):
     ours = (ours - torch.tensor(model.codec.raw_mean)[:, None, None]) / torch.tensor(model.codec.raw_std)[:, None, None]
     theirs = drawn_by_diffusers(pipe, noise, model, steps, how)
     assert float((ours - theirs).abs().max()) <= 1e-4 * float(ours.abs().max())
-    plain = DiffusionPipeline.from_pretrained(said["base"])
+    plain = DiffusionPipeline.from_pretrained(student / "base")
     plain.scheduler = pipe.scheduler
     assert float((drawn_by_diffusers(plain, noise, model, steps, how) - ours).abs().max()) > 1e-3  # the adapter has a say
+
+
+def test_drawing_begins_at_the_last_step_of_a_schedule(student):
+    process = trigflow.load(student / "student", "cpu").process
+    scheduler = DiffusionPipeline.from_pretrained(student / "base").scheduler
+    if hasattr(scheduler, "alphas_cumprod"):
+        assert process.t_max == pytest.approx(math.acos(float(scheduler.alphas_cumprod[-1].double().sqrt())), rel=1e-12)
+        assert process.sigma_max < 80
+    else:
+        assert process.sigma_max == 80
 
 
 def test_card_says_how(student, tmp_path):

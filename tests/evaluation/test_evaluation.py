@@ -15,7 +15,7 @@ import torch
 from training.tiny import all_digits, digits, tiny_trainer
 from trigflow.data import ImageDataset
 from trigflow.evaluation import evaluate, feature_extractor
-from trigflow.evaluation.evaluate_model import evaluate_model, evaluations, make_reference, score
+from trigflow.evaluation.evaluate_model import evaluate_model, evaluations, find_times, make_reference, score
 from trigflow.models.model import Model, load
 from trigflow.runtime.errors import UserError
 from trigflow.samplers import nfe
@@ -135,6 +135,27 @@ def test_what_cannot_be_evaluated(arguments: dict[str, Any], message: str, stude
     with pytest.raises(UserError, match=message) as caught:
         evaluate_model(student, **arguments)
     assert "\n" not in str(caught.value)
+
+
+def test_times_are_those_of_the_smallest_distance(student_folder: Path) -> None:
+    model = load(student_folder, "cpu")
+    how: dict[str, Any] = {"num": 40, "features": "pixels", "first": 7}
+    times = find_times(model, steps=2, **how)
+    assert model.times == {2: times}
+    found = evaluate_model(model, steps=2, **how)["fd"]
+    for middle in (0.3, 1.1, 1.45):
+        model.times[2] = (times[0], middle)
+        assert found <= evaluate_model(model, steps=2, **how)["fd"] * 1.01
+
+
+def test_a_failed_search_leaves_the_times(student_folder: Path, teacher: Model) -> None:
+    model = load(student_folder, "cpu")
+    model.times[2] = (model.process.t_max, 0.9)
+    with pytest.raises(UserError, match="unknown features"):
+        find_times(model, steps=2, features="clip")
+    assert model.times == {2: (model.process.t_max, 0.9)}
+    with pytest.raises(UserError, match="expected a student without segments"):
+        find_times(teacher, steps=2)
 
 
 def test_data_of_another_shape(student: Model, photos: Callable[..., Path]) -> None:

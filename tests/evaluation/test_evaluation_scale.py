@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -307,6 +308,20 @@ def test_reference_and_evaluate(cli: Cli, student_folder: Path, tmp_path: Path) 
     assert figures["seeds"] in ("20-59", "60-99")
     assert figures["fd"] == min(figures["fd_of_each"])
     assert len(figures["fd_of_each"]) == 2
+
+
+def test_times_that_were_found_stay_in_the_run(cli: Cli, student_folder: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(student_folder, tmp_path / "run")
+    before = json.loads((run / "model.json").read_text())
+    result = cli(
+        "evaluate", run, "--steps", 2, "--find-times", "--num", 20, "--features", "pixels", "--device", "cpu", "--quiet"
+    )
+    assert result.code == 0
+    after = json.loads((run / "model.json").read_text())
+    assert {**after, "times": {}} == {**before, "times": {}}
+    assert result.out.splitlines()[0].split() == ["times", *(f"{t:.4f}" for t in after["times"]["2"])]
+    figures = evaluate_model(load(run, "cpu"), steps=2, num=20, features="pixels")
+    assert f"{figures['fd']:.4f}" in result.out
 
 
 @pytest.mark.parametrize("given", [["--seeds", "5"], ["--seeds", "9-5"], ["--seeds", "0-9", "--num", "10"]])

@@ -9,7 +9,7 @@ from tyro.conf import Positional, arg
 
 from trigflow.cli.models import Drawing
 from trigflow.runtime.errors import UserError
-from trigflow.runtime.files import write_json
+from trigflow.runtime.files import read_json, write_json
 from trigflow.runtime.machine import resolve_device
 from trigflow.runtime.places import check_place
 
@@ -35,6 +35,8 @@ class Evaluate(Drawing):
     """A local copy of the weights of the features: of inception a file, of dinov2 a folder."""
     data: str | None = None
     """Other data than the run was trained on."""
+    find_times: bool = False
+    """Of a student: first search the times of its steps, on the samples after those measured, and keep them in the run."""
     clip: str | None = None
     """Folder or id of a CLIP model: also say how well pictures fit their captions."""
     batch_size: int = 256
@@ -44,27 +46,23 @@ class Evaluate(Drawing):
 
     def run(self) -> None:
         from trigflow.evaluation import Processes
-        from trigflow.evaluation.evaluate_model import evaluate_model
+        from trigflow.evaluation.evaluate_model import evaluate_model, find_times
         from trigflow.migrations import stamped
 
         first, num = self._range()
         if self.out is not None:
             check_place(self.out, "file")
         model, how = self.model()
-        result = evaluate_model(
-            model,
-            num=num,
-            features=self.features,
-            data=self.data,
-            progress=not self.quiet,
-            reference=self.reference,
-            weights=self.weights,
-            first=first,
-            repeat=self.repeat,
-            batch_size=self.batch_size,
-            clip=self.clip,
-            **how,
-        )
+        how |= {name: getattr(self, name) for name in ("features", "data", "reference", "weights", "batch_size")}
+        how |= {"num": num, "progress": not self.quiet}
+        if self.find_times:
+            codec = read_json(self.run_folder / "model.json", "model").get("codec")  # --vae is for this once
+            times = find_times(model, first=first + self.repeat * num, **how)
+            if Processes.present().rank == 0:
+                kept = {**model.description(), **({} if codec is None else {"codec": codec})}
+                write_json(self.run_folder / "model.json", kept)
+            print(f"{'times':24} {' '.join(f'{t:.4f}' for t in times)}")
+        result = evaluate_model(model, first=first, repeat=self.repeat, clip=self.clip, **how)
         if self.out is not None and Processes.present().rank == 0:
             write_json(self.out, stamped("report", result))
         for name, value in result.items():

@@ -75,7 +75,7 @@ def export_student(model: Model, folder: Path, form: Form) -> str:
         save_adapter(network, base, folder)
         scheduler.save_pretrained(folder / "scheduler")
     write_json(
-        folder / "trigflow.json", {"base": base.name, "predicts": spec.predicts, "calls": {str(k): v for k, v in how.items()}}
+        folder / "trigflow.json", {"base": base.title, "predicts": spec.predicts, "calls": {str(k): v for k, v in how.items()}}
     )
     write_text(folder / "README.md", card(model, base, scheduler, how, form))
     if form == "space":
@@ -100,7 +100,10 @@ def scheduler_of(base: Base, spec: ForeignConfig) -> Any:
         return stock.FlowMatchLCMScheduler(num_train_timesteps=config.get("num_train_timesteps", 1000))
     kept = ("beta_start", "beta_end", "beta_schedule", "trained_betas", "num_train_timesteps", "rescale_betas_zero_snr")
     known = {key: config[key] for key in (*kept, "prediction_type") if config.get(key) is not None}
-    return stock.LCMScheduler(**known, clip_sample=False, set_alpha_to_one=True, timestep_scaling=1e6)
+    steps = config.get("num_train_timesteps", 1000)  # so that it warns of none that is chosen
+    return stock.LCMScheduler(
+        **known, original_inference_steps=steps, clip_sample=False, set_alpha_to_one=True, timestep_scaling=1e6
+    )
 
 
 def times_of(model: Model, base: Base, steps: int) -> dict[str, list[float]]:
@@ -192,7 +195,7 @@ def card(model: Model, base: Base, scheduler: Any, how: dict[int, Any], form: Fo
     opened = (
         f'pipe = {kind.__name__}.from_pretrained("FOLDER")'
         if form == "pipeline"
-        else f'pipe = {kind.__name__}.from_pretrained("{base.name}")\npipe.load_lora_weights("FOLDER")\n'
+        else f'pipe = {kind.__name__}.from_pretrained("{base.title}")\npipe.load_lora_weights("FOLDER")\n'
         f'pipe.scheduler = {type(scheduler).__name__}.from_pretrained("FOLDER/scheduler")'
     )
     said = (
@@ -203,7 +206,7 @@ def card(model: Model, base: Base, scheduler: Any, how: dict[int, Any], form: Fo
     )
     text = template("adapter_card.txt")
     values = {
-        "BASE": base.name, "CLASS": kind.__name__, "SCHEDULER": type(scheduler).__name__, "OPEN": opened,
+        "BASE": base.title, "CLASS": kind.__name__, "SCHEDULER": type(scheduler).__name__, "OPEN": opened,
         "CALL": call, "SAID": said,
         "OBJECTIVE": str(model.origin.get("objective", "scd")), "RANK": str(model.spec.adapter.rank or "full"),  # type: ignore[attr-defined]
     }  # fmt: skip

@@ -35,7 +35,7 @@ from trigflow.evaluation.streaming import Images
 from trigflow.models.model import Model
 from trigflow.runtime.errors import UserError
 from trigflow.runtime.values import whole
-from trigflow.samplers import get_solver, nfe, sigma_grid
+from trigflow.samplers import get_solver, nfe, search_times, sigma_grid
 from trigflow.samplers.guidance import inside_interval, time_interval
 
 NEIGHBOURS = 3
@@ -233,6 +233,36 @@ def evaluate_model(
         **({"fd_of_each": [result["fd"] for result in results]} if repeat > 1 else {}),
         **({"clip_score": fmean(chain(*processes.together(lambda: fits)))} if judge is not None else {}),
     }
+
+
+def find_times(model: Model, *, steps: int | None = None, num: int = 2000, first: int = 0, **how: Any) -> tuple[float, ...]:
+    """Sampling times of a student of smallest Frechet distance, by `search_times`; they become `model.times[steps]`.
+
+    Args:
+        model: a student of one jump from any time; it is drawn from 16 times for two steps, 32 times more for each further one.
+        steps: how many evaluations a sample takes.
+        num, first: measured on the `num` samples from number `first` on; those that are judged afterwards should be others.
+        how: see `evaluate_model`.
+
+    Raises:
+        UserError: for a diffusion model or a multistep student, whose times are given, and where `evaluate_model` does.
+    """
+    steps = model.default_steps() if steps is None else steps
+    if model.kind == "diffusion" or model.sampling.jumps == "segments":
+        raise UserError("a search for the times of a model whose times are given; expected a student without segments; drop it")
+    before = dict(model.times)
+
+    def distance(times: tuple[float, ...]) -> float:
+        model.times[steps] = times
+        return float(evaluate_model(model, steps=steps, num=num, first=first, **how)["fd"])
+
+    try:
+        upper = min(1.5, model.process.t_max - 0.05)  # of a schedule of DDPM, t_max may be less
+        before[steps] = search_times(distance, model.process, steps, upper=upper).times
+    finally:
+        model.times.clear()
+        model.times.update(before)
+    return model.times[steps]
 
 
 def _comparison(model: Model, real: ReferenceStatistics, processes: Processes) -> Callable[[Iterable[Tensor]], dict[str, Any]]:

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import math
 import os
 import warnings
 import weakref
@@ -16,7 +17,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from trigflow.models.bridges import Adapter, Bridge, CosineSchedule, FlowBridge, Schedule, VPBridge
+from trigflow.models.bridges import Adapter, Bridge, CosineSchedule, DiscreteSchedule, FlowBridge, Schedule, VPBridge
 from trigflow.models.foreign.family import Family, family_named, family_of
 from trigflow.models.foreign.quantized import KINDS, quantize
 from trigflow.process import TrigFlow
@@ -49,6 +50,11 @@ class Base:
     components: Mapping[str, tuple[str, str]]
     component: str
     index: Mapping[str, Any]
+
+    @property
+    def title(self) -> str:
+        """What is published of the name: the id of the hub, or the folder's own name without where it lies here."""
+        return Path(self.name).name if Path(self.name).is_dir() else self.name
 
     @property
     def denoiser(self) -> str:
@@ -191,6 +197,14 @@ def bridge_of(
     if schedule is None:
         raise UserError(f"a model that predicts {predicts} without a schedule; expected its alphas_cumprod; pass schedule")
     return VPBridge(model, process, schedule, predicts=predicts, **shared)
+
+
+def process_of(schedule: Tensor | Schedule | None, sigma_data: float) -> TrigFlow:
+    """The process of a denoiser of this schedule. One of DDPM ends at its last step, and a denoiser is told no other for
+    stronger noise; so drawing and training begin there, unless that is beyond 80, as of a flow (None)."""
+    known = DiscreteSchedule(schedule) if isinstance(schedule, Tensor) else schedule
+    most = math.inf if known is None else sigma_data * math.tan(known.angle_range[1])
+    return TrigFlow(sigma_data=sigma_data, sigma_max=min(80.0, most))
 
 
 _LOADED: weakref.WeakValueDictionary[tuple[str, str, str], nn.Module] = weakref.WeakValueDictionary()

@@ -13,14 +13,13 @@ from trigflow.codecs.vae import VAESource, channels_of, factor_of, scaling_of
 from trigflow.conditions import Conditioner, Input
 from trigflow.migrations import stamped
 from trigflow.models.bridges import Adapter, Schedule
-from trigflow.models.foreign.base import Base, Dtype, Predicts, bridge_of, open_base
+from trigflow.models.foreign.base import Base, Dtype, Predicts, bridge_of, open_base, process_of
 from trigflow.models.foreign.family import Family
 from trigflow.models.foreign.network import ForeignConfig
 from trigflow.models.foreign.words import Prompts, digest_of_encoders, read
 from trigflow.models.model import Model
 from trigflow.models.outside import model_of
 from trigflow.networks import ConditioningConfig, network_state
-from trigflow.process import TrigFlow
 from trigflow.runtime.errors import UserError
 from trigflow.runtime.files import ensure_folder, write_json, write_tensors
 from trigflow.runtime.places import check_place
@@ -57,8 +56,7 @@ def import_pipeline(
     told = base.family
     config = base.config(base.component)
     predicts = base.predicts()
-    if predicts != "flow":
-        base.schedule()
+    process = process_of(None if predicts == "flow" else base.schedule(), sigma_data)
     codec, factor = codec_of(base, told, config, size, frames, sigma_data)
     pixels = tuple(factor * side for side in codec.shape[1:][-2:])
     takes = told.takes(config)
@@ -71,7 +69,7 @@ def import_pipeline(
     embedded = "guidance" in takes
     sampling = Sampling(guided=bool(none) and not embedded, guidance_max=30.0 if embedded else 1.0)
     description = {
-        "process": vars(TrigFlow(sigma_data=sigma_data)), "network": network_state(network), "codec": codec.state(),
+        "process": vars(process), "network": network_state(network), "codec": codec.state(),
         "conditioner": conditioner.state(), "sampling": sampling.state(), "times": {}, "channels_last": False,
         "origin": {"imported": base.name, "family": told.name},
     }  # fmt: skip
@@ -144,7 +142,7 @@ def wrap(
     Raises:
         UserError: for arguments that do not go together.
     """
-    process = TrigFlow(sigma_data=sigma_data)
+    process = process_of(schedule, sigma_data)
     bridge = bridge_of(network, call, process, predicts, schedule, time_scale, takes=takes, null=null)
     codec = codec or Pixels(shape, (0.0,) * shape[0], sigma_data, sigma_data)
     return model_of(bridge, shape, process=process, codec=codec, conditioner=conditioner, num_classes=num_classes)
