@@ -1,6 +1,6 @@
 """The student of the emoji as a folder to publish: weights in half precision, and a card with what was measured.
 
-    python tools/publish_emoji.py --teacher runs/emoji-teacher --student runs/emoji-student --out models/emoji
+    python tools/publish_emoji.py --student runs/emoji-student --out models/emoji
 
 `benchmarks/results/emoji.json` has the figures, of `python benchmarks/words.py`.
 """
@@ -41,8 +41,6 @@ rough shape does; combinations that are in no emoji ("blue apple") often do not.
 ## How it was made
 
 {commands}
-    python benchmarks/words.py
-    python tools/publish_emoji.py
 
 On {machine}: {teacher_hours} h of the teacher and {student_hours} h of the student, of training alone, beside other work. The
 data are drawn from Google's Noto Color Emoji (SIL Open Font License 1.1) with names of the Python package `emoji`; 177 emoji
@@ -70,28 +68,37 @@ COLUMNS = {
 ROWS = {"teacher": "teacher, {steps} steps of Heun, guided", "student_2": "two steps", "student_1": "one step"}
 
 
-def commands(teacher: dict[str, Any], first: dict[str, Any] | None, student: dict[str, Any]) -> str:
-    """How the student was made, by the settings of the runs."""
+def stages(student: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """The runs that made the student, and their settings: it, the one that it was started from, and so on, the first first."""
+    settings = read_json(student / "config.json", "settings")
+    start = settings.get("start")
+    return [*(stages(Path(start)) if start else []), (student, settings)]
 
-    def trained(settings: dict[str, Any], resume: str = "") -> str:
-        iterations = settings["loop"]["iterations"]
-        return f"    trigflow train --preset emoji --out runs/emoji-teacher{resume} --loop.iterations {iterations}"
 
-    def distilled(settings: dict[str, Any], out: str, start: str = "") -> str:
-        optimizer = settings["optimizer"]
-        return (
-            f"    trigflow distill runs/emoji-teacher --preset emoji{start} --out {out} \\\n"
-            f"        --loop.iterations {settings['loop']['iterations']} --optimizer.schedule {optimizer['schedule']} "
-            f"--objective.tangent.warmup {settings['objective']['tangent']['warmup']}"
-        )
-
-    if first is None:
-        return "\n".join([trained(teacher), distilled(student, "runs/emoji-student")])
-    before = read_json(Path(first["teacher"]) / "config.json", "settings")
-    return "\n".join([
-        trained(before), distilled(first, "runs/emoji-first"),
-        trained(teacher, " --resume yes"), distilled(student, "runs/emoji-student", " --from runs/emoji-first"),
-    ])  # fmt: skip
+def commands(students: list[tuple[Path, dict[str, Any]]]) -> str:
+    """How the student was made, by the settings of the runs; a teacher that another one follows went on to become that."""
+    lines: list[str] = []
+    teacher, before = "", ""
+    for run, settings in students:
+        if settings["teacher"] != teacher:
+            iterations = read_json(Path(settings["teacher"]) / "config.json", "settings")["loop"]["iterations"]
+            resume = " --resume yes" if teacher else ""
+            lines.append(f"trigflow train --preset emoji --out runs/emoji-teacher{resume} --loop.iterations {iterations}")
+            teacher = settings["teacher"]
+        objective, optimizer = settings["objective"], settings["optimizer"]
+        told = {
+            "objective.kind": objective["kind"], "loop.iterations": settings["loop"]["iterations"],
+            "optimizer.schedule": optimizer["schedule"], "optimizer.lr": optimizer["lr"],
+            "objective.tangent.warmup": objective["tangent"]["warmup"],
+            "objective.fake-lr": objective.get("fake_lr"), "objective.lambda-vsd": objective.get("lambda_vsd"),
+        }  # fmt: skip
+        options = [f"--{name} {value}" for name, value in told.items() if value is not None]
+        start = f" --from {before}" if before else ""
+        lines.append(f"trigflow distill runs/emoji-teacher --preset emoji{start} --out runs/{run.name} \\")
+        lines += [f"    {' '.join(options[:4])} \\", f"    {' '.join(options[4:])}"]
+        before = f"runs/{run.name}"
+    lines += [f"python benchmarks/words.py --student {before}", f"python tools/publish_emoji.py --student {before}"]
+    return "\n".join(f"    {line}" for line in lines)
 
 
 def hours(run: Path, batch: int) -> float:
@@ -107,14 +114,13 @@ def hours(run: Path, batch: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--teacher", type=Path, default=Path("runs/emoji-teacher"))
     parser.add_argument("--student", type=Path, default=Path("runs/emoji-student"))
-    parser.add_argument("--first", type=Path, help="the student that it was started from, of the teacher before it went on")
     parser.add_argument("--out", type=Path, default=Path("models/emoji"))
     args = parser.parse_args()
     found = read_json(ROOT / "benchmarks" / "results" / "emoji.json", "figures")
-    runs = [run for run in (args.teacher, args.first, args.student) if run]
-    settings = {run: read_json(run / "config.json", "settings") for run in runs}
+    students = stages(args.student)
+    teacher = Path(students[-1][1]["teacher"])
+    batch = students[-1][1]["loop"]["batch_size"]
     tensors = read_tensors(check_run(args.student) / "network.safetensors", "weights")
     half = {name: value.half() if value.is_floating_point() else value for name, value in tensors.items()}
     size = sum(value.numel() * value.element_size() for value in half.values()) / 1e6
@@ -123,11 +129,11 @@ def main() -> None:
     for name, title in ROWS.items():
         cells = [f"{found['means'][name][key]:.3g}" for key in COLUMNS]
         rows.append(f"| {title.format(steps=found['teacher_steps'])} | {' | '.join(cells)} |")
-    spent = {run: hours(run, settings[run]["loop"]["batch_size"]) for run in runs}
     card = CARD.format(
         size=size, machine=machine()["processor"], figures=header + "\n".join(rows), num=found["num"],
-        commands=commands(settings[args.teacher], settings.get(args.first), settings[args.student]),
-        teacher_hours=f"{spent.pop(args.teacher):.1f}", student_hours=f"{sum(spent.values()):.1f}",
+        commands=commands(students),
+        teacher_hours=f"{hours(teacher, batch):.1f}",
+        student_hours=f"{sum(hours(run, batch) for run, _ in students):.1f}",
         seeds=", ".join(map(str, found["seeds"])), judge=found["classifier_accuracy"], colours=found["colour_judge_accuracy"],
     )  # fmt: skip
 
