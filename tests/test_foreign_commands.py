@@ -253,7 +253,8 @@ def test_nodes_for_comfyui_draw_as_the_student(student, tmp_path, monkeypatch):
 
     denoise.inner_model = types.SimpleNamespace(inner_model=types.SimpleNamespace(model_sampling=scaling))
     if not flow:  # which is how ComfyUI tells that pure noise is meant
-        assert float(sigmas[0]) >= math.tan(model.process.t_max) * (1 - 1e-5)
+        last = float(DiffusionPipeline.from_pretrained(student / "base").scheduler.alphas_cumprod[-1])
+        assert float(sigmas[0]) >= math.sqrt(1 / last - 1) * (1 - 1e-5)
     start = scaling.noise_scaling(sigmas[0], noise[0], torch.zeros_like(noise[0]), True)
     drawn = made[0](denoise, start, sigmas, noise_sampler=lambda *_: noise[1])
     ours = model.sample(1, steps=2, prompt=WORDS[0], decode=False)

@@ -239,7 +239,7 @@ def find_times(model: Model, *, steps: int | None = None, num: int = 2000, first
     """Sampling times of a student of smallest Frechet distance, by `search_times`; they become `model.times[steps]`.
 
     Args:
-        model: a student of one jump from any time; it is drawn from 16 times for two steps, 32 times more for each further one.
+        model: a student of one jump from any time; two steps draw it 16 times, more 32 times for each time that is searched.
         steps: how many evaluations a sample takes.
         num, first: measured on the `num` samples from number `first` on; those that are judged afterwards should be others.
         how: see `evaluate_model`.
@@ -249,7 +249,9 @@ def find_times(model: Model, *, steps: int | None = None, num: int = 2000, first
     """
     steps = model.default_steps() if steps is None else steps
     if model.kind == "diffusion" or model.sampling.jumps == "segments":
-        raise UserError("a search for the times of a model whose times are given; expected a student without segments; drop it")
+        raise UserError(
+            "a search for times of a model whose times are given; expected a student without segments; drop --find-times"
+        )
     before = dict(model.times)
 
     def distance(times: tuple[float, ...]) -> float:

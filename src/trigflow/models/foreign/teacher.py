@@ -142,7 +142,7 @@ def wrap(
     Raises:
         UserError: for arguments that do not go together.
     """
-    process = process_of(schedule, sigma_data)
+    process = process_of(None if predicts == "flow" else schedule, sigma_data)
     bridge = bridge_of(network, call, process, predicts, schedule, time_scale, takes=takes, null=null)
     codec = codec or Pixels(shape, (0.0,) * shape[0], sigma_data, sigma_data)
     return model_of(bridge, shape, process=process, codec=codec, conditioner=conditioner, num_classes=num_classes)
