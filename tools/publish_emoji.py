@@ -88,6 +88,7 @@ def commands(students: list[tuple[Path, dict[str, Any]]]) -> str:
         objective, optimizer = settings["objective"], settings["optimizer"]
         told = {
             "objective.kind": objective["kind"], "loop.iterations": settings["loop"]["iterations"],
+            "objective.proposal.mean": objective["proposal"]["mean"], "objective.proposal.std": objective["proposal"]["std"],
             "optimizer.schedule": optimizer["schedule"], "optimizer.lr": optimizer["lr"],
             "objective.tangent.warmup": objective["tangent"]["warmup"],
             "objective.fake-lr": objective.get("fake_lr"), "objective.lambda-vsd": objective.get("lambda_vsd"),
@@ -95,7 +96,8 @@ def commands(students: list[tuple[Path, dict[str, Any]]]) -> str:
         options = [f"--{name} {value}" for name, value in told.items() if value is not None]
         start = f" --from {before}" if before else ""
         lines.append(f"trigflow distill runs/emoji-teacher --preset emoji{start} --out runs/{run.name} \\")
-        lines += [f"    {' '.join(options[:4])} \\", f"    {' '.join(options[4:])}"]
+        parts = [" ".join(options[i : i + 3]) for i in range(0, len(options), 3)]
+        lines += [*(f"    {part} \\" for part in parts[:-1]), f"    {parts[-1]}"]
         before = f"runs/{run.name}"
     lines += [f"python benchmarks/words.py --student {before}", f"python tools/publish_emoji.py --student {before}"]
     return "\n".join(f"    {line}" for line in lines)

@@ -101,6 +101,11 @@ class Visit:
         rows, columns = (-(-size // 9) for size in sheet.shape)
         return np.stack([sheet[9 * r : 9 * r + 8, 9 * c : 9 * c + 8] for r in range(rows) for c in range(columns)])
 
+    def milliseconds(self, selector: str) -> float:
+        """A time that is shown; 0 before the first."""
+        text = self.page.inner_text(selector)
+        return 0.0 if text == "–" else float(text)
+
     def _asked_for(self, model: str) -> bool:
         return any(asked["model"] == model for asked in self.asked)
 

@@ -67,6 +67,11 @@ def shown(seen: Visit) -> Pixels:
     return seen.canvas()[..., :3]
 
 
+def near(pixels: Pixels, expected: Pixels, levels: int = 1) -> bool:
+    """Whether they differ by so many levels at most; before its first frame a canvas has another size."""
+    return pixels.shape == expected.shape and bool(np.abs(pixels.astype(int) - expected).max() <= levels)
+
+
 def file_of(text: str) -> Pixels:
     """The pixels of a file in base64, (h, w, 3)."""
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(text))).convert("RGB"))
@@ -162,7 +167,7 @@ def test_a_stroke_becomes_a_picture(visit: Open, colours: int) -> None:
     assert np.array_equal(file_of(asked["picture"]), expected)
     assert asked | {"picture": ""} == blank | {"picture": ""}
     assert not np.array_equal(before, shown(seen)) or len(seen.edits) > 2
-    seen.until(lambda: float(seen.page.inner_text("#delay")) > 0, "a time")
+    seen.until(lambda: seen.milliseconds("#delay") > 0, "a time")
     assert len(seen.sockets) == 0
     assert "seen" in seen.page.get_attribute("#stage", "class")
 
@@ -385,11 +390,11 @@ def test_a_photo(visit: Open, colours: int, how: str) -> None:
     else:
         prevented = not seen.page.evaluate(GIVE, [how, list(png(wide)), "photo.png", "image/png"])
         assert prevented
-    seen.until(lambda: np.abs(painted(seen).astype(int) - small).max() <= 1, "the middle of it, scaled")
+    seen.until(lambda: near(painted(seen), small), "the middle of it, scaled")
     settle(seen)
     open_file(seen, b"no picture at all")
     seen.until(lambda: "no picture that this browser can open" in notice(seen), "what is wrong with the file")
-    assert np.abs(painted(seen).astype(int) - small).max() <= 1
+    assert near(painted(seen), small)
     open_file(seen, png(np.full((9, 5, 3), (30, 60, 90)), "JPEG"), "photo.jpg")
     seen.until(lambda: np.abs(painted(seen).astype(int) - (30, 60, 90)).max() <= 3, "another photo, upright")
     seen.until(lambda: notice(seen) == "", "no notice")
@@ -614,7 +619,7 @@ def test_two_texts(visit: Open, colours: int) -> None:
         expected = rows(
             seen.answer("images", {k: v for k, v in seen.last().items() if k not in ("id", "taken")} | {"format": "npy"})
         )
-        seen.until(lambda: np.abs(shown(seen).astype(int) - expected).max() <= 1, f"the picture of {prompt}")
+        seen.until(lambda: near(shown(seen), expected), f"the picture of {prompt}")
 
     asks("red")
     blend = seen.page.get_by_role("button", name="Blend")

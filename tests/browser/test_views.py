@@ -64,7 +64,7 @@ def test_race(visit: Open, port: int) -> None:
     seen.settle("teacher", "second")
     for figure, model in (("first", "Student"), ("second", "Teacher")):
         assert seen.page.inner_text(f"#{figure} .name") == model
-        seen.until(lambda f=figure: float(seen.page.inner_text(f"#{f} .time")) > 0, f"the clock of the {model}")
+        seen.until(lambda f=figure: seen.milliseconds(f"#{f} .time") > 0, f"the clock of the {model}")
         assert "network" in seen.page.inner_text(f"#{figure} .part")
     seen.until(lambda: "as fast as the" in seen.page.inner_text("#verdict"), "who is faster")
     seen.slide("Steps of the teacher", "Home")
@@ -122,7 +122,7 @@ def test_a_clock_never_falls_back_to_the_time_of_the_picture_before(visit: Open,
         before = seen.last("teacher")
         seen.page.locator("#new").click()
         seen.until(lambda: seen.last("teacher") != before, "a request")
-        seen.until(lambda: float(seen.page.inner_text("#second .time")) > 300, "a time far above the last one")
+        seen.until(lambda: seen.milliseconds("#second .time") > 300, "a time far above the last one")
         drawer.release()
         seen.settle("teacher", "second")
         seen.until(lambda: clock.count() == 0, "a clock that stands")

@@ -178,7 +178,7 @@ def test_one_step_two_steps_and_the_teacher_side_by_side(visit: Open, words: int
         assert (asked["prompt"], asked["guidance"]) == ("cat", 2)
         seen.until(lambda asked=asked, figure=figure: seen.shows(asked, figure), f"the picture of {name}")
         assert seen.page.inner_text(f"#{figure} .name") == name
-        seen.until(lambda figure=figure: float(seen.page.inner_text(f"#{figure} .time")) > 0, "a time")
+        seen.until(lambda figure=figure: seen.milliseconds(f"#{figure} .time") > 0, "a time")
         assert seen.page.locator(f"#{figure} canvas").get_attribute("aria-label") == f"cat, {name}"
     seen.until(lambda: "student in 2 steps" in seen.page.inner_text("#verdict"), "who is faster")
     assert not seen.page.get_by_role("slider", name="Steps of the student").is_visible()
