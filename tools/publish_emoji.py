@@ -68,39 +68,59 @@ COLUMNS = {
 ROWS = {"teacher": "teacher, {steps} steps of Heun, guided", "student_2": "two steps", "student_1": "one step"}
 
 
-def stages(student: Path) -> list[tuple[Path, dict[str, Any]]]:
-    """The runs that made the student, and their settings: it, the one that it was started from, and so on, the first first."""
-    settings = read_json(student / "config.json", "settings")
-    start = settings.get("start")
-    return [*(stages(Path(start)) if start else []), (student, settings)]
+def stages(run: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """The runs and merges that made this one, and what is said of them; each once, after all that it stands on."""
+    if (merge := run / "merged.json").exists():
+        said = read_json(merge, "merge")
+        before = [said[name] for name in ("model", "add", "less")]
+    else:
+        said = read_json(run / "config.json", "settings")
+        before = [name for name in (said.get("teacher"), said.get("start")) if name]
+    made = [stage for name in before for stage in stages(Path(name))]
+    return [*{str(path): (path, what) for path, what in [*made, (run, said)]}.values()]
 
 
-def commands(students: list[tuple[Path, dict[str, Any]]]) -> str:
-    """How the student was made, by the settings of the runs; a teacher that another one follows went on to become that."""
+def commands(made: list[tuple[Path, dict[str, Any]]]) -> str:
+    """How the student was made, by the settings of the runs. A longer run of a teacher goes on from a copy of the last one."""
     lines: list[str] = []
-    teacher, before = "", ""
-    for run, settings in students:
-        if settings["teacher"] != teacher:
-            iterations = read_json(Path(settings["teacher"]) / "config.json", "settings")["loop"]["iterations"]
-            resume = " --resume yes" if teacher else ""
-            lines.append(f"trigflow train --preset emoji --out runs/emoji-teacher{resume} --loop.iterations {iterations}")
-            teacher = settings["teacher"]
-        objective, optimizer = settings["objective"], settings["optimizer"]
-        told = {
-            "objective.kind": objective["kind"], "loop.iterations": settings["loop"]["iterations"],
-            "objective.proposal.mean": objective["proposal"]["mean"], "objective.proposal.std": objective["proposal"]["std"],
-            "optimizer.schedule": optimizer["schedule"], "optimizer.lr": optimizer["lr"],
-            "objective.tangent.warmup": objective["tangent"]["warmup"],
-            "objective.fake-lr": objective.get("fake_lr"), "objective.lambda-vsd": objective.get("lambda_vsd"),
-        }  # fmt: skip
-        options = [f"--{name} {value}" for name, value in told.items() if value is not None]
-        start = f" --from {before}" if before else ""
-        lines.append(f"trigflow distill runs/emoji-teacher --preset emoji{start} --out runs/{run.name} \\")
-        parts = [" ".join(options[i : i + 3]) for i in range(0, len(options), 3)]
-        lines += [*(f"    {part} \\" for part in parts[:-1]), f"    {parts[-1]}"]
-        before = f"runs/{run.name}"
-    lines += [f"python benchmarks/words.py --student {before}", f"python tools/publish_emoji.py --student {before}"]
+    teachers = [path for path, said in made if "model" not in said and not said.get("teacher")]
+    teachers.sort(key=iterations)
+    for run, said in sorted(made, key=lambda stage: teachers.index(stage[0]) if stage[0] in teachers else len(teachers)):
+        out = f"--out runs/{run.name}"
+        if "model" in said:
+            model, add, less = (f"runs/{Path(said[name]).name}" for name in ("model", "add", "less"))
+            lines.append(f"python tools/merge_models.py {model} --add {add} --less {less} \\")
+            lines.append(f"    --share {said['share']:g} {out}")
+        elif run in teachers:
+            place = teachers.index(run)
+            if place:
+                lines.append(f"cp -r runs/{teachers[place - 1].name} runs/{run.name}")
+            resume = " --resume yes" if place else ""
+            lines.append(f"trigflow train --preset emoji {out}{resume} --loop.iterations {iterations(run)}")
+        else:
+            objective, optimizer = said["objective"], said["optimizer"]
+            told = {
+                "objective.kind": objective["kind"], "loop.iterations": said["loop"]["iterations"],
+                "objective.proposal.mean": objective["proposal"]["mean"],
+                "objective.proposal.std": objective["proposal"]["std"],
+                "optimizer.schedule": optimizer["schedule"], "optimizer.lr": optimizer["lr"],
+                "objective.tangent.warmup": objective["tangent"]["warmup"],
+                "objective.fake-lr": objective.get("fake_lr"), "objective.lambda-vsd": objective.get("lambda_vsd"),
+                "objective.rollouts": objective.get("rollouts"),
+            }  # fmt: skip
+            options = [f"--{name} {value}" for name, value in told.items() if value is not None]
+            start = f" --from runs/{Path(said['start']).name}" if said.get("start") else ""
+            lines.append(f"trigflow distill runs/{Path(said['teacher']).name} --preset emoji{start} {out} \\")
+            parts = [" ".join(options[i : i + 3]) for i in range(0, len(options), 3)]
+            lines += [*(f"    {part} \\" for part in parts[:-1]), f"    {parts[-1]}"]
+    last, teacher = (f"runs/{run.name}" for run in (made[-1][0], teachers[-1]))
+    lines.append(f"python benchmarks/words.py --teacher {teacher} --student {last}")
+    lines.append(f"python tools/publish_emoji.py --student {last}")
     return "\n".join(f"    {line}" for line in lines)
+
+
+def iterations(run: Path) -> int:
+    return int(read_json(run / "config.json", "settings")["loop"]["iterations"])
 
 
 def hours(run: Path, batch: int) -> float:
@@ -120,9 +140,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("models/emoji"))
     args = parser.parse_args()
     found = read_json(ROOT / "benchmarks" / "results" / "emoji.json", "figures")
-    students = stages(args.student)
-    teacher = Path(students[-1][1]["teacher"])
-    batch = students[-1][1]["loop"]["batch_size"]
+    made = stages(args.student)
+    batch = made[-1][1]["loop"]["batch_size"]
+    trained = {run: said.get("teacher") for run, said in made if "model" not in said}
+    teacher = max((run for run, of in trained.items() if not of), key=iterations)  # its log is that of the shorter one, too
     tensors = read_tensors(check_run(args.student) / "network.safetensors", "weights")
     half = {name: value.half() if value.is_floating_point() else value for name, value in tensors.items()}
     size = sum(value.numel() * value.element_size() for value in half.values()) / 1e6
@@ -133,9 +154,9 @@ def main() -> None:
         rows.append(f"| {title.format(steps=found['teacher_steps'])} | {' | '.join(cells)} |")
     card = CARD.format(
         size=size, machine=machine()["processor"], figures=header + "\n".join(rows), num=found["num"],
-        commands=commands(students),
+        commands=commands(made),
         teacher_hours=f"{hours(teacher, batch):.1f}",
-        student_hours=f"{sum(hours(run, batch) for run, _ in students):.1f}",
+        student_hours=f"{sum(hours(run, batch) for run, of in trained.items() if of):.1f}",
         seeds=", ".join(map(str, found["seeds"])), judge=found["classifier_accuracy"], colours=found["colour_judge_accuracy"],
     )  # fmt: skip
 

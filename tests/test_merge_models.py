@@ -1,0 +1,48 @@
+"""What some training taught one model, added to another, by tools/merge_models.py."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from trigflow import load
+from trigflow.runtime.files import read_json, read_tensors, write_tensors
+
+FOLDERS = Path(__file__).parent / "fixtures" / "format1"
+SCRIPT = Path(__file__).parents[1] / "tools" / "merge_models.py"
+
+
+def merge(*words: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, SCRIPT, *map(str, words)], capture_output=True, text=True, check=False)
+
+
+def test_what_was_learned_is_added(tmp_path: Path) -> None:
+    student, teacher, later = FOLDERS / "scd", FOLDERS / "teacher", tmp_path / "later"
+    shutil.copytree(teacher, later)
+    before = read_tensors(teacher / "network.safetensors", "weights")
+    generator = torch.Generator().manual_seed(0)
+    learned = {name: torch.randn(value.shape, generator=generator) for name, value in before.items()}
+    write_tensors(later / "network.safetensors", {name: value + learned[name] for name, value in before.items()})
+
+    done = merge(student, "--add", later, "--less", teacher, "--share", 0.5, "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    own = load(student).network.state_dict()
+    found = load(tmp_path / "out").network.state_dict()
+    assert found.keys() == own.keys()
+    assert any(name in learned for name in own)
+    for name, value in own.items():
+        expected = value + 0.5 * learned[name] if name in learned else value
+        torch.testing.assert_close(found[name], expected, rtol=1e-5, atol=1e-6)
+    said = read_json(tmp_path / "out" / "merged.json", "merge")
+    assert said == {"model": str(student), "add": str(later), "less": str(teacher), "share": 0.5}
+
+
+def test_two_networks_are_refused(tmp_path: Path) -> None:
+    done = merge(FOLDERS / "scd", "--add", FOLDERS / "latent", "--less", FOLDERS / "teacher", "--out", tmp_path / "out")
+    assert done.returncode == 1
+    assert "of two networks" in done.stderr
+    assert not (tmp_path / "out").exists()
