@@ -29,7 +29,8 @@ tags:
 # Emoji in one or two steps
 
 A text-to-image model of {size:.1f} MB that draws pictures of 48 x 48 pixels for a few words, made for two cores of a CPU: a
-consistency student (sCD) with the scale of guidance as an input, so that a picture takes two evaluations and no more.
+consistency student (sCD, with score distillation beside it at the end) that takes the scale of guidance as an input, so that a
+picture takes two evaluations and no more.
 
     trigflow sample models/emoji --prompt "green heart" --steps 2 --num 16 --guidance 2 --out hearts.png
     trigflow serve models/emoji --open
@@ -42,7 +43,7 @@ rough shape does; combinations that are in no emoji ("blue apple") often do not.
 
 {commands}
 
-On {machine}: {teacher_hours} h of the teacher and {student_hours} h of the student, of training alone, beside other work. The
+On {machine}: {teacher_hours} h of the teacher and {student_hours} h of the students, of training alone, beside other work. The
 data are drawn from Google's Noto Color Emoji (SIL Open Font License 1.1) with names of the Python package `emoji`; 177 emoji
 were held out of training.
 
@@ -114,6 +115,8 @@ def commands(made: list[tuple[Path, dict[str, Any]]]) -> str:
             parts = [" ".join(options[i : i + 3]) for i in range(0, len(options), 3)]
             lines += [*(f"    {part} \\" for part in parts[:-1]), f"    {parts[-1]}"]
     last, teacher = (f"runs/{run.name}" for run in (made[-1][0], teachers[-1]))
+    if read_json(made[-1][0] / "model.json", "model")["times"]:
+        lines.append(f"trigflow evaluate {last} --num 590 --steps 2 --guidance 2 --find-times")
     lines.append(f"python benchmarks/words.py --teacher {teacher} --student {last}")
     lines.append(f"python tools/publish_emoji.py --student {last}")
     return "\n".join(f"    {line}" for line in lines)
@@ -123,8 +126,9 @@ def iterations(run: Path) -> int:
     return int(read_json(run / "config.json", "settings")["loop"]["iterations"])
 
 
-def hours(run: Path, batch: int) -> float:
+def hours(run: Path) -> float:
     """Of training, from the pictures a second in its log."""
+    batch = read_json(run / "config.json", "settings")["loop"]["batch_size"]
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     known = {line["iteration"]: line["images_per_second"] for line in lines if "images_per_second" in line}
     before, seconds = 0, 0.0
@@ -141,7 +145,6 @@ def main() -> None:
     args = parser.parse_args()
     found = read_json(ROOT / "benchmarks" / "results" / "emoji.json", "figures")
     made = stages(args.student)
-    batch = made[-1][1]["loop"]["batch_size"]
     trained = {run: said.get("teacher") for run, said in made if "model" not in said}
     teacher = max((run for run, of in trained.items() if not of), key=iterations)  # its log is that of the shorter one, too
     tensors = read_tensors(check_run(args.student) / "network.safetensors", "weights")
@@ -155,8 +158,8 @@ def main() -> None:
     card = CARD.format(
         size=size, machine=machine()["processor"], figures=header + "\n".join(rows), num=found["num"],
         commands=commands(made),
-        teacher_hours=f"{hours(teacher, batch):.1f}",
-        student_hours=f"{sum(hours(run, batch) for run, of in trained.items() if of):.1f}",
+        teacher_hours=f"{hours(teacher):.1f}",
+        student_hours=f"{sum(hours(run) for run, of in trained.items() if of):.1f}",
         seeds=", ".join(map(str, found["seeds"])), judge=found["classifier_accuracy"], colours=found["colour_judge_accuracy"],
     )  # fmt: skip
 
