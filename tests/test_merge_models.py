@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from trigflow import load
@@ -41,8 +42,28 @@ def test_what_was_learned_is_added(tmp_path: Path) -> None:
     assert said == {"model": str(student), "add": str(later), "less": str(teacher), "share": 0.5}
 
 
-def test_two_networks_are_refused(tmp_path: Path) -> None:
-    done = merge(FOLDERS / "scd", "--add", FOLDERS / "latent", "--less", FOLDERS / "teacher", "--out", tmp_path / "out")
-    assert done.returncode == 1
-    assert "of two networks" in done.stderr
+@pytest.mark.parametrize(
+    ("folders", "share", "said"),
+    [
+        (("scd", "latent", "teacher"), "1", "--add and --less are of two networks"),
+        (("latent", "teacher", "teacher"), "1", "the model is of another network"),
+        (("scd", "teacher", "nowhere"), "1", "nowhere"),
+        (("scd", "teacher", "teacher"), "nan", "share"),
+    ],
+)
+def test_what_cannot_be_merged(tmp_path: Path, folders: tuple[str, ...], share: str, said: str) -> None:
+    model, add, less = (FOLDERS / name for name in folders)
+    done = merge(model, "--add", add, "--less", less, "--share", share, "--out", tmp_path / "out")
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_run_is_not_replaced(tmp_path: Path) -> None:
+    kept = tmp_path / "kept.txt"
+    kept.write_text("mine", encoding="utf-8")
+    done = merge(FOLDERS / "scd", "--add", FOLDERS / "teacher", "--less", FOLDERS / "teacher", "--out", tmp_path)
+    assert done.returncode == 2
+    assert "is there already" in done.stderr
+    assert list(tmp_path.iterdir()) == [kept]
