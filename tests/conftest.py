@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 os.environ["OMP_NUM_THREADS"] = "1"  # for PyTorch: the tensors are tiny, and more threads only wait for each other
+os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")  # inductor need not try out what the processor says that it has
 hypothesis.settings.register_profile("suite", deadline=None)  # a busy machine may pause anywhere
 hypothesis.settings.load_profile("suite")
 signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start background jobs, and their children, without it

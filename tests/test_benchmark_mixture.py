@@ -39,7 +39,8 @@ def test_a_choice_is_as_good_within_the_noise(mixture: ModuleType) -> None:
         runs = {"sCD": scd, "self": (own,)}
         return {
             "students": {
-                name: [{"distance": {"1": d, "2": 1.0}, "seconds": 1.0} for d in found] for name, found in runs.items()
+                name: [{"distance": {"1": d, "2": 1.0}, "iterations": 9, "seconds": 1.0} for d in found]
+                for name, found in runs.items()
             }
         }
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import runpy
 import shutil
-import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from conftest import Result, typed
 from trigflow import load
 from trigflow.runtime.files import read_json, read_tensors, write_tensors
 
@@ -17,11 +19,16 @@ FOLDERS = Path(__file__).parent / "fixtures" / "format1"
 SCRIPT = Path(__file__).parents[1] / "tools" / "merge_models.py"
 
 
-def merge(*words: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, SCRIPT, *map(str, words)], capture_output=True, text=True, check=False)
+@pytest.fixture
+def merge(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    def script(words: list[str]) -> None:
+        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *words])
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+
+    return typed(script, capsys)
 
 
-def test_what_was_learned_is_added(tmp_path: Path) -> None:
+def test_what_was_learned_is_added(merge: Callable[..., Result], tmp_path: Path) -> None:
     student, teacher, later = FOLDERS / "scd", FOLDERS / "teacher", tmp_path / "later"
     shutil.copytree(teacher, later)
     before = read_tensors(teacher / "network.safetensors", "weights")
@@ -30,7 +37,7 @@ def test_what_was_learned_is_added(tmp_path: Path) -> None:
     write_tensors(later / "network.safetensors", {name: value + learned[name] for name, value in before.items()})
 
     done = merge(student, "--add", later, "--less", teacher, "--share", 0.5, "--out", tmp_path / "out")
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.err
     own = load(student).network.state_dict()
     found = load(tmp_path / "out").network.state_dict()
     assert found.keys() == own.keys()
@@ -51,19 +58,21 @@ def test_what_was_learned_is_added(tmp_path: Path) -> None:
         (("scd", "teacher", "teacher"), "nan", "share"),
     ],
 )
-def test_what_cannot_be_merged(tmp_path: Path, folders: tuple[str, ...], share: str, said: str) -> None:
+def test_what_cannot_be_merged(
+    merge: Callable[..., Result], tmp_path: Path, folders: tuple[str, ...], share: str, said: str
+) -> None:
     model, add, less = (FOLDERS / name for name in folders)
     done = merge(model, "--add", add, "--less", less, "--share", share, "--out", tmp_path / "out")
-    assert done.returncode == 2
-    assert said in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+    assert done.code == 2
+    assert said in done.err
+    assert len(done.err.splitlines()) == 1
     assert not (tmp_path / "out").exists()
 
 
-def test_a_run_is_not_replaced(tmp_path: Path) -> None:
+def test_a_run_is_not_replaced(merge: Callable[..., Result], tmp_path: Path) -> None:
     kept = tmp_path / "kept.txt"
     kept.write_text("mine", encoding="utf-8")
     done = merge(FOLDERS / "scd", "--add", FOLDERS / "teacher", "--less", FOLDERS / "teacher", "--out", tmp_path)
-    assert done.returncode == 2
-    assert "is there already" in done.stderr
+    assert done.code == 2
+    assert "is there already" in done.err
     assert list(tmp_path.iterdir()) == [kept]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,7 @@ ALL = [
     "time-embedding",
     "tangent-end",
     "learning-rate",
+    "tangent-constant",
     "adaptive-weight",
 ]
 ALL += ["ema-short", "ema-long", "data-scale"]
@@ -87,7 +89,7 @@ def test_a_sound_student_has_nothing(student: Trained) -> None:
 
 
 def test_a_sound_teacher_has_nothing(teacher: Trained) -> None:
-    tangents = ["time-embedding", "tangent-end"]
+    tangents = ["time-embedding", "tangent-end", "tangent-constant"]
     expected = {"found": [], "sound": [name for name in ALL if name not in tangents], "not seen": tangents}
     assert names(examine(teacher[1])) == expected
 
@@ -172,6 +174,18 @@ def test_a_teacher_whose_learning_rate_is_too_high(tmp_path: Path) -> None:
     found = diagnosed(tmp_path)
     assert "learning-rate" in found
     assert "raise optimizer.warmup (now 30)" in found["learning-rate"].remedy
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+def test_a_constant_larger_than_the_tangents(weighted: bool, teacher: Trained, tmp_path: Path) -> None:
+    train(tmp_path, {**STUDENT, "objective.tangent.c": 30.0, "objective.adaptive_weight": weighted}, teacher[0])
+    found = diagnosed(tmp_path)
+    assert ("tangent-constant" in found) == weighted
+    if weighted:
+        norm = 8 * statistics.median(line["tangent_norm"] for line in read_record(tmp_path).late)  # of 64 pixels
+        share = float(found["tangent-constant"].evidence.split()[6])
+        assert share == pytest.approx(30 / (30 + norm), rel=0.05)
+        assert "objective.tangent.c (now 30)" in found["tangent-constant"].remedy
 
 
 def test_a_weighting_that_explodes(tmp_path: Path) -> None:

@@ -160,6 +160,8 @@ GROWN = 1.5
 """Growth of a tangent or error that is no noise of a median."""
 HARM = 1.2
 """Inconsistency of a student over that of its start: training should lower it."""
+OUTWEIGHED = 0.5
+"""Share of c in ||g|| + c: a twentieth in runs on images."""
 FLAT = 0.1
 """Share of the range of -log e(t) that a working w(t) covers at least."""
 UNEVEN = math.log(1.5)
@@ -314,6 +316,29 @@ def _rising_error(record: RunRecord, remedy: str) -> Outcome:
     if late <= GROWN * lowest:
         return Sound(said)
     return Diagnosis("The learning rate is too high.", _sentence([said]), remedy)
+
+
+@check("tangent-constant")
+def constant_outweighs_tangent(record: RunRecord) -> Outcome:
+    """Of `g / (||g|| + c)` the length is near 1 at all times while c is small beside `||g||`, which grows with the root of the
+    data's dimensions. Where c outweighs it, w(t) weighs those times most where the tangent is smallest already, and the others
+    drift: trainings in the plane end far away with the published c = 0.1 (benchmarks/mixture.py)."""
+    objective, shaped, tangent = record.config.objective, record.value("loss"), record.value("tangent_norm")
+    if not record.student or not isinstance(objective, StudentObjective) or objective.tangent.mode != "normalize":
+        return NotSeen("only sct, scd and scd-vsd have a tangent, and this run may not normalize it")
+    c, warmup = objective.tangent.c, objective.tangent.warmup
+    if not shaped or not tangent or record.late[0]["iteration"] < warmup:
+        return NotSeen(f"the log has no tangent, or the tangent warmup of {warmup} iterations is not over; look again later")
+    sum_of_both = tangent / math.sqrt(shaped)  # both are root mean squares over a sample: its dimensions cancel
+    seen = f"the constant c = {c:g} is {c / sum_of_both:.2g} of ||g|| + c"
+    if c <= OUTWEIGHED * sum_of_both or not objective.learns_weight:
+        return Sound(seen)
+    return Diagnosis(
+        "The constant of normalized tangents is larger than they are, and misleads the adaptive weighting.",
+        _sentence([seen]),
+        f"Lower objective.tangent.c (now {c:g}): the published 0.1 is for images of thousands of numbers; for D numbers "
+        "0.1 sqrt(D / 3072), or switch objective.adaptive-weight off.",
+    )
 
 
 @check("adaptive-weight")
