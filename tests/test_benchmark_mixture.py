@@ -60,12 +60,26 @@ def test_it_runs_and_adds_seeds(mixture: ModuleType, tmp_path: Path) -> None:
     assert set(result["by_seed"]) == {"0", "1"}
     assert set(result["summary"]) == {"sCD", "self, semigroup", "rollouts"}
     assert [len(row["1"]["each"]) for row in result["summary"].values()] == [4, 2, 2]
+    assert [row["iterations"] for row in result["summary"].values()] == [3, 48, 12]
     assert result["machine"]["threads"] == 1
+    kept = result["by_seed"]["0"]["students"]["rollouts"]
+    assert mixture.main([*brief, "--seeds", "0", "--add", "--choices", "sCD, c = 0.1"]) == 0
+    result = json.loads(out.read_text())
+    assert set(result["summary"]) == {"sCD", "self, semigroup", "rollouts", "sCD, c = 0.1"}
+    assert result["by_seed"]["0"]["students"]["rollouts"] == kept
+    other = tmp_path / "equal.json"
+    equal = ["--equal", "--choices", "self", "--seeds", "0", "--iterations", "3", "--samples", "50", "--json", str(other)]
+    assert mixture.main(equal) == 0
+    assert json.loads(other.read_text())["summary"]["self"]["iterations"] == 3
     with pytest.raises(SystemExit):
         mixture.main([*brief, "--samples", "60", "--add"])
 
 
-def test_the_committed_results_are_of_every_choice(mixture: ModuleType) -> None:
-    result = json.loads((SCRIPT.parent / "results" / "mixture.json").read_text())
+@pytest.mark.parametrize("name", ["mixture", "mixture-equal"])
+def test_the_committed_results_are_of_every_choice(mixture: ModuleType, name: str) -> None:
+    result = json.loads((SCRIPT.parent / "results" / f"{name}.json").read_text())
     assert set(result["summary"]) == {"sCD", *mixture.CHOICES}
     assert all(len(row["1"]["each"]) >= 3 for row in result["summary"].values())
+    longer = {} if result["settings"]["equal"] else mixture.LONGER
+    for choice, row in result["summary"].items():
+        assert row["iterations"] == longer.get(choice, 1) * result["settings"]["iterations"]

@@ -145,11 +145,11 @@ class Muon(torch.optim.Optimizer):
                     torch.where(bad, mine, mine.lerp(gradient, 1 - momentum), out=mine)
             mixed = torch._foreach_lerp(gradients, averages, momentum)
             directions = [whole(from_piece(x, p) if is_sharded(p) else x).flatten(1) for x, p in zip(mixed, alike, strict=True)]
-            updates = self.turn(torch.stack(directions))
-            rows = [piece(cut_like(update.reshape(p.shape), p)) for p, update in zip(alike, updates, strict=True)]
-            weights, kept = [piece(p) for p in alike], 1 - lr * group["weight_decay"]
+            updates, kept = self.turn(torch.stack(directions)), 1 - lr * group["weight_decay"]
             if bad is not None:
-                rows, kept = [torch.where(bad, 0.0, x) for x in rows], torch.where(bad, 1.0, kept)
+                updates, kept = torch.where(bad, 0.0, updates), torch.where(bad, 1.0, kept)
+            rows = [piece(cut_like(update.reshape(p.shape), p)) for p, update in zip(alike, updates, strict=True)]
+            weights = [piece(p) for p in alike]
             if group["weight_decay"]:
                 torch._foreach_mul_(weights, kept)
             torch._foreach_add_(weights, rows, alpha=-0.2 * lr * math.sqrt(max(shape)))
