@@ -71,8 +71,13 @@ CHOICES: dict[str, dict[str, Any]] = {
     "rollouts": {"kind": "scd-vsd", "rollouts": 4, "fake_weighting": "sine", "fake_lr": 1e-3, "lambda_vsd": 0.03},
 }
 """The settings that make a choice, all others being the library's."""
-OTHERS: dict[str, dict[str, Any]] = {"sCD, c = 0.1": {"kind": "scd", "c": 0.1}}
-"""Measured where they are named (`--choices "sCD, c = 0.1" --iterations 6000`): no choice, but why there is CONSTANT."""
+OTHERS: dict[str, dict[str, Any]] = {
+    "sCD, c = 0.1": {"kind": "scd", "c": 0.1},
+    "rollouts, slow fake score": CHOICES["rollouts"] | {"fake_lr": None, "lambda_vsd": 0.1},
+    "rollouts, fast fake score": CHOICES["rollouts"] | {"lambda_vsd": 0.1},
+}
+"""Measured where they are named: no choices, but why there is CONSTANT (`--choices "sCD, c = 0.1" --iterations 6000`), and why
+the fake score learns faster than the student."""
 LONGER = {
     "any jumps": 4, "Lagrangian": 8, "semigroup": 16, "self": 8, "self, Lagrangian": 16, "self, semigroup": 16,
     "semi-continuous": 4, "rollouts": 4,
