@@ -161,7 +161,7 @@ GROWN = 1.5
 HARM = 1.2
 """Inconsistency of a student over that of its start: training should lower it."""
 OUTWEIGHED = 10.0
-"""Factor between the largest and the smallest e(t) of normalized tangents: 1.2 on digits, 300 in the plane with c = 0.1."""
+"""Factor between the largest and the smallest e(t) of normalized tangents, which is near 1 where c is small."""
 FLAT = 0.1
 """Share of the range of -log e(t) that a working w(t) covers at least."""
 UNEVEN = math.log(1.5)
@@ -326,7 +326,7 @@ def constant_outweighs_tangent(record: RunRecord) -> Outcome:
     (benchmarks/mixture.py)."""
     objective, error = record.config.objective, record.by_time("loss_by_time")
     if not record.student or not isinstance(objective, StudentObjective) or objective.tangent.mode != "normalize":
-        return NotSeen("only sct, scd and scd-vsd have a tangent, and this run may not normalize it")
+        return NotSeen("only sct, scd and scd-vsd have a tangent that is normalized, with objective.tangent.mode normalize")
     c, warmup = objective.tangent.c, objective.tangent.warmup
     errors = [value for value in error or [] if value]
     if not errors or record.late[0]["iteration"] < warmup:
