@@ -39,6 +39,19 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     gc.enable()
 
 
+full_collections = 0
+
+
+def pytest_runtest_logfinish() -> None:
+    """The same for what tests import and share: again after each test that brought a search through all of very much."""
+    global full_collections
+    if gc.get_stats()[2]["collections"] > full_collections:
+        if len(gc.get_objects(generation=2)) > 100_000:
+            gc.collect()
+            gc.freeze()
+        full_collections = gc.get_stats()[2]["collections"]
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say in one line what was left out for want of a browser."""
     skipped = [report for report in terminalreporter.stats.get("skipped", []) if "tests/browser/" in report.nodeid]

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import gc
 import io
 import itertools
 import operator
@@ -49,6 +50,8 @@ def main(args: list[str] | None = None, commands: Mapping[str, type[Command]] = 
         commands: by name; one alone is not named on the command line.
         prog: what is typed before it.
     """
+    if args is None:
+        gc.freeze()  # nothing that was imported will be garbage
     given = list(sys.argv[1:] if args is None else args)
     process = ""
     try:
