@@ -143,6 +143,14 @@ def test_what_cannot_be_parsed(args: list[str], cli: Cli, tmp_path: Path, monkey
     assert list(tmp_path.iterdir()) == []
 
 
+def test_settings_of_another_objective(cli: Cli, tmp_path: Path) -> None:
+    result = cli("train", "--out", tmp_path / "run", "--preset", "digits", "--objective.tangent.c", "0.2")
+    assert result.code == 2
+    assert "trigflow train --objective.kind diffusion --help" in result.err
+    assert result.err.lower().count("unrecognized options") == 1
+    assert not (tmp_path / "run").exists()
+
+
 # The demo, as a user runs it -----------------------------------------------------------------------------------------
 
 

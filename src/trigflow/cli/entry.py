@@ -150,16 +150,19 @@ def _parse(given: list[str], known: Mapping[str, type[Command]] = COMMANDS, prog
             )
     except SystemExit as stop:
         if stop.code == 2:
-            typed = [prog, *(word for word in given[:1] if word in known)]
-            raise UserError(_one_line(printed.getvalue(), " ".join(typed))) from None
+            typed = " ".join([prog, *(word for word in given[:1] if word in known)])
+            if defaults and any(word.startswith("--objective.") for word in given):
+                typed += f" --objective.kind {recipe.objective.kind}"  # the objective that these settings have to be of
+            raise UserError(_one_line(printed.getvalue(), typed)) from None
         raise
     return command
 
 
 def _one_line(box: str, command: str) -> str:
-    """The error that tyro draws as a box of several lines, in one: its text up to the first rule."""
+    """The error that tyro draws as a box of several lines, in one: its text between the first rules."""
     title, *lines = [line.strip("╭╮╰╯│─ ") for line in box.splitlines()]
-    text = f"{title.lower()}: {' '.join(itertools.takewhile(bool, lines))}"
+    inner = itertools.dropwhile(operator.not_, (line if line.strip("-") else "" for line in lines))
+    text = f"{title.lower()}: {' '.join(itertools.takewhile(bool, inner)).removeprefix(title + ': ')}"
     return f"{text.rstrip('.:')}; expected options as in '{command} --help'; correct the command line"
 
 
