@@ -69,6 +69,14 @@ def no_power_cut() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What trigflow remembers of data is kept beside what pytest remembers, and not in the user's cache folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRIGFLOW_CACHE", str(request.config.cache.mkdir("trigflow")))
+        yield
+
+
 @dataclasses.dataclass
 class Result:
     """What a command left behind."""

@@ -26,7 +26,7 @@ def data():
 
 @pytest.fixture(scope="module")
 def others():
-    """Those held out, remembered with the others: a cache folder of a test's own would have all drawn anew."""
+    """Those held out, remembered with the others: the cache folder of a single test would have all drawn anew."""
     return open_emoji(held_out=True)
 
 
