@@ -15,7 +15,7 @@ import torch
 from training.tiny import all_digits, digits, tiny_trainer
 from trigflow.data import ImageDataset
 from trigflow.evaluation import evaluate, feature_extractor
-from trigflow.evaluation.evaluate_model import evaluate_model, evaluations, find_times, make_reference, score
+from trigflow.evaluation.evaluate_model import _real_images, evaluate_model, evaluations, find_times, make_reference, score
 from trigflow.models.model import Model, load
 from trigflow.runtime.errors import UserError
 from trigflow.samplers import nfe
@@ -137,15 +137,30 @@ def test_what_cannot_be_evaluated(arguments: dict[str, Any], message: str, stude
     assert "\n" not in str(caught.value)
 
 
-def test_times_are_those_of_the_smallest_distance(student_folder: Path) -> None:
-    model = load(student_folder, "cpu")
+def test_times_are_those_of_the_smallest_distance(student_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, looked_at = load(student_folder, "cpu"), []
     how: dict[str, Any] = {"num": 40, "features": "pixels", "first": 7}
-    times = find_times(model, steps=2, **how)
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "trigflow.evaluation.evaluate_model._real_images", lambda *args: looked_at.append(1) or _real_images(*args)
+        )
+        times = find_times(model, steps=2, **how)
+    assert len(looked_at) == 1
     assert model.times == {2: times}
     found = evaluate_model(model, steps=2, **how)["fd"]
     for middle in (0.3, 1.1, 1.45):
         model.times[2] = (times[0], middle)
         assert found <= evaluate_model(model, steps=2, **how)["fd"] * 1.01
+
+
+def test_what_is_known_of_the_data_changes_no_number(student: Model) -> None:
+    how: dict[str, Any] = {"num": 40, "features": "pixels", "steps": 1}
+    known: list[Any] = []
+    first, again, alone = (evaluate_model(student, **how, **more) for more in ({"known": known}, {"known": known}, {}))
+    assert len(known) > 0
+    for result in (first, again, alone):
+        del result["samples_per_second"]
+    assert first == again == alone
 
 
 def test_a_failed_search_leaves_the_times(student_folder: Path, teacher: Model) -> None:

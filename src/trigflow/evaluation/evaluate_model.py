@@ -118,6 +118,7 @@ def evaluate_model(
     repeat: int = 1,
     batch_size: int = 256,
     clip: str | None = None,
+    known: list[Any] | None = None,
 ) -> dict[str, Any]:
     """Frechet distance, precision, recall, density and coverage of `num` samples against the model's data set.
 
@@ -140,6 +141,7 @@ def evaluate_model(
         repeat: measure so many sets of `num` samples, one after another in the numbering, and take the one of lowest distance.
         batch_size: samples drawn together.
         clip: folder or id of a CLIP model, for the score of pictures and their captions; see `ClipScore`.
+        known: empty at first; keeps what a call found out about the data, for further calls that compare with the same.
 
     Returns:
         fd, fd_real (real against real, the floor of fd), precision, recall, density, coverage, nfe, num, samples_per_second,
@@ -170,27 +172,30 @@ def evaluate_model(
     }  # fmt: skip
     drawn = processes.agree(lambda: model.sample(1, first=first, seed=seed, **sampling))  # what is wrong is said at once
     one = model.codec.pictures(drawn)
-    captions: list[str] = []
+    known = [] if known is None else known
 
     def extractor_of(name: str) -> nn.Module:
         return processes.one_first(lambda: feature_extractor(name, weights, show).to(model.device))
 
-    def stream(images: Images, count: int, bar: str) -> Iterator[Tensor]:
+    def stream(images: Images, count: int, extractor: nn.Module, bar: str) -> Iterator[Tensor]:
         shown = bar if progress else None
         return stream_features(images, count, extractor, batch_size=batch_size, processes=processes, progress=shown)
 
-    if reference is None:
+    def known_data() -> tuple[ReferenceStatistics, nn.Module, dict[str, Any], list[str]]:
         dataset = processes.agree(lambda: _real_images(model, one, data, show))
         name = default_features(dataset.name) if features == "auto" else features
         extractor, everything = extractor_of(name), torch.arange(len(dataset))
-        batches = stream(lambda i, j: _pictures(model, dataset.batch(everything[i:j])[0]), len(dataset), "features of the data")
-        statistics, kept = gather(batches, keep=True)
+
+        def pictures(start: int, stop: int) -> Tensor:
+            return _pictures(model, dataset.batch(everything[start:stop])[0])
+
+        statistics, kept = gather(stream(pictures, len(dataset), extractor, "features of the data"), keep=True)
         real = ReferenceStatistics(statistics, kept, None if kept is None else half_distance(kept), name, dataset.name)
-        sampling["conditions"] = (
-            dataset.read_as(model.conditioner).read_by(null(model.network)).said(everything, model.conditioner.inputs)
-        )
-        captions = [] if dataset.captions is None else dataset.captions.of_samples(everything)
-    else:
+        said = dataset.read_as(model.conditioner).read_by(null(model.network)).said(everything, model.conditioner.inputs)
+        texts = [] if dataset.captions is None else dataset.captions.of_samples(everything)
+        return real, extractor, {"conditions": said}, texts
+
+    def known_statistics(reference: str | Path) -> tuple[ReferenceStatistics, nn.Module, dict[str, Any], list[str]]:
         real = processes.agree(lambda: read_reference(reference, None if features == "auto" else features))
         extractor, expected = extractor_of(real.extractor), len(real.statistics.mean)
         if (found := extract(extractor, one).shape[1]) != expected:
@@ -198,7 +203,13 @@ def evaluate_model(
                 f"reference '{reference}' of {expected} features for '{real.extractor}' of {found}; expected the same; "
                 "choose --features, or another file"
             )
-    compare = _comparison(model, real, processes)
+        return real, extractor, {}, []
+
+    if not known:
+        found = known_data() if reference is None else known_statistics(reference)
+        known += [*found, _comparison(model, found[0], processes)]
+    real, extractor, told, captions, compare = known
+    sampling |= told
     if clip is not None and not captions:
         raise UserError("a CLIP score without captions; expected data with captions; drop --clip, or pass --data")
     judge = None if clip is None else processes.one_first(lambda: ClipScore(clip).to(model.device))
@@ -217,7 +228,7 @@ def evaluate_model(
 
     results = []
     for begin in range(first, first + repeat * num, num):
-        batches = stream(functools.partial(draw, begin), num, "sampling")
+        batches = stream(functools.partial(draw, begin), num, extractor, "sampling")
         results.append({**compare(batches), "seeds": f"{begin}-{begin + num - 1}"})
     best = min(results, key=lambda result: float(result["fd"]))
     seeds = best.pop("seeds")
@@ -252,11 +263,11 @@ def find_times(model: Model, *, steps: int | None = None, num: int = 2000, first
         raise UserError(
             "a search for times of a model whose times are given; expected a student without segments; drop --find-times"
         )
-    before = dict(model.times)
+    before, known = dict(model.times), list[Any]()
 
     def distance(times: tuple[float, ...]) -> float:
         model.times[steps] = times
-        return float(evaluate_model(model, steps=steps, num=num, first=first, **how)["fd"])
+        return float(evaluate_model(model, steps=steps, num=num, first=first, known=known, **how)["fd"])
 
     try:
         upper = min(1.5, model.process.t_max - 0.05)  # of a schedule of DDPM, t_max may be less
