@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import gc
+import importlib
 import json
 import os
 import shutil
@@ -21,6 +23,7 @@ import torch
 from PIL import Image
 
 import programs
+import trigflow.cli
 from trigflow.cli import entry as cli_module
 from trigflow.cli.commands import COMMANDS
 from trigflow.cli.training import Info
@@ -73,6 +76,16 @@ def test_dry_shows_the_settings_of_a_machine_with_another_device(cli: Cli, tmp_p
     result = cli("train", "--preset", "digits", "--loop.device", "mps", "--dry", "--out", tmp_path / "run")
     assert (result.code, result.err) == (0, "")
     assert "mps" in result.out
+
+
+@pytest.mark.parametrize("collecting", [True, False])
+def test_garbage_is_collected_after_the_import_as_before(collecting: bool) -> None:
+    (gc.enable if collecting else gc.disable)()
+    try:
+        importlib.reload(trigflow.cli)
+        assert gc.isenabled() == collecting
+    finally:
+        gc.enable()
 
 
 def test_the_version(cli: Cli) -> None:

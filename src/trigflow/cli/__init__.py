@@ -2,11 +2,12 @@
 
 import gc
 
-collecting = gc.isenabled()
-gc.disable()  # to look for garbage among what is imported takes a third of the time until `trigflow --help` answers
-from trigflow.cli.entry import main  # noqa: E402
-
-if collecting:
-    gc.enable()
+_collecting = gc.isenabled()
+gc.disable()  # what is being imported stays: to look for garbage in it takes a good part of the time until a command starts
+try:
+    from trigflow.cli.entry import main
+finally:
+    if _collecting:
+        gc.enable()
 
 __all__ = ["main"]
