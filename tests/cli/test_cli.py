@@ -23,7 +23,6 @@ import torch
 from PIL import Image
 
 import programs
-import trigflow.cli
 from trigflow.cli import entry as cli_module
 from trigflow.cli.commands import COMMANDS
 from trigflow.cli.training import Info
@@ -82,7 +81,7 @@ def test_dry_shows_the_settings_of_a_machine_with_another_device(cli: Cli, tmp_p
 def test_garbage_is_collected_after_the_import_as_before(collecting: bool) -> None:
     (gc.enable if collecting else gc.disable)()
     try:
-        importlib.reload(trigflow.cli)
+        importlib.reload(importlib.import_module("trigflow.cli"))
         assert gc.isenabled() == collecting
     finally:
         gc.enable()
