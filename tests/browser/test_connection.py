@@ -100,7 +100,7 @@ def test_a_frame_that_fails_is_told_and_tried_again(visit: Open, app: FastAPI, d
 
 
 def test_an_idle_page_sleeps_and_wakes(visit: Open, drawer: StubDrawer) -> None:
-    limits = Limits(stream_idle_seconds=0.5)
+    limits = Limits(stream_idle_seconds=2)
     with running(create_app([offer_of(student(), limits, drawer)], limits)) as port:
         seen = visit(port)
         seen.settle()
