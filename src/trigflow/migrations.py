@@ -10,6 +10,7 @@ kind       file                                                       format
 `model`    `model.json`: all that drawing needs                         2
 `report`   `report.json`, `convert.json`, figures of an evaluation      1
 `latents`  the entry `latents` in the `dataset.json` of an archive      1
+`cache`    `cache.json`, what latents and text features were made with  1
 =========  =========================================================  ======
 
 Checkpoints have a number of their own in `state.json`, and the `model` in it has that of `model.json`.
@@ -58,7 +59,10 @@ def migrated(kind: str, raw: Any, what: str, **beside: Any) -> dict[str, Any]:
             f"{what} has format {found}, written by trigflow {version}; expected at most {FORMATS[kind]}, all that trigflow "
             f"{__version__} reads; update trigflow to {version}"
         )
-    check_loaded(raw.get("plugins", ()), what)
+    plugins = raw.get("plugins", [])
+    if not isinstance(plugins, list) or not all(isinstance(one, Mapping) for one in plugins):
+        raise UserError(f"{what} has plugins {plugins!r}; expected a list of tables; restore the file as trigflow wrote it")
+    check_loaded(plugins, what)
     content = dict(raw)
     for step in range(found, FORMATS[kind]):
         content = STEPS[kind, step](content, **beside)
