@@ -19,8 +19,12 @@ from torch import Tensor, nn
 from trigflow.conditions import check_told, in_order
 from trigflow.networks.layers import ConditioningLinear, check_setting, full_precision, zero_bias
 from trigflow.networks.text import Context, TextConfig, TextEncoder, read_text
+from trigflow.process import HALF_PI
 
 C = TypeVar("C", bound="NetworkConfig")
+
+LOG_TIMES = (1e-4, HALF_PI - 1e-7)
+"""Times between which `log(sd tan t)` says something: below are a trace of noise, above float32 has no number below pi/2."""
 
 
 class PositionalEmbedding(nn.Module):
@@ -65,8 +69,12 @@ class FourierEmbedding(nn.Module):
 
 
 def c_noise(t: Tensor, time_map: Literal["identity", "log"], sigma_data: float) -> Tensor:
-    """What the network is told of the time t: t itself, or EDM's `log(sd tan t) / 4`. Shapes: `(b,)` to `(b,)`."""
-    return torch.log(sigma_data * torch.tan(t)) / 4 if time_map == "log" else t
+    """What the network is told of the time t: t itself, or EDM's `log(sd tan t) / 4`. Shapes: `(b,)` to `(b,)`.
+
+    The logarithm is that of the nearest time in `LOG_TIMES`: a jump may end at 0, and the float32 number nearest to pi/2 lies
+    beyond it.
+    """
+    return t if time_map == "identity" else torch.log(sigma_data * torch.tan(t.clamp(*LOG_TIMES))) / 4
 
 
 class ScalarEmbedding(ConditioningLinear):
