@@ -9,6 +9,10 @@ from trigflow.conditions import check_declared, in_order, takes
 from trigflow.networks.embeddings import ConditioningConfig, NetworkConfig
 from trigflow.runtime.errors import UserError
 
+DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+DROPPING = (nn.MultiheadAttention, nn.RNNBase)
+"""Layers of PyTorch with dropout of their own, of probability `dropout`."""
+
 
 @dataclass(frozen=True)
 class CustomConfig(NetworkConfig):
@@ -54,10 +58,11 @@ def describe(network: nn.Module, num_classes: int, guided: bool) -> CustomConfig
             f"{'guidance scales' if guided else 'no guidance scales'}; expected both or neither; set objective.guidance_max to "
             "1, or above 1 for a network that takes guidance"
         )
-    dropout = max((m.p for m in network.modules() if isinstance(m, nn.Dropout)), default=0.0)
+    rates = [m.p if isinstance(m, DROPOUT) else m.dropout for m in network.modules() if isinstance(m, (*DROPOUT, *DROPPING))]
     classes = num_classes if "label" in takes(network) else 0
     return CustomConfig(
-        dropout=dropout, conditioning=ConditioningConfig(num_classes=classes, takes=in_order(takes(network) - {"label"}))
+        dropout=max(rates, default=0.0),
+        conditioning=ConditioningConfig(num_classes=classes, takes=in_order(takes(network) - {"label"})),
     )
 
 
