@@ -1,7 +1,7 @@
 """A network of the user's own: any module `F(x_t / sd, t, **conditions)`, trained and loaded from Python."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar, NoReturn
+from typing import ClassVar
 
 from torch import nn
 
@@ -35,9 +35,6 @@ class Custom(nn.Module):
             "the network is a module of your own; expected the module itself; use Python and pass it: "
             "Trainer(..., network=module), load(folder, network=module)"
         )
-
-    def forward(self) -> NoReturn:
-        raise NotImplementedError
 
 
 def describe(network: nn.Module, num_classes: int, guided: bool) -> CustomConfig:

@@ -22,6 +22,7 @@ from trigflow.networks.embeddings import (
     PositionalEmbedding,
     c_noise,
     check_conditioning,
+    one_hot,
 )
 from trigflow.networks.layers import (
     ConditioningLinear,
@@ -164,11 +165,7 @@ class DDPMPPBody(nn.Module):
         cosines, sines = self.map_noise(noise).chunk(2, dim=1)
         emb = torch.cat([sines, cosines], dim=1)
         if self.map_label is not None:
-            classes = self.map_label.in_features
-            one_hot = torch.zeros(noise.shape[0], classes, dtype=emb.dtype, device=emb.device)
-            if label is not None:  # the null label is equal to no class
-                one_hot = (label[:, None] == torch.arange(classes, device=emb.device)).to(emb.dtype)
-            emb = emb + self.map_label(one_hot * math.sqrt(classes))
+            emb = emb + self.map_label(one_hot(label, emb, self.map_label.in_features))
         if self.map_augment is not None and augment is not None:
             emb = emb + self.map_augment(augment)
         if told is not None:

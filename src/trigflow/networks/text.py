@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trigflow.conditions.text import LENGTHS, TOKENS, tokens
-from trigflow.networks.layers import check_setting, norm_groups, zero_bias
+from trigflow.networks.layers import check_setting, largest_divisor, norm_groups, zero_bias
 from trigflow.runtime.errors import UserError
 
 RUNS = (3, 5)
@@ -166,7 +166,7 @@ class CrossAttention(nn.Module):
 
     def __init__(self, channels: int, width: int, head_width: int = 64) -> None:
         super().__init__()
-        self.heads = next(n for n in range(max(1, channels // head_width), 0, -1) if channels % n == 0)
+        self.heads = largest_divisor(channels, channels // head_width)
         self.norm = nn.GroupNorm(norm_groups(channels), channels)
         self.q = nn.Linear(channels, channels)
         self.kv = nn.Linear(width, 2 * channels)

@@ -24,9 +24,10 @@ import torch
 from torch import Tensor
 
 from trigflow import tangent as tangent_engine
-from trigflow.objectives.objective import Network, TangentConfig, VelocityFunction, evaluate
+from trigflow.objectives.objective import TangentConfig, evaluate
 from trigflow.process import TrigFlow, trig
 from trigflow.runtime.errors import UserError
+from trigflow.samplers.guidance import Network, VelocityFunction
 from trigflow.tangent.dispatch import replayed_draws
 
 HEADROOM = 64.0
