@@ -81,15 +81,8 @@ def loaded() -> list[dict[str, str]]:
 
 
 def check_loaded(needed: Iterable[Mapping[str, Any]], what: str) -> None:
-    """Check that the plugins a file was written with are there.
-
-    Args:
-        needed: as `loaded` gave them.
-        what: names the file in messages.
-
-    Raises:
-        UserError: naming the first that is missing, or is another version.
-    """
+    """Raise a UserError for the first of the plugins that a file was written with, as `loaded` gave them, that is missing or
+    another version; `what` names the file."""
     for one in needed:
         plugin = Plugin(str(one.get("file")), str(one.get("sha256")))
         if plugin.file not in LOADED:

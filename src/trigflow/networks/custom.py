@@ -64,16 +64,8 @@ def describe(network: nn.Module, num_classes: int, guided: bool) -> CustomConfig
 
 
 def check_end(config: CustomConfig, given: bool, needed: bool) -> None:
-    """Check that the run draws the ends of jumps for a module that takes them.
-
-    Args:
-        config: what is known of the module.
-        given: whether there are ends in the run.
-        needed: whether nothing can be learned without them. The segments of a multistep student follow from the time.
-
-    Raises:
-        UserError: if the module takes ends and there are none, or the other way round where they are needed.
-    """
+    """Raise a UserError if a module takes the ends of jumps and the run has none (`given`), or takes none where nothing can be
+    learned without (`needed`). (The segments of a multistep student follow from the time.)"""
     told = "end" in config.conditioning.takes
     if told and not given:
         raise UserError(

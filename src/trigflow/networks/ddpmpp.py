@@ -38,7 +38,6 @@ from trigflow.networks.text import Context
 from trigflow.runtime.errors import UserError
 
 DDPMPPNorm = Literal["add", "adagn", "double"]
-Resample = Literal["down", "up"]
 
 
 @dataclass(frozen=True)
@@ -75,11 +74,11 @@ class DDPMPP(nn.Module):
     Made for images of side `resolution`, which names the levels; other sizes work, odd ones between levels rounded up. The
     output layer starts at zero: zero velocity before training.
 
-    Shapes: x `(b, channels, h, w)` of unit variance, t `(b,)`, label int64 `(b,)` in [0, num_classes] (num_classes itself is
-    the null label, like None), guidance and end `(b,)`, augment `(b, config.augment)`; result like x.
+    Shapes: x `(b, channels, h, w)` of unit variance, t `(b,)`, conditions as in `Conditioning`, augment `(b, config.augment)`;
+    result like x.
 
     Raises:
-        UserError: for images of another channel count, labels, scales, ends or augmentation that the network does not take, or
+        UserError: for images of another channel count, conditions or augmentation that the network does not take or misses, or
             a configuration that makes no sense.
     """
 
@@ -208,7 +207,7 @@ class DDPMPPBlock(ResidualBlock):
         emb_width: int,
         norm: DDPMPPNorm,
         dropout: float,
-        resample: Resample | None = None,
+        resample: Literal["down", "up"] | None = None,
         attention: bool = False,
     ) -> None:
         super().__init__()

@@ -82,7 +82,7 @@ def dit_config(size: str, patch: int = 2, channels: int = 4, num_classes: int = 
 
 
 class DiT(nn.Module):
-    """`F(x, t, label, guidance, end)` for images or latents::
+    """`F(x, t, **conditions)` for images or latents::
 
         h = W patches(x)  (+ sine positions)
         h = h + gate1(emb) * attention(norm1(h, emb))
@@ -96,12 +96,10 @@ class DiT(nn.Module):
     Every image size works: one whose side is no multiple of `patch` is padded by repeating its edge and the result cropped.
     The output layer starts at zero: zero velocity before training.
 
-    Shapes: x `(b, channels, h, w)` of unit variance, t `(b,)`, label int64 `(b,)` in [0, num_classes] (num_classes itself is
-    the null label, like None), guidance `(b,)`; result like x.
+    Shapes: x `(b, channels, h, w)` of unit variance, t `(b,)`, conditions as in `Conditioning`; result like x.
 
     Raises:
-        UserError: for images of another channel count, labels or scales that the network does not take, or a configuration
-            that makes no sense.
+        UserError: for images of another channel count, or a configuration that makes no sense.
 
     Source: Peebles and Xie 2023 (DiT, adaLN-Zero); Lu and Song 2025, section 4.1 (double normalization).
     """

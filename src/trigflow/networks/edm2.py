@@ -32,7 +32,6 @@ from trigflow.networks.text import Context, TextEncoder, read_text
 from trigflow.runtime.errors import UserError
 
 Modulation = Literal["gain", "double"]
-Side = Literal["encoder", "decoder"]
 
 RESIDUAL = 0.3
 """Share of the new term in the residual sums."""
@@ -125,7 +124,7 @@ class EDM2Block(nn.Module):
         c_out: int,
         emb_width: int,
         config: EDM2Config,
-        side: Side,
+        side: Literal["encoder", "decoder"],
         *,
         resample: Literal["keep", "down", "up"] = "keep",
         attention: bool = False,
@@ -295,12 +294,12 @@ class EDM2(nn.Module):
 
     The output gain starts at zero: zero velocity before training. `normalize_weights` belongs before every training step.
 
-    Shapes: x `(b, channels, h, w)` of unit variance, h and w multiples of `2^(levels - 1)`; t `(b,)`; label int64 `(b,)` in
-    [0, num_classes] (num_classes itself is the null label, as is None), guidance and end `(b,)`; result like x.
+    Shapes: x `(b, channels, h, w)` of unit variance, h and w multiples of `2^(levels - 1)`, t `(b,)`, conditions as in
+    `Conditioning`; result like x.
 
     Raises:
-        UserError: for images of another channel count or of sides that the levels do not divide, a label, guidance scale
-            or end that is missing or superfluous, or a configuration that makes no sense.
+        UserError: for images of another channel count or of sides that the levels do not divide, conditions that are missing or
+            superfluous, or a configuration that makes no sense.
     """
 
     def __init__(self, config: EDM2Config, sigma_data: float = 0.5) -> None:

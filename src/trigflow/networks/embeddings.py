@@ -211,11 +211,7 @@ class Conditioning(nn.Module):
     """Time and conditions in, one vector out: `emb = silu(W2 silu(W1 (time + label + guidance + end + pooled text)))`.
 
     The branches of guidance and end start at zero, so a student initialized from its teacher begins as that teacher for every
-    scale and end.
-
-    Args:
-        config: see `ConditioningConfig`.
-        sigma_data: needed by the log time map.
+    scale and end. The log time map needs `sigma_data`.
 
     Shapes: t `(b,)`; label int64 `(b,)` with values in [0, num_classes], of which num_classes itself, like no label, means
     "no class"; guidance and end `(b,)`; result `(b, out_width)`.

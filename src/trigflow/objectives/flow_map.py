@@ -50,7 +50,7 @@ from trigflow.process import TrigFlow, trig
 from trigflow.runtime.errors import UserError
 from trigflow.samplers.guidance import Network, VelocityFunction
 from trigflow.samplers.sampling import Jumps, Sampling
-from trigflow.segments import segment_bounds, segment_jumps
+from trigflow.segments import segment_bounds, segment_times
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class FlowMap(StudentObjective):
             (self.velocity != "self" or self.anchor > 0, "anchor", self.anchor, "above 0 for velocity self"),
         ]  # fmt: skip
         if self.segments > 1 and segmented:
-            segment_jumps(process, self.segments)
+            segment_times(process, self.segments)
         return checks
 
     def draw(self, draws: StepDraws) -> dict[str, Tensor]:

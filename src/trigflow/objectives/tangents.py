@@ -53,20 +53,12 @@ def shape_tangent(g: Tensor, config: TangentConfig) -> Tensor:
 def derivative_along(
     function: Callable[..., Tensor], point: tuple[Tensor, ...], directions: tuple[Tensor, ...], method: str = "exact"
 ) -> tuple[Tensor, Tensor]:
-    """`function(*point)` and its derivative along the directions, by `trigflow.tangent.jvp`.
+    """`function(*point)` on the autograd graph and, detached, its derivative along the directions: `trigflow.tangent.jvp` by
+    this method.
 
     Under float16 autocast the derivative of a steep network can exceed 65504, the largest number, where the values do not. But
     it is linear in the directions: these are made 64 times smaller, and the result, in float32, larger again. As 64 is a power
     of two, nothing is rounded by that but what is smaller than 4e-3, to multiples of 4e-6.
-
-    Args:
-        function: takes and returns tensors `(b, ...)`.
-        point: its arguments.
-        directions: like these.
-        method: exact or finite-difference.
-
-    Returns:
-        The value on the autograd graph, and the derivative, detached.
     """
     device = point[0].device.type
     autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from trigflow.process import TrigFlow
 from trigflow.runtime.errors import UserError
-from trigflow.segments import segment_jumps
 
 
 def sigma_grid(process: TrigFlow, steps: int, rho: float = 7.0) -> Tensor:
@@ -72,12 +71,3 @@ def meanflow_times(process: TrigFlow, steps: int) -> tuple[float, ...]:
     if steps < 1:
         raise UserError(f"{steps} sampling steps; expected at least 1; raise steps")
     return (process.t_max, *(math.atan2(steps - k, k) for k in range(1, steps)))
-
-
-def segment_times(process: TrigFlow, segments: int) -> tuple[float, ...]:
-    """The times that the jumps of a multistep model begin at: `t_max`, then the inner ends of its segments, downward.
-
-    Raises:
-        UserError: if segments < 1, or too many for `t_max` to lie in the last.
-    """
-    return tuple(start for start, _ in segment_jumps(process, segments))
