@@ -12,6 +12,7 @@ from torch import Tensor
 
 from trigflow.process import HALF_PI, TrigFlow
 from trigflow.runtime.errors import UserError
+from trigflow.runtime.values import whole
 
 
 def segment_ends(segments: int) -> tuple[float, ...]:
@@ -20,6 +21,7 @@ def segment_ends(segments: int) -> tuple[float, ...]:
     Raises:
         UserError: if segments < 1.
     """
+    whole(segments=segments)
     if segments < 1:
         raise UserError(f"{segments} segments of the quarter circle; expected at least 1; raise segments")
     return tuple(HALF_PI * (k / segments) for k in range(segments + 1))
