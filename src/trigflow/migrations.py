@@ -106,15 +106,8 @@ def _objective(raw: Mapping[str, Any], sd: float) -> dict[str, Any]:
     if kind in ("vsd", "scd-vsd"):
         new |= {"alone": kind == "vsd", **only("lambda_vsd", "vsd_proposal", "fake_lr", "fake_updates")}
     if kind in ("meanflow", "meanflow-distill"):
-        old = {
-            "mean": -0.4,
-            "std": 1.0,
-            "equal": 0.75,
-            "weighting": "error",
-            "power": 1.0,
-            "c": 1e-3,
-            **raw.get("meanflow", {}),
-        }
+        old: dict[str, Any] = {"mean": -0.4, "std": 1.0, "equal": 0.75, "weighting": "error", "power": 1.0, "c": 1e-3}
+        old |= raw.get("meanflow", {})
         shape = {**raw.get("tangent", {}), "warmup": 0, "prior": 0.0, "derivative": "exact"}
         return {
             **new,

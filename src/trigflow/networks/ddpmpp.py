@@ -31,7 +31,7 @@ from trigflow.networks.layers import (
     full_precision,
     modulated,
     norm_groups,
-    zero_bias,
+    xavier,
 )
 from trigflow.networks.levels import ResidualBlock, check_levels, steps
 from trigflow.networks.text import Context
@@ -261,10 +261,3 @@ class DDPMPPBlock(ResidualBlock):
 def group_norm(channels: int) -> nn.GroupNorm:
     """Group normalization with groups of at least 4 channels, at most 32 of them."""
     return nn.GroupNorm(norm_groups(channels), channels, eps=1e-6)
-
-
-def xavier(module: nn.Module) -> None:
-    """Uniform weights of variance `2 / (fan_in + fan_out)` and no bias, for linear layers and convolutions."""
-    if isinstance(module, nn.Linear | nn.Conv2d):
-        nn.init.xavier_uniform_(module.weight)
-        zero_bias(module)

@@ -21,6 +21,7 @@ from trigflow.networks.layers import (
     modulated,
     pixel_norm,
     to_patches,
+    xavier,
     zero_bias,
 )
 from trigflow.networks.text import Context, attend
@@ -261,9 +262,7 @@ class TokenAttention(nn.Module):
         self.proj = nn.Linear(width, width)
         self.q_norm = HeadNorm(width // heads) if qk_norm else nn.Identity()
         self.k_norm = HeadNorm(width // heads) if qk_norm else nn.Identity()
-        for layer in (self.qkv, self.proj):
-            nn.init.xavier_uniform_(layer.weight)
-            zero_bias(layer)
+        self.apply(xavier)
 
     def forward(self, y: Tensor, rotation: Rotation | None, mask: Tensor | None = None) -> Tensor:
         q, k, v = self.qkv(y).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
@@ -308,9 +307,7 @@ class TokenMLP(nn.Module):
         self.linear1 = nn.Linear(width, hidden)
         self.dropout = nn.Dropout(dropout)
         self.linear2 = nn.Linear(hidden, width)
-        for layer in (self.linear1, self.linear2):
-            nn.init.xavier_uniform_(layer.weight)
-            zero_bias(layer)
+        self.apply(xavier)
 
     def forward(self, y: Tensor) -> Tensor:
         return self.linear2(self.dropout(F.gelu(self.linear1(y), approximate="tanh")))

@@ -76,6 +76,13 @@ def zero_bias(layer: nn.Conv2d | nn.Linear) -> None:
         nn.init.zeros_(layer.bias)
 
 
+def xavier(module: nn.Module) -> None:
+    """Uniform weights of variance `2 / (fan_in + fan_out)` and no bias, for linear layers and convolutions."""
+    if isinstance(module, nn.Linear | nn.Conv2d):
+        nn.init.xavier_uniform_(module.weight)
+        zero_bias(module)
+
+
 class ConditioningLinear(nn.Linear):
     """A linear layer between the conditioning inputs and scales, shifts or gates: in float32 or higher, also under autocast."""
 

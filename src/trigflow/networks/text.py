@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trigflow.conditions.text import LENGTHS, TOKENS, tokens
-from trigflow.networks.layers import check_setting, largest_divisor, norm_groups, zero_bias
+from trigflow.networks.layers import check_setting, largest_divisor, norm_groups, xavier
 from trigflow.runtime.errors import UserError
 
 RUNS = (3, 5)
@@ -171,8 +171,7 @@ class CrossAttention(nn.Module):
         self.q = nn.Linear(channels, channels)
         self.kv = nn.Linear(width, 2 * channels)
         self.proj = nn.Linear(channels, channels)
-        nn.init.xavier_uniform_(self.proj.weight)
-        zero_bias(self.proj)
+        xavier(self.proj)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         q = self.q(self.norm(x).flatten(2).transpose(1, 2))
