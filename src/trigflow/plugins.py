@@ -42,7 +42,7 @@ def load_plugin(path: str | Path) -> ModuleType:
     path = Path(path)
     try:
         content = path.read_bytes()
-    except (OSError, ValueError) as error:  # ValueError: a path that can be none
+    except (OSError, ValueError) as error:  # ValueError: what can be no path, as with a null byte
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"plugin '{path}' cannot be read ({reason}); expected a Python file; correct --plugin") from None
     plugin = Plugin(path.name, hashlib.sha256(content).hexdigest())
@@ -58,7 +58,8 @@ def load_plugin(path: str | Path) -> ModuleType:
     before = sys.modules.get(path.stem)
     sys.modules[path.stem] = module  # dataclasses look their module up
     try:
-        exec(compile(content, path, "exec"), vars(module))  # what the digest is of, not what Python may have kept of it
+        code = compile(content, path, "exec", dont_inherit=True)  # what the digest is of, not bytecode that Python kept
+        exec(code, vars(module))
         LOADED[path.name] = (plugin, module)
     except UserError:
         raise
@@ -71,7 +72,7 @@ def load_plugin(path: str | Path) -> ModuleType:
         if before is not None:
             sys.modules[path.stem] = before
         elif path.name not in LOADED:
-            del sys.modules[path.stem]
+            sys.modules.pop(path.stem, None)
     return module
 
 
