@@ -211,3 +211,10 @@ def test_an_old_model_is_told_its_classes(classes: int, names: tuple[str, ...]) 
     expected = Conditioner({"label": Classes(classes, names)} if classes else {})
     assert Conditioner.from_state(found["conditioner"]) == expected
     assert "class_names" not in found
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("found", [None, 5, "a", {"file": "a"}, ["a"], [None]])
+def test_plugins_that_are_none_are_refused(kind: str, found: object) -> None:
+    with pytest.raises(UserError, match=r"x has plugins .*; expected a list of tables; restore the file"):
+        migrated(kind, {**stamped(kind, {}), "plugins": found}, "x")

@@ -1,6 +1,6 @@
 import math
 from itertools import product
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -267,4 +267,10 @@ def test_proposal_is_reproducible() -> None:
 @pytest.mark.parametrize(("mean", "std"), [(0.0, 0.0), (0.0, -1.0), (math.nan, 1.0), (0.0, math.inf)])
 def test_proposal_rejects_degenerate_settings(mean: float, std: float) -> None:
     with pytest.raises(UserError, match=r"proposal mean=.*; expected finite numbers with std > 0"):
+        Proposal(mean, std)
+
+
+@pytest.mark.parametrize(("mean", "std", "name"), [("a", 1.0, "mean"), (None, 1.0, "mean"), (0.0, True, "std")])
+def test_a_proposal_of_something_else_than_numbers_is_refused(mean: Any, std: Any, name: str) -> None:
+    with pytest.raises(UserError, match=f"{name} is .*; expected a number"):
         Proposal(mean, std)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from trigflow.process import HALF_PI, Proposal, TrigFlow
 from trigflow.runtime.errors import UserError
-from trigflow.segments import segment_bounds, segment_ends, segment_jumps
+from trigflow.segments import segment_bounds, segment_ends, segment_times
 
 PROCESS = TrigFlow(sigma_data=0.5)
 COUNTS = (1, 2, 3, 4, 7, 8, 16)
@@ -74,12 +74,10 @@ def test_training_times_lie_within_their_bounds(segments: int) -> None:
 @pytest.mark.parametrize("segments", COUNTS)
 def test_the_sampler_jumps_from_each_time_to_the_lower_end_of_its_segment(segments: int, dtype: torch.dtype) -> None:
     """Also after both are rounded, so a network is asked for the jumps that it was trained on."""
-    jumps = segment_jumps(PROCESS, segments)
-    assert len(jumps) == segments
-    assert jumps[0][0] == PROCESS.t_max
-    assert jumps[-1][1] == 0.0
-    assert all(before[1] == after[0] for before, after in pairwise(jumps))
-    for t, end in jumps:
+    times = segment_times(PROCESS, segments)
+    assert len(times) == segments
+    assert times[0] == PROCESS.t_max
+    for t, end in pairwise([*times, 0.0]):
         lower, _ = segment_bounds(torch.full((2,), t, dtype=dtype), segments)
         assert torch.equal(lower, torch.full((2,), end, dtype=dtype))
 
@@ -91,7 +89,7 @@ def test_impossible_numbers_are_refused() -> None:
         with pytest.raises(UserError, match="expected at least 1"):
             segment_bounds(torch.ones(1), segments)
     low = TrigFlow(sigma_data=0.5, sigma_max=0.8)  # t_max = 1.012
-    assert len(segment_jumps(low, 2)) == 2
+    assert len(segment_times(low, 2)) == 2
     said = r"^4 segments .* begins at 1\.1781; expected it to begin below t_max = 1\.0122; use fewer segments"
     with pytest.raises(UserError, match=said):
-        segment_jumps(low, 4)
+        segment_times(low, 4)

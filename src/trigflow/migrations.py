@@ -10,6 +10,7 @@ kind       file                                                       format
 `model`    `model.json`: all that drawing needs                         2
 `report`   `report.json`, `convert.json`, figures of an evaluation      1
 `latents`  the entry `latents` in the `dataset.json` of an archive      1
+`cache`    `cache.json`, what latents and text features were made with  1
 =========  =========================================================  ======
 
 Checkpoints have a number of their own in `state.json`, and the `model` in it has that of `model.json`.
@@ -58,7 +59,10 @@ def migrated(kind: str, raw: Any, what: str, **beside: Any) -> dict[str, Any]:
             f"{what} has format {found}, written by trigflow {version}; expected at most {FORMATS[kind]}, all that trigflow "
             f"{__version__} reads; update trigflow to {version}"
         )
-    check_loaded(raw.get("plugins", ()), what)
+    plugins = raw.get("plugins", [])
+    if not isinstance(plugins, list) or not all(isinstance(one, Mapping) for one in plugins):
+        raise UserError(f"{what} has plugins {plugins!r}; expected a list of tables; restore the file as trigflow wrote it")
+    check_loaded(plugins, what)
     content = dict(raw)
     for step in range(found, FORMATS[kind]):
         content = STEPS[kind, step](content, **beside)
@@ -102,15 +106,8 @@ def _objective(raw: Mapping[str, Any], sd: float) -> dict[str, Any]:
     if kind in ("vsd", "scd-vsd"):
         new |= {"alone": kind == "vsd", **only("lambda_vsd", "vsd_proposal", "fake_lr", "fake_updates")}
     if kind in ("meanflow", "meanflow-distill"):
-        old = {
-            "mean": -0.4,
-            "std": 1.0,
-            "equal": 0.75,
-            "weighting": "error",
-            "power": 1.0,
-            "c": 1e-3,
-            **raw.get("meanflow", {}),
-        }
+        old: dict[str, Any] = {"mean": -0.4, "std": 1.0, "equal": 0.75, "weighting": "error", "power": 1.0, "c": 1e-3}
+        old |= raw.get("meanflow", {})
         shape = {**raw.get("tangent", {}), "warmup": 0, "prior": 0.0, "derivative": "exact"}
         return {
             **new,

@@ -42,10 +42,9 @@ def load_plugin(path: str | Path) -> ModuleType:
     path = Path(path)
     try:
         content = path.read_bytes()
-    except OSError as error:
-        raise UserError(
-            f"plugin '{path}' cannot be read ({error.strerror}); expected a Python file; correct --plugin"
-        ) from None
+    except (OSError, ValueError) as error:  # ValueError: what can be no path, as with a null byte
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"plugin '{path}' cannot be read ({reason}); expected a Python file; correct --plugin") from None
     plugin = Plugin(path.name, hashlib.sha256(content).hexdigest())
     if path.name in LOADED:
         known, module = LOADED[path.name]
@@ -53,23 +52,27 @@ def load_plugin(path: str | Path) -> ModuleType:
             raise UserError(f"plugin {known} is there, and now {plugin}; expected one of that name; start anew")
         return module
     spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
+    if spec is None:
         raise UserError(f"plugin '{path}' is no Python file; expected one that ends in .py; correct --plugin")
     module = importlib.util.module_from_spec(spec)
     before = sys.modules.get(path.stem)
     sys.modules[path.stem] = module  # dataclasses look their module up
     try:
-        spec.loader.exec_module(module)
+        code = compile(content, path, "exec", dont_inherit=True)  # what the digest is of, not bytecode that Python kept
+        exec(code, vars(module))
+        LOADED[path.name] = (plugin, module)
     except UserError:
         raise
     except Exception as error:
         raise UserError(
-            f"plugin '{path}' cannot be imported ({type(error).__name__}: {error}); expected one that runs; correct it"
+            f"plugin '{path}' cannot be imported ({type(error).__name__}: {' '.join(str(error).split())}); expected one that "
+            "runs; correct it"
         ) from error
     finally:
         if before is not None:
             sys.modules[path.stem] = before
-    LOADED[path.name] = (plugin, module)
+        elif path.name not in LOADED:
+            sys.modules.pop(path.stem, None)
     return module
 
 
@@ -79,15 +82,8 @@ def loaded() -> list[dict[str, str]]:
 
 
 def check_loaded(needed: Iterable[Mapping[str, Any]], what: str) -> None:
-    """Check that the plugins a file was written with are there.
-
-    Args:
-        needed: as `loaded` gave them.
-        what: names the file in messages.
-
-    Raises:
-        UserError: naming the first that is missing, or is another version.
-    """
+    """Raise a UserError for the first of the plugins that a file was written with, as `loaded` gave them, that is missing or
+    another version; `what` names the file."""
     for one in needed:
         plugin = Plugin(str(one.get("file")), str(one.get("sha256")))
         if plugin.file not in LOADED:

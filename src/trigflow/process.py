@@ -188,13 +188,14 @@ class Proposal:
     (CIFAR-10: -1.0, 1.4; ImageNet 512 teacher: -0.4, 1.0).
 
     Raises:
-        UserError: if `std` is not positive.
+        UserError: if mean or std is no finite number, or std not positive.
     """
 
     mean: float = -1.0
     std: float = 1.4
 
     def __post_init__(self) -> None:
+        check_types(self)
         if not (math.isfinite(self.mean) and math.isfinite(self.std) and self.std > 0):
             raise UserError(
                 f"proposal mean={self.mean}, std={self.std}; expected finite numbers with std > 0; correct the proposal"

@@ -7,13 +7,12 @@ there. Time 0, which nothing jumps from, counts to the first.
 Source: Heek et al. 2024 (Multistep Consistency Models, arXiv 2403.06807), even segments of the angle; Lu and Song 2025.
 """
 
-from itertools import pairwise
-
 import torch
 from torch import Tensor
 
 from trigflow.process import HALF_PI, TrigFlow
 from trigflow.runtime.errors import UserError
+from trigflow.runtime.values import whole
 
 
 def segment_ends(segments: int) -> tuple[float, ...]:
@@ -22,6 +21,7 @@ def segment_ends(segments: int) -> tuple[float, ...]:
     Raises:
         UserError: if segments < 1.
     """
+    whole(segments=segments)
     if segments < 1:
         raise UserError(f"{segments} segments of the quarter circle; expected at least 1; raise segments")
     return tuple(HALF_PI * (k / segments) for k in range(segments + 1))
@@ -31,14 +31,7 @@ def segment_bounds(t: Tensor, segments: int) -> tuple[Tensor, Tensor]:
     """Lower and upper end `(s_k, s_{k+1})` of the segment `(s_k, s_{k+1}]` that each time lies in.
 
     The ends are rounded to the dtype of t before they are compared, so a time that was made from an end is at that end in
-    every precision.
-
-    Args:
-        t: times in [0, pi/2], of any shape, float32 or higher.
-        segments: M.
-
-    Returns:
-        Two tensors like t.
+    every precision. Times are in [0, pi/2], of any shape, float32 or higher; the result is two tensors like them.
 
     Raises:
         UserError: if segments < 1.
@@ -48,8 +41,8 @@ def segment_bounds(t: Tensor, segments: int) -> tuple[Tensor, Tensor]:
     return ends[above - 1], ends[above]
 
 
-def segment_jumps(process: TrigFlow, segments: int) -> tuple[tuple[float, float], ...]:
-    """The M jumps `(t_max, s_{M-1}), (s_{M-1}, s_{M-2}), ..., (s_1, 0)` that lead from noise to data.
+def segment_times(process: TrigFlow, segments: int) -> tuple[float, ...]:
+    """The times that the jumps of a multistep model begin at: `t_max, s_{M-1}, ..., s_1`, and the last jump ends at 0.
 
     Raises:
         UserError: if segments < 1, or so many that `t_max` lies below the last segment, which then could not be entered.
@@ -60,4 +53,4 @@ def segment_jumps(process: TrigFlow, segments: int) -> tuple[tuple[float, float]
             f"{segments} segments of the quarter circle, the last of which begins at {ends[-2]:.4f}; expected it to begin "
             f"below t_max = {process.t_max:.4f}; use fewer segments or raise process.sigma_max"
         )
-    return tuple(pairwise((process.t_max, *reversed(ends[:-1]))))
+    return (process.t_max, *reversed(ends[1:-1]))

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from networks.helpers import EMBEDDINGS, TIME_MAPS, awake, draw
 from trigflow.networks import Conditioning, ConditioningConfig, FourierEmbedding, PositionalEmbedding
+from trigflow.networks.embeddings import c_noise
 from trigflow.process import HALF_PI
 from trigflow.runtime.errors import UserError
 
@@ -185,3 +186,17 @@ def test_guidance_is_given_exactly_where_it_is_taken() -> None:
         conditioning(takes=("guidance",))(t)
     with pytest.raises(UserError, match=r"^guidance for a network that takes no conditions; expected .*; drop guidance$"):
         conditioning()(t, guidance=scale)
+
+
+# Ends of the quarter circle --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_logarithm_of_the_time_is_finite_at_both_ends(dtype: torch.dtype) -> None:
+    """A jump may end at 0; the float32 number nearest to pi/2 is beyond it, where the tangent is negative."""
+    t = torch.tensor([0.0, 1e-4, 1.5707962, math.pi / 2], dtype=dtype)
+    found = c_noise(t, "log", 0.5)
+    assert bool(found.isfinite().all())
+    torch.testing.assert_close(found[1:3], torch.log(0.5 * torch.tan(t[1:3])) / 4, rtol=0, atol=0)
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
+    assert found[3] >= found[2]

@@ -146,3 +146,13 @@ def test_a_byte_sees_the_runs_that_end_at_it():
         encoder.grams[0].weight[run].neg_()
     moved = (encoder(text["text"], text["text_mask"]).states[0] - states).abs().amax(1) > 1e-6
     assert moved.nonzero().flatten().tolist() == [5]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("left_out", ["text", "text_mask"])
+def test_a_text_without_its_mask_or_a_mask_alone_is_refused(name, left_out):
+    told = {"guidance": torch.ones(2), **Text(length=12).rows(["a", "b"], 2, 0)}
+    alone = ({"text", "text_mask"} - {left_out}).pop()
+    del told[left_out]
+    with pytest.raises(UserError, match=f"{alone} alone; expected text and text_mask, or neither"):
+        build(CONFIGS[name])(torch.zeros(2, 2, 8, 8), torch.full((2,), 0.5), **told)

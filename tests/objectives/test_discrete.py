@@ -304,16 +304,18 @@ def test_a_network_of_log_time_gives_a_finite_loss_down_to_zero(distance: Any, s
     x0, noise, _ = batch(6, dtype=torch.float32)
     t = torch.tensor([1e-3, 0.2, 1.0, 1.5, PROCESS.t_max, 0.7])
     s = torch.tensor([0.0, 0.0, 0.9, 0.0, 1.5, 0.69])
-    net = student(time_map="log").float()
+    module = student(time_map="log").float()
     config = DiscreteConfig(distance=distance, solver=solver)
-    assert not net(x0, torch.zeros(6)).isfinite().all()
+
+    def net(x: Tensor, time: Tensor) -> Tensor:
+        return module(x, time) + 0 * torch.log(time)[:, None]  # no number at 0, as in modules of one's own
 
     def teacher(x: Tensor, time: Tensor) -> Tensor:
         return 0.5 * net(x / 0.5, time)
 
     for velocity in (None, teacher):
         loss = discrete_loss(net, PROCESS, x0, noise, t, s, teacher=velocity, config=config)
-        assert bool(gradients(net, loss.value).isfinite().all())
+        assert bool(gradients(module, loss.value).isfinite().all())
         assert all(bool(figure.isfinite().all()) for figure in loss.figures.values())
 
 

@@ -11,6 +11,7 @@ from trigflow.objectives import TangentConfig, eulerian_tangent, lagrangian_tang
 from trigflow.objectives.tangents import jump
 from trigflow.process import trig
 from trigflow.runtime.errors import UserError
+from trigflow.samplers import network_velocity
 
 SD = PROCESS.sigma_data
 EXACT = ExactJumps(VARIANCES)
@@ -117,3 +118,26 @@ def test_warmup_factor() -> None:
     assert [config.warmup_factor(i) for i in (0, 1, 50, 200, 10_000)] == [0.0, 0.005, 0.25, 1.0, 1.0]
     assert TangentConfig(warmup=0).warmup_factor(0) == 1.0
     assert TangentConfig().warmup_factor(5_000) == 0.5
+
+
+def test_a_lagrangian_jump_to_0_asks_a_teacher_told_the_logarithm_of_the_time() -> None:
+    x, t, _ = points()
+    teacher = network_velocity(student(time_map="log"), PROCESS)
+    g = lagrangian_tangent(jumping(), PROCESS, x, teacher, t, torch.zeros_like(t), {})[1]
+    assert bool(g.isfinite().all())
+
+
+@pytest.mark.parametrize("h", [1e-2, 1e-3])
+def test_the_semi_continuous_derivative_is_on_the_same_dropout_masks(h: float) -> None:
+    """A difference of two masks over h would be larger than any derivative. What is drawn after is as without."""
+    net, (x, t, s) = jumping().train(), points()
+    net.blocks[0].dropout.p = 0.3  # type: ignore[union-attr]
+    v = GAUSSIAN.velocity(x, t)
+    found, after = [], []
+    for step in (0.0, h):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            found.append(eulerian_tangent(net, PROCESS, x, v, t, s, {}, semi_step=step)[1])
+            after.append(torch.rand(3))
+    assert (found[0] - found[1]).abs().max() < 100 * h
+    assert torch.equal(*after)

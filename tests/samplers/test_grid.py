@@ -1,13 +1,14 @@
 """The grid of solvers, and the times of few-step sampling."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 
 from trigflow.process import TrigFlow
 from trigflow.runtime.errors import UserError
-from trigflow.samplers import consistency_times, meanflow_times, segment_times, sigma_grid
+from trigflow.samplers import consistency_times, flow_map_sample, meanflow_times, search_times, segment_times, sigma_grid
 
 PROCESS = TrigFlow(sigma_data=0.5, sigma_min=0.002, sigma_max=80.0)
 
@@ -83,3 +84,23 @@ def test_times_of_segments_are_their_ends_but_for_the_first() -> None:
         segment_times(PROCESS, 0)
     with pytest.raises(UserError, match=r"^400 segments .*; expected it to begin below t_max = 1\.5645; use fewer"):
         segment_times(PROCESS, 400)
+
+
+@pytest.mark.parametrize("value", [2.0, "2", None, True])
+@pytest.mark.parametrize("times", [sigma_grid, consistency_times, meanflow_times, segment_times])
+def test_steps_are_whole_numbers(times: Any, value: Any) -> None:
+    with pytest.raises(UserError, match=r"^(steps|segments) is .*; expected a whole number; correct the argument"):
+        times(PROCESS, value)
+
+
+def test_settings_of_few_steps_are_numbers() -> None:
+    for call in (
+        lambda: sigma_grid(PROCESS, 4, rho=None),  # type: ignore[arg-type]
+        lambda: consistency_times(PROCESS, 2, t_mid="1"),  # type: ignore[arg-type]
+        lambda: search_times(lambda times: 0.0, PROCESS, 2, lower="0"),  # type: ignore[arg-type]
+        lambda: flow_map_sample(lambda x, t, end: x, PROCESS, torch.zeros(2, 1), (1.0,), gamma="0"),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(UserError, match="; expected a number; correct the argument"):
+            call()
+    with pytest.raises(UserError, match=r"steps is 2.5; expected a whole number"):
+        search_times(lambda times: 0.0, PROCESS, 2.5)  # type: ignore[arg-type]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from oracles.gaussian import GaussianOracle
 from oracles.jumps import ExactJumps
 from oracles.mixture import MixtureOracle
+from trigflow.networks import ConditioningConfig, MLPConfig, build
 from trigflow.process import TrigFlow
 from trigflow.runtime.errors import UserError
 from trigflow.samplers import SOLVERS, guided_velocity, network_velocity, sigma_grid
@@ -190,7 +191,7 @@ def test_conditions_and_scales_must_match_the_batch() -> None:
         network_velocity(Recorder(("label", "guidance")), PROCESS, {"label": LABEL, "guidance": scales})(x, TIMES)
 
 
-@pytest.mark.parametrize("name", ["label", "guidance", "end"])
+@pytest.mark.parametrize("name", ["label", "guidance"])
 def test_conditions_that_are_one_number_have_no_more_axes(name: str) -> None:
     network = Recorder((name,))
     with pytest.raises(UserError, match=rf"^{name} of shape \(4, 1\) for a batch of 4; expected one number"):
@@ -438,3 +439,9 @@ def test_mistakes_in_guidance_say_what_to_do() -> None:
     for interval in ((1.0, 1.0), (2.0, 1.0), (-0.1, 1.0), (math.nan, 1.0), (0.0, math.nan)):
         with pytest.raises(UserError, match=r"guidance interval .*; expected two noise levels sigma with 0 <= low < high"):
             guided_velocity(Recorder(), PROCESS, of(LABEL), 2.0, interval=interval)
+
+
+def test_an_end_is_an_argument_of_the_velocity_and_no_condition() -> None:
+    network = build(MLPConfig(features=2, width=8, depth=1, conditioning=ConditioningConfig(width=8, takes=("end",))))
+    with pytest.raises(UserError, match="end among the conditions; expected it as the third argument"):
+        network_velocity(network, PROCESS, {"end": 0.1})

@@ -22,6 +22,7 @@ from trigflow.networks.text import TextConfig
 from trigflow.networks.unet import UNet, UNetConfig
 from trigflow.runtime.errors import UserError
 from trigflow.runtime.machine import in_float32
+from trigflow.runtime.values import same_class
 
 NETWORKS: dict[str, tuple[type[Any], type[nn.Module]]] = {
     "unet": (UNetConfig, UNet),
@@ -45,7 +46,7 @@ def register(name: str, config: type[Any], module: type[nn.Module]) -> None:
     Raises:
         UserError: for a name that is taken, or a configuration that is none.
     """
-    if name in NETWORKS and NETWORKS[name][0].__qualname__ != config.__qualname__:
+    if name in NETWORKS and not same_class(NETWORKS[name][0], config):
         raise UserError(f"the name '{name}' is taken by {NETWORKS[name][1].__name__}; expected a new one; choose another")
     if not (issubclass(config, NetworkConfig) and dataclasses.is_dataclass(config)):
         raise UserError(
@@ -60,23 +61,21 @@ def build(config: NetworkConfig, sigma_data: float = 0.5) -> nn.Module:
     Raises:
         UserError: for a configuration of no known network.
     """
-    for config_type, module_type in NETWORKS.values():
-        if type(config) is config_type:
-            if config.conditioning.text and not config.reads:
-                raise UserError(
-                    f"conditioning.text for a {name_of(config)}, which reads none; expected a unet, edm2 or dit; change the "
-                    "network"
-                )
-            with in_float32():
-                return module_type(config, sigma_data)
-    raise UserError(
-        f"no network for a {type(config).__name__}; expected one of {', '.join(NETWORKS)}; pass a network configuration"
-    )
+    name = name_of(config)
+    if config.conditioning.text and not config.reads:
+        raise UserError(f"conditioning.text for a {name}, which reads none; expected a unet, edm2 or dit; change the network")
+    with in_float32():
+        return NETWORKS[name][1](config, sigma_data)
 
 
 def name_of(config: NetworkConfig) -> str:
-    """The name under which `build` knows this configuration."""
-    return next(name for name, (config_type, _) in NETWORKS.items() if type(config) is config_type)
+    """The name under which `build` knows this configuration; errors as there."""
+    for name, (config_type, _) in NETWORKS.items():
+        if type(config) is config_type:
+            return name
+    raise UserError(
+        f"no network for a {type(config).__name__}; expected one of {', '.join(NETWORKS)}; pass a network configuration"
+    )
 
 
 def network_state(config: NetworkConfig) -> dict[str, Any]:

@@ -1,13 +1,17 @@
 """A network of the user's own: any module `F(x_t / sd, t, **conditions)`, trained and loaded from Python."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar, NoReturn
+from typing import ClassVar
 
 from torch import nn
 
 from trigflow.conditions import check_declared, in_order, takes
 from trigflow.networks.embeddings import ConditioningConfig, NetworkConfig
 from trigflow.runtime.errors import UserError
+
+DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+DROPPING = (nn.MultiheadAttention, nn.RNNBase)
+"""Layers of PyTorch with dropout of their own, of probability `dropout`."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +36,6 @@ class Custom(nn.Module):
             "Trainer(..., network=module), load(folder, network=module)"
         )
 
-    def forward(self) -> NoReturn:
-        raise NotImplementedError
-
 
 def describe(network: nn.Module, num_classes: int, guided: bool) -> CustomConfig:
     """The configuration of a module of the user's own, for data of `num_classes` classes; channels are left to the data.
@@ -54,24 +55,17 @@ def describe(network: nn.Module, num_classes: int, guided: bool) -> CustomConfig
             f"{'guidance scales' if guided else 'no guidance scales'}; expected both or neither; set objective.guidance_max to "
             "1, or above 1 for a network that takes guidance"
         )
-    dropout = max((m.p for m in network.modules() if isinstance(m, nn.Dropout)), default=0.0)
+    rates = [m.p if isinstance(m, DROPOUT) else m.dropout for m in network.modules() if isinstance(m, (*DROPOUT, *DROPPING))]
     classes = num_classes if "label" in takes(network) else 0
     return CustomConfig(
-        dropout=dropout, conditioning=ConditioningConfig(num_classes=classes, takes=in_order(takes(network) - {"label"}))
+        dropout=max(rates, default=0.0),
+        conditioning=ConditioningConfig(num_classes=classes, takes=in_order(takes(network) - {"label"})),
     )
 
 
 def check_end(config: CustomConfig, given: bool, needed: bool) -> None:
-    """Check that the run draws the ends of jumps for a module that takes them.
-
-    Args:
-        config: what is known of the module.
-        given: whether there are ends in the run.
-        needed: whether nothing can be learned without them. The segments of a multistep student follow from the time.
-
-    Raises:
-        UserError: if the module takes ends and there are none, or the other way round where they are needed.
-    """
+    """Raise a UserError if a module takes the ends of jumps and the run has none (`given`), or takes none where nothing can be
+    learned without (`needed`). (The segments of a multistep student follow from the time.)"""
     told = "end" in config.conditioning.takes
     if told and not given:
         raise UserError(

@@ -22,6 +22,7 @@ from trigflow.networks.embeddings import (
     PositionalEmbedding,
     c_noise,
     check_conditioning,
+    one_hot,
 )
 from trigflow.networks.layers import (
     ConditioningLinear,
@@ -30,14 +31,13 @@ from trigflow.networks.layers import (
     full_precision,
     modulated,
     norm_groups,
-    zero_bias,
+    xavier,
 )
 from trigflow.networks.levels import ResidualBlock, check_levels, steps
 from trigflow.networks.text import Context
 from trigflow.runtime.errors import UserError
 
 DDPMPPNorm = Literal["add", "adagn", "double"]
-Resample = Literal["down", "up"]
 
 
 @dataclass(frozen=True)
@@ -74,11 +74,11 @@ class DDPMPP(nn.Module):
     Made for images of side `resolution`, which names the levels; other sizes work, odd ones between levels rounded up. The
     output layer starts at zero: zero velocity before training.
 
-    Shapes: x `(b, channels, h, w)` of unit variance, t `(b,)`, label int64 `(b,)` in [0, num_classes] (num_classes itself is
-    the null label, like None), guidance and end `(b,)`, augment `(b, config.augment)`; result like x.
+    Shapes: x `(b, channels, h, w)` of unit variance, t `(b,)`, conditions as in `Conditioning`, augment `(b, config.augment)`;
+    result like x.
 
     Raises:
-        UserError: for images of another channel count, labels, scales, ends or augmentation that the network does not take, or
+        UserError: for images of another channel count, conditions or augmentation that the network does not take or misses, or
             a configuration that makes no sense.
     """
 
@@ -164,11 +164,7 @@ class DDPMPPBody(nn.Module):
         cosines, sines = self.map_noise(noise).chunk(2, dim=1)
         emb = torch.cat([sines, cosines], dim=1)
         if self.map_label is not None:
-            classes = self.map_label.in_features
-            one_hot = torch.zeros(noise.shape[0], classes, dtype=emb.dtype, device=emb.device)
-            if label is not None:  # the null label is equal to no class
-                one_hot = (label[:, None] == torch.arange(classes, device=emb.device)).to(emb.dtype)
-            emb = emb + self.map_label(one_hot * math.sqrt(classes))
+            emb = emb + self.map_label(one_hot(label, emb, self.map_label.in_features))
         if self.map_augment is not None and augment is not None:
             emb = emb + self.map_augment(augment)
         if told is not None:
@@ -211,7 +207,7 @@ class DDPMPPBlock(ResidualBlock):
         emb_width: int,
         norm: DDPMPPNorm,
         dropout: float,
-        resample: Resample | None = None,
+        resample: Literal["down", "up"] | None = None,
         attention: bool = False,
     ) -> None:
         super().__init__()
@@ -265,10 +261,3 @@ class DDPMPPBlock(ResidualBlock):
 def group_norm(channels: int) -> nn.GroupNorm:
     """Group normalization with groups of at least 4 channels, at most 32 of them."""
     return nn.GroupNorm(norm_groups(channels), channels, eps=1e-6)
-
-
-def xavier(module: nn.Module) -> None:
-    """Uniform weights of variance `2 / (fan_in + fan_out)` and no bias, for linear layers and convolutions."""
-    if isinstance(module, nn.Linear | nn.Conv2d):
-        nn.init.xavier_uniform_(module.weight)
-        zero_bias(module)

@@ -21,6 +21,7 @@ from trigflow.networks.layers import (
     modulated,
     pixel_norm,
     to_patches,
+    xavier,
     zero_bias,
 )
 from trigflow.networks.text import Context, attend
@@ -82,7 +83,7 @@ def dit_config(size: str, patch: int = 2, channels: int = 4, num_classes: int = 
 
 
 class DiT(nn.Module):
-    """`F(x, t, label, guidance, end)` for images or latents::
+    """`F(x, t, **conditions)` for images or latents::
 
         h = W patches(x)  (+ sine positions)
         h = h + gate1(emb) * attention(norm1(h, emb))
@@ -96,12 +97,10 @@ class DiT(nn.Module):
     Every image size works: one whose side is no multiple of `patch` is padded by repeating its edge and the result cropped.
     The output layer starts at zero: zero velocity before training.
 
-    Shapes: x `(b, channels, h, w)` of unit variance, t `(b,)`, label int64 `(b,)` in [0, num_classes] (num_classes itself is
-    the null label, like None), guidance `(b,)`; result like x.
+    Shapes: x `(b, channels, h, w)` of unit variance, t `(b,)`, conditions as in `Conditioning`; result like x.
 
     Raises:
-        UserError: for images of another channel count, labels or scales that the network does not take, or a configuration
-            that makes no sense.
+        UserError: for images of another channel count, or a configuration that makes no sense.
 
     Source: Peebles and Xie 2023 (DiT, adaLN-Zero); Lu and Song 2025, section 4.1 (double normalization).
     """
@@ -263,9 +262,7 @@ class TokenAttention(nn.Module):
         self.proj = nn.Linear(width, width)
         self.q_norm = HeadNorm(width // heads) if qk_norm else nn.Identity()
         self.k_norm = HeadNorm(width // heads) if qk_norm else nn.Identity()
-        for layer in (self.qkv, self.proj):
-            nn.init.xavier_uniform_(layer.weight)
-            zero_bias(layer)
+        self.apply(xavier)
 
     def forward(self, y: Tensor, rotation: Rotation | None, mask: Tensor | None = None) -> Tensor:
         q, k, v = self.qkv(y).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
@@ -310,9 +307,7 @@ class TokenMLP(nn.Module):
         self.linear1 = nn.Linear(width, hidden)
         self.dropout = nn.Dropout(dropout)
         self.linear2 = nn.Linear(hidden, width)
-        for layer in (self.linear1, self.linear2):
-            nn.init.xavier_uniform_(layer.weight)
-            zero_bias(layer)
+        self.apply(xavier)
 
     def forward(self, y: Tensor) -> Tensor:
         return self.linear2(self.dropout(F.gelu(self.linear1(y), approximate="tanh")))

@@ -16,7 +16,6 @@ network `F_edm(x_t / sd, c_noise)` of the EDM preconditioning; as a TrigFlow net
 from __future__ import annotations
 
 import copy
-import math
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, get_args
 
@@ -25,15 +24,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trigflow.conditions import check_told
-from trigflow.networks.embeddings import EMBEDDINGS, ConditioningConfig, NetworkConfig, c_noise, check_conditioning
-from trigflow.networks.layers import check_at_least_one, check_images, check_setting, full_precision
+from trigflow.networks.embeddings import EMBEDDINGS, ConditioningConfig, NetworkConfig, c_noise, check_conditioning, one_hot
+from trigflow.networks.layers import check_at_least_one, check_images, check_setting, full_precision, largest_divisor
 from trigflow.networks.levels import check_levels, steps
 from trigflow.networks.magnitude import FixedConv, MPConv, MPFourier, MPPositional, mp_cat, mp_silu, mp_sum, unit_magnitude
 from trigflow.networks.text import Context, TextEncoder, read_text
 from trigflow.runtime.errors import UserError
 
 Modulation = Literal["gain", "double"]
-Side = Literal["encoder", "decoder"]
 
 RESIDUAL = 0.3
 """Share of the new term in the residual sums."""
@@ -126,7 +124,7 @@ class EDM2Block(nn.Module):
         c_out: int,
         emb_width: int,
         config: EDM2Config,
-        side: Side,
+        side: Literal["encoder", "decoder"],
         *,
         resample: Literal["keep", "down", "up"] = "keep",
         attention: bool = False,
@@ -140,14 +138,13 @@ class EDM2Block(nn.Module):
         self.emb_linear = MPConv(emb_width, 2 * c_out if config.shift else c_out)
         self.conv_res1 = MPConv(c_out, c_out, 3)
         self.conv_skip = MPConv(c_in, c_out, 1) if c_in != c_out else None
-        most = max(1, c_out // config.head_width)
-        self.heads = next(n for n in range(most, 0, -1) if c_out % n == 0) if attention else 0
+        self.heads = largest_divisor(c_out, c_out // config.head_width) if attention else 0
         if attention:
             self.attn_qkv = MPConv(c_out, 3 * c_out, 1)
             self.attn_proj = MPConv(c_out, c_out, 1)
         text = config.conditioning.text
         self.reads = bool(attention and text)
-        if attention and text:
+        if self.reads:
             self.text_q = MPConv(c_out, c_out, 1)
             self.text_kv = MPConv(text.width, 2 * c_out)
             self.text_proj = MPConv(c_out, c_out, 1)
@@ -281,11 +278,7 @@ class EDM2UNet(nn.Module):
         features = self.emb_fourier(clock) if config.time_embedding == "fourier" else self.emb_positional(clock)
         emb = self.emb_noise(features.to(precision))
         if self.emb_label is not None:
-            k, label = config.num_classes, conditions.get("label")
-            if label is None:
-                label = torch.full(t.shape, k, dtype=torch.int64, device=t.device)
-            one_hot = label[:, None] == torch.arange(k, device=label.device)  # the null label is a row of zeros
-            emb = mp_sum(emb, self.emb_label(math.sqrt(k) * one_hot.to(precision)))
+            emb = mp_sum(emb, self.emb_label(one_hot(conditions.get("label"), emb, config.num_classes)))
         if context is not None:
             emb = mp_sum(emb, self.emb_text(unit_magnitude(context.pooled.to(precision))))
         for name in config.takes:
@@ -301,12 +294,12 @@ class EDM2(nn.Module):
 
     The output gain starts at zero: zero velocity before training. `normalize_weights` belongs before every training step.
 
-    Shapes: x `(b, channels, h, w)` of unit variance, h and w multiples of `2^(levels - 1)`; t `(b,)`; label int64 `(b,)` in
-    [0, num_classes] (num_classes itself is the null label, as is None), guidance and end `(b,)`; result like x.
+    Shapes: x `(b, channels, h, w)` of unit variance, h and w multiples of `2^(levels - 1)`, t `(b,)`, conditions as in
+    `Conditioning`; result like x.
 
     Raises:
-        UserError: for images of another channel count or of sides that the levels do not divide, a label, guidance scale
-            or end that is missing or superfluous, or a configuration that makes no sense.
+        UserError: for images of another channel count or of sides that the levels do not divide, conditions that are missing or
+            superfluous, or a configuration that makes no sense.
     """
 
     def __init__(self, config: EDM2Config, sigma_data: float = 0.5) -> None:

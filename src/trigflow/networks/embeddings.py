@@ -19,8 +19,12 @@ from torch import Tensor, nn
 from trigflow.conditions import check_told, in_order
 from trigflow.networks.layers import ConditioningLinear, check_setting, full_precision, zero_bias
 from trigflow.networks.text import Context, TextConfig, TextEncoder, read_text
+from trigflow.process import HALF_PI
 
 C = TypeVar("C", bound="NetworkConfig")
+
+LOG_TIMES = (1e-4, HALF_PI - 1e-7)
+"""Times between which `log(sd tan t)` says something: below are a trace of noise, above float32 has no number below pi/2."""
 
 
 class PositionalEmbedding(nn.Module):
@@ -65,18 +69,30 @@ class FourierEmbedding(nn.Module):
 
 
 def c_noise(t: Tensor, time_map: Literal["identity", "log"], sigma_data: float) -> Tensor:
-    """What the network is told of the time t: t itself, or EDM's `log(sd tan t) / 4`. Shapes: `(b,)` to `(b,)`."""
-    return torch.log(sigma_data * torch.tan(t)) / 4 if time_map == "log" else t
+    """What the network is told of the time t: t itself, or EDM's `log(sd tan t) / 4`. Shapes: `(b,)` to `(b,)`.
+
+    The logarithm is that of the nearest time in `LOG_TIMES`: a jump may end at 0, and the float32 number nearest to pi/2 lies
+    beyond it.
+    """
+    return t if time_map == "identity" else torch.log(sigma_data * torch.tan(t.clamp(*LOG_TIMES))) / 4
+
+
+def one_hot(label: Tensor | None, like: Tensor, classes: int) -> Tensor:
+    """`sqrt(n)` at the class of a sample and 0 elsewhere, `(b, n)`, in the dtype of `like` `(b, ...)`; all 0 for the null label
+    n, and for None."""
+    if label is None:
+        return like.new_zeros(len(like), classes)
+    return math.sqrt(classes) * (label[:, None] == torch.arange(classes, device=label.device)).to(like.dtype)
 
 
 class ScalarEmbedding(ConditioningLinear):
     """`W p(y) + b` for one number y a sample, with positional features p. W and b start at zero: no effect.
 
-    Shapes: t and the condition `(b,)` to `(b, out_width)`, by default of the width of the features.
+    Shapes: t and the condition `(b,)` to `(b, width)`.
     """
 
-    def __init__(self, width: int, out_width: int | None = None, bias: bool = True) -> None:
-        super().__init__(width, width if out_width is None else out_width, bias=bias)
+    def __init__(self, width: int, bias: bool = True) -> None:
+        super().__init__(width, width, bias=bias)
         self.features = PositionalEmbedding(width, max_period=100.0)
         nn.init.zeros_(self.weight)
         zero_bias(self)
@@ -104,8 +120,8 @@ class EndTimeEmbedding(ScalarEmbedding):
     The length of the jump, not its end, so that a network of average velocities is told when it is zero.
     """
 
-    def __init__(self, width: int, out_width: int | None = None) -> None:
-        super().__init__(width, out_width, bias=False)
+    def __init__(self, width: int) -> None:
+        super().__init__(width, bias=False)
 
     @staticmethod
     def number(t: Tensor, value: Tensor) -> Tensor:
@@ -195,11 +211,7 @@ class Conditioning(nn.Module):
     """Time and conditions in, one vector out: `emb = silu(W2 silu(W1 (time + label + guidance + end + pooled text)))`.
 
     The branches of guidance and end start at zero, so a student initialized from its teacher begins as that teacher for every
-    scale and end.
-
-    Args:
-        config: see `ConditioningConfig`.
-        sigma_data: needed by the log time map.
+    scale and end. The log time map needs `sigma_data`.
 
     Shapes: t `(b,)`; label int64 `(b,)` with values in [0, num_classes], of which num_classes itself, like no label, means
     "no class"; guidance and end `(b,)`; result `(b, out_width)`.
@@ -240,17 +252,14 @@ class Conditioning(nn.Module):
         """The vector `(b, out_width)`, in float32 or higher, also under autocast; `context` as `context` gives it."""
         check_told(self, conditions)
         with full_precision(t):
-            return self._embed(t, context, conditions)
-
-    def _embed(self, t: Tensor, context: Context | None, conditions: Mapping[str, Tensor]) -> Tensor:
-        emb = self.time(c_noise(t, self.config.time_map, self.sigma_data))
-        if context is not None:
-            emb = emb + self.pooled(context.pooled.to(self.pooled.weight.dtype))
-        if self.label is not None:
-            label = conditions.get("label")
-            if label is None:
-                label = torch.full(t.shape, self.config.num_classes, dtype=torch.int64, device=t.device)
-            emb = emb + self.label(label)
-        for name in self.config.takes:
-            emb = emb + getattr(self, EMBEDDINGS[name][0])(t, conditions[name])
-        return F.silu(self.linear2(F.silu(self.linear1(emb))))
+            emb = self.time(c_noise(t, self.config.time_map, self.sigma_data))
+            if context is not None:
+                emb = emb + self.pooled(context.pooled.to(self.pooled.weight.dtype))
+            if self.label is not None:
+                label = conditions.get("label")
+                if label is None:
+                    label = torch.full(t.shape, self.config.num_classes, dtype=torch.int64, device=t.device)
+                emb = emb + self.label(label)
+            for name in self.config.takes:
+                emb = emb + getattr(self, EMBEDDINGS[name][0])(t, conditions[name])
+            return F.silu(self.linear2(F.silu(self.linear1(emb))))

@@ -60,18 +60,27 @@ def modulated(y: Tensor, affine: Tensor, double: bool, axis: int = 1) -> Tensor:
     return torch.addcmul(shift.reshape(shape).to(y.dtype), y, scale.reshape(shape).to(y.dtype))
 
 
-def norm_groups(channels: int, per_group: int = 4, at_most: int = 32) -> int:
-    """Largest number of groups <= min(at_most, channels / per_group) that divides `channels`."""
-    groups = max(1, min(at_most, channels // per_group))
-    while channels % groups:
-        groups -= 1
-    return groups
+def largest_divisor(number: int, at_most: int) -> int:
+    """The largest divisor of a number that is at most so large, or 1."""
+    return next(n for n in range(max(1, at_most), 0, -1) if number % n == 0)
+
+
+def norm_groups(channels: int) -> int:
+    """Groups of a group normalization: at most 32, of at least 4 channels each."""
+    return largest_divisor(channels, min(32, channels // 4))
 
 
 def zero_bias(layer: nn.Conv2d | nn.Linear) -> None:
     """Start a layer's bias at zero."""
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
+
+
+def xavier(module: nn.Module) -> None:
+    """Uniform weights of variance `2 / (fan_in + fan_out)` and no bias, for linear layers and convolutions."""
+    if isinstance(module, nn.Linear | nn.Conv2d):
+        nn.init.xavier_uniform_(module.weight)
+        zero_bias(module)
 
 
 class ConditioningLinear(nn.Linear):
@@ -116,7 +125,7 @@ class SelfAttention(nn.Module):
 
     def __init__(self, channels: int, head_width: int = 64) -> None:
         super().__init__()
-        self.heads = next(n for n in range(max(1, channels // head_width), 0, -1) if channels % n == 0)
+        self.heads = largest_divisor(channels, channels // head_width)
         self.norm = nn.GroupNorm(norm_groups(channels), channels)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.proj = nn.Conv2d(channels, channels, 1)

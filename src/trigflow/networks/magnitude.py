@@ -86,11 +86,7 @@ class MPConv(nn.Module):
     The forward divides every filter by its length, so gradients are orthogonal to the filters and an optimizer step can only
     lengthen them, which would lower the effective learning rate step by step. `normalize_weight` takes that length out
     again (forced weight normalization). It leaves the function as it is, and belongs once before every training step.
-
-    Args:
-        c_in: input channels.
-        c_out: output channels.
-        kernel: side of the (odd) kernel; None for a linear layer.
+    `kernel` is the side of the kernel, odd; None makes a linear layer.
 
     Shapes: `(b, c_in, h, w)` to `(b, c_out, h, w)`, or `(b, c_in)` to `(b, c_out)`. Source: Karras et al. 2024, equations 47
     and 66.
@@ -118,12 +114,8 @@ class MPConv(nn.Module):
 
 
 class FixedConv(nn.Module):
-    """An `MPConv` whose filters are computed once: the same function, for sampling and not for training.
-
-    Args:
-        layer: the layer to take the filters from.
-        dtype: what they are kept in; None for float32 or higher.
-    """
+    """An `MPConv` whose filters are computed once and kept in `dtype`, None for float32 or higher: the same function, for
+    sampling and not for training."""
 
     fixed: Tensor
 

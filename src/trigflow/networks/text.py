@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trigflow.conditions.text import LENGTHS, TOKENS, tokens
-from trigflow.networks.layers import check_setting, norm_groups, zero_bias
+from trigflow.networks.layers import check_setting, largest_divisor, norm_groups, xavier
+from trigflow.runtime.errors import UserError
 
 RUNS = (3, 5)
 """Lengths of the runs of bytes that have tables."""
@@ -116,10 +117,19 @@ class TextEncoder(nn.Module):
 
 
 def read_text(encoder: TextEncoder | None, conditions: Mapping[str, Tensor]) -> Context | None:
-    """The text among the conditions as an encoder reads it; where there is none, the empty one. None without an encoder."""
+    """The text among the conditions as an encoder reads it; where there is none, the empty one. None without an encoder.
+
+    Raises:
+        UserError: for a text without its mask, or a mask without its text.
+    """
     if encoder is None:
         return None
-    if "text" not in conditions:
+    given = [name for name in ("text", "text_mask") if name in conditions]
+    if len(given) == 1:
+        raise UserError(
+            f"{given[0]} alone; expected text and text_mask, or neither; pass both, as trigflow.conditions.Text has them"
+        )
+    if not given:
         device = encoder.norm.weight.device
         conditions = {name: row.to(device)[None] for name, row in encoder.config.null.items()}
     text, mask = conditions["text"], conditions["text_mask"]
@@ -156,13 +166,12 @@ class CrossAttention(nn.Module):
 
     def __init__(self, channels: int, width: int, head_width: int = 64) -> None:
         super().__init__()
-        self.heads = next(n for n in range(max(1, channels // head_width), 0, -1) if channels % n == 0)
+        self.heads = largest_divisor(channels, channels // head_width)
         self.norm = nn.GroupNorm(norm_groups(channels), channels)
         self.q = nn.Linear(channels, channels)
         self.kv = nn.Linear(width, 2 * channels)
         self.proj = nn.Linear(channels, channels)
-        nn.init.xavier_uniform_(self.proj.weight)
-        zero_bias(self.proj)
+        xavier(self.proj)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         q = self.q(self.norm(x).flatten(2).transpose(1, 2))

@@ -11,17 +11,16 @@ from trigflow.objectives.objective import (
     AdaptiveWeight,
     Given,
     Loss,
-    Network,
     Objective,
     StepDraws,
     StudentObjective,
     TangentConfig,
-    VelocityFunction,
     evaluate,
 )
 from trigflow.objectives.table import OBJECTIVES, as_kind, known, objective_of, register
 from trigflow.objectives.tangents import eulerian_tangent, lagrangian_tangent, semigroup_tangent, shape_tangent
 from trigflow.runtime.errors import renamed
+from trigflow.samplers.guidance import Network, VelocityFunction
 
 RENAMED = {
     "MeanFlowConfig": "FlowMap, as objective_of('meanflow', ...)",

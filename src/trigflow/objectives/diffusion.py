@@ -10,7 +10,6 @@ from trigflow.objectives.objective import (
     Check,
     Given,
     Loss,
-    Network,
     Objective,
     Weight,
     as_figures,
@@ -19,6 +18,7 @@ from trigflow.objectives.objective import (
     weighted_mean,
 )
 from trigflow.process import TrigFlow
+from trigflow.samplers.guidance import Network
 
 
 @dataclass(frozen=True)

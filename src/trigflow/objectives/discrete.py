@@ -16,11 +16,10 @@ with gradients stopped, not an average of its weights. As the step goes to zero 
 sCT and sCD.
 """
 
-import contextlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -30,10 +29,8 @@ from trigflow.objectives.objective import (
     Check,
     Given,
     Loss,
-    Network,
     StudentObjective,
     TangentConfig,
-    VelocityFunction,
     Weight,
     as_figures,
     evaluate,
@@ -43,6 +40,8 @@ from trigflow.objectives.objective import (
 from trigflow.objectives.tangents import shape_tangent
 from trigflow.process import TrigFlow, trig
 from trigflow.samplers.grid import sigma_grid
+from trigflow.samplers.guidance import Network, VelocityFunction
+from trigflow.tangent.dispatch import replayed_draws
 
 SHORTEST = 1e-7
 """Shortest step in t that anything is divided by, about the distance of float32 numbers near pi/2."""
@@ -163,9 +162,7 @@ class Discrete(StudentObjective):
     discrete: DiscreteConfig = field(default_factory=DiscreteConfig)
     """The steps between which the student is made consistent."""
 
-    @property
-    def compiles(self) -> bool:
-        return False  # the pair of times branches on the number of the iteration
+    compiles: ClassVar[bool] = False  # the pair of times branches on the number of the iteration
 
     @property
     def probe(self) -> Literal["error", "tangent"] | None:
@@ -259,11 +256,13 @@ def discrete_loss(
         x_t = process.interpolate(x0, noise, t)
         velocity = process.velocity(x0, noise, t) if teacher is None else _mean_velocity(teacher, x_t, t, s, config.solver)
         x_s = process.ddim_step(x_t, velocity, t, s)
-    with _draws_repeated(x_t.device):
+    with replayed_draws(x_t.device, []) as draws:
         prediction = evaluate(network, x_t / sd, t, zero, told)
+        draws.rewind()
+        with torch.no_grad():
+            # At s = 0 the output is multiplied by 0. Evaluated elsewhere, it is finite also where log(t) is an input.
+            earlier = evaluate(network, x_s / sd, torch.where(s > 0, s, t), zero, told).to(x_t.dtype)
     with torch.no_grad():
-        # At s = 0 the output is multiplied by 0. Evaluated elsewhere, it is finite also where log(t) is an input.
-        earlier = evaluate(network, x_s / sd, torch.where(s > 0, s, t), zero, told).to(x_t.dtype)
         fixed = prediction.detach().to(x_t.dtype)
         cos, _ = trig(t, x_t)
         g = cos * discrete_tangent(process, x_t, velocity, fixed, earlier, t, s, r)
@@ -323,11 +322,6 @@ def _mean_velocity(teacher: VelocityFunction, x_t: Tensor, t: Tensor, s: Tensor,
     end = teacher((x_t - h * v).to(x_t.dtype), torch.where(s > 0, s, t)).to(x_t.dtype)
     u = h / torch.sin(h) * (v + end) / 2 - torch.tan(h / 2) * x_t
     return torch.where(s.reshape(axes) > 0, u, v).to(x_t.dtype)
-
-
-def _draws_repeated(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Give the default generators back as they were: what follows draws the same dropout masks again."""
-    return torch.random.fork_rng([device] if device.type == "cuda" else [])
 
 
 def _part(iteration: int, iterations: int, parts: int) -> int:

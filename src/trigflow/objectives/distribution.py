@@ -23,9 +23,7 @@ from trigflow.objectives.objective import (
     Check,
     Given,
     Loss,
-    Network,
     StepDraws,
-    VelocityFunction,
     Weight,
     as_figures,
     evaluate,
@@ -35,6 +33,7 @@ from trigflow.objectives.objective import (
 from trigflow.objectives.tangents import jump
 from trigflow.process import Proposal, TrigFlow
 from trigflow.runtime.errors import UserError
+from trigflow.samplers.guidance import Network, VelocityFunction
 
 
 @dataclass(frozen=True)

@@ -38,10 +38,8 @@ from trigflow.objectives.objective import (
     Check,
     Given,
     Loss,
-    Network,
     StepDraws,
     StudentObjective,
-    VelocityFunction,
     Weight,
     as_figures,
     per_sample_mean_square,
@@ -50,8 +48,9 @@ from trigflow.objectives.objective import (
 from trigflow.objectives.tangents import eulerian_tangent, lagrangian_tangent, own_velocity, semigroup_tangent, shape_tangent
 from trigflow.process import TrigFlow, trig
 from trigflow.runtime.errors import UserError
-from trigflow.samplers.sampling import Sampling
-from trigflow.segments import segment_bounds, segment_jumps
+from trigflow.samplers.guidance import Network, VelocityFunction
+from trigflow.samplers.sampling import Jumps, Sampling
+from trigflow.segments import segment_bounds, segment_times
 
 
 @dataclass(frozen=True)
@@ -107,8 +106,7 @@ class FlowMap(StudentObjective):
 
     @property
     def sampling(self) -> Sampling:
-        jumps: Literal["zero", "segments", "any"] = "any" if self.jumps == "any" else "segments"
-        jumps = "zero" if jumps == "segments" and self.segments == 1 else jumps
+        jumps: Jumps = "zero" if self.jumps == "segments" and self.segments == 1 else self.jumps
         return Sampling("flow_map", jumps, self.segments, super().sampling.guidance_max)
 
     def checks(self, process: TrigFlow) -> list[Check]:
@@ -130,7 +128,7 @@ class FlowMap(StudentObjective):
             (self.velocity != "self" or self.anchor > 0, "anchor", self.anchor, "above 0 for velocity self"),
         ]  # fmt: skip
         if self.segments > 1 and segmented:
-            segment_jumps(process, self.segments)
+            segment_times(process, self.segments)
         return checks
 
     def draw(self, draws: StepDraws) -> dict[str, Tensor]:
@@ -142,14 +140,13 @@ class FlowMap(StudentObjective):
             end, t = process.time_from_sigma(sigma).sort(dim=0).values
         else:
             t = self.proposal.sample(draws.process, draws.n, draws.generator)
-            share = torch.rand(draws.n, generator=draws.generator, dtype=torch.float32) if self.jumps == "any" else None
-            end = segment_bounds(t, self.segments)[0] if share is None else t * share
+            end = t * draws.uniform() if self.jumps == "any" else segment_bounds(t, self.segments)[0]
         if self.jumps == "any" and self.to_zero > 0:
-            end = torch.where(torch.rand(draws.n, generator=draws.generator, dtype=torch.float32) < self.to_zero, 0.0, end)
+            end = torch.where(draws.uniform() < self.to_zero, 0.0, end)
         if self.anchor > 0:
-            end = torch.where(torch.rand(draws.n, generator=draws.generator, dtype=torch.float32) < self.anchor, t, end)
+            end = torch.where(draws.uniform() < self.anchor, t, end)
         jumps = {"t": draws.share(t)}
-        return {**jumps, "end": draws.share(end)} if self.needs_end or self.segments > 1 else jumps
+        return {**jumps, "end": draws.share(end)} if "end" in self.told else jumps
 
     def loss(self, given: Given) -> Loss:
         batch = given.batch

@@ -8,20 +8,15 @@ from a batch, and knows how what it trained is drawn from. It is found by the na
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from trigflow.conditions import takes
 from trigflow.process import HALF_PI, Proposal, TrigFlow
+from trigflow.samplers.guidance import Network, VelocityFunction
 from trigflow.samplers.sampling import Sampling
-
-Network = Callable[..., Any]
-"""`network(x_t / sd, t, **conditions) -> F`, tensors of the batch; see `trigflow.conditions`."""
-
-VelocityFunction = Callable[[Tensor, Tensor], Tensor]
-"""`velocity(x_t, t) -> dx_t/dt`, t of shape `(b,)`."""
 
 Weight = Callable[[Tensor], Tensor]
 """`w(t)`, a log weight; shapes `(b,)` to `(b,)`."""
@@ -156,6 +151,10 @@ class StepDraws:
         """Times of a proposal, `(b,)`."""
         return self.share(proposal.sample(self.process, self.n, self.generator))
 
+    def uniform(self) -> Tensor:
+        """Numbers in [0, 1) for the whole batch, `(n,)`."""
+        return torch.rand(self.n, generator=self.generator, dtype=torch.float32)
+
 
 @dataclass(frozen=True)
 class Given:
@@ -199,11 +198,8 @@ class Objective:
 
     fake: ClassVar[bool] = False
     """Whether a fake score network learns beside the student; see `trigflow.objectives.distribution`."""
-
-    @property
-    def compiles(self) -> bool:
-        """Whether the loss is one function in all steps, which can take the iteration as a tensor."""
-        return True
+    compiles: ClassVar[bool] = True
+    """Whether the loss is one function in all steps, which can take the iteration as a tensor."""
 
     @property
     def distills(self) -> bool:
@@ -312,11 +308,10 @@ class StudentObjective(Objective):
     def draw_conditions(self, draws: StepDraws) -> dict[str, Tensor]:
         if "guidance" not in self.told:
             return {}
-        scales = 1 + (self.guidance_max - 1) * torch.rand(draws.n, generator=draws.generator, dtype=torch.float32)
-        return {"guidance": draws.share(scales)}
+        return {"guidance": draws.share(1 + (self.guidance_max - 1) * draws.uniform())}
 
 
 def evaluate(network: Network, x: Tensor, t: Tensor, end: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
     """`F(x, t, s)` of a network that is told the end, and `F(x, t)` of another. x has unit variance."""
     ends = {"end": end} if "end" in takes(network) else {}
-    return network(x, t, **conditions, **ends)  # type: ignore[no-any-return]
+    return network(x, t, **conditions, **ends)

@@ -13,6 +13,7 @@ from trigflow.objectives.flow_map import FlowMap
 from trigflow.objectives.objective import Objective, TangentConfig
 from trigflow.process import Proposal
 from trigflow.runtime.errors import UserError
+from trigflow.runtime.values import same_class
 
 
 @dataclass(frozen=True)
@@ -86,10 +87,8 @@ def register(kind: str, objective: type[Objective], *, title: str | None = None,
     Raises:
         UserError: for a name that is taken, or a class that is no objective.
     """
-    found = OBJECTIVES.get(kind)
-    same = found is not None and found.objective.__qualname__ == objective.__qualname__
-    if found is not None and not (same and found.objective.__module__ == objective.__module__):
-        raise UserError(f"the name '{kind}' is taken by {found.objective.__name__}; expected a new one; choose another")
+    if kind in OBJECTIVES and not same_class(found := OBJECTIVES[kind].objective, objective):
+        raise UserError(f"the name '{kind}' is taken by {found.__name__}; expected a new one; choose another")
     if not (issubclass(objective, Objective) and dataclasses.is_dataclass(objective)):
         raise UserError(
             f"{objective.__name__} as an objective; expected a dataclass that is an Objective; derive it from Objective"

@@ -24,9 +24,11 @@ import torch
 from torch import Tensor
 
 from trigflow import tangent as tangent_engine
-from trigflow.objectives.objective import Network, TangentConfig, VelocityFunction, evaluate
+from trigflow.objectives.objective import TangentConfig, evaluate
 from trigflow.process import TrigFlow, trig
 from trigflow.runtime.errors import UserError
+from trigflow.samplers.guidance import Network, VelocityFunction
+from trigflow.tangent.dispatch import replayed_draws
 
 HEADROOM = 64.0
 """How much larger than float16 allows a tangent may be; see `derivative_along`."""
@@ -51,20 +53,12 @@ def shape_tangent(g: Tensor, config: TangentConfig) -> Tensor:
 def derivative_along(
     function: Callable[..., Tensor], point: tuple[Tensor, ...], directions: tuple[Tensor, ...], method: str = "exact"
 ) -> tuple[Tensor, Tensor]:
-    """`function(*point)` and its derivative along the directions, by `trigflow.tangent.jvp`.
+    """`function(*point)` on the autograd graph and, detached, its derivative along the directions: `trigflow.tangent.jvp` by
+    this method.
 
     Under float16 autocast the derivative of a steep network can exceed 65504, the largest number, where the values do not. But
     it is linear in the directions: these are made 64 times smaller, and the result, in float32, larger again. As 64 is a power
     of two, nothing is rounded by that but what is smaller than 4e-3, to multiples of 4e-6.
-
-    Args:
-        function: takes and returns tensors `(b, ...)`.
-        point: its arguments.
-        directions: like these.
-        method: exact or finite-difference.
-
-    Returns:
-        The value on the autograd graph, and the derivative, detached.
     """
     device = point[0].device.type
     autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
@@ -111,7 +105,8 @@ def eulerian_tangent(
         g = -c^2 (sd F - dx_t/dt) - r c k (x_t + sd dF/dt)
 
     `c k dF/dt` is one Jacobian-vector product, with tangents `(c k d / sd, c k)` of x and t, d the direction. With a step h
-    it is exact in x only, and in t a difference that needs one more evaluation and is exact for rotations::
+    it is exact in x only, and in t a difference that needs one more evaluation, on the same dropout masks, and is exact for
+    rotations::
 
         dF/dt = (dF/dx) d / sd + (cos(h) F(x, t) - F(x, t - h)) / sin(h)
 
@@ -144,11 +139,15 @@ def eulerian_tangent(
 
     dx, dt = (along * d / sd).to(x_t.dtype), along.reshape(t.shape).to(t.dtype)
     if semi_step > 0:
-        prediction, change = derivative_along(lambda x: forward(x, t), (x_t / sd,), (dx,), derivative)
         with torch.no_grad():
             h = torch.minimum(torch.full_like(t, semi_step), t / 2)
             cos_h, sin_h = trig(h, x_t)
-            before = forward(x_t / sd, t - h).to(x_t.dtype)
+        with replayed_draws(x_t.device, []) as draws:
+            prediction, change = derivative_along(lambda x: forward(x, t), (x_t / sd,), (dx,), derivative)
+            draws.rewind()
+            with torch.no_grad():
+                before = forward(x_t / sd, t - h).to(x_t.dtype)
+        with torch.no_grad():
             change = change + along / sin_h * (cos_h * prediction.detach().to(x_t.dtype) - before)
     else:
         prediction, change = derivative_along(forward, (x_t / sd, t), (dx, dt), derivative)

@@ -39,6 +39,11 @@ def kind_of(kind: type, **values: Any) -> None:
             raise _wrong(name, value, f"a {kind.__name__}", "argument")
 
 
+def same_class(one: type, other: type) -> bool:
+    """Whether two classes are one, perhaps from a file that was imported again."""
+    return (one.__module__, one.__qualname__) == (other.__module__, other.__qualname__)
+
+
 def check_types(settings: Any, path: str = "") -> None:
     """Require the values of settings, a dataclass that may hold others, to be of the types that it declares. Raises a UserError
     naming the first setting, with the settings that it is in, and what it may be."""

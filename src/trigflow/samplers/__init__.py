@@ -7,11 +7,12 @@ A sampler is a function of (velocity, x, times); `network_velocity` and `guided_
 from trigflow.runtime.errors import renamed
 from trigflow.samplers.editing import Edit
 from trigflow.samplers.flow_map import flow_map_sample
-from trigflow.samplers.grid import consistency_times, meanflow_times, segment_times, sigma_grid
+from trigflow.samplers.grid import consistency_times, meanflow_times, sigma_grid
 from trigflow.samplers.guidance import JumpFunction, Network, VelocityFunction, guided_velocity, network_velocity
 from trigflow.samplers.ode import SOLVERS, Solver, ddim, dpm_solver_2s, dpm_solver_pp_2m, get_solver, heun, nfe, steps_for_nfe
 from trigflow.samplers.sampling import Sampling
 from trigflow.samplers.search import ScheduleSearch, Trial, search_times
+from trigflow.segments import segment_times
 
 RENAMED = {
     "consistency_sample": "flow_map_sample(..., gamma=1)",

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from trigflow.process import HALF_PI, TrigFlow
 from trigflow.runtime.errors import UserError
+from trigflow.runtime.values import number
 from trigflow.samplers.guidance import JumpFunction
 
 
@@ -81,6 +82,7 @@ def _check(
     if not times or times[0] > HALF_PI or not all(s < t for t, s in pairwise([*times, 0.0])):
         shown = ", ".join(f"{t:.4g}" for t in times)
         raise UserError(f"times ({shown}); expected one or more decreasing times in (0, pi/2]; use meanflow_times")
+    number(gamma=gamma)
     if not 0 <= gamma <= 1:
         raise UserError(f"gamma={gamma}; expected a number in [0, 1]; use 0 for jumps without fresh noise")
     if len(times) > 1 and gamma > 0 and generator is None and fresh is None:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from trigflow.process import TrigFlow
 from trigflow.runtime.errors import UserError
-from trigflow.segments import segment_jumps
+from trigflow.runtime.values import number, whole
 
 
 def sigma_grid(process: TrigFlow, steps: int, rho: float = 7.0) -> Tensor:
@@ -25,6 +25,8 @@ def sigma_grid(process: TrigFlow, steps: int, rho: float = 7.0) -> Tensor:
 
     Source: Karras et al. 2022 (arXiv 2206.00364), equation 5.
     """
+    whole(steps=steps)
+    number(rho=rho)
     if steps < 1:
         raise UserError(f"a grid of {steps} steps; expected at least 1; raise steps")
     if not (math.isfinite(rho) and rho > 0):
@@ -33,6 +35,12 @@ def sigma_grid(process: TrigFlow, steps: int, rho: float = 7.0) -> Tensor:
     fraction = torch.linspace(0, 1, steps, dtype=torch.float64)
     times = process.time_from_sigma((high + fraction * (low - high)) ** rho)
     return torch.cat([times, times.new_zeros(1)])
+
+
+def _check_steps(steps: int) -> None:
+    whole(steps=steps)
+    if steps < 1:
+        raise UserError(f"{steps} sampling steps; expected at least 1; raise steps")
 
 
 def consistency_times(process: TrigFlow, steps: int, t_mid: float = 1.1) -> tuple[float, ...]:
@@ -51,8 +59,8 @@ def consistency_times(process: TrigFlow, steps: int, t_mid: float = 1.1) -> tupl
 
     Source: Lu and Song 2025 (two steps).
     """
-    if steps < 1:
-        raise UserError(f"{steps} sampling steps; expected at least 1; raise steps")
+    _check_steps(steps)
+    number(t_mid=t_mid)
     if steps > 1 and not 0 < t_mid < process.t_max:
         raise UserError(f"t_mid={t_mid}; expected a time in (0, t_max={process.t_max:.4f}); use 1.1, the value of the paper")
     return (process.t_max, *(t_mid * (steps - k) / (steps - 1) for k in range(1, steps)))
@@ -69,15 +77,5 @@ def meanflow_times(process: TrigFlow, steps: int) -> tuple[float, ...]:
     Raises:
         UserError: if steps < 1.
     """
-    if steps < 1:
-        raise UserError(f"{steps} sampling steps; expected at least 1; raise steps")
+    _check_steps(steps)
     return (process.t_max, *(math.atan2(steps - k, k) for k in range(1, steps)))
-
-
-def segment_times(process: TrigFlow, segments: int) -> tuple[float, ...]:
-    """The times that the jumps of a multistep model begin at: `t_max`, then the inner ends of its segments, downward.
-
-    Raises:
-        UserError: if segments < 1, or too many for `t_max` to lie in the last.
-    """
-    return tuple(start for start, _ in segment_jumps(process, segments))

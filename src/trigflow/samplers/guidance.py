@@ -41,10 +41,13 @@ def network_velocity(network: Network, process: TrigFlow, conditions: Mapping[st
         conditions: by name, `(b, ...)`, or a number or one row for all samples. What can be left out is "none" then.
 
     Raises:
-        UserError: for conditions that the network does not take or misses, or, when called, that do not match the batch.
+        UserError: for conditions that the network does not take or misses, an end among them, or, when called, for conditions
+            that do not match the batch.
     """
     told, sd, told_end = conditions or {}, process.sigma_data, "end" in takes(network)
     check_told(network, told, later=("end",))
+    if "end" in told:
+        raise UserError("end among the conditions; expected it as the third argument of the velocity; drop it there")
 
     def velocity(x_t: Tensor, t: Tensor, end: Tensor | None = None) -> Tensor:
         ends = {"end": t if end is None else end} if told_end else {}

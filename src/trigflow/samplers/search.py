@@ -13,6 +13,7 @@ import numpy as np
 
 from trigflow.process import TrigFlow
 from trigflow.runtime.errors import UserError
+from trigflow.runtime.values import number, whole
 
 Score = Callable[[tuple[float, ...]], float]
 
@@ -70,6 +71,8 @@ def search_times(
         UserError: if steps < 1, the range is empty or outside (0, t_max), the budget is too small (5 for two steps, else
             10 for each searched time), or no trial gave a finite score.
     """
+    whole(steps=steps)
+    number(lower=lower, upper=upper)
     searched = steps - 1
     if steps < 1:
         raise UserError(f"a schedule of {steps} steps; expected at least 1; raise steps")
