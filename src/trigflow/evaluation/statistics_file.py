@@ -75,7 +75,7 @@ def read_reference(path: str | Path, features: str | None = None) -> ReferenceSt
         raise _refusal(path, f"cannot be read ({error.strerror or error})") from None
 
 
-def write_reference(path: Path, reference: ReferenceStatistics) -> None:
+def write_reference(path: str | Path, reference: ReferenceStatistics) -> None:
     """Write a `.npz` atomically; `mu` and `sigma` are float64, features float32.
 
     Raises:
@@ -93,7 +93,7 @@ def write_reference(path: Path, reference: ReferenceStatistics) -> None:
         arrays["fd_real"] = np.float64(reference.fd_real)
     if reference.features is not None:
         arrays["features"] = reference.features.cpu().float().numpy()
-    with replacing(path) as temporary, temporary.open("wb") as file:
+    with replacing(Path(path)) as temporary, temporary.open("wb") as file:
         np.savez(file, **arrays)
 
 
