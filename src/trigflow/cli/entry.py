@@ -71,6 +71,16 @@ def main(args: list[str] | None = None, commands: Mapping[str, type[Command]] = 
     except BrokenPipeError:
         if not _unread():
             raise
+    except OSError as error:
+        if error.filename is None:
+            raise
+        name = str(error.filename)
+        shown = name if len(name) <= 100 else f"{name[:60]}...{name[-30:]}"
+        print(
+            f"trigflow: error{process}: '{shown}' cannot be used ({error.strerror}); expected a path that can be; check it",
+            file=sys.stderr,
+        )
+        sys.exit(EXIT_FAILED)
     except KeyboardInterrupt as stop:
         terminated = isinstance(stop, Terminated)
         what = "terminated" if terminated else "interrupted"
@@ -231,6 +241,7 @@ def _trained_on(given: list[str]) -> str:
         config = Path(word) / "config.json"
         if config.is_file():
             return from_dict(read_json(config, "configuration")).data.source
-        if (model := Path(word) / "model.json").is_file() and read_json(model, "model")["network"].get("base"):
-            return "adapters"
+        with contextlib.suppress(AttributeError, KeyError, TypeError):  # what is no model is said when it is loaded
+            if (model := Path(word) / "model.json").is_file() and read_json(model, "model")["network"].get("base"):
+                return "adapters"
     return "digits"

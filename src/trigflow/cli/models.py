@@ -309,6 +309,8 @@ class Import:
 
     def run(self) -> None:
         if self.file.endswith(".pkl"):
+            if (self.size, self.frames, self.dtype) != (None, None, "float32"):
+                raise UserError("--size, --frames or --dtype for a snapshot; expected them of a pipeline; leave them out")
             from trigflow.models.pretrained import import_snapshot
 
             facts = import_snapshot(Path(self.file), self.out)

@@ -18,7 +18,9 @@ GIB = 2**30
 
 def student_of(folder: Path, lora: int | None, config: RunConfig = ADAPTERS) -> NamedRun:
     """The run that distills the teacher in a folder, with adapters of this rank or, for None, whole. Raises a UserError for a
-    folder that holds no teacher from diffusers."""
+    folder that holds no teacher from diffusers, or a rank below 1."""
+    if lora is not None and lora < 1:
+        raise UserError(f"--lora {lora}; expected a rank of at least 1; change it")
     codec, _ = unloaded_parts(folder)
     network: Any = network_from_state(read_description(folder / "model.json")["network"])
     if not hasattr(network, "adapter"):
