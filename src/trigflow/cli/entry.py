@@ -27,7 +27,7 @@ from trigflow.lab.recipes import RUNS, preset, recipe_for
 from trigflow.objectives import as_kind
 from trigflow.plugins import load_plugin
 from trigflow.runtime.distributed import launched, process_group, rank
-from trigflow.runtime.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_TERMINATED, UserError
+from trigflow.runtime.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_TERMINATED, UserError, shortened
 from trigflow.runtime.files import read_json
 from trigflow.runtime.interrupt import Terminated, terminable
 from trigflow.runtime.machine import resolve_device
@@ -74,12 +74,8 @@ def main(args: list[str] | None = None, commands: Mapping[str, type[Command]] = 
     except OSError as error:
         if error.filename is None:
             raise
-        name = str(error.filename)
-        shown = name if len(name) <= 100 else f"{name[:60]}...{name[-30:]}"
-        print(
-            f"trigflow: error{process}: '{shown}' cannot be used ({error.strerror}); expected a path that can be; check it",
-            file=sys.stderr,
-        )
+        reason = f"'{shortened(error.filename)}' cannot be used ({error.strerror})"
+        print(f"trigflow: error{process}: {reason}; expected a path that can be; check it", file=sys.stderr)
         sys.exit(EXIT_FAILED)
     except KeyboardInterrupt as stop:
         terminated = isinstance(stop, Terminated)

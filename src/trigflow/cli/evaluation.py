@@ -120,16 +120,9 @@ class Reference:
             raise UserError(f"'{self.out}' is no .npz; expected a file of that ending; rename --out")
         check_place(self.out, "file")
         found = measure_reference(
-            self.data,
-            features=self.features,
-            weights=self.weights,
-            keep=self.keep,
-            num=self.num,
-            resize=self.resize,
-            batch_size=self.batch_size,
-            device=resolve_device(self.device),
-            progress=not self.quiet,
-        )
+            self.data, features=self.features, weights=self.weights, keep=self.keep, num=self.num, resize=self.resize,
+            batch_size=self.batch_size, device=resolve_device(self.device), progress=not self.quiet,
+        )  # fmt: skip
         if Processes.present().rank == 0:
             write_reference(self.out, found)
         kept = 0 if found.features is None else len(found.features)

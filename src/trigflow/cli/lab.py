@@ -128,13 +128,7 @@ class Plan:
             )
         plan = make_plan(
             student_of(folder, self.lora) if imported else self.recipe,
-            gpus=self.gpus,
-            batch_gpu=self.batch_gpu,
-            gpu=self.gpu,
-            utilization=self.utilization,
-            memory_gib=self.memory,
-            parallel=self.parallel,
-            precision=self.precision,
-            checkpointing=self.checkpointing,
-        )
+            gpus=self.gpus, batch_gpu=self.batch_gpu, gpu=self.gpu, utilization=self.utilization, memory_gib=self.memory,
+            parallel=self.parallel, precision=self.precision, checkpointing=self.checkpointing,
+        )  # fmt: skip
         print(json.dumps(plan.as_dict(), indent=2) if self.json else describe(plan))

@@ -246,13 +246,9 @@ class Bench:
         if self.json is not None:
             check_place(self.json, "file", "--json")
         report = measure(
-            load(self.run_folder, self.device),
-            steps=self.steps,
-            batches=self.batches,
-            seconds=self.seconds,
-            variants=self.variants,
-            tolerance=self.tolerance,
-        )
+            load(self.run_folder, self.device), steps=self.steps, batches=self.batches, seconds=self.seconds,
+            variants=self.variants, tolerance=self.tolerance,
+        )  # fmt: skip
         print(describe(report))
         if self.json is not None:
             write_json(self.json, report.as_dict())

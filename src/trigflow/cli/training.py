@@ -383,13 +383,8 @@ class Convert:
         from trigflow.training.convert import convert
 
         result = convert(
-            self.run_folder,
-            self.out,
-            self.settings,
-            data=self.data,
-            device=self.device,
-            resume=self.resume,
+            self.run_folder, self.out, self.settings, data=self.data, device=self.device, resume=self.resume,
             progress=not self.quiet,
-        )
+        )  # fmt: skip
         print(result.table())
         print(f"\nConverted. Distill with: trigflow distill {self.out} --out RUN")

@@ -82,10 +82,7 @@ def score(model: Model, reference: Reference, *, num: int, **sampling: Any) -> d
     if sampling.get("times") is not None:
         counted["steps"] = len(sampling["times"])
     return {
-        "fd": scores.fd,
-        "fd_real": scores.fd_real,
-        "precision": scores.precision,
-        "recall": scores.recall,
+        **{name: getattr(scores, name) for name in ("fd", "fd_real", "precision", "recall")},
         "nfe": evaluations(model, **{"steps": None, **counted}),
         "num": num,
         "samples_per_second": num / seconds,

@@ -115,16 +115,6 @@ def recipe_for(source: str) -> str:
 
 
 __all__ = [
-    "DATA",
-    "RECIPES",
-    "RUNS",
-    "NamedRun",
-    "Recipe",
-    "get_recipe",
-    "get_run",
-    "preset",
-    "recipe_for",
-    "register",
-    "require_data",
-    "shrink",
-]
+    "DATA", "RECIPES", "RUNS", "NamedRun", "Recipe", "get_recipe", "get_run", "preset", "recipe_for", "register",
+    "require_data", "shrink",
+]  # fmt: skip
