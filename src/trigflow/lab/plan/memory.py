@@ -72,7 +72,8 @@ def memory(step: Step, parallel: ParallelMode, gpus: int) -> Memory:
     student, teacher, fake = step.student, step.teacher, step.fake
     # The weights of the two largest blocks and the gradients of the largest, and all outside of blocks.
     gathered = sum(student.blocks[:2]) + sum(student.blocks[:1])
-    gathered += sum(size.parameters - sum(size.blocks) for size in (student, teacher, fake) if size is not None)
+    # Of adapters less is trained than blocks hold; what is outside of these is the teacher's.
+    gathered += sum(max(0, size.parameters - sum(size.blocks)) for size in (student, teacher, fake) if size is not None)
     return Memory(
         weights=BYTES * student.parameters / shards,
         gradients=BYTES * student.parameters / shards,
