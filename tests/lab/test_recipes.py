@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from training.tiny import all_digits, change, model_from
-from trigflow.data import ImageDataset, LatentDataset
+from trigflow.data import ImageDataset, LatentDataset, open_dataset
 from trigflow.data.captions import Captions
+from trigflow.data.sources.opening import REGISTERED
 from trigflow.lab.recipes import DATA, RECIPES, RUNS, Recipe, get_recipe, get_run, preset, recipe_for, require_data, shrink
 from trigflow.lab.recipes.listing import list_recipes, resolve_run, show
 from trigflow.models.model import Model
@@ -51,6 +52,18 @@ def test_by_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "digits").mkdir()
     assert recipe_for("./digits") == "images"
+
+
+def test_data_that_come_along_have_their_recipe_beside_a_folder_of_their_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("digits", "waves", "adapters"):
+        Path(name).mkdir()
+        monkeypatch.setitem(RECIPES, name, RECIPES["digits"])
+    monkeypatch.setitem(REGISTERED, "waves", lambda: open_dataset("digits"))
+    assert [recipe_for(name) for name in ("digits", "waves", "adapters")] == ["digits", "waves", "images"]
+    assert open_dataset("digits").name == "digits"
 
 
 @pytest.mark.parametrize("name", sorted(RECIPES.keys() - {"adapters"}))

@@ -6,6 +6,7 @@
 from pathlib import Path
 from typing import Literal
 
+from trigflow.data.sources.opening import EMBEDDED, REGISTERED
 from trigflow.lab.recipes.changes import shrink
 from trigflow.lab.recipes.named import NamedRun, Recipe
 from trigflow.lab.recipes.paper import PAPER
@@ -110,8 +111,10 @@ def require_data(source: str) -> None:
 
 
 def recipe_for(source: str) -> str:
-    """Name of the recipe that suits a data source: its own, or `images` for a folder or zip."""
-    return source if source in RECIPES and not Path(source).exists() else "images"
+    """Name of the recipe that suits a data source: its own, or `images` for a folder or zip. Data that have a name are meant by
+    it even beside a folder of that name."""
+    named = source in (*EMBEDDED, *REGISTERED) or not Path(source).exists()
+    return source if source in RECIPES and named else "images"
 
 
 __all__ = [
