@@ -15,7 +15,19 @@ from training.tiny import all_digits, change, model_from
 from trigflow.data import ImageDataset, LatentDataset, open_dataset
 from trigflow.data.captions import Captions
 from trigflow.data.sources.opening import REGISTERED
-from trigflow.lab.recipes import DATA, RECIPES, RUNS, Recipe, get_recipe, get_run, preset, recipe_for, require_data, shrink
+from trigflow.lab.recipes import (
+    DATA,
+    RECIPES,
+    RUNS,
+    Recipe,
+    get_recipe,
+    get_run,
+    preset,
+    recipe_for,
+    register,
+    require_data,
+    shrink,
+)
 from trigflow.lab.recipes.listing import list_recipes, resolve_run, show
 from trigflow.models.model import Model
 from trigflow.networks import build
@@ -372,3 +384,11 @@ def test_a_student_has_its_own_dropout(cli: Cli, teacher_folder: Path, tmp_path:
     assert [settings[name]["dropout"] for name in ("given", "teachers", "presets")] == [0.25, 0.0, 0.2]
     assert {s["width"] for s in settings.values()} == {8}
     assert {s["kind"] for s in settings.values()} == {"unet"}
+
+
+@pytest.mark.parametrize("name", ["digits", "adapters", "img512-s-scd"])
+def test_presets_that_come_along_are_not_replaced(name: str) -> None:
+    known = dict(RECIPES)
+    with pytest.raises(UserError, match=f"'{name}' is taken by a preset that comes along; expected a new one"):
+        register(name, RECIPES["mnist"])
+    assert known == RECIPES

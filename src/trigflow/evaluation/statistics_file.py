@@ -146,13 +146,12 @@ def _array(path: Path, archive: zipfile.ZipFile, name: str) -> Array:
 
 def _single(path: Path, arrays: dict[str, Array], name: str) -> Any:
     """The text or number of this name; None without one."""
-    array = arrays.get(name)
-    kinds, what = ("U", "text") if name in ("extractor", "data") else ("fiu", "number")
-    if array is not None and (
-        array.shape != () or array.dtype.kind not in kinds or (what == "number" and not np.isfinite(array))
-    ):
-        raise _refusal(path, f"holds no {what} '{name}'")
-    return None if array is None else array.item()
+    if name not in arrays:
+        return None
+    array, text = arrays[name], name in ("extractor", "data")
+    if array.shape != () or array.dtype.kind not in ("U" if text else "fiu") or not (text or np.isfinite(array)):
+        raise _refusal(path, f"holds no {'text' if text else 'number'} '{name}'")
+    return array.item()
 
 
 def _read_pickle(path: Path, features: str | None) -> ReferenceStatistics:

@@ -53,14 +53,13 @@ DATA = {
 def register(name: str, recipe: Recipe) -> None:
     """Add a preset from outside the package: teacher and student that `--preset NAME` stands for, and that data of this name
     are trained with. Raises a UserError for a name that is taken by one of the package's own."""
-    if name in STARTER_DATA or name in RUNS:
+    if name in (*STARTER_DATA, "adapters") or name in RUNS:
         raise UserError(f"the name '{name}' is taken by a preset that comes along; expected a new one; choose another")
     RECIPES[name] = recipe
 
 
 def get_recipe(name: str) -> Recipe:
-    """A teacher and a student by name: digits, mnist or images. Raises a UserError for an unknown name; the message lists the
-    known ones."""
+    """A teacher and a student by name, such as digits. Raises a UserError for an unknown one; the message lists the known."""
     if name not in RECIPES:
         raise UserError(f"unknown preset '{name}'; expected one of {', '.join(RECIPES)}; correct --preset")
     return RECIPES[name]
