@@ -222,6 +222,21 @@ def test_what_is_cleared_up_before_it_is_owned_is_made_again(
     assert listing(tmp_path) == ["result"]
 
 
+@pytest.mark.parametrize("write", [write_text, lambda path, text: write_folder(path, Mock())])
+def test_what_another_is_writing_under_the_same_temporary_name_stays(
+    write: Callable[[Path, str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files.secrets, "token_hex", lambda count: "a1b2c3d4")
+    theirs = [tmp_path / ".result-a1b2c3d4", tmp_path / ".result-a1b2c3d4.partial"]
+    with contextlib.ExitStack() as stack:
+        for path in theirs:
+            path.touch()
+            stack.enter_context(files.owned(path))
+        with pytest.raises(UserError, match="cannot write"):
+            write(tmp_path / "result", "x")
+        assert all(path.exists() for path in theirs)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no such locks")
 def test_who_clears_up_holds_what_it_removes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Until it is gone nobody begins to own it; and it is open for writing, without which NFS gives no such lock."""

@@ -80,8 +80,9 @@ def _beside(path: Path, stem: str, ending: str, make: Callable[[Path], None], ex
         path.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as stack:
             while temporary is None or not temporary.exists():  # another process may clear it up before it is owned
-                temporary = path.with_name(f".{stem}-{secrets.token_hex(4)}{ending}")
-                make(temporary)
+                made = path.with_name(f".{stem}-{secrets.token_hex(4)}{ending}")
+                make(made)
+                temporary = made
                 with contextlib.suppress(FileNotFoundError):
                     stack.enter_context(owned(temporary))
             yield temporary
