@@ -23,10 +23,11 @@ import trigflow
 from models import pipelines
 from trigflow.cli import main
 from trigflow.data import open_dataset
-from trigflow.lab.plan import student_of
+from trigflow.lab.plan import memory, student_of
 from trigflow.lab.plan.step import Step
 from trigflow.models.foreign.family import packed, unpacked
 from trigflow.objectives import objective_of
+from trigflow.runtime.errors import UserError
 from trigflow.training.config import read_config
 from trigflow.training.trainer import Trainer
 
@@ -521,8 +522,12 @@ def test_activations_are_computed_again_by_the_switch_of_diffusers(student, tmp_
     assert calls[True] == calls[False] + 1
     for name, value in found[False].items():
         torch.testing.assert_close(found[True][name], value, rtol=1e-5, atol=1e-7)
+    with pytest.raises(UserError, match="--lora 0; expected a rank of at least 1"):
+        student_of(student / "teacher", 0)
     run = student_of(student / "teacher", 2)
     plain, again = (Step(run, checkpointing=value).count(16) for value in (False, True))
-    forward = Step(run).forward * 16
+    sized = Step(run)
+    assert memory(sized, "fsdp2", 2).gathered >= 4 * (sum(sized.student.blocks[:2]) + sized.student.blocks[0])
+    forward = sized.forward * 16
     assert plain.total < again.total < plain.total + 2.2 * forward
     assert again.activations < plain.activations

@@ -16,6 +16,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -107,6 +108,18 @@ def test_a_broken_pipe_elsewhere_is_an_error(cli: Cli, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(Info, "run", broken)
     with pytest.raises(BrokenPipeError), (tmp_path / "out").open("w") as out, contextlib.redirect_stdout(out):
+        cli_module.main(["info", "run"])
+
+
+@pytest.mark.parametrize("command", ["info", "sample", "plan", "distill"])
+def test_a_path_that_the_system_refuses_is_one_line(command: str, cli: Cli, tmp_path: Path) -> None:
+    more = ["--out", tmp_path / "new"] if command in ("sample", "distill") else []
+    check_mistake(cli, tmp_path, [command, "a" * 300, *more], "cannot be used (File name too long); expected a path")
+
+
+def test_an_error_of_the_system_without_a_path_is_raised(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Info, "run", Mock(side_effect=ConnectionResetError))
+    with pytest.raises(ConnectionResetError):
         cli_module.main(["info", "run"])
 
 
@@ -574,6 +587,9 @@ def test_mistakes_in_distillation(
         ([teacher_folder, "--objective.kind", "diffusion"], "distill with the diffusion objective"),
         ([teacher_folder, "--objective.guidance-max", "0.5"], "objective.guidance_max is 0.5"),
         ([teacher_folder, "--preset", "cifar"], "unknown preset 'cifar'"),
+        ([teacher_folder, "--dora"], "for a teacher of trigflow's own networks"),
+        ([teacher_folder, "--lora-targets", "to_q"], "for a teacher of trigflow's own networks"),
+        ([teacher_folder, "--dropout-up-to", 4], "--dropout-up-to 4 without dropout; expected both; pass --dropout too"),
         ([student_folder], "the teacher is a consistency model"),
         ([unconditional_folder], "classes 10 and the teacher 0"),
     ):
@@ -585,6 +601,22 @@ def test_an_unconditional_teacher_gives_no_guidance(cli: Cli, tmp_path: Path, ph
     assert cli("train", "--data", data, "--out", tmp_path / "teacher", *TINY).code == 0
     args = ["distill", tmp_path / "teacher", "--out", tmp_path / "run", *FEW, "--objective.guidance-max", 2]
     check_mistake(cli, tmp_path, args, "the teacher is unconditional; expected a class-conditional teacher")
+
+
+@pytest.mark.parametrize("content", ["[1]", "{}", '{"format": 3}', '{"format": 3, "network": null}'])
+def test_a_teacher_that_is_no_model(content: str, cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "teacher").mkdir()
+    (tmp_path / "teacher" / "model.json").write_text(content)
+    check_mistake(cli, tmp_path, ["distill", tmp_path / "teacher", "--out", tmp_path / "run"], "; expected a")
+
+
+def test_options_that_something_else_does_not_have(cli: Cli, tmp_path: Path) -> None:
+    check_mistake(cli, tmp_path, ["plan", "digits-scd", "--lora", 8], "--lora for the recipe 'digits-scd'; expected the run")
+    for option in (["--size", 64], ["--frames", 1], ["--dtype", "int8"]):
+        args = ["import", tmp_path / "x.pkl", "--out", tmp_path / "run", *option]
+        check_mistake(cli, tmp_path, args, "for a snapshot; expected them of a pipeline")
+    args = ["reference", "digits", "--keep", 3, "--out", tmp_path / "x.npz"]
+    check_mistake(cli, tmp_path, args, "3 features to keep of None images; expected 0 or more than 3")
 
 
 @pytest.mark.parametrize("command", ["sample", "evaluate", "info", "distill"])

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from training.tiny import all_digits, digits, tiny_trainer
 from trigflow.data import ImageDataset
@@ -110,6 +111,18 @@ def test_real_images_score_well() -> None:
     assert real.fd < 3 * real.fd_real
     assert noise.fd > 20 * real.fd
     assert real.precision > 0.8 > 0.2 > noise.precision
+
+
+def test_a_folder_may_be_called_as_data_that_come_along(student: Model, tmp_path: Path) -> None:
+    (tmp_path / "digits").mkdir()
+    for i, image in enumerate(all_digits().images[:8, 0]):
+        Image.fromarray(image.numpy()).save(tmp_path / "digits" / f"{i}.png")
+    result = evaluate_model(student, num=8, data=str(tmp_path / "digits"))
+    assert (result["data"], result["features"]) == ("digits", "pixels")
+
+
+def test_a_score_at_given_times_counts_their_evaluations(student: Model) -> None:
+    assert score(student, make_reference(all_digits(), "pixels"), num=4, times=(1.5, 1.0, 0.5))["nfe"] == 3
 
 
 def test_features_by_data_or_by_name(student: Model) -> None:

@@ -15,10 +15,12 @@ import pytest
 import torch
 from torch import Tensor
 
+import trigflow.evaluation.evaluate_model as evaluate_module
 from tiny_vae import write_images, write_vae
 from training.tiny import all_digits, untrained_teacher
 from trigflow.codecs import Latents
 from trigflow.codecs.vae import VAESource
+from trigflow.data.captions import Captions
 from trigflow.evaluation import (
     PixelFeatures,
     extract,
@@ -116,6 +118,23 @@ def test_the_best_of_several_sets(student: Model, digits_file: Path) -> None:
     }
 
 
+def test_the_clip_score_is_that_of_the_set_that_is_reported(student: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Judge(torch.nn.Module):
+        def __init__(self, name: str) -> None:
+            super().__init__()
+
+        def forward(self, images: Tensor, texts: list[str]) -> Tensor:
+            return images.float().mean((1, 2, 3))
+
+    dataset = dataclasses.replace(all_digits(), captions=Captions([("a digit",)] * len(all_digits())))
+    monkeypatch.setattr(evaluate_module, "ClipScore", Judge)
+    monkeypatch.setattr(evaluate_module, "_real_images", lambda *_: dataset)
+    how = {"num": 30, "steps": 1, "batch_size": 30, "features": "pixels", "clip": "x"}
+    together = evaluate_model(student, repeat=3, **how)
+    first = int(together["seeds"].split("-")[0])
+    assert together["clip_score"] == evaluate_model(student, first=first, **how)["clip_score"]
+
+
 def test_only_one_batch_of_samples_is_alive(student: Model, digits_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     alive: weakref.WeakSet[Tensor] = weakref.WeakSet()
     sample, most = student.sample, 0
@@ -136,7 +155,7 @@ def test_only_one_batch_of_samples_is_alive(student: Model, digits_file: Path, m
 
 
 def test_a_file_of_all_features_stands_for_the_data(student: Model, tmp_path: Path) -> None:
-    write_reference(tmp_path / "ref.npz", measure_reference("digits", keep=1797))
+    write_reference(str(tmp_path / "ref.npz"), measure_reference("digits", keep=1797))
     stored = evaluate_model(student, num=40, steps=1, reference=tmp_path / "ref.npz")
     fresh = evaluate_model(student, num=40, steps=1)
     for name in ("fd", "precision", "recall", "density", "coverage"):

@@ -12,9 +12,22 @@ import pytest
 import torch
 
 from training.tiny import all_digits, change, model_from
-from trigflow.data import ImageDataset, LatentDataset
+from trigflow.data import ImageDataset, LatentDataset, open_dataset
 from trigflow.data.captions import Captions
-from trigflow.lab.recipes import DATA, RECIPES, RUNS, Recipe, get_recipe, get_run, preset, recipe_for, require_data, shrink
+from trigflow.data.sources.opening import REGISTERED
+from trigflow.lab.recipes import (
+    DATA,
+    RECIPES,
+    RUNS,
+    Recipe,
+    get_recipe,
+    get_run,
+    preset,
+    recipe_for,
+    register,
+    require_data,
+    shrink,
+)
 from trigflow.lab.recipes.listing import list_recipes, resolve_run, show
 from trigflow.models.model import Model
 from trigflow.networks import build
@@ -51,6 +64,18 @@ def test_by_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "digits").mkdir()
     assert recipe_for("./digits") == "images"
+
+
+def test_data_that_come_along_have_their_recipe_beside_a_folder_of_their_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("digits", "waves", "adapters"):
+        Path(name).mkdir()
+        monkeypatch.setitem(RECIPES, name, RECIPES["digits"])
+    monkeypatch.setitem(REGISTERED, "waves", lambda: open_dataset("digits"))
+    assert [recipe_for(name) for name in ("digits", "waves", "adapters")] == ["digits", "waves", "images"]
+    assert open_dataset("digits").name == "digits"
 
 
 @pytest.mark.parametrize("name", sorted(RECIPES.keys() - {"adapters"}))
@@ -359,3 +384,11 @@ def test_a_student_has_its_own_dropout(cli: Cli, teacher_folder: Path, tmp_path:
     assert [settings[name]["dropout"] for name in ("given", "teachers", "presets")] == [0.25, 0.0, 0.2]
     assert {s["width"] for s in settings.values()} == {8}
     assert {s["kind"] for s in settings.values()} == {"unet"}
+
+
+@pytest.mark.parametrize("name", ["digits", "adapters", "img512-s-scd"])
+def test_presets_that_come_along_are_not_replaced(name: str) -> None:
+    known = dict(RECIPES)
+    with pytest.raises(UserError, match=f"'{name}' is taken by a preset that comes along; expected a new one"):
+        register(name, RECIPES["mnist"])
+    assert known == RECIPES

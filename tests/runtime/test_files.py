@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import stat
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 
+from trigflow.runtime import files
 from trigflow.runtime.errors import UserError
 from trigflow.runtime.files import (
+    clear_leftovers,
     ensure_folder,
     read_json,
     read_tensors,
@@ -68,6 +74,24 @@ def test_results_have_the_usual_permissions(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o640
 
 
+def test_folders_have_the_usual_permissions(tmp_path: Path) -> None:
+    mask = os.umask(0o027)
+    try:
+        write_folder(tmp_path / "folder", lambda folder: write_text(folder / "file", "x"))
+    finally:
+        os.umask(mask)
+    assert stat.S_IMODE((tmp_path / "folder").stat().st_mode) == 0o750
+
+
+def test_files_that_others_make_meanwhile_have_the_usual_permissions_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mask is of the whole process, threads that write something else included."""
+    monkeypatch.setattr(os, "umask", Mock(side_effect=AssertionError))
+    write_text(tmp_path / "file", "x")
+    write_folder(tmp_path / "folder", lambda folder: write_text(folder / "file", "x"))
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, {"deep": [1.0, -math.inf]}])
 def test_json_has_no_nan(value: Any, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON"):
@@ -82,7 +106,7 @@ def test_json_round_trip(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "file.json").read_text(encoding="utf-8")) == value
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xff", b"{'a': 1}"])
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xff", b"{'a': 1}", b"[" * 100_000])
 def test_what_is_no_json(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "file.json").write_bytes(content)
     with pytest.raises(UserError, match=r"^recipe '.*file\.json' cannot be read .*; expected a JSON file") as caught:
@@ -156,6 +180,14 @@ def test_a_folder_replaces_the_one_before(tmp_path: Path) -> None:
     assert listing(tmp_path) == ["result", "result/new"]
 
 
+def test_a_link_to_a_folder_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "disk" / "result").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "result")
+    write_folder(tmp_path / "link", lambda folder: write_text(folder / "new", "2"))
+    assert (tmp_path / "link").is_symlink()
+    assert listing(tmp_path) == ["disk", "disk/result", "disk/result/new", "link"]
+
+
 def test_a_folder_that_fails_leaves_the_one_before(tmp_path: Path) -> None:
     def fail(folder: Path) -> None:
         write_text(folder / "new", "2")
@@ -165,6 +197,72 @@ def test_a_folder_that_fails_leaves_the_one_before(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         write_folder(tmp_path / "result", fail)
     assert listing(tmp_path) == ["result", "result/old"]
+
+
+@pytest.mark.parametrize("write", [write_text, lambda path, text: write_folder(path, Mock())])
+def test_what_is_cleared_up_before_it_is_owned_is_made_again(
+    write: Callable[[Path, str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process clears up between the moments in which the temporary file or folder is made and locked."""
+    cleared: list[Path] = []
+    original = files.owned
+
+    @contextlib.contextmanager
+    def late(path: Path) -> Iterator[None]:
+        if len(cleared) < 2:
+            clear_leftovers(tmp_path, lambda name: True)
+            cleared.append(path)
+            assert not path.exists()
+        with original(path):
+            yield
+
+    monkeypatch.setattr(files, "owned", late)
+    write(tmp_path / "result", "x")
+    assert len(cleared) == 2
+    assert listing(tmp_path) == ["result"]
+
+
+@pytest.mark.parametrize("write", [write_text, lambda path, text: write_folder(path, Mock())])
+def test_what_another_is_writing_under_the_same_temporary_name_stays(
+    write: Callable[[Path, str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files.secrets, "token_hex", lambda count: "a1b2c3d4")
+    theirs = [tmp_path / ".result-a1b2c3d4", tmp_path / ".result-a1b2c3d4.partial"]
+    with contextlib.ExitStack() as stack:
+        for path in theirs:
+            path.touch()
+            stack.enter_context(files.owned(path))
+        with pytest.raises(UserError, match="cannot write"):
+            write(tmp_path / "result", "x")
+        assert all(path.exists() for path in theirs)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such locks")
+def test_who_clears_up_holds_what_it_removes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until it is gone nobody begins to own it; and it is open for writing, without which NFS gives no such lock."""
+    import fcntl
+
+    leftover = tmp_path / ".file-a1b2c3d4.txt"
+    leftover.touch()
+    unlink, asked, refused = Path.unlink, list[tuple[int, int]](), list[Path]()
+    flock = fcntl.flock
+
+    def lock(handle: int, how: int) -> None:
+        asked.append((how, fcntl.fcntl(handle, fcntl.F_GETFL) & os.O_ACCMODE))
+        flock(handle, how)
+
+    def remove(path: Path, missing_ok: bool = False) -> None:
+        with path.open() as file, pytest.raises(BlockingIOError):
+            flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        refused.append(path)
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(fcntl, "flock", lock)
+    monkeypatch.setattr(Path, "unlink", remove)
+    clear_leftovers(tmp_path, lambda name: True)
+    assert refused == [leftover]
+    assert asked == [(fcntl.LOCK_EX | fcntl.LOCK_NB, os.O_RDWR)]
+    assert listing(tmp_path) == []
 
 
 def test_ensure_folder(tmp_path: Path) -> None:

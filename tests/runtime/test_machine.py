@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from trigflow.runtime.machine import repeatable
+from trigflow.runtime.errors import UserError
+from trigflow.runtime.machine import repeatable, resolve_device
 
 
 @pytest.fixture
@@ -37,3 +38,16 @@ def test_nothing_changes_on_a_cpu_or_for_who_asked_for_it_before() -> None:
         assert torch.backends.cudnn.deterministic
     finally:
         torch.backends.cudnn.deterministic = False
+
+
+def test_a_device_whose_package_is_missing_is_said_in_one_line() -> None:
+    with pytest.raises(UserError, match=r"device 'hpu' cannot be used .*; expected cpu, cuda or auto; change --device"):
+        resolve_device("hpu", "--device")
+
+
+def test_what_is_no_device_is_said_in_one_line() -> None:
+    with pytest.raises(
+        UserError, match=r"device '3\.5' cannot be used .*; expected cpu, cuda or auto; change device"
+    ) as caught:
+        resolve_device(3.5)  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)

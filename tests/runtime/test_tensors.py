@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import programs
+from trigflow.runtime.errors import UserError
 from trigflow.runtime.files import clear_leftovers, write_tensors
 from trigflow.runtime.tensors import DTYPES, layout
 from trigflow.training.checkpoint.part import Part, digest_of
@@ -40,6 +41,12 @@ def test_every_number_format_as_safetensors_writes_it(dtype: torch.dtype, tmp_pa
         assert mine[name].dtype == theirs[name].dtype == value.dtype
         assert mine[name].shape == theirs[name].shape == value.shape
         assert mine[name].tolist() == theirs[name].tolist() == value.tolist()
+
+
+def test_other_number_formats_are_refused_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"'b' is of torch.complex128.*; expected one of float64, .*; convert it"):
+        write_tensors(tmp_path / "x.safetensors", {"a": torch.zeros(2), "b": torch.zeros(2, dtype=torch.complex128)})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_header_is_padded_and_holds_the_metadata(tmp_path: Path) -> None:

@@ -84,24 +84,12 @@ class Encode:
         from trigflow.data.cached import encode_for
         from trigflow.data.encode import encode_images
 
+        how: dict[str, Any] = {name: getattr(self, name) for name in ("batch_size", "workers", "captions")}
+        how |= {"device": resolve_device(self.device), "progress": not self.quiet}
         if self.teacher is not None:
-            how: dict[str, Any] = {"batch_size": self.batch_size, "workers": self.workers, "captions": self.captions}
-            count = encode_for(
-                self.teacher, self.data, self.out, device=resolve_device(self.device), progress=not self.quiet, **how
-            )
-            then = f"trigflow distill {self.teacher} --data {self.out} --lora 64 --out RUN"
-            print(f"{count} latents in {self.out}; distill with: {then}")
-            return
-        count = encode_images(
-            self.data,
-            self.out,
-            vae=self.vae,
-            pixels=self.pixels,
-            resize=self.resize,
-            batch_size=self.batch_size,
-            device=resolve_device(self.device),
-            workers=self.workers,
-            progress=not self.quiet,
-            captions=self.captions,
-        )
-        print(f"{count} latents in {self.out}; train on them with: trigflow train --data {self.out} --out RUN")
+            count = encode_for(self.teacher, self.data, self.out, **how)
+            then = f"distill with: trigflow distill {self.teacher} --data {self.out} --lora 64 --out RUN"
+        else:
+            count = encode_images(self.data, self.out, vae=self.vae, pixels=self.pixels, resize=self.resize, **how)
+            then = f"train on them with: trigflow train --data {self.out} --out RUN"
+        print(f"{count} latents in {self.out}; {then}")

@@ -27,7 +27,7 @@ from trigflow.lab.recipes import RUNS, preset, recipe_for
 from trigflow.objectives import as_kind
 from trigflow.plugins import load_plugin
 from trigflow.runtime.distributed import launched, process_group, rank
-from trigflow.runtime.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_TERMINATED, UserError
+from trigflow.runtime.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_TERMINATED, UserError, shortened
 from trigflow.runtime.files import read_json
 from trigflow.runtime.interrupt import Terminated, terminable
 from trigflow.runtime.machine import resolve_device
@@ -71,6 +71,12 @@ def main(args: list[str] | None = None, commands: Mapping[str, type[Command]] = 
     except BrokenPipeError:
         if not _unread():
             raise
+    except OSError as error:
+        if error.filename is None:
+            raise
+        reason = f"'{shortened(error.filename)}' cannot be used ({error.strerror})"
+        print(f"trigflow: error{process}: {reason}; expected a path that can be; check it", file=sys.stderr)
+        sys.exit(EXIT_FAILED)
     except KeyboardInterrupt as stop:
         terminated = isinstance(stop, Terminated)
         what = "terminated" if terminated else "interrupted"
@@ -231,6 +237,7 @@ def _trained_on(given: list[str]) -> str:
         config = Path(word) / "config.json"
         if config.is_file():
             return from_dict(read_json(config, "configuration")).data.source
-        if (model := Path(word) / "model.json").is_file() and read_json(model, "model")["network"].get("base"):
-            return "adapters"
+        with contextlib.suppress(AttributeError, KeyError, TypeError):  # what is no model is said when it is loaded
+            if (model := Path(word) / "model.json").is_file() and read_json(model, "model")["network"].get("base"):
+                return "adapters"
     return "digits"

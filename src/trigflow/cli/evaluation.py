@@ -9,7 +9,7 @@ from tyro.conf import Positional, arg
 
 from trigflow.cli.models import Drawing
 from trigflow.runtime.errors import UserError
-from trigflow.runtime.files import read_json, write_json
+from trigflow.runtime.files import write_json
 from trigflow.runtime.machine import resolve_device
 from trigflow.runtime.places import check_place
 
@@ -48,6 +48,7 @@ class Evaluate(Drawing):
         from trigflow.evaluation import Processes
         from trigflow.evaluation.evaluate_model import evaluate_model, find_times
         from trigflow.migrations import stamped
+        from trigflow.models.model import read_description
 
         first, num = self._range()
         if self.out is not None:
@@ -56,11 +57,10 @@ class Evaluate(Drawing):
         how |= {name: getattr(self, name) for name in ("features", "data", "reference", "weights", "batch_size")}
         how |= {"num": num, "progress": not self.quiet}
         if self.find_times:
-            codec = read_json(self.run_folder / "model.json", "model").get("codec")  # --vae is for this once
+            codec = read_description(self.run_folder / "model.json")["codec"]  # --vae is for this once
             times = find_times(model, first=first + self.repeat * num, **how)
             if Processes.present().rank == 0:
-                kept = {**model.description(), **({} if codec is None else {"codec": codec})}
-                write_json(self.run_folder / "model.json", kept)
+                write_json(self.run_folder / "model.json", {**model.description(), "codec": codec})
             print(f"{'times':24} {' '.join(f'{t:.4f}' for t in times)}")
         result = evaluate_model(model, first=first, repeat=self.repeat, clip=self.clip, **how)
         if self.out is not None and Processes.present().rank == 0:
@@ -120,16 +120,9 @@ class Reference:
             raise UserError(f"'{self.out}' is no .npz; expected a file of that ending; rename --out")
         check_place(self.out, "file")
         found = measure_reference(
-            self.data,
-            features=self.features,
-            weights=self.weights,
-            keep=self.keep,
-            num=self.num,
-            resize=self.resize,
-            batch_size=self.batch_size,
-            device=resolve_device(self.device),
-            progress=not self.quiet,
-        )
+            self.data, features=self.features, weights=self.weights, keep=self.keep, num=self.num, resize=self.resize,
+            batch_size=self.batch_size, device=resolve_device(self.device), progress=not self.quiet,
+        )  # fmt: skip
         if Processes.present().rank == 0:
             write_reference(self.out, found)
         kept = 0 if found.features is None else len(found.features)

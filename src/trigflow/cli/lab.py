@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from trigflow.runtime.errors import UserError
+
 
 @dataclass(frozen=True)
 class Demo:
@@ -119,15 +121,14 @@ class Plan:
         from trigflow.lab.plan.run_plan import describe
 
         folder = Path(self.recipe)
+        imported = (folder / "model.json").is_file()
+        if self.lora is not None and not imported:
+            raise UserError(
+                f"--lora for the recipe '{self.recipe}'; expected the run folder of a teacher from diffusers; drop --lora"
+            )
         plan = make_plan(
-            student_of(folder, self.lora) if (folder / "model.json").is_file() else self.recipe,
-            gpus=self.gpus,
-            batch_gpu=self.batch_gpu,
-            gpu=self.gpu,
-            utilization=self.utilization,
-            memory_gib=self.memory,
-            parallel=self.parallel,
-            precision=self.precision,
-            checkpointing=self.checkpointing,
-        )
+            student_of(folder, self.lora) if imported else self.recipe,
+            gpus=self.gpus, batch_gpu=self.batch_gpu, gpu=self.gpu, utilization=self.utilization, memory_gib=self.memory,
+            parallel=self.parallel, precision=self.precision, checkpointing=self.checkpointing,
+        )  # fmt: skip
         print(json.dumps(plan.as_dict(), indent=2) if self.json else describe(plan))

@@ -246,13 +246,9 @@ class Bench:
         if self.json is not None:
             check_place(self.json, "file", "--json")
         report = measure(
-            load(self.run_folder, self.device),
-            steps=self.steps,
-            batches=self.batches,
-            seconds=self.seconds,
-            variants=self.variants,
-            tolerance=self.tolerance,
-        )
+            load(self.run_folder, self.device), steps=self.steps, batches=self.batches, seconds=self.seconds,
+            variants=self.variants, tolerance=self.tolerance,
+        )  # fmt: skip
         print(describe(report))
         if self.json is not None:
             write_json(self.json, report.as_dict())
@@ -309,6 +305,8 @@ class Import:
 
     def run(self) -> None:
         if self.file.endswith(".pkl"):
+            if (self.size, self.frames, self.dtype) != (None, None, "float32"):
+                raise UserError("--size, --frames or --dtype for a snapshot; expected them of a pipeline; leave them out")
             from trigflow.models.pretrained import import_snapshot
 
             facts = import_snapshot(Path(self.file), self.out)

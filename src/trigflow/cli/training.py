@@ -146,6 +146,8 @@ class Distill:
             raise UserError(
                 "distill with the diffusion objective; expected that of a student, such as scd; use: trigflow train"
             )
+        if self.dropout is None and self.dropout_up_to is not None:
+            raise UserError(f"--dropout-up-to {self.dropout_up_to} without dropout; expected both; pass --dropout too")
         check_place(self.out, "folder")
         device = "cpu" if self.parallel.mode == "fsdp" else self.loop.device  # sharded from there, block by block
         teacher = load(self.teacher, device)
@@ -162,7 +164,7 @@ class Distill:
             raise UserError("no data for a teacher from diffusers; expected what trigflow encode --with wrote; pass --data")
         if self.data is not None:
             config = dataclasses.replace(config, data=dataclasses.replace(config.data, source=self.data))
-        if self.lora is not None or self.full or hasattr(teacher.spec, "adapter"):
+        if self.lora is not None or self.lora_targets or self.dora or self.full or hasattr(teacher.spec, "adapter"):
             config = dataclasses.replace(config, network=self._adapted(teacher.spec))
         if self._adapters():
             start = started(teacher, config, self.start)
@@ -204,8 +206,8 @@ class Distill:
         """The network of a teacher from elsewhere with what of it is trained."""
         if not hasattr(network, "adapter"):
             raise UserError(
-                "--lora or --full for a teacher of trigflow's own networks, which are always trained whole; expected one "
-                "imported from diffusers; leave it out"
+                "--lora, --dora or --full for a teacher of trigflow's own networks, which are always trained whole; expected "
+                "one imported from diffusers; leave it out"
             )
         if (self.lora is None) == (not self.full):
             raise UserError(
@@ -381,13 +383,8 @@ class Convert:
         from trigflow.training.convert import convert
 
         result = convert(
-            self.run_folder,
-            self.out,
-            self.settings,
-            data=self.data,
-            device=self.device,
-            resume=self.resume,
+            self.run_folder, self.out, self.settings, data=self.data, device=self.device, resume=self.resume,
             progress=not self.quiet,
-        )
+        )  # fmt: skip
         print(result.table())
         print(f"\nConverted. Distill with: trigflow distill {self.out} --out RUN")

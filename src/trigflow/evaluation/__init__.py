@@ -20,28 +20,8 @@ from trigflow.evaluation.statistics_file import ReferenceStatistics, read_refere
 from trigflow.evaluation.streaming import gather, stream_features
 
 __all__ = [
-    "FeatureExtractor",
-    "FeatureNet",
-    "GaussianStatistics",
-    "Overlap",
-    "PixelFeatures",
-    "PrecisionRecall",
-    "Processes",
-    "Reference",
-    "ReferenceStatistics",
-    "RunningStatistics",
-    "Scores",
-    "default_features",
-    "evaluate",
-    "extract",
-    "feature_extractor",
-    "frechet_distance",
-    "gather",
-    "gaussian_statistics",
-    "neighbour_radii",
-    "overlap",
-    "precision_recall",
-    "read_reference",
-    "stream_features",
-    "write_reference",
-]
+    "FeatureExtractor", "FeatureNet", "GaussianStatistics", "Overlap", "PixelFeatures", "PrecisionRecall", "Processes",
+    "Reference", "ReferenceStatistics", "RunningStatistics", "Scores", "default_features", "evaluate", "extract",
+    "feature_extractor", "frechet_distance", "gather", "gaussian_statistics", "neighbour_radii", "overlap",
+    "precision_recall", "read_reference", "stream_features", "write_reference",
+]  # fmt: skip

@@ -30,6 +30,7 @@ from trigflow.evaluation import (
     stream_features,
 )
 from trigflow.evaluation.clip_score import ClipScore
+from trigflow.evaluation.manifold import NEIGHBOURS
 from trigflow.evaluation.scores import half_distance
 from trigflow.evaluation.streaming import Images
 from trigflow.models.model import Model
@@ -37,9 +38,6 @@ from trigflow.runtime.errors import UserError
 from trigflow.runtime.values import whole
 from trigflow.samplers import get_solver, nfe, search_times, sigma_grid
 from trigflow.samplers.guidance import inside_interval, time_interval
-
-NEIGHBOURS = 3
-"""Which neighbour the balls behind precision and recall reach to."""
 
 
 def evaluations(
@@ -81,11 +79,10 @@ def score(model: Model, reference: Reference, *, num: int, **sampling: Any) -> d
     seconds = time.perf_counter() - began
     scores = reference.score(images)
     counted = {name: sampling[name] for name in ("steps", "solver", "guidance", "guidance_interval") if name in sampling}
+    if sampling.get("times") is not None:
+        counted["steps"] = len(sampling["times"])
     return {
-        "fd": scores.fd,
-        "fd_real": scores.fd_real,
-        "precision": scores.precision,
-        "recall": scores.recall,
+        **{name: getattr(scores, name) for name in ("fd", "fd_real", "precision", "recall")},
         "nfe": evaluations(model, **{"steps": None, **counted}),
         "num": num,
         "samples_per_second": num / seconds,
@@ -183,7 +180,8 @@ def evaluate_model(
 
     def known_data() -> tuple[ReferenceStatistics, nn.Module, dict[str, Any], list[str]]:
         dataset = processes.agree(lambda: _real_images(model, one, data, show))
-        name = default_features(dataset.name) if features == "auto" else features
+        source = data_of(model.origin).source if data is None else data  # a folder may be called as data that come along
+        name = default_features(source) if features == "auto" else features
         extractor, everything = extractor_of(name), torch.arange(len(dataset))
 
         def pictures(start: int, stop: int) -> Tensor:
@@ -228,10 +226,11 @@ def evaluate_model(
 
     results = []
     for begin in range(first, first + repeat * num, num):
-        batches = stream(functools.partial(draw, begin), num, extractor, "sampling")
-        results.append({**compare(batches), "seeds": f"{begin}-{begin + num - 1}"})
-    best = min(results, key=lambda result: float(result["fd"]))
-    seeds = best.pop("seeds")
+        fits.clear()
+        measured = compare(stream(functools.partial(draw, begin), num, extractor, "sampling"))
+        fit = {} if judge is None else {"clip_score": fmean(chain(*processes.together(lambda: fits)))}
+        results.append((measured, begin, fit))
+    best, begin, fit = min(results, key=lambda result: float(result[0]["fd"]))
     counted = {key: sampling[key] for key in ("steps", "solver", "guidance", "guidance_interval")}
     return {
         **best,
@@ -240,9 +239,9 @@ def evaluate_model(
         "samples_per_second": repeat * num / max(processes.together(lambda: seconds)),
         "data": real.data,
         "features": real.extractor,
-        "seeds": seeds,
-        **({"fd_of_each": [result["fd"] for result in results]} if repeat > 1 else {}),
-        **({"clip_score": fmean(chain(*processes.together(lambda: fits)))} if judge is not None else {}),
+        "seeds": f"{begin}-{begin + num - 1}",
+        **({"fd_of_each": [measured["fd"] for measured, _, _ in results]} if repeat > 1 else {}),
+        **fit,
     }
 
 

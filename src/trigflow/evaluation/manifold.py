@@ -23,6 +23,8 @@ from trigflow.evaluation.frechet import check_features, check_same_dimension
 from trigflow.evaluation.shared_work import ALONE, Processes
 from trigflow.runtime.errors import UserError
 
+NEIGHBOURS = 3
+"""Which neighbour the balls reach to."""
 # Rounding of squared distances in float64, relative to the squared norms: a point on the edge of a ball is inside it.
 TOLERANCE = 1e-12
 

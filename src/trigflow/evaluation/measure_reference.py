@@ -23,6 +23,7 @@ from trigflow.evaluation import (
     stream_features,
 )
 from trigflow.evaluation.features.extractors import DOWNLOADED
+from trigflow.evaluation.manifold import NEIGHBOURS
 from trigflow.evaluation.streaming import Images
 from trigflow.runtime.errors import UserError
 
@@ -54,7 +55,7 @@ def measure_reference(
         data: digits, mnist, or the path of a folder or zip of images.
         features: see `feature_extractor`; `auto` takes the network shipped for the data set, else `inception`.
         weights: a local copy of the weights of `inception` or `dinov2`.
-        keep: of how many images, evenly spaced, to keep the features too, for precision and recall.
+        keep: of how many images, evenly spaced, to keep the features too, for precision and recall, which take at least four.
         num: look at this many images only, the first in the order of their names; None for all.
         resize: side of the square to make of every image.
         crop: False scales both sides to `resize` instead of keeping the centre.
@@ -68,8 +69,11 @@ def measure_reference(
             four images.
         MissingExtraError: for features or data whose package is not installed.
     """
-    if keep < 0 or (num is not None and num < 4):
-        raise UserError(f"{keep} features to keep of {num} images; expected 0 or more, of 4 or more; correct --keep or --num")
+    if keep < 0 or 0 < keep <= NEIGHBOURS or (num is not None and num < 4):
+        raise UserError(
+            f"{keep} features to keep of {num} images; expected 0 or more than {NEIGHBOURS}, of 4 or more; correct --keep or "
+            "--num"
+        )
     processes = Processes.present()
     name = features
     if features == "auto":

@@ -1,5 +1,6 @@
 """Scores of a set of generated images against a set of real ones."""
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -90,13 +91,10 @@ class Reference:
         found = overlap(self.features, features, self.k, real_radii=self.radii)
         return Scores(
             fd=frechet_distance(gaussian_statistics(features), self.statistics),
-            precision=found.precision,
-            recall=found.recall,
             fd_real=self.fd_real,
             n_fake=len(features),
             n_real=len(self.features),
-            density=found.density,
-            coverage=found.coverage,
+            **dataclasses.asdict(found),
         )
 
 

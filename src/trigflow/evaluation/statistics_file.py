@@ -75,7 +75,7 @@ def read_reference(path: str | Path, features: str | None = None) -> ReferenceSt
         raise _refusal(path, f"cannot be read ({error.strerror or error})") from None
 
 
-def write_reference(path: Path, reference: ReferenceStatistics) -> None:
+def write_reference(path: str | Path, reference: ReferenceStatistics) -> None:
     """Write a `.npz` atomically; `mu` and `sigma` are float64, features float32.
 
     Raises:
@@ -93,7 +93,7 @@ def write_reference(path: Path, reference: ReferenceStatistics) -> None:
         arrays["fd_real"] = np.float64(reference.fd_real)
     if reference.features is not None:
         arrays["features"] = reference.features.cpu().float().numpy()
-    with replacing(path) as temporary, temporary.open("wb") as file:
+    with replacing(Path(path)) as temporary, temporary.open("wb") as file:
         np.savez(file, **arrays)
 
 
@@ -146,13 +146,12 @@ def _array(path: Path, archive: zipfile.ZipFile, name: str) -> Array:
 
 def _single(path: Path, arrays: dict[str, Array], name: str) -> Any:
     """The text or number of this name; None without one."""
-    array = arrays.get(name)
-    kinds, what = ("U", "text") if name in ("extractor", "data") else ("fiu", "number")
-    if array is not None and (
-        array.shape != () or array.dtype.kind not in kinds or (what == "number" and not np.isfinite(array))
-    ):
-        raise _refusal(path, f"holds no {what} '{name}'")
-    return None if array is None else array.item()
+    if name not in arrays:
+        return None
+    array, text = arrays[name], name in ("extractor", "data")
+    if array.shape != () or array.dtype.kind not in ("U" if text else "fiu") or not (text or np.isfinite(array)):
+        raise _refusal(path, f"holds no {'text' if text else 'number'} '{name}'")
+    return array.item()
 
 
 def _read_pickle(path: Path, features: str | None) -> ReferenceStatistics:

@@ -42,6 +42,12 @@ def on_one_line(error: object, most: int = 200) -> str:
     return " ".join(str(error).split())[:most] or type(error).__name__
 
 
+def shortened(path: object) -> str:
+    """A path as messages show it: of a long one the beginning and the end."""
+    shown = str(path)
+    return shown if len(shown) <= 100 else f"{shown[:60]}...{shown[-30:]}"
+
+
 def renamed(module: str, names: Mapping[str, str]) -> Callable[[str], object]:
     """The `__getattr__` of a module some of whose names have gone: an old one raises an ImportError with what it is now.
 

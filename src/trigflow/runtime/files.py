@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -42,29 +43,63 @@ def owned(path: Path) -> Iterator[None]:
     handle = os.open(path, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_SH)  # waits for `_free` alone, which lasts as long as it takes to remove a leftover
         yield
     finally:
         os.close(handle)
 
 
-def _is_owned(path: Path) -> bool:
-    """Whether a process that lives holds this with `owned`."""
+@contextmanager
+def _free(path: Path) -> Iterator[bool]:
+    """Whether no process that lives holds this with `owned`; while the block lasts, none begins to."""
     if fcntl is None:
-        return False
+        yield True
+        return
     try:
-        handle = os.open(path, os.O_RDONLY)
+        handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)  # NFS locks only what is open for writing
     except OSError:  # it has its final name by now, or belongs to another user
-        return True
+        yield False
+        return
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            free = True
+        except OSError as error:
+            free = not isinstance(error, BlockingIOError)
+        yield free
     finally:
         os.close(handle)
-    return False
+
+
+@contextmanager
+def _beside(path: Path, stem: str, ending: str, make: Callable[[Path], None], expected: str) -> Iterator[Path]:
+    """A new file or folder of a temporary name beside `path`, owned; what the block leaves under that name vanishes. Raises a
+    UserError for an OSError."""
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.ExitStack() as stack:
+            while temporary is None or not temporary.exists():  # another process may clear it up before it is owned
+                made = path.with_name(f".{stem}-{secrets.token_hex(4)}{ending}")
+                make(made)
+                temporary = made
+                with contextlib.suppress(FileNotFoundError):
+                    stack.enter_context(owned(temporary))
+            yield temporary
+    except OSError as error:
+        raise UserError(
+            f"cannot write '{path}' ({error.strerror or error}); expected {expected}, with space left; choose another --out"
+        ) from None
+    finally:
+        if temporary is not None:
+            _remove(temporary)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def ensure_folder(path: Path) -> Path:
@@ -85,28 +120,15 @@ def ensure_folder(path: Path) -> Path:
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path in the same folder, which is made if need be; it becomes `path` when the block ends well, or vanishes.
     Raises a UserError when it cannot be written: no permission, no space."""
-    temporary: Path | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
-        os.close(handle)
-        temporary = Path(name)
-        with owned(temporary):
-            yield temporary
-            mask = os.umask(0)
-            os.umask(mask)
-            temporary.chmod(0o666 & ~mask)  # mkstemp is private; a result file has the user's usual permissions
-            with temporary.open("rb") as written:
-                os.fsync(written.fileno())
-            temporary.replace(path)
-    except OSError as error:
-        raise UserError(
-            f"cannot write '{path}' ({error.strerror or error}); expected a file in a folder that can be written, with space "
-            "left; choose another --out"
-        ) from None
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+
+    def make(temporary: Path) -> None:
+        temporary.touch(exist_ok=False)
+
+    with _beside(path, path.stem, path.suffix, make, "a file in a folder that can be written") as temporary:
+        yield temporary
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        temporary.replace(path)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -124,7 +146,7 @@ def read_json(path: Path, what: str) -> Any:
     """Read a JSON file. Raises a UserError when it is missing or no JSON; `what` names it in the message."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         reason = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
         reason = "is a folder" if isinstance(error, IsADirectoryError) else reason
         raise UserError(f"{what} '{path}' {reason}; expected a JSON file; check the path") from None
@@ -168,25 +190,16 @@ def read_tensors(path: Path, what: str) -> dict[str, Tensor]:
 
 def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
     """Create the folder `path`, and those above it, with the files that `fill(folder)` writes, all or none; what killed writers
-    of it left goes. Raises a UserError when it cannot be written: no permission, no space."""
-    temporary: Path | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    of it left goes. A link is followed. Raises a UserError when it cannot be written: no permission, no space."""
+    path = path.resolve() if path.is_symlink() else path
+
+    def make(temporary: Path) -> None:
         clear_leftovers(path.parent, f"{path.name}{PARTIAL}".__eq__)
-        temporary = Path(tempfile.mkdtemp(PARTIAL, f".{path.name}-", path.parent))
-        with owned(temporary):
-            temporary.chmod(0o755)
-            fill(temporary)
-            replace_folder(path, temporary)
-    except BaseException as error:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
-        if isinstance(error, OSError):
-            raise UserError(
-                f"cannot write '{path}' ({error.strerror or error}); expected a folder that can be created, with space left; "
-                "choose another --out"
-            ) from None
-        raise
+        temporary.mkdir()
+
+    with _beside(path, path.name, PARTIAL, make, "a folder that can be created") as temporary:
+        fill(temporary)
+        replace_folder(path, temporary)
 
 
 def replace_folder(path: Path, temporary: Path) -> None:
@@ -229,11 +242,10 @@ def clear_leftovers(folder: Path, mine: Callable[[str], bool]) -> None:
             final = "network.safetensors"
         else:
             continue
-        if not mine(final) or _is_owned(path):
+        if not mine(final):
             continue
-        if match and match["aside"] and not (folder / match["stem"]).exists():
-            path.rename(folder / match["stem"])
-        elif path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+        with _free(path) as free:
+            if free and match and match["aside"] and not (folder / match["stem"]).exists():
+                path.rename(folder / match["stem"])
+            elif free:
+                _remove(path)

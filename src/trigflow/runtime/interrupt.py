@@ -11,15 +11,13 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
 SIGNALS: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM)
 ECHO = 3.0
 """Seconds after a signal in which torchrun may pass it on to a process that has had it already from the scheduler."""
-
-Handler = Callable[[int, FrameType | None], Any] | int | signal.Handlers | None
 
 
 class Terminated(KeyboardInterrupt):
@@ -94,7 +92,7 @@ class Stops:
         self.received = self.agreed = 0
         self._when = 0.0
         self._deferring = False
-        self._previous: dict[int, Handler] = {}
+        self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Stops:
         self.received = self.agreed = 0

@@ -44,7 +44,7 @@ def resolve_device(device: str | torch.device | None, option: str = "device") ->
         torch.empty(0, device=found, dtype=torch.float32)
         if found.type == "meta":
             raise RuntimeError("it holds no numbers")
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, ImportError, TypeError) as error:
         reason = str(error).partition("\n")[0].rstrip(".")
         reason = reason if len(reason) < 80 else "there is none here"  # PyTorch may list all that it can do instead
         raise UserError(

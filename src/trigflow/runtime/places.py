@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 from typing import Literal
 
-from trigflow.runtime.errors import UserError
+from trigflow.runtime.errors import UserError, shortened
 
 LONGEST = 230
 """Most bytes of a name; most file systems take 255, and what is being written has a longer one until it is whole."""
@@ -68,5 +68,4 @@ def check_outside(path: str | os.PathLike[str], source: str, option: str = "--ou
 
 
 def _no_place(path: Path, reason: str, expected: str, option: str) -> UserError:
-    shown = str(path) if len(str(path)) <= 100 else f"{str(path)[:60]}...{str(path)[-30:]}"
-    return UserError(f"cannot write '{shown}' ({reason}); expected {expected}; choose another {option}")
+    return UserError(f"cannot write '{shortened(path)}' ({reason}); expected {expected}; choose another {option}")

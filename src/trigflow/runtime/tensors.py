@@ -12,6 +12,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from trigflow.runtime.errors import UserError
+
 DTYPES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -39,7 +41,16 @@ def layout(tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
     Args:
         tensors: by name; only formats and shapes matter here.
         metadata: text that goes into the header.
+
+    Raises:
+        UserError: for a number format that such files do not have.
     """
+    unknown = [name for name, tensor in tensors.items() if tensor.dtype not in DTYPES]
+    if unknown:
+        raise UserError(
+            f"'{unknown[0]}' is of {tensors[unknown[0]].dtype}, which files of tensors do not have; expected one of "
+            f"{', '.join(str(dtype).removeprefix('torch.') for dtype in DTYPES)}; convert it"
+        )
     names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     header: dict[str, object] = {} if metadata is None else {"__metadata__": metadata}
     end = 0

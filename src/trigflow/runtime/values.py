@@ -3,7 +3,7 @@
 import dataclasses
 import operator
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from trigflow.runtime.errors import UserError
@@ -12,24 +12,12 @@ from trigflow.runtime.errors import UserError
 def whole(**values: Any) -> None:
     """Require whole numbers: of Python, numpy or a tensor of one integer, but no bool. Raises a UserError naming the first
     argument that is none."""
-    for name, value in values.items():
-        try:
-            fine = not isinstance(value, bool) and operator.index(value) is not None
-        except TypeError:
-            fine = False
-        if not fine:
-            raise _wrong(name, value, "a whole number", "argument")
+    _require(values, "a whole number", operator.index, bool)
 
 
 def number(**values: Any) -> None:
     """Require numbers. Raises a UserError naming the first argument that is none."""
-    for name, value in values.items():
-        try:
-            fine = not isinstance(value, bool | str | bytes) and float(value) is not None
-        except (TypeError, ValueError, RuntimeError, OverflowError):
-            fine = False
-        if not fine:
-            raise _wrong(name, value, "a number", "argument")
+    _require(values, "a number", float, bool, str, bytes)
 
 
 def kind_of(kind: type, **values: Any) -> None:
@@ -54,6 +42,17 @@ def check_types(settings: Any, path: str = "") -> None:
             check_types(value, f"{path}{field.name}.")
         elif not _fits(value, hint):
             raise _wrong(f"{path}{field.name}", value, _shown(hint), "setting")
+
+
+def _require(values: dict[str, Any], expected: str, convert: Callable[[Any], object], *but: type) -> None:
+    for name, value in values.items():
+        try:
+            convert(value)
+            fine = not isinstance(value, but)
+        except (TypeError, ValueError, RuntimeError, OverflowError):
+            fine = False
+        if not fine:
+            raise _wrong(name, value, expected, "argument")
 
 
 def _wrong(name: str, value: Any, expected: str, what: str) -> UserError:

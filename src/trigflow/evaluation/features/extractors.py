@@ -155,14 +155,9 @@ def feature_extractor(name: str, weights: str | None = None, progress: bool = Fa
 
         return load_dinov2(weights)
     tensors, metadata = shipped_weights(name)
+    settings = {"size", "width", "stages", "dim", "classes", "channels", "pool"} & metadata.keys()
     with torch.random.fork_rng(devices=[]):  # the weights drawn here are replaced at once
-        network = FeatureNet(
-            **{
-                key: int(metadata[key])
-                for key in ("size", "width", "stages", "dim", "classes", "channels", "pool")
-                if key in metadata
-            }
-        )
+        network = FeatureNet(**{key: int(metadata[key]) for key in settings})
     network.load_state_dict({key: tensors[key].float() for key in network.state_dict()})
     return network.eval().requires_grad_(False)
 
@@ -201,7 +196,8 @@ def extract(extractor: FeatureExtractor, images: Tensor, batch_size: int = 512) 
         raise UserError(f"{len(images)} images in batches of {batch_size}; expected at least 1 of each; check the input")
     modules = list(extractor.modules()) if isinstance(extractor, nn.Module) else []
     modes = [(module, module.training) for module in modules]
-    device = _device(extractor) or images.device
+    held = [*extractor.parameters(), *extractor.buffers()] if isinstance(extractor, nn.Module) else []
+    device = (held or [images])[0].device
     for module in modules:
         module.training = False
     try:
@@ -251,11 +247,3 @@ def _checked(features: Tensor, count: int) -> Tensor:
         f"the feature extractor returned {seen} for {count} images; expected a floating tensor of shape ({count}, d); "
         "pool or flatten its output to one vector for each image"
     )
-
-
-def _device(extractor: FeatureExtractor) -> torch.device | None:
-    if not isinstance(extractor, nn.Module):
-        return None
-    for tensor in (*extractor.parameters(), *extractor.buffers()):
-        return tensor.device
-    return None

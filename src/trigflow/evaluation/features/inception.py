@@ -25,7 +25,6 @@ from trigflow.runtime.files import read_tensors
 URL = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
 """Where the weights are; the last part of the name is the beginning of their SHA-256, which is checked."""
 SIZE = 299
-DIM = 2048
 
 Kernel = int | tuple[int, int]
 Pooling = Literal["average", "max", "halve"]

@@ -95,20 +95,21 @@ def read_record(folder: Path) -> RunRecord:
 def _from_weights(record: RunRecord) -> LogLine:
     """Figures of the instruments that can be had from the saved weights, where the log has none."""
     found: LogLine = {}
-    config, checkpoints = record.config, list_checkpoints(record.folder)
+    config, last, checkpoints = record.config, record.lines[-1], list_checkpoints(record.folder)
+    embeds = record.student and "embedding_derivative_end" not in last and not isinstance(config.network, CustomConfig)
     weighting: dict[str, Tensor] = {}
     averaged: dict[str, Tensor] = {}
     if checkpoints:
         with open_checkpoint(checkpoints[-1]) as stored:
-            weighting, averaged = stored.read_all("weight"), stored.read_all("ema")
-    if "weight_by_time" not in record.lines[-1] and "linear.weight" in weighting:
+            weighting = {} if "weight_by_time" in last else stored.read_all("weight")
+            averaged = stored.read_all("ema") if embeds and not record.finished else {}
+    if "linear.weight" in weighting:
         weight = AdaptiveWeight(config.process)
         load_weights(weight, weighting, f"'{checkpoints[-1]}'")
         found["weight_by_time"] = weight(bin_centres()).tolist()
-    if record.finished:
+    if embeds and record.finished:
         averaged = read_tensors(record.folder / "network.safetensors", "weights")
-    measured = "embedding_derivative_end" in record.lines[-1]
-    if not averaged or measured or not record.student or isinstance(config.network, CustomConfig):
+    if not averaged:
         return found
     with torch.random.fork_rng(devices=[]):  # fresh weights, about to be replaced
         network = build(config.network, config.process.sigma_data).eval()

@@ -1,10 +1,9 @@
 """What a run will take, before it is started: operations, memory, hours. Nothing is computed, only counted."""
 
 from trigflow.lab.plan.hardware import GPU, GPUS, get_gpu
-from trigflow.lab.plan.memory import Memory, memory
+from trigflow.lab.plan.memory import Memory, fitted, memory, student_of
 from trigflow.lab.plan.run_plan import RunPlan, make_plan
 from trigflow.lab.plan.step import Step, StepCount, count_run
-from trigflow.lab.plan.students import fitted, student_of
 from trigflow.lab.plan.trace import Trace
 from trigflow.runtime.errors import renamed
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trigflow.lab.plan.hardware import get_gpu
-from trigflow.lab.plan.memory import USABLE, Memory, ParallelMode, memory
+from trigflow.lab.plan.memory import GIB, USABLE, Memory, ParallelMode, memory
 from trigflow.lab.plan.step import Step, count_run
 from trigflow.lab.recipes import get_run
 from trigflow.lab.recipes.named import NamedRun
@@ -15,7 +15,6 @@ from trigflow.networks import name_of
 from trigflow.runtime.errors import UserError
 from trigflow.training.config import Precision
 
-GIB = 2**30
 MOST_GPUS = 4096
 """GPUs up to which a plan that does not fit is tried again."""
 
@@ -209,18 +208,13 @@ def _in_gib(need: Memory, batch_gpu: int) -> dict[str, float]:
     return {name: value / GIB for name, value in {**parts, "total": need.total(batch_gpu)}.items()}
 
 
-NAMES = {"student": "student", "teacher": "teacher", "fake_score": "fake score network"}
-PARTS = {
-    "weights": "weights",
-    "gradients": "gradients",
+TITLES = {
+    "fake_score": "fake score network",
     "optimizer": "optimizer moments",
     "averages": "EMA copies",
-    "teacher": "teacher",
-    "fake_score": "fake score network",
     "gathered": "gathered blocks",
-    "activations": "activations",
-    "total": "total",
 }
+"""Of what has parameters or takes memory, where its name does not say it."""
 
 
 def describe(plan: RunPlan) -> str:
@@ -231,7 +225,7 @@ def describe(plan: RunPlan) -> str:
         f"batch {plan.batch:,}, {plan.iterations:,} iterations",
         "",
         "parameters",
-        *(_row(NAMES[name], f"{number / 1e6:,.2f} M") for name, number in plan.parameters.items()),
+        *(_row(TITLES.get(name, name), f"{number / 1e6:,.2f} M") for name, number in plan.parameters.items()),
         "",
         "operations (a multiply-add is two)",
         _row("one evaluation, one sample", f"{plan.forward_gflops:,.1f} GFLOP"),
@@ -244,9 +238,9 @@ def describe(plan: RunPlan) -> str:
         + (", blocks computed again in the backward pass" if plan.checkpointing else ""),
         f"  {'':28}{'ddp':>10}{'fsdp2':>10}",
         *(
-            f"  {title:28}{plan.memory_gib['ddp'][name]:10.2f}{plan.memory_gib['fsdp2'][name]:10.2f}"
-            for name, title in PARTS.items()
-            if plan.memory_gib["ddp"][name] or plan.memory_gib["fsdp2"][name]
+            f"  {TITLES.get(name, name):28}{ddp:10.2f}{plan.memory_gib['fsdp2'][name]:10.2f}"
+            for name, ddp in plan.memory_gib["ddp"].items()
+            if ddp or plan.memory_gib["fsdp2"][name]
         ),
         f"  {'most samples at a time':28}{plan.largest_batch_gpu['ddp']:10}{plan.largest_batch_gpu['fsdp2']:10}",
         f"  of {plan.memory_gib['available']:.1f} GiB to plan with",

@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,16 +119,7 @@ class Step:
         self.learners = [learner for learner in (self.learner, fake) if learner is not None]
         self.student = _size(self.learner)
         self.fake = None if fake is None else _size(fake)
-        self.teacher = (
-            None
-            if guide is None
-            else ParameterCounts(
-                _count(guide.network),
-                _blocks(guide.network),
-                0,
-                _bytes([*guide.network.parameters(), *guide.network.buffers()]),
-            )
-        )
+        self.teacher = None if guide is None else _teacher_size(guide.network)
         if checkpointing:
             for learner in self.learners:
                 checkpoint_blocks(learner.network, target)
@@ -145,8 +136,14 @@ class Step:
         """The network; one from diffusers without its weights."""
         if not self._foreign:
             return build(spec, self.config.process.sigma_data)
-        with unset_fake_temporarily(), without_weights():
-            network = build(spec, self.config.process.sigma_data)
+        from trigflow.models.foreign.network import EMPTY
+
+        token = EMPTY.set(True)
+        try:
+            with unset_fake_temporarily():
+                network = build(spec, self.config.process.sigma_data)
+        finally:
+            EMPTY.reset(token)
         for part in network.modules():
             for name, value in [*part._parameters.items()]:
                 if value is not None:
@@ -236,24 +233,16 @@ def _size(learner: Learner) -> ParameterCounts:
     return ParameterCounts(parameters, _blocks(learner.network), moments, _bytes(learner.parameters))
 
 
+def _teacher_size(network: nn.Module) -> ParameterCounts:
+    return ParameterCounts(_count(network), _blocks(network), 0, _bytes([*network.parameters(), *network.buffers()]))
+
+
 def _like(tensor: Tensor) -> Tensor:
     return torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
 
 
 def _bytes(parameters: Iterable[Tensor]) -> int:
     return sum(p.numel() * p.element_size() for p in parameters)
-
-
-@contextlib.contextmanager
-def without_weights() -> Iterator[None]:
-    """While open, networks from diffusers are made without their weights."""
-    from trigflow.models.foreign.network import EMPTY
-
-    token = EMPTY.set(True)
-    try:
-        yield
-    finally:
-        EMPTY.reset(token)
 
 
 def _count(module: nn.Module) -> int:

@@ -6,6 +6,7 @@
 from pathlib import Path
 from typing import Literal
 
+from trigflow.data.sources.opening import EMBEDDED, REGISTERED
 from trigflow.lab.recipes.changes import shrink
 from trigflow.lab.recipes.named import NamedRun, Recipe
 from trigflow.lab.recipes.paper import PAPER
@@ -52,14 +53,13 @@ DATA = {
 def register(name: str, recipe: Recipe) -> None:
     """Add a preset from outside the package: teacher and student that `--preset NAME` stands for, and that data of this name
     are trained with. Raises a UserError for a name that is taken by one of the package's own."""
-    if name in STARTER_DATA or name in RUNS:
+    if name in (*STARTER_DATA, "adapters") or name in RUNS:
         raise UserError(f"the name '{name}' is taken by a preset that comes along; expected a new one; choose another")
     RECIPES[name] = recipe
 
 
 def get_recipe(name: str) -> Recipe:
-    """A teacher and a student by name: digits, mnist or images. Raises a UserError for an unknown name; the message lists the
-    known ones."""
+    """A teacher and a student by name, such as digits. Raises a UserError for an unknown one; the message lists the known."""
     if name not in RECIPES:
         raise UserError(f"unknown preset '{name}'; expected one of {', '.join(RECIPES)}; correct --preset")
     return RECIPES[name]
@@ -110,21 +110,13 @@ def require_data(source: str) -> None:
 
 
 def recipe_for(source: str) -> str:
-    """Name of the recipe that suits a data source: its own, or `images` for a folder or zip."""
-    return source if source in RECIPES and not Path(source).exists() else "images"
+    """Name of the recipe that suits a data source: its own, or `images` for a folder or zip. Data that have a name are meant by
+    it even beside a folder of that name."""
+    named = source in (*EMBEDDED, *REGISTERED) or not Path(source).exists()
+    return source if source in RECIPES and named else "images"
 
 
 __all__ = [
-    "DATA",
-    "RECIPES",
-    "RUNS",
-    "NamedRun",
-    "Recipe",
-    "get_recipe",
-    "get_run",
-    "preset",
-    "recipe_for",
-    "register",
-    "require_data",
-    "shrink",
-]
+    "DATA", "RECIPES", "RUNS", "NamedRun", "Recipe", "get_recipe", "get_run", "preset", "recipe_for", "register",
+    "require_data", "shrink",
+]  # fmt: skip

@@ -37,17 +37,13 @@ def long_loop(iterations: int, batch_size: int, precision: Literal["fp32", "bf16
 # CIFAR-10 -------------------------------------------------------------------------------------------------------------
 
 
-def _objective(kind: str) -> Objective:
-    settings: dict[str, Any] = {"label_dropout": 0.0} if kind == "diffusion" else {"tangent": TANGENT}
-    return objective_of(kind, proposal=Proposal(-1.0, 1.4), **settings)
-
-
 def _cifar10(kind: Literal["diffusion", "sct", "scd"], dropout: float) -> RunConfig:
     """Teacher and students differ in the objective and in dropout alone."""
+    settings: dict[str, Any] = {"label_dropout": 0.0} if kind == "diffusion" else {"tangent": TANGENT}
     return RunConfig(
         data=DataConfig(source="cifar10", flip=True, normalize="symmetric"),  # ours: flips
         network=DDPMPPConfig(dropout=dropout),
-        objective=_objective(kind),
+        objective=objective_of(kind, proposal=Proposal(-1.0, 1.4), **settings),
         optimizer=OptimizerConfig(name="radam", lr=1e-4, betas=(0.9, 0.99), schedule="constant"),
         ema=EMAConfig(kind="halflife", halflife_mimg=0.5),
         loop=long_loop(400_000, 512, "fp32"),

@@ -1,7 +1,7 @@
 """Presets for the small data sets that come with trigflow, and for any folder of images."""
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 from trigflow.data.config import DataConfig
 from trigflow.lab.recipes.named import Recipe
@@ -48,29 +48,11 @@ def _teacher(
     )
 
 
-def _student(
-    teacher: RunConfig,
-    *,
-    iterations: int,
-    batch_size: int,
-    lr: float,
-    proposal: Proposal,
-    tangent: TangentConfig,
-    adaptive_weight: bool = True,
-    guidance_max: float = 1.0,
-    condition_dropout: float | None = None,
-) -> RunConfig:
+def _student(teacher: RunConfig, *, iterations: int, batch_size: int, lr: float, **objective: Any) -> RunConfig:
     """sCD with the data, network and intervals of the teacher."""
     return dataclasses.replace(
         teacher,
-        objective=objective_of(
-            "scd",
-            proposal=proposal,
-            tangent=tangent,
-            adaptive_weight=adaptive_weight,
-            guidance_max=guidance_max,
-            condition_dropout=condition_dropout,
-        ),
+        objective=objective_of("scd", **objective),
         optimizer=dataclasses.replace(teacher.optimizer, lr=lr, warmup=0),
         loop=dataclasses.replace(teacher.loop, iterations=iterations, batch_size=batch_size),
     )

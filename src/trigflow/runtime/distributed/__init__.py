@@ -15,15 +15,6 @@ from trigflow.runtime.distributed.processes import (
 )
 
 __all__ = [
-    "average",
-    "gather",
-    "gather_figures",
-    "gather_rows",
-    "is_first",
-    "launched",
-    "on_first",
-    "process_group",
-    "rank",
-    "share_of",
-    "world_size",
-]
+    "average", "gather", "gather_figures", "gather_rows", "is_first", "launched", "on_first", "process_group", "rank",
+    "share_of", "world_size",
+]  # fmt: skip
