@@ -136,6 +136,17 @@ def test_one_number_of_many_is_found(name: str, value: float, tmp_path: Path) ->
     assert not_finite(trainer.modules, trainer.optimizers) == []
 
 
+def test_buffers_are_looked_at_for_what_is_no_number() -> None:
+    """As a step that is left out may have put into the running variance of a batch normalization."""
+    module = nn.BatchNorm1d(2)
+    module.register_buffer("mask", torch.tensor([0.0, -math.inf]))
+    module.register_buffer("small", torch.zeros(2).to(torch.float8_e4m3fn))
+    assert not_finite({"network": module}, {}) == []
+    assert module.running_var is not None
+    module.running_var[0] = math.nan
+    assert not_finite({"network": module}, {}) == ["network"]
+
+
 def test_large_numbers_are_finite() -> None:
     module = nn.Linear(4, 4)
     nn.init.constant_(module.weight, 3e38)
@@ -296,6 +307,17 @@ def test_a_run_that_cannot_go_back_ends_with_one_line(changes: Changes, said: st
     assert list(saved(tmp_path / "run")) == ([] if "loop.checkpoint_every" in changes else [2, 4])
     last = read_metrics(tmp_path / "run")[-1]  # for the doctor
     assert (last["iteration"], last["skipped"]) == (7, 3 * (1 + changes.get("guard.rollbacks", 0)))
+
+
+def test_a_run_resumed_amid_skipped_steps_ends_with_one_line_too(tmp_path: Path) -> None:
+    trainer = tiny_trainer(tmp_path / "run", {"loop.log_every": 6})
+    trainer.guard.streak = 1
+    with torch.no_grad():
+        next(trainer.network.parameters()).view(-1)[0] = math.inf
+    with pytest.raises(DivergedError, match="not finite, and there is no checkpoint"):
+        trainer.run()
+    last = read_metrics(tmp_path / "run")[-1]
+    assert (last["iteration"], last["skipped"], last["grad_norm"]) == (1, 1, None)
 
 
 def test_without_patience_steps_are_skipped_for_ever(tmp_path: Path) -> None:

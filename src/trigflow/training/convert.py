@@ -25,6 +25,7 @@ from trigflow.runtime.errors import UserError
 from trigflow.runtime.files import ensure_folder, write_json
 from trigflow.runtime.places import check_outside, check_place
 from trigflow.runtime.seeds import derive_seed
+from trigflow.runtime.values import check_types, kind_of
 from trigflow.training.basis import begun
 from trigflow.training.config import EMAConfig, RunConfig
 from trigflow.training.setup import config_of
@@ -139,7 +140,9 @@ def convert(
         UserError: if the run is a student or has the stable form already, its data are missing or of another shape or other
             classes, a setting makes no sense, or `out` holds a run or cannot be written.
     """
+    kind_of(ConvertSettings, settings=settings)
     settings = settings or ConvertSettings()
+    check_types(settings)
     for name, least in (("iterations", 0), ("fit_iterations", 0), ("batch_size", 1)):
         if (value := getattr(settings, name)) < least:
             raise UserError(f"{name} is {value}; expected {least} or more; correct the setting")

@@ -185,11 +185,15 @@ def _are_finite(scalars: Mapping[str, float]) -> bool:
 
 
 def not_finite(modules: Mapping[str, nn.Module], optimizers: Mapping[str, torch.optim.Optimizer]) -> list[str]:
-    """Names of the modules and optimizers of which a weight or moment is infinite or no number, in any process.
+    """Names of the modules and optimizers of which a weight or moment is infinite or no number, or a buffer no number (a mask
+    may be infinite), in any process.
 
     All processes call this together. It reads every one of them once and waits for the device once.
     """
-    groups: dict[str, Iterable[Any]] = {name: module.parameters() for name, module in modules.items()}
+    groups: dict[str, Iterable[Any]] = {}
+    for name, module in modules.items():
+        buffers = [buffer.isnan().any() for buffer in module.buffers() if buffer.is_floating_point()]
+        groups[name] = [*module.parameters(), *(torch.where(missing, math.nan, 0.0) for missing in buffers)]
     for name, optimizer in optimizers.items():
         groups[name] = [value for state in optimizer.state.values() for value in state.values()]
     sizes = {name: _largest(values) for name, values in groups.items()}

@@ -66,7 +66,7 @@ class RunParts:
         kind_of(RunConfig, config=config)
         kind_of(Dataset, dataset=dataset)
         kind_of(Model, teacher=teacher, start=start, negative=negative)
-        if resume not in RESUME.values():
+        if not any(type(resume) is type(known) and resume == known for known in RESUME.values()):
             raise UserError(f"resume is {resume!r}; expected True, False or 'auto'; correct the argument")
         config.validate()
         check_outside(check_place(folder, "folder"), config.data.source)

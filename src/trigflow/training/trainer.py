@@ -88,6 +88,7 @@ class Trainer(RunParts):
                     self.settle()
                 trouble = self._trouble()
                 if trouble or report.due(self.iteration):
+                    self.settle()  # found in steps without a line, trouble may come before their numbers
                     measured = {} if trouble else self._measure()
                     report.write(self.iteration, {**scalars, **self.read}, measured, self.guard, self.loader.waited())
                 if trouble:

@@ -27,7 +27,8 @@ class DamagedCheckpointError(UserError):
 def list_checkpoints(folder: Path) -> list[Path]:
     """Checkpoints of a run that were written to the end, oldest first."""
     found = (folder / "checkpoints").glob("[0-9]*")
-    return sorted(path for path in found if path.name.isdigit() and (path / "state.json").is_file())
+    whole = [path for path in found if path.name.isdecimal() and (path / "state.json").is_file()]
+    return sorted(whole, key=lambda path: int(path.name))  # from 100,000,000 on names have more digits
 
 
 def clear_unfinished(folder: Path) -> None:
