@@ -56,13 +56,11 @@ def numbered(dataset: Dataset, state: Mapping[str, Any], models: Mapping[str, Mo
 def check_same(state: Mapping[str, Any], basis: Mapping[str, Any], codec: Codec) -> None:
     """Require that a run goes on from this state with what it began with. Raises a UserError naming the first thing that
     differs, and both values."""
-    before, now = state.get("basis", {}), basis
-    for part in now:
-        if part == "data" or part not in before:
-            continue
-        if before[part] != now[part]:
-            raise _differs(f"a {part} of other weights", before[part], now[part], f"the {part} as it was")
-    old, new = before.get("data", {}), now["data"]
+    before = state.get("basis", {})
+    for part in basis:
+        if part != "data" and part in before and before[part] != basis[part]:
+            raise _differs(f"a {part} of other weights", before[part], basis[part], f"the {part} as it was")
+    old, new = before.get("data", {}), basis["data"]
     for name in new:
         if name in old and old[name] != new[name] and None not in (old[name], new[name]):
             raise _differs(f"data of other {name}", old[name], new[name], "the data as they were")

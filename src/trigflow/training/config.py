@@ -269,7 +269,9 @@ def from_dict(raw: dict[str, Any]) -> RunConfig:
         raw = migrated("config", raw, "the configuration")
         with_foreign(raw)
         rest = {name: value for name, value in raw.items() if name not in ("network", "objective")}
-        objective = objective_from_state(raw["objective"])
+        kind = raw["objective"]["kind"]
+        defaults = json.loads(json.dumps(dataclasses.asdict(objective_of(kind))))
+        objective = _build(known(kind).objective, {**defaults, **raw["objective"]})
         return dataclasses.replace(_build(RunConfig, rest), network=network_from_state(raw["network"]), objective=objective)
     except UserError:
         raise
@@ -278,13 +280,6 @@ def from_dict(raw: dict[str, Any]) -> RunConfig:
             f"configuration cannot be read ({type(error).__name__}: {error}); expected a config.json written by this "
             "version of trigflow; use the matching version or start a new run"
         ) from None
-
-
-def objective_from_state(raw: dict[str, Any]) -> Objective:
-    """The objective of these settings by name, the others as its `kind` has them; errors as `from_dict`."""
-    found = known(raw["kind"]).objective
-    settings = {**json.loads(json.dumps(dataclasses.asdict(objective_of(raw["kind"])))), **raw}
-    return _build(found, settings)
 
 
 def _build(cls: type[T], raw: dict[str, Any]) -> T:

@@ -1,9 +1,11 @@
 """Grids of samples, drawn while a run trains."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from trigflow.codecs import Codec
@@ -17,10 +19,11 @@ SAMPLES = 40
 """Samples on a grid."""
 
 
+@dataclass
 class Grids:
     """Draws grids into the folder `samples` of a run. A grid that cannot be had is said so, and training goes on.
 
-    Args:
+    Attributes:
         folder: the run folder.
         codec: makes pictures of samples; what it needs for that is loaded when the first grid is drawn.
         seed: of the noise.
@@ -29,16 +32,13 @@ class Grids:
         said: captions to draw, as `Model.sample` takes conditions; nothing for the model's own default.
     """
 
-    def __init__(
-        self, folder: Path, codec: Codec, seed: int, device: torch.device, sharded: bool, said: Mapping[str, Any] | None = None
-    ) -> None:
-        self.folder = folder / "samples"
-        self.codec = codec
-        self.seed = seed
-        self.device = device
-        self.sharded = sharded
-        self.said = said
-        self._draws = True
+    folder: Path
+    codec: Codec
+    seed: int
+    device: torch.device
+    sharded: bool
+    said: Mapping[str, Any]
+    _draws: bool = True
 
     def draw(self, model: Model, iteration: int, log: MetricLog | None) -> None:
         """Draw the grid of this iteration. Processes that write nothing have no log."""
@@ -48,11 +48,10 @@ class Grids:
         if log is None:
             return
         try:
-            save_picture(grid, self.folder / f"{iteration:08d}.png")
+            save_picture(grid, self.folder / "samples" / f"{iteration:08d}.png")
         except UserError as error:
             warn(f"no sample grid of iteration {iteration}: {error}")
-        pixels = torch.frombuffer(bytearray(grid.convert("RGB").tobytes()), dtype=torch.uint8)
-        log.picture(iteration, "samples", pixels.reshape(grid.height, grid.width, 3))
+        log.picture(iteration, "samples", np.asarray(grid.convert("RGB")))
 
     def _can_draw(self) -> bool:
         """Whether samples can be seen: latents need their autoencoder. Where what they need is missing, that is said once."""

@@ -220,9 +220,7 @@ class FigureWindow:
             count = torch.bincount(bins, minlength=TIME_BINS)
             total = torch.bincount(bins, weights=value, minlength=TIME_BINS)
             result[name] = value.mean().item()
-            result[f"{name}_by_time"] = [
-                (s / n).item() if n else None for s, n in zip(total, count, strict=True)
-            ]  # fmt: skip
+            result[f"{name}_by_time"] = [(s / n).item() if n else None for s, n in zip(total, count, strict=True)]
         return result
 
 

@@ -99,10 +99,8 @@ class Reconstruction:
             "sigma_rel": self.sigma_rel,
             "iteration": self.iteration,
             "expected_error": self.fit.error,
-            "coefficients": {
-                s.path.name: c for s, c in zip(self.snapshots, self.fit.coefficients, strict=True)
-            },
-        }  # fmt: skip
+            "coefficients": {s.path.name: c for s, c in zip(self.snapshots, self.fit.coefficients, strict=True)},
+        }
 
         def fill(target: Path) -> None:
             self.model.save(target)

@@ -20,7 +20,7 @@ from trigflow.models.model import Model, read_description, times_of
 from trigflow.networks import build
 from trigflow.networks.custom import check_apart
 from trigflow.objectives import AdaptiveWeight
-from trigflow.runtime.distributed import is_first, on_first, rank
+from trigflow.runtime.distributed import is_first, on_first, rank, world_size
 from trigflow.runtime.errors import DivergedError, UserError
 from trigflow.runtime.files import write_json
 from trigflow.runtime.interrupt import Stops, uninterrupted
@@ -40,7 +40,7 @@ from trigflow.training.instruments import Instruments
 from trigflow.training.learner import Learner
 from trigflow.training.log import warn
 from trigflow.training.losses import Losses
-from trigflow.training.parallel import Parallel, share_of_batch
+from trigflow.training.parallel import Parallel, Share
 from trigflow.training.saving import RESUME, Resume, Saving
 from trigflow.training.scaling import LossScale
 from trigflow.training.setup import check_start, check_teacher, choose_codec, claim_folder, fit_network, start_from
@@ -88,7 +88,7 @@ class RunParts:
             check_apart(network, teacher.network)
 
         loop = config.loop
-        share = share_of_batch(loop.batch_size, loop.accumulate)
+        share = Share(loop.batch_size, loop.accumulate, world_size(), rank())
         compiles = is_compiled(loop.compile, self.device, loop.iterations)
         self.parallel = parallel = Parallel(config.parallel, self.device, compiles)
         if parallel.sharded and loop.instruments:
@@ -269,11 +269,15 @@ class RunParts:
 
     def _trouble(self) -> str | None:
         """Why the run has to go back after this step. Its state is looked at where the step failed and where it is written."""
-        loop, ema, i = self.config.loop, self.config.ema, self.iteration
-        written = i == loop.iterations or self.saving.due(i) or (ema.snapshot_every and i % ema.snapshot_every == 0)
-        if self.guard.trouble is None and (self.guard.streak or written) and (bad := self._not_finite()):
+        looked_at = self.guard.streak or self._writes()
+        if self.guard.trouble is None and looked_at and (bad := self._not_finite()):
             return f"{', '.join(bad)} not finite"
         return self.guard.trouble
+
+    def _writes(self) -> bool:
+        """Whether weights are written after this step, in a checkpoint, a snapshot or the model."""
+        i, every = self.iteration, self.config.ema.snapshot_every
+        return i == self.config.loop.iterations or self.saving.due(i) or (every > 0 and i % every == 0)
 
     def _go_back(self, trouble: str) -> None:
         """Restore the newest checkpoint, from which the run goes on with other data and noise. What was counted stays so.
@@ -299,10 +303,6 @@ class RunParts:
             f"iteration {reached}: {trouble}; gone back to iteration {self.iteration}, "
             f"{self.guard.rollbacks} of at most {most} times"
         )
-
-    def _measure(self) -> dict[str, Any]:
-        """What the instruments say, where there are any."""
-        return {} if self.instruments is None else self.instruments.read()
 
     def _dropout_stream(self, iteration: int) -> contextlib.AbstractContextManager[Any]:
         """Dropout draws from torch's default generator: seed it for this step and process, and give it back unchanged."""

@@ -1,5 +1,6 @@
 """The checkpoints of a run in training: when they are due, how they are written beside it, how it comes back to them."""
 
+import functools
 import time
 from pathlib import Path
 from typing import Any, Literal
@@ -64,15 +65,10 @@ class Saving:
             self._warned(self.writer.advance)
 
     def save(self, iteration: int, extra: dict[str, Any], *, wait: bool = True) -> None:
-        """Write a checkpoint of the run as it is now.
+        """Write a checkpoint of the run after this many steps; the `extra` JSON is saved beside the tensors.
 
-        Args:
-            iteration: steps so far.
-            extra: what is saved beside the tensors.
-            wait: until it is whole. Otherwise only a copy is waited for, and `go_on` sees to the rest.
-
-        Raises:
-            UserError: when it cannot be written. One that was begun without waiting is only warned of.
+        With `wait` until it is whole; a UserError is raised when it cannot be written. Otherwise only a copy is waited for,
+        `go_on` sees to the rest, and what goes wrong is only warned of.
         """
         self._warned(self.writer.finish)
         with uninterrupted():
@@ -82,14 +78,8 @@ class Saving:
             self.writer.finish()
 
     def restore(self, *, strict: bool = False) -> dict[str, Any] | None:
-        """Load the newest sound checkpoint; returns what was saved beside the tensors, or None where there is none.
-
-        Args:
-            strict: raise an error for a newest checkpoint that is damaged, instead of setting it aside with a warning.
-
-        Raises:
-            UserError: when the checkpoint belongs to another network or optimizer.
-        """
+        """Load the newest sound checkpoint; returns what was saved beside the tensors, or None where there is none. Arguments
+        and errors are those of `RunParts.restore`."""
         self._warned(self.writer.finish)
         for path in reversed(on_first(lambda: list_checkpoints(self.folder))):
             try:
@@ -97,7 +87,7 @@ class Saving:
             except DamagedCheckpointError as error:
                 if strict:
                     raise
-                aside = on_first(lambda path=path: set_aside(path))  # type: ignore[misc]
+                aside = on_first(functools.partial(set_aside, path))
                 warn(f"{error}; set aside as '{aside.name}', and the one before is used")
         return None
 

@@ -175,16 +175,21 @@ def start_from(student: nn.Module, source: nn.Module, what: str = "teacher") -> 
 def claim_folder(folder: Path, config: RunConfig, resume: bool) -> Path:
     """The run folder, created; it must be free unless the same run is resumed. What a killed run left is cleared up. Raises a
     UserError when it holds another run, or cannot be written."""
-    existing = folder / "config.json"
-    if resume and existing.is_file():
+    if resume and (folder / "config.json").is_file():
         compare_configs(to_dict(read_config(folder)), to_dict(config))
-    elif existing.is_file() or (folder / "model.json").is_file():
-        raise UserError(
-            f"'{folder}' already holds a run; expected a new folder; choose another --out, or --resume to go on with it"
-        )
+    else:
+        check_free(folder)
     ensure_folder(folder)
     clear_unfinished(folder)
     return folder
+
+
+def check_free(folder: Path) -> None:
+    """Raise a UserError when a folder holds a run or a model."""
+    if any((folder / name).is_file() for name in ("config.json", "model.json")):
+        raise UserError(
+            f"'{folder}' already holds a run; expected a new folder; choose another --out, or --resume to go on with it"
+        )
 
 
 def compare_configs(old: dict[str, Any], new: dict[str, Any]) -> None:
