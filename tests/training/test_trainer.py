@@ -425,6 +425,19 @@ def test_distill_takes_network_and_process_from_the_teacher(teacher: Model, tmp_
     assert model.origin["teacher"] == "teacher"
 
 
+@pytest.mark.filterwarnings("error")
+def test_generators_of_several_gpus_are_kept_without_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept, given_back = [], []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: kept.append(device) or device)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: given_back.append((state, device)))
+    monkeypatch.setattr(torch.random, "_fork_rng_warned_already", False)
+    trainer = tiny_trainer(tmp_path / "run", {"network.dropout": 0.1})
+    trainer.step()
+    assert kept == [0, 1] * 2  # the weights, and the dropout of a step
+    assert given_back == [(0, 0), (1, 1)] * 2
+
+
 def test_distill_says_what_is_not_a_model_or_a_configuration(teacher: Model, tmp_path: Path) -> None:
     for given in (None, "runs/teacher", teacher.network):
         with pytest.raises(UserError, match=rf"a {type(given).__name__} as the teacher; expected a Model"):

@@ -24,7 +24,7 @@ from trigflow.networks import NetworkConfig, build
 from trigflow.runtime.errors import UserError
 from trigflow.runtime.files import ensure_folder, write_json
 from trigflow.runtime.places import check_outside, check_place
-from trigflow.runtime.seeds import derive_seed
+from trigflow.runtime.seeds import derive_seed, generators_kept
 from trigflow.runtime.values import check_types, kind_of
 from trigflow.training.basis import begun
 from trigflow.training.config import EMAConfig, RunConfig
@@ -165,7 +165,7 @@ def convert(
     fraction = min(HELD, max(1, len(dataset) // 10)) / len(dataset)
     held, rest = dataset.split(fraction, settings.seed)
 
-    with torch.random.fork_rng():
+    with generators_kept():
         torch.manual_seed(derive_seed(settings.seed, "weights"))
         network = build(network_config, config.process.sigma_data)
     fresh = transplant(network, old.network)

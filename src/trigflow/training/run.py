@@ -26,7 +26,7 @@ from trigflow.runtime.files import write_json
 from trigflow.runtime.interrupt import Stops, uninterrupted
 from trigflow.runtime.machine import resolve_device
 from trigflow.runtime.places import check_outside, check_place
-from trigflow.runtime.seeds import derive_seed
+from trigflow.runtime.seeds import derive_seed, generators_kept
 from trigflow.runtime.values import kind_of
 from trigflow.runtime.wrappers import unwrapped
 from trigflow.training.basis import basis_of, begun, check_same, numbered
@@ -97,7 +97,7 @@ class RunParts:
                 "change it or drop the instruments"
             )
         memory_format = torch.channels_last if loop.channels_last else torch.contiguous_format
-        with torch.random.fork_rng():
+        with generators_kept():
             torch.manual_seed(derive_seed(loop.seed, "weights"))
             built = build(config.network, config.process.sigma_data) if network is None else network
             weights = self._weights("weight", *["vsd_weight"] * config.objective.fake)
@@ -308,7 +308,7 @@ class RunParts:
         """Dropout draws from torch's default generator: seed it for this step and process, and give it back unchanged."""
         stack = contextlib.ExitStack()
         if self.config.network.dropout > 0:
-            stack.enter_context(torch.random.fork_rng())
+            stack.enter_context(generators_kept())
             process = (rank(),) if rank() else ()
             torch.manual_seed(self._seed("dropout", iteration, *process))
         return stack
