@@ -108,6 +108,16 @@ def test_a_gradient_that_is_not_finite_is_an_overflow_only_while_the_scale_can_b
     assert guard.told() == {"overflows": 2, "skipped": 3}
 
 
+@pytest.mark.parametrize("streak", [2, 3, 7])
+def test_a_run_resumed_amid_skipped_steps_goes_back_too(streak: int) -> None:
+    """Also one that was stopped after more of them than it has patience for."""
+    guard = Guard(GuardConfig(patience=3))
+    guard.load({"iteration": 10, "skipped": streak, "streak": streak})
+    assert guard.trouble is None
+    assert not guard.accepts({"loss": math.nan})
+    assert guard.trouble == f"{streak + 1} steps in a row had a loss or gradient that was not finite"
+
+
 def test_states_of_older_checkpoints_are_read() -> None:
     guard = Guard(GuardConfig(), LossScale())
     guard.load({"format": 1, "iteration": 10, "skipped": 3})

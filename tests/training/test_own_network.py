@@ -140,6 +140,25 @@ def test_a_run_is_resumed(tmp_path: Path) -> None:
     assert rest.config.network.dropout == 0.3
 
 
+def test_whatever_it_draws_comes_from_the_seed_of_the_run(tmp_path: Path) -> None:
+    """Also what is no `nn.Dropout`, as in stochastic depth."""
+
+    class Noisy(Own):
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:  # type: ignore[override]
+            return super().forward(x, t) * (torch.rand(len(x)) > 0.5).view(-1, 1, 1, 1)
+
+    states = []
+    for i in range(2):
+        torch.manual_seed(0)
+        run = trainer(tmp_path / str(i), Noisy())
+        torch.manual_seed(i)
+        run.step()
+        run.step()
+        states.append(state_of(run))
+        assert torch.initial_seed() == i
+    assert differing(*states) == []
+
+
 def test_a_bridged_teacher_and_its_copy_as_the_student(tmp_path: Path) -> None:
     bridge = FlowBridge(nn.Linear(8, 8), TrigFlow(SD), scale=2.0, adapter=lambda model, x, time: model(x))
     student = copy.deepcopy(bridge)

@@ -107,7 +107,7 @@ class Guard:
             if not self._overflowed(scalars):
                 self.skipped += 1
                 self.streak += 1
-            if self.streak and self.streak == self.config.patience:
+            if self.trouble is None and 0 < self.config.patience <= self.streak:
                 self.trouble = f"{self.streak} steps in a row had a loss or gradient that was not finite"
             return False
         self.streak = 0

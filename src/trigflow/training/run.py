@@ -17,7 +17,7 @@ from trigflow.conditions import null, takes
 from trigflow.data import Dataset, Loader, Order
 from trigflow.data.config import load_data
 from trigflow.models.model import Model, read_description, times_of
-from trigflow.networks import build
+from trigflow.networks import CustomConfig, build
 from trigflow.networks.custom import check_apart
 from trigflow.objectives import AdaptiveWeight
 from trigflow.runtime.distributed import is_first, on_first, rank, world_size
@@ -305,9 +305,10 @@ class RunParts:
         )
 
     def _dropout_stream(self, iteration: int) -> contextlib.AbstractContextManager[Any]:
-        """Dropout draws from torch's default generator: seed it for this step and process, and give it back unchanged."""
+        """Dropout, and a module of the user's own whatever it does, draws from torch's default generator: seed it for this step
+        and process, and give it back unchanged."""
         stack = contextlib.ExitStack()
-        if self.config.network.dropout > 0:
+        if self.config.network.dropout > 0 or isinstance(self.config.network, CustomConfig):
             stack.enter_context(generators_kept())
             process = (rank(),) if rank() else ()
             torch.manual_seed(self._seed("dropout", iteration, *process))
