@@ -8,6 +8,7 @@ import math
 import statistics
 from collections import deque
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ LEAST = 0.05
 """Deviation below which none is believed: of a norm relative to itself, of a loss to its median size."""
 
 
+@dataclass
 class Spikes:
     """Compares each value with the window of those before it::
 
@@ -35,15 +37,15 @@ class Spikes:
     the values; a lasting change becomes usual once it fills half of the window. Norms, which vary by factors, are compared by
     their logarithms; losses as they are, because with a learned weighting they can be negative.
 
-    Args:
+    Attributes:
         window: how many values are looked back on.
         threshold: of z.
+        values: those of each figure that are looked back on.
     """
 
-    def __init__(self, window: int, threshold: float) -> None:
-        self.window = window
-        self.threshold = threshold
-        self.values: dict[str, deque[float]] = {}
+    window: int
+    threshold: float
+    values: dict[str, deque[float]] = field(default_factory=dict)
 
     def add(self, scalars: Mapping[str, float]) -> list[str]:
         """Take in the finite figures of a step; returns the names of those that spike."""

@@ -144,15 +144,12 @@ class Parallel:
         return network
 
     def ease(self, network: nn.Module, *, trained: bool = False) -> None:
-        """Have the blocks of a network recomputed in the backward pass, or compiled, where that is configured.
+        """Have the blocks of a network, in place, compiled or, if it is `trained`, computed again in the backward pass, as is
+        configured.
 
         The blocks get a `forward` of that kind, in a class below their own; their names and parameters stay. This goes before
         `place`. Denoisers of diffusers have a switch of their own for the first, which is turned where nothing is compiled.
         Source: Chen et al. 2016, "Training deep nets with sublinear memory cost".
-
-        Args:
-            network: changed in place.
-            trained: whether there is a backward pass.
         """
         recompute, compiles = self.config.recompute and trained, self.compiles_blocks
         if recompute and not compiles and recomputes_by_itself(network, functools.partial(checkpoint, use_reentrant=False)):
