@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from trigflow.objectives import Loss, diffusion
 from trigflow.runtime.errors import DivergedError, UserError
 from trigflow.runtime.files import read_tensors
 from trigflow.training.checkpoint import list_checkpoints
+from trigflow.training.checkpoint.part import Part
 from trigflow.training.config import GuardConfig
 from trigflow.training.guard import Guard, Spikes, not_finite
 from trigflow.training.log import read_metrics
@@ -283,9 +285,17 @@ def test_a_state_that_is_not_finite_is_refused(tmp_path: Path) -> None:
     assert list_checkpoints(tmp_path / "run") == []
 
 
-def test_an_interruption_writes_no_state_that_is_not_finite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_interruption_writes_no_state_that_is_not_finite(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     trainer = tiny_trainer(tmp_path / "run", RUN)
-    draw = trainer._batch
+    draw, write = trainer._batch, Part.write
+
+    def slow(part: Part, path: Path) -> dict[str, object]:
+        time.sleep(1)
+        return write(part, path)
+
+    monkeypatch.setattr(Part, "write", slow)  # the process may end after the interruption: what is being written comes first
 
     def interrupted(indices: Tensor, generator: torch.Generator) -> Any:
         if trainer.iteration == 3:

@@ -98,7 +98,7 @@ class EMA:
                 self._blend(network, source, power_decay(sigma_rel, iteration), fine)
 
     def save_snapshots(self, run: Path, iteration: int, updates: int, last: int) -> bool:
-        """Write the tracked averages into `run/ema` where a snapshot is due at this iteration and not yet there; returns whether
+        """Write the tracked averages into `run/ema` if a snapshot is due at this iteration and not yet there; returns whether
         it is due, as at multiples of `snapshot_every` and the `last` iteration. The updates are the iterations less the
         skipped ones. A snapshot that cannot be written, as on a full disk, is warned of and left out.
         """

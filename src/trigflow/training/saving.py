@@ -64,13 +64,17 @@ class Saving:
         if self._told.get("written") == 1 and self.writer.busy:
             self._warned(self.writer.advance)
 
+    def finish(self) -> None:
+        """Wait until what is being written, if anything, is whole."""
+        self._warned(self.writer.finish)
+
     def save(self, iteration: int, extra: dict[str, Any], *, wait: bool = True) -> None:
         """Write a checkpoint of the run after this many steps; the `extra` JSON is saved beside the tensors.
 
         With `wait` until it is whole; a UserError is raised when it cannot be written. Otherwise only a copy is waited for,
         `go_on` sees to the rest, and what goes wrong is only warned of.
         """
-        self._warned(self.writer.finish)
+        self.finish()
         with uninterrupted():
             self.writer.begin(iteration, tensors_of(self.modules, self.optimizers), extra)
             self._saved_at = time.monotonic()
@@ -80,7 +84,7 @@ class Saving:
     def restore(self, *, strict: bool = False) -> dict[str, Any] | None:
         """Load the newest sound checkpoint; returns what was saved beside the tensors, or None where there is none. Arguments
         and errors are those of `RunParts.restore`."""
-        self._warned(self.writer.finish)
+        self.finish()
         for path in reversed(on_first(lambda: list_checkpoints(self.folder))):
             try:
                 return load_checkpoint(path, self.modules, self.optimizers)

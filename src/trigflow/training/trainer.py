@@ -106,6 +106,7 @@ class Trainer(RunParts):
         except KeyboardInterrupt:
             if bad := self._not_finite():
                 warn(f"{', '.join(bad)} not finite, and no checkpoint written; --resume goes on from the one before")
+                self.saving.finish()
             else:
                 self.save_checkpoint()
             raise
