@@ -14,10 +14,10 @@ from trigflow.codecs import Codec
 from trigflow.data import Dataset
 from trigflow.models.model import Model
 from trigflow.runtime.errors import UserError
-from trigflow.runtime.files import read_json
 from trigflow.runtime.tensors import content
 from trigflow.runtime.wrappers import entries
 from trigflow.training.checkpoint import list_checkpoints
+from trigflow.training.checkpoint.folder import read_state
 
 BYTES = 1 << 14
 """Of each tensor of a model that go into its fingerprint; training changes them all."""
@@ -29,17 +29,14 @@ def basis_of(dataset: Dataset, models: Mapping[str, Model | None]) -> dict[str, 
 
 
 def begun(folder: Path, resume: bool | str) -> dict[str, Any]:
-    """What the newest readable checkpoint of the run to resume says beside its tensors; empty for a run that begins. Raises a
-    UserError when the run has to go on (`resume` is True) and there is no checkpoint."""
+    """What the newest checkpoint of the run to resume whose `state.json` is sound says there; empty for a run that begins.
+    Raises a UserError when the run has to go on (`resume` is True) and there is no checkpoint."""
     found = list_checkpoints(folder) if resume else []
     if resume is True and not found:
         raise UserError(f"nothing to resume in '{folder}'; expected a checkpoint; drop --resume to start, or use --resume auto")
     for path in reversed(found):
-        try:
-            state = read_json(path / "state.json", "checkpoint")
-        except UserError:
-            continue
-        if isinstance(state, dict) and isinstance(state.get("model"), dict):
+        state = read_state(path)
+        if state is not None and "model" in state:
             return state
     return {}
 
