@@ -239,6 +239,7 @@ def test_mistakes(tmp_path: Path) -> None:
         (lambda: trainer(tmp_path / "run", around, SCD, teacher=model_of(around.model, (1, 8, 8))), "share their weights"),
         (lambda: trainer(tmp_path / "run", copy.deepcopy(teacher.network), SCD, teacher=teacher), "frozen"),
         (lambda: trainer(tmp_path / "run", own(), SCD, teacher=teacher), "classes 0 and the teacher 10"),
+        (lambda: trainer(tmp_path / "run", own().bfloat16()), "weight 'linear.weight' is in half precision"),
         (lambda: trainer(tmp_path / "run", old), r"null_label = 10 and no takes; expected .*; set takes = .*label"),
         (lambda: trainer(tmp_path / "run", foreign), "null for label and takes none; expected .*; correct takes or null"),
         (lambda: model_of(own(), (1, 8, 8), num_classes=3), "takes no conditions, 3 classes"),

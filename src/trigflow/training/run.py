@@ -34,13 +34,13 @@ from trigflow.training.batch import Batches
 from trigflow.training.compiled import is_compiled
 from trigflow.training.config import RunConfig, origin_of
 from trigflow.training.ema import EMA
-from trigflow.training.grids import SAMPLES, Grids
 from trigflow.training.guard import Guard, not_finite
 from trigflow.training.instruments import Instruments
 from trigflow.training.learner import Learner
 from trigflow.training.log import warn
 from trigflow.training.losses import Losses
 from trigflow.training.parallel import Parallel, Share
+from trigflow.training.report import SAMPLES, Grids
 from trigflow.training.saving import RESUME, Resume, Saving
 from trigflow.training.scaling import LossScale
 from trigflow.training.setup import check_start, check_teacher, choose_codec, claim_folder, fit_network, start_from

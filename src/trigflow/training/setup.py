@@ -41,7 +41,8 @@ def fit_network(config: RunConfig, dataset: Dataset, network: nn.Module | None =
     its inputs for guidance and the end of a jump from the objective.
 
     With a `network` of the user's own, the one in the configuration is replaced by what is known of that module. Raises a
-    UserError for a network of samples of another number of axes, such as an MLP for images.
+    UserError for a network of samples of another number of axes, such as an MLP for images, or with weights to train in half
+    precision.
     """
     told = config.objective.told
     num_classes = dataset.num_classes if dataset.num_classes > 1 else 0
@@ -49,6 +50,12 @@ def fit_network(config: RunConfig, dataset: Dataset, network: nn.Module | None =
         known = dataclasses.replace(describe(network, num_classes, "guidance" in told), channels=dataset.shape[0])
         check_end(known, "end" in told, config.objective.needs_end)
         check_trainable(network)
+        half = [name for name, p in network.named_parameters() if p.requires_grad and p.dtype.itemsize < 4]
+        if half:
+            raise UserError(
+                f"the network's weight '{half[0]}' is in half precision, where small updates and averages round to nothing; "
+                "expected float32; call network.float(), and set loop.precision for half precision arithmetic"
+            )
         dataset.check_tells(set(known.conditioning.takes) - set(told))
         return dataclasses.replace(config, network=known)
     if config.network.axes not in (None, len(dataset.shape)):
