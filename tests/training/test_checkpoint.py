@@ -83,6 +83,55 @@ def test_round_trip_is_exact_and_training_goes_on_the_same(name: str, channels_l
     assert differing(new.state(), old.state()) == []
 
 
+@pytest.mark.parametrize("name", ["adam", "radam"])
+def test_steps_of_a_single_number_are_counted_as_those_of_others(name: Any, tmp_path: Path) -> None:
+    """In its own number format, where bfloat16 would stop at 256."""
+    weight = nn.Module()
+    weight.gain = nn.Parameter(torch.ones((), dtype=torch.bfloat16))
+    optimizer = build_optimizer(OptimizerConfig(name=name), [weight])
+    weight.gain.grad = torch.ones_like(weight.gain)
+    optimizer.step()
+    optimizer.state[weight.gain]["step"].fill_(257.0)
+    path = save_checkpoint(tmp_path, 1, {"weight": weight}, {"optimizer": optimizer}, {"skipped": 0})
+    load_checkpoint(path, {"weight": weight}, {"optimizer": optimizer})
+    assert {key: value.dtype for key, value in optimizer.state[weight.gain].items()} == {
+        "step": torch.float32, "exp_avg": torch.bfloat16, "exp_avg_sq": torch.bfloat16,
+    }  # fmt: skip
+    assert optimizer.state[weight.gain]["step"].item() == 257
+
+
+def test_the_copy_is_waited_for_on_the_device_that_makes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which need not be the current one: `loop.device` may be cuda:1."""
+    waited = []
+
+    class Stream:
+        def __init__(self, device: Any = None) -> None:
+            self.device = device
+
+        def synchronize(self) -> None:
+            waited.append(self.device)
+
+    class Elsewhere:
+        """As much of a tensor on cuda:1 as a part looks at."""
+
+        is_cuda, device, dtype, shape = True, torch.device("cuda:1"), torch.float32, torch.Size([2])
+
+        def numel(self) -> int:
+            return 2
+
+        def element_size(self) -> int:
+            return 4
+
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *size, pin_memory=False, **settings: empty(*size, **settings))
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    tensors: Any = {"x": Elsewhere()}
+    part = Part(tensors)
+    part.fill({"x": torch.tensor([1.0, 2.0])})
+    assert waited == [torch.device("cuda:1")]
+    assert part.views[0].tolist() == [1, 2]
+
+
 def test_a_checkpoint_before_the_first_step(tmp_path: Path) -> None:
     old, new = Setup(steps=0), Setup(seed=1, steps=2)
     new.load(old.save(tmp_path, iteration=0))
@@ -97,6 +146,9 @@ def test_the_newest_are_kept(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["00000100", "00011000"]
     setup.save(tmp_path, 11_001, keep=1)
     assert [path.name for path in list_checkpoints(tmp_path)] == ["00011001"]
+    for iteration in (99_999_999, 100_000_000):
+        setup.save(tmp_path, iteration, keep=2)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["99999999", "100000000"]
 
 
 def test_a_run_without_checkpoints(tmp_path: Path) -> None:

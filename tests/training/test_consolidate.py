@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from training.tiny import differing, state_of, tiny_trainer
 from trigflow import cli, load
 from trigflow.runtime.errors import UserError
 from trigflow.runtime.files import write_json
+from trigflow.training.checkpoint import check_checkpoint
 from trigflow.training.config import to_dict
 from trigflow.training.consolidate import consolidate, describe_checkpoints
 from trigflow.training.trainer import Trainer
@@ -71,10 +74,26 @@ def test_checkpoints_are_listed_and_checked(begun: Trainer, tmp_path: Path) -> N
     assert "checksum of 'state.safetensors' does not match" in second
 
 
+@pytest.mark.parametrize("error", [UserError("damaged"), FileNotFoundError("gone")])
+def test_a_checkpoint_that_goes_while_it_is_read_is_not_listed(
+    error: Exception, begun: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check(path: Path) -> dict[str, Any]:
+        if path.name == "00000001":  # a run that goes on keeps newer ones
+            shutil.rmtree(path)
+            raise error
+        return check_checkpoint(path)
+
+    monkeypatch.setattr("trigflow.training.consolidate.check_checkpoint", check)
+    assert [line.split()[0] for line in describe_checkpoints(tmp_path / "run").splitlines()[1:]] == ["2"]
+
+
 def test_what_cannot_be_made_leaves_nothing(begun: Trainer, tmp_path: Path) -> None:
     run, folder = tmp_path / "run", tmp_path / "run" / "checkpoints"
     with pytest.raises(UserError, match="has no checkpoint of iteration 5; expected one of 1, 2; change --at"):
         consolidate(run, tmp_path / "out", at=5)
+    with pytest.raises(UserError, match="at is 'two'; expected a whole number"):
+        consolidate(run, tmp_path / "out", at="two")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="expected a new or empty folder"):
         consolidate(run, run)
     with pytest.raises(UserError, match="has no checkpoints"):

@@ -361,6 +361,9 @@ def test_mistakes(tmp_path: Path) -> None:
         (lambda: run(folder, out, modulation="double"), "edm2 or ddpmpp"),
         (lambda: run(folder, out, iterations=-1), "iterations is -1"),
         (lambda: run(folder, out, lr=0.0), "lr is 0.0"),
+        (lambda: run(folder, out, iterations="5"), "iterations is '5'; expected a whole number"),
+        (lambda: run(folder, out, modulation="triple"), "modulation is 'triple'; expected one of keep, double"),
+        (lambda: convert(folder, out, {"lr": 1.0}), "expected a ConvertSettings"),  # type: ignore[arg-type]
         (lambda: run(folder, folder), "already holds a run"),
         (lambda: time_path(nn.Linear(2, 2)), "no time path"),
     ]

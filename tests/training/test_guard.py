@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from trigflow.objectives import Loss, diffusion
 from trigflow.runtime.errors import DivergedError, UserError
 from trigflow.runtime.files import read_tensors
 from trigflow.training.checkpoint import list_checkpoints
+from trigflow.training.checkpoint.part import Part
 from trigflow.training.config import GuardConfig
 from trigflow.training.guard import Guard, Spikes, not_finite
 from trigflow.training.log import read_metrics
@@ -108,6 +110,16 @@ def test_a_gradient_that_is_not_finite_is_an_overflow_only_while_the_scale_can_b
     assert guard.told() == {"overflows": 2, "skipped": 3}
 
 
+@pytest.mark.parametrize("streak", [2, 3, 7])
+def test_a_run_resumed_amid_skipped_steps_goes_back_too(streak: int) -> None:
+    """Also one that was stopped after more of them than it has patience for."""
+    guard = Guard(GuardConfig(patience=3))
+    guard.load({"iteration": 10, "skipped": streak, "streak": streak})
+    assert guard.trouble is None
+    assert not guard.accepts({"loss": math.nan})
+    assert guard.trouble == f"{streak + 1} steps in a row had a loss or gradient that was not finite"
+
+
 def test_states_of_older_checkpoints_are_read() -> None:
     guard = Guard(GuardConfig(), LossScale())
     guard.load({"format": 1, "iteration": 10, "skipped": 3})
@@ -134,6 +146,17 @@ def test_one_number_of_many_is_found(name: str, value: float, tmp_path: Path) ->
         assert not_finite(trainer.modules, trainer.optimizers) == found
         tensor.copy_(kept)
     assert not_finite(trainer.modules, trainer.optimizers) == []
+
+
+def test_buffers_are_looked_at_for_what_is_no_number() -> None:
+    """As a step that is left out may have put into the running variance of a batch normalization."""
+    module = nn.BatchNorm1d(2)
+    module.register_buffer("mask", torch.tensor([0.0, -math.inf]))
+    module.register_buffer("small", torch.zeros(2).to(torch.float8_e4m3fn))
+    assert not_finite({"network": module}, {}) == []
+    assert module.running_var is not None
+    module.running_var[0] = math.nan
+    assert not_finite({"network": module}, {}) == ["network"]
 
 
 def test_large_numbers_are_finite() -> None:
@@ -262,9 +285,17 @@ def test_a_state_that_is_not_finite_is_refused(tmp_path: Path) -> None:
     assert list_checkpoints(tmp_path / "run") == []
 
 
-def test_an_interruption_writes_no_state_that_is_not_finite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_interruption_writes_no_state_that_is_not_finite(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     trainer = tiny_trainer(tmp_path / "run", RUN)
-    draw = trainer._batch
+    draw, write = trainer._batch, Part.write
+
+    def slow(part: Part, path: Path) -> dict[str, object]:
+        time.sleep(1)
+        return write(part, path)
+
+    monkeypatch.setattr(Part, "write", slow)  # the process may end after the interruption: what is being written comes first
 
     def interrupted(indices: Tensor, generator: torch.Generator) -> Any:
         if trainer.iteration == 3:
@@ -296,6 +327,17 @@ def test_a_run_that_cannot_go_back_ends_with_one_line(changes: Changes, said: st
     assert list(saved(tmp_path / "run")) == ([] if "loop.checkpoint_every" in changes else [2, 4])
     last = read_metrics(tmp_path / "run")[-1]  # for the doctor
     assert (last["iteration"], last["skipped"]) == (7, 3 * (1 + changes.get("guard.rollbacks", 0)))
+
+
+def test_a_run_resumed_amid_skipped_steps_ends_with_one_line_too(tmp_path: Path) -> None:
+    trainer = tiny_trainer(tmp_path / "run", {"loop.log_every": 6})
+    trainer.guard.streak = 1
+    with torch.no_grad():
+        next(trainer.network.parameters()).view(-1)[0] = math.inf
+    with pytest.raises(DivergedError, match="not finite, and there is no checkpoint"):
+        trainer.run()
+    last = read_metrics(tmp_path / "run")[-1]
+    assert (last["iteration"], last["skipped"], last["grad_norm"]) == (1, 1, None)
 
 
 def test_without_patience_steps_are_skipped_for_ever(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def test_a_run_from_the_start_begins_an_empty_log(tmp_path: Path) -> None:
 def test_a_line_cut_short_by_a_crash_is_left_out(tmp_path: Path) -> None:
     write(tmp_path, 0, 2, 4)
     path = tmp_path / "metrics.jsonl"
-    path.write_text(path.read_text()[:-10])
+    path.write_bytes(path.read_bytes()[:-10] + b"\xff\x00")
     assert [line["iteration"] for line in read_metrics(tmp_path)] == [2]
     write(tmp_path, 3, 4)
     assert [line["iteration"] for line in read_metrics(tmp_path)] == [2, 4]
@@ -70,6 +70,18 @@ def test_scalars_reach_tensorboard(tmp_path: Path) -> None:
     events.Reload()
     assert [(e.step, e.value) for e in events.Scalars("loss")] == [(2, 0.5), (4, 0.25)]
     assert [e.value for e in events.Scalars("loss_by_time/1")] == [0.5, 0.5]
+
+
+@pytest.mark.parametrize(("start", "kept"), [(0, [3]), (2, [2, 3]), (4, [2, 4, 3])])
+def test_tensorboard_shows_the_lines_that_are_kept(start: int, kept: list[int], tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    write(tmp_path, 0, 2, 4)
+    write(tmp_path, start, 3)
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [e.step for e in events.Scalars("loss")] == kept == [line["iteration"] for line in read_metrics(tmp_path)]
 
 
 def test_means_overall_and_by_time() -> None:

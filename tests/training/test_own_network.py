@@ -140,6 +140,25 @@ def test_a_run_is_resumed(tmp_path: Path) -> None:
     assert rest.config.network.dropout == 0.3
 
 
+def test_whatever_it_draws_comes_from_the_seed_of_the_run(tmp_path: Path) -> None:
+    """Also what is no `nn.Dropout`, as in stochastic depth."""
+
+    class Noisy(Own):
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:  # type: ignore[override]
+            return super().forward(x, t) * (torch.rand(len(x)) > 0.5).view(-1, 1, 1, 1)
+
+    states = []
+    for i in range(2):
+        torch.manual_seed(0)
+        run = trainer(tmp_path / str(i), Noisy())
+        torch.manual_seed(i)
+        run.step()
+        run.step()
+        states.append(state_of(run))
+        assert torch.initial_seed() == i
+    assert differing(*states) == []
+
+
 def test_a_bridged_teacher_and_its_copy_as_the_student(tmp_path: Path) -> None:
     bridge = FlowBridge(nn.Linear(8, 8), TrigFlow(SD), scale=2.0, adapter=lambda model, x, time: model(x))
     student = copy.deepcopy(bridge)
@@ -220,6 +239,7 @@ def test_mistakes(tmp_path: Path) -> None:
         (lambda: trainer(tmp_path / "run", around, SCD, teacher=model_of(around.model, (1, 8, 8))), "share their weights"),
         (lambda: trainer(tmp_path / "run", copy.deepcopy(teacher.network), SCD, teacher=teacher), "frozen"),
         (lambda: trainer(tmp_path / "run", own(), SCD, teacher=teacher), "classes 0 and the teacher 10"),
+        (lambda: trainer(tmp_path / "run", own().bfloat16()), "weight 'linear.weight' is in half precision"),
         (lambda: trainer(tmp_path / "run", old), r"null_label = 10 and no takes; expected .*; set takes = .*label"),
         (lambda: trainer(tmp_path / "run", foreign), "null for label and takes none; expected .*; correct takes or null"),
         (lambda: model_of(own(), (1, 8, 8), num_classes=3), "takes no conditions, 3 classes"),

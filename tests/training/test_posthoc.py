@@ -293,6 +293,10 @@ def test_mistakes_in_reconstruction(tmp_path: Path) -> None:
     for iteration in (0, 9, 41, -1):
         with pytest.raises(UserError, match=rf"iteration {iteration} has no snapshots around it; expected one from 10 to 40"):
             reconstruct(run, 0.1, iteration=iteration)
+    with pytest.raises(UserError, match="sigma_rel is 'long'; expected a number"):
+        reconstruct(run, "long")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"iteration is 15\.5; expected a whole number"):
+        reconstruct(run, 0.1, iteration=15.5)  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"holds no config\.json; expected a run folder"):
         reconstruct(tmp_path / "none", 0.1)
     (tmp_path / "empty").mkdir()

@@ -202,6 +202,13 @@ def test_a_run_can_be_made_longer(tmp_path: Path) -> None:
     assert differing(state_of(longer), state_of(whole)) == []
 
 
+@pytest.mark.parametrize("resume", [1, 0, "yes", None])
+def test_resume_is_one_of_three_values(resume: Any, tmp_path: Path) -> None:
+    """1 equals True, and would have begun anew where there is nothing to go on with."""
+    with pytest.raises(UserError, match=f"resume is {resume!r}; expected True, False or 'auto'"):
+        tiny_trainer(tmp_path / "run", resume=resume)
+
+
 def test_resume_without_an_earlier_run_is_an_error_and_with_auto_starts_one(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nothing to resume in '.*run'; expected a checkpoint; drop --resume"):
         tiny_trainer(tmp_path / "run", {"loop.iterations": 1}, resume=True)

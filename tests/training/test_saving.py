@@ -209,7 +209,7 @@ def test_a_real_limit_on_the_size_of_files(tmp_path: Path) -> None:
 
 
 def damage(path: Path, how: str) -> None:
-    file = path / ("state.json" if how == "counter" else "state.safetensors")
+    file = path / ("state.json" if how in ("counter", "basis") else "state.safetensors")
     content = bytearray(file.read_bytes())
     if how == "bit":
         content[len(content) * 2 // 3] ^= 4
@@ -218,12 +218,14 @@ def damage(path: Path, how: str) -> None:
     elif how == "gone":
         file.unlink()
         return
+    elif how == "basis":
+        content = bytearray(content.replace(b'"number of samples": 100', b'"number of samples": 101'))
     else:
         content = bytearray(content.replace(b'"skipped": 0', b'"skipped": 1'))
     file.write_bytes(content)
 
 
-@pytest.mark.parametrize("how", ["bit", "cut", "gone", "counter"])
+@pytest.mark.parametrize("how", ["bit", "cut", "gone", "counter", "basis"])
 def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(
     how: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -425,6 +425,28 @@ def test_distill_takes_network_and_process_from_the_teacher(teacher: Model, tmp_
     assert model.origin["teacher"] == "teacher"
 
 
+@pytest.mark.filterwarnings("error")
+def test_generators_of_several_gpus_are_kept_without_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept, given_back = [], []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: kept.append(device) or device)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: given_back.append((state, device)))
+    monkeypatch.setattr(torch.random, "_fork_rng_warned_already", False)
+    trainer = tiny_trainer(tmp_path / "run", {"network.dropout": 0.1})
+    trainer.step()
+    assert kept == [0, 1] * 2  # the weights, and the dropout of a step
+    assert given_back == [(0, 0), (1, 1)] * 2
+
+
+def test_distill_says_what_is_not_a_model_or_a_configuration(teacher: Model, tmp_path: Path) -> None:
+    for given in (None, "runs/teacher", teacher.network):
+        with pytest.raises(UserError, match=rf"a {type(given).__name__} as the teacher; expected a Model"):
+            distill(tiny_config({"objective.kind": "scd"}), given, tmp_path / "run")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"config is \{\}; expected a RunConfig"):
+        distill({}, teacher, tmp_path / "run")  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_train_opens_the_data_it_is_told_to(tmp_path: Path) -> None:
     model = train(tiny_config({"loop.iterations": 1}), tmp_path / "run", progress=False)
     assert (model.num_classes, model.class_names[3]) == (10, "3")

@@ -1,8 +1,11 @@
-"""Seeds: one for each purpose, derived from the one of a run."""
+"""Seeds: one for each purpose, derived from the one of a run; and the generators of PyTorch that they are for."""
 
 import hashlib
 import json
 import operator
+from contextlib import AbstractContextManager
+
+import torch
 
 
 def derive_seed(seed: int, *path: int | str) -> int:
@@ -18,3 +21,9 @@ def derive_seed(seed: int, *path: int | str) -> int:
     parts = [part if isinstance(part, str) else operator.index(part) for part in (seed, *path)]
     digest = hashlib.blake2b(json.dumps(parts).encode("ascii"), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
+
+
+def generators_kept() -> AbstractContextManager[None]:
+    """A block after which PyTorch's default generators, of all devices, are as they were."""
+    gpus = torch.cuda.device_count()
+    return torch.random.fork_rng(range(gpus) if gpus > 1 else None)  # which warns of several unless it is told them

@@ -14,10 +14,10 @@ from trigflow.codecs import Codec
 from trigflow.data import Dataset
 from trigflow.models.model import Model
 from trigflow.runtime.errors import UserError
-from trigflow.runtime.files import read_json
 from trigflow.runtime.tensors import content
 from trigflow.runtime.wrappers import entries
 from trigflow.training.checkpoint import list_checkpoints
+from trigflow.training.checkpoint.folder import read_state
 
 BYTES = 1 << 14
 """Of each tensor of a model that go into its fingerprint; training changes them all."""
@@ -29,17 +29,14 @@ def basis_of(dataset: Dataset, models: Mapping[str, Model | None]) -> dict[str, 
 
 
 def begun(folder: Path, resume: bool | str) -> dict[str, Any]:
-    """What the newest readable checkpoint of the run to resume says beside its tensors; empty for a run that begins. Raises a
-    UserError when the run has to go on (`resume` is True) and there is no checkpoint."""
+    """What the newest checkpoint of the run to resume whose `state.json` is sound says there; empty for a run that begins.
+    Raises a UserError when the run has to go on (`resume` is True) and there is no checkpoint."""
     found = list_checkpoints(folder) if resume else []
     if resume is True and not found:
         raise UserError(f"nothing to resume in '{folder}'; expected a checkpoint; drop --resume to start, or use --resume auto")
     for path in reversed(found):
-        try:
-            state = read_json(path / "state.json", "checkpoint")
-        except UserError:
-            continue
-        if isinstance(state, dict) and isinstance(state.get("model"), dict):
+        state = read_state(path)
+        if state is not None and "model" in state:
             return state
     return {}
 
@@ -56,13 +53,11 @@ def numbered(dataset: Dataset, state: Mapping[str, Any], models: Mapping[str, Mo
 def check_same(state: Mapping[str, Any], basis: Mapping[str, Any], codec: Codec) -> None:
     """Require that a run goes on from this state with what it began with. Raises a UserError naming the first thing that
     differs, and both values."""
-    before, now = state.get("basis", {}), basis
-    for part in now:
-        if part == "data" or part not in before:
-            continue
-        if before[part] != now[part]:
-            raise _differs(f"a {part} of other weights", before[part], now[part], f"the {part} as it was")
-    old, new = before.get("data", {}), now["data"]
+    before = state.get("basis", {})
+    for part in basis:
+        if part != "data" and part in before and before[part] != basis[part]:
+            raise _differs(f"a {part} of other weights", before[part], basis[part], f"the {part} as it was")
+    old, new = before.get("data", {}), basis["data"]
     for name in new:
         if name in old and old[name] != new[name] and None not in (old[name], new[name]):
             raise _differs(f"data of other {name}", old[name], new[name], "the data as they were")

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,14 @@ from trigflow.runtime.values import check_types
 
 T = TypeVar("T")
 Precision = Literal["fp32", "bf16", "fp16"]
+
+LEAST = {
+    "data.workers": 0, "data.ahead": 1, "loop.iterations": 1, "loop.batch_size": 1, "loop.accumulate": 1, "loop.log_every": 1,
+    "loop.sample_every": 0, "loop.checkpoint_every": 0, "loop.keep": 1, "loop.keep_every": 0, "optimizer.warmup": 0,
+    "optimizer.t_ref": 1, "ema.rampup": 0, "ema.snapshot_every": 0, "guard.patience": 0, "guard.rollbacks": 0,
+    "guard.window": 8,
+}  # fmt: skip
+"""Settings that have a least value."""
 
 
 @dataclass(frozen=True)
@@ -172,41 +181,26 @@ class RunConfig:
         loop, objective, optimizer, ema = self.loop, self.objective, self.optimizer, self.ema
         data, guard, parallel = self.data, self.guard, self.parallel
         interval = getattr(objective, "guidance_interval", None)
+        least = [(name, bound, operator.attrgetter(name)(self)) for name, bound in LEAST.items()]
         checks = [
+            *((value >= bound, name, value, f"at least {bound}" if bound else "0 or more") for name, bound, value in least),
             (0 <= data.memory_gib < math.inf, "data.memory_gib", data.memory_gib, "0 or more"),
-            (data.workers >= 0, "data.workers", data.workers, "0 or more"),
-            (data.ahead >= 1, "data.ahead", data.ahead, "at least 1"),
-            (loop.iterations >= 1, "loop.iterations", loop.iterations, "at least 1"),
-            (loop.batch_size >= 1, "loop.batch_size", loop.batch_size, "at least 1"),
-            (loop.accumulate >= 1, "loop.accumulate", loop.accumulate, "at least 1"),
             (loop.batch_size % max(loop.accumulate, 1) == 0, "loop.accumulate", loop.accumulate, "a divisor of the batch size"),
-            (loop.log_every >= 1, "loop.log_every", loop.log_every, "at least 1"),
-            (loop.sample_every >= 0, "loop.sample_every", loop.sample_every, "0 or more"),
-            (loop.checkpoint_every >= 0, "loop.checkpoint_every", loop.checkpoint_every, "0 or more"),
             (0 <= loop.checkpoint_minutes < math.inf, "loop.checkpoint_minutes", loop.checkpoint_minutes, "0 or more"),
-            (loop.keep >= 1, "loop.keep", loop.keep, "at least 1"),
-            (loop.keep_every >= 0, "loop.keep_every", loop.keep_every, "0 or more"),
             (0 < optimizer.lr < math.inf, "optimizer.lr", optimizer.lr, "a positive number"),
             (all(0 <= beta < 1 for beta in optimizer.betas), "optimizer.betas", optimizer.betas, "two numbers in [0, 1)"),
             (0 <= optimizer.momentum < 1, "optimizer.momentum", optimizer.momentum, "in [0, 1)"),
             (0 <= optimizer.eps < math.inf, "optimizer.eps", optimizer.eps, "0 or more"),
             (0 <= optimizer.weight_decay < math.inf, "optimizer.weight_decay", optimizer.weight_decay, "0 or more"),
-            (optimizer.warmup >= 0, "optimizer.warmup", optimizer.warmup, "0 or more"),
-            (optimizer.t_ref >= 1, "optimizer.t_ref", optimizer.t_ref, "at least 1"),
             (optimizer.clip is None or optimizer.clip > 0, "optimizer.clip", optimizer.clip, "a positive number"),
             *((fine, f"objective.{name}", value, expected) for fine, name, value, expected in objective.checks(self.process)),
             (0 < ema.sigma_rel < 0.28, "ema.sigma_rel", ema.sigma_rel, "in (0, 0.28)"),
             (ema.halflife_mimg > 0, "ema.halflife_mimg", ema.halflife_mimg, "a positive number"),
-            (ema.rampup >= 0, "ema.rampup", ema.rampup, "0 or more"),
-            (ema.snapshot_every >= 0, "ema.snapshot_every", ema.snapshot_every, "0 or more"),
             (_are_lengths(ema.sigma_rels), "ema.sigma_rels", ema.sigma_rels, "two or more different numbers in (0, 0.28)"),
             (0 <= self.network.dropout < 1, "network.dropout", self.network.dropout, "in [0, 1)"),
             (parallel.shards is None or parallel.shards >= 1, "parallel.shards", parallel.shards, "at least 1, or None"),
             (parallel.dtype == "fp32" or loop.precision == "bf16", "parallel.dtype", parallel.dtype,
              "fp32 unless loop.precision is bf16"),
-            (guard.patience >= 0, "guard.patience", guard.patience, "0 or more"),
-            (guard.rollbacks >= 0, "guard.rollbacks", guard.rollbacks, "0 or more"),
-            (guard.window >= 8, "guard.window", guard.window, "at least 8"),
             (0 < guard.threshold < math.inf, "guard.threshold", guard.threshold, "a positive number"),
             (0 < parallel.timeout < math.inf, "parallel.timeout", parallel.timeout, "a positive number of seconds"),
         ]  # fmt: skip
@@ -269,7 +263,9 @@ def from_dict(raw: dict[str, Any]) -> RunConfig:
         raw = migrated("config", raw, "the configuration")
         with_foreign(raw)
         rest = {name: value for name, value in raw.items() if name not in ("network", "objective")}
-        objective = objective_from_state(raw["objective"])
+        kind = raw["objective"]["kind"]
+        defaults = json.loads(json.dumps(dataclasses.asdict(objective_of(kind))))
+        objective = _build(known(kind).objective, {**defaults, **raw["objective"]})
         return dataclasses.replace(_build(RunConfig, rest), network=network_from_state(raw["network"]), objective=objective)
     except UserError:
         raise
@@ -278,13 +274,6 @@ def from_dict(raw: dict[str, Any]) -> RunConfig:
             f"configuration cannot be read ({type(error).__name__}: {error}); expected a config.json written by this "
             "version of trigflow; use the matching version or start a new run"
         ) from None
-
-
-def objective_from_state(raw: dict[str, Any]) -> Objective:
-    """The objective of these settings by name, the others as its `kind` has them; errors as `from_dict`."""
-    found = known(raw["kind"]).objective
-    settings = {**json.loads(json.dumps(dataclasses.asdict(objective_of(raw["kind"])))), **raw}
-    return _build(found, settings)
 
 
 def _build(cls: type[T], raw: dict[str, Any]) -> T:

@@ -8,6 +8,7 @@ from trigflow.models.model import current_description, read_description
 from trigflow.runtime.errors import UserError
 from trigflow.runtime.files import read_json, write_folder, write_json, write_tensors
 from trigflow.runtime.places import check_place
+from trigflow.runtime.values import whole
 from trigflow.training.checkpoint import check_checkpoint, list_checkpoints, open_checkpoint
 from trigflow.training.config import read_config, to_dict
 
@@ -17,10 +18,12 @@ def describe_checkpoints(run: str | Path) -> str:
     UserError when the run has none."""
     lines = [f"{'iteration':>9}  {'MB':>9}  {'files':>5}  state"]
     for path in _checkpoints(Path(run)):
-        sizes = [file.stat().st_size for file in path.glob("*.safetensors")]
         try:
+            sizes = [file.stat().st_size for file in path.glob("*.safetensors")]
             said = "sound" if check_checkpoint(path)["format"] > 1 else "readable; of a format without checksums"
-        except UserError as error:
+        except (UserError, FileNotFoundError) as error:
+            if not path.exists():  # the run goes on, and keeps newer ones
+                continue
             said = f"damaged: {error}"
         lines.append(f"{int(path.name):9}  {sum(sizes) / 1e6:9.1f}  {len(sizes):5}  {said}")
     return "\n".join(lines)
@@ -42,6 +45,8 @@ def consolidate(run: str | Path, out: str | Path, *, at: int | None = None, ever
         UserError: when there is no such checkpoint, it is damaged, or `out` exists or cannot be written.
     """
     run, out = Path(run), check_place(out, "new folder")
+    if at is not None:
+        whole(at=at)
     found = {int(path.name): path for path in _checkpoints(run)}
     if at is not None and at not in found:
         raise UserError(

@@ -24,10 +24,11 @@ from trigflow.networks import NetworkConfig, build
 from trigflow.runtime.errors import UserError
 from trigflow.runtime.files import ensure_folder, write_json
 from trigflow.runtime.places import check_outside, check_place
-from trigflow.runtime.seeds import derive_seed
+from trigflow.runtime.seeds import derive_seed, generators_kept
+from trigflow.runtime.values import check_types, kind_of
 from trigflow.training.basis import begun
 from trigflow.training.config import EMAConfig, RunConfig
-from trigflow.training.setup import config_of
+from trigflow.training.setup import check_free, config_of
 from trigflow.training.timepath import ModulationChoice, TimeFit, fit_time_path, stable_config, transplant
 from trigflow.training.trainer import Trainer
 
@@ -139,31 +140,32 @@ def convert(
         UserError: if the run is a student or has the stable form already, its data are missing or of another shape or other
             classes, a setting makes no sense, or `out` holds a run or cannot be written.
     """
+    kind_of(ConvertSettings, settings=settings)
     settings = settings or ConvertSettings()
+    check_types(settings)
     for name, least in (("iterations", 0), ("fit_iterations", 0), ("batch_size", 1)):
         if (value := getattr(settings, name)) < least:
             raise UserError(f"{name} is {value}; expected {least} or more; correct the setting")
     if not 0 < settings.lr < float("inf"):
         raise UserError(f"lr is {settings.lr}; expected a positive number; correct the setting")
-    check_outside(check_place(out, "folder"), source_of(run) if data is None else data)
-    begun(Path(out), resume)
+    out = check_place(out, "folder")
+    check_outside(out, source_of(run) if data is None else data)
+    begun(out, resume)
     old = load(run, device)
     if old.kind != "diffusion":
         raise UserError(f"'{run}' holds a student; expected a diffusion model; convert its teacher and distill that")
     network_config = stable_config(old.spec, settings.modulation)
-    if not resume and any((Path(out) / name).exists() for name in ("config.json", "model.json")):
-        raise UserError(
-            f"'{out}' already holds a run; expected a new folder; choose another --out, or --resume to go on with it"
-        )
+    if not resume:
+        check_free(out)
     config = config_of(Path(run), old)
     if data is not None:
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, source=data))
     dataset = _open(config, old, dataset, progress)
-    ensure_folder(Path(out))
+    ensure_folder(out)
     fraction = min(HELD, max(1, len(dataset) // 10)) / len(dataset)
     held, rest = dataset.split(fraction, settings.seed)
 
-    with torch.random.fork_rng():
+    with generators_kept():
         torch.manual_seed(derive_seed(settings.seed, "weights"))
         network = build(network_config, config.process.sigma_data)
     fresh = transplant(network, old.network)
@@ -189,7 +191,7 @@ def convert(
     model.save(out)
     result = Conversion(model, fit, tuple(fresh), len(held), probe.old_loss, stages)
     facts = {"from": str(run), **dataclasses.asdict(settings), **result.report()}
-    write_json(Path(out) / "convert.json", stamped("report", facts))
+    write_json(out / "convert.json", stamped("report", facts))
     return result
 
 

@@ -98,13 +98,9 @@ class EMA:
                 self._blend(network, source, power_decay(sigma_rel, iteration), fine)
 
     def save_snapshots(self, run: Path, iteration: int, updates: int, last: int) -> bool:
-        """Write the tracked averages into `run/ema`, when a snapshot is due at this iteration and not yet there. Due are the
-        multiples of `snapshot_every`, and the last iteration. The updates are the iterations less the skipped ones.
-
-        One that cannot be written, as on a full disk, is warned of and left out.
-
-        Returns:
-            Whether a snapshot is due.
+        """Write the tracked averages into `run/ema` if a snapshot is due at this iteration and not yet there; returns whether
+        it is due, as at multiples of `snapshot_every` and the `last` iteration. The updates are the iterations less the
+        skipped ones. A snapshot that cannot be written, as on a full disk, is warned of and left out.
         """
         every = self.config.snapshot_every
         due = every > 0 and updates > 0 and (iteration % every == 0 or iteration == last)

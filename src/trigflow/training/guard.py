@@ -8,6 +8,7 @@ import math
 import statistics
 from collections import deque
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ LEAST = 0.05
 """Deviation below which none is believed: of a norm relative to itself, of a loss to its median size."""
 
 
+@dataclass
 class Spikes:
     """Compares each value with the window of those before it::
 
@@ -35,15 +37,15 @@ class Spikes:
     the values; a lasting change becomes usual once it fills half of the window. Norms, which vary by factors, are compared by
     their logarithms; losses as they are, because with a learned weighting they can be negative.
 
-    Args:
+    Attributes:
         window: how many values are looked back on.
         threshold: of z.
+        values: those of each figure that are looked back on.
     """
 
-    def __init__(self, window: int, threshold: float) -> None:
-        self.window = window
-        self.threshold = threshold
-        self.values: dict[str, deque[float]] = {}
+    window: int
+    threshold: float
+    values: dict[str, deque[float]] = field(default_factory=dict)
 
     def add(self, scalars: Mapping[str, float]) -> list[str]:
         """Take in the finite figures of a step; returns the names of those that spike."""
@@ -107,7 +109,7 @@ class Guard:
             if not self._overflowed(scalars):
                 self.skipped += 1
                 self.streak += 1
-            if self.streak and self.streak == self.config.patience:
+            if self.trouble is None and 0 < self.config.patience <= self.streak:
                 self.trouble = f"{self.streak} steps in a row had a loss or gradient that was not finite"
             return False
         self.streak = 0
@@ -185,11 +187,15 @@ def _are_finite(scalars: Mapping[str, float]) -> bool:
 
 
 def not_finite(modules: Mapping[str, nn.Module], optimizers: Mapping[str, torch.optim.Optimizer]) -> list[str]:
-    """Names of the modules and optimizers of which a weight or moment is infinite or no number, in any process.
+    """Names of the modules and optimizers of which a weight or moment is infinite or no number, or a buffer no number (a mask
+    may be infinite), in any process.
 
     All processes call this together. It reads every one of them once and waits for the device once.
     """
-    groups: dict[str, Iterable[Any]] = {name: module.parameters() for name, module in modules.items()}
+    groups: dict[str, Iterable[Any]] = {}
+    for name, module in modules.items():
+        buffers = [buffer.isnan().any() for buffer in module.buffers() if buffer.is_floating_point()]
+        groups[name] = [*module.parameters(), *(torch.where(missing, math.nan, 0.0) for missing in buffers)]
     for name, optimizer in optimizers.items():
         groups[name] = [value for state in optimizer.state.values() for value in state.values()]
     sizes = {name: _largest(values) for name, values in groups.items()}

@@ -291,14 +291,11 @@ class Arithmetic:
 
 
 def time_arithmetic(network: Callable[..., Any], x: Tensor, t: Tensor, conditions: Conditions) -> Arithmetic | None:
-    """Watch one evaluation `network(x, t, **conditions)` and tell the arithmetic of its time embedding. A sample or two of x
-    suffice.
+    """Watch one evaluation `network(x, t, **conditions)` and tell the arithmetic of its time embedding; None where nothing can
+    be seen: a network without a time, or of operations that PyTorch does not show. A sample or two of x suffice.
 
     Whatever is computed from t and not from x is followed by its memory, so the network may be any. A last conversion to
     half precision, for use beside the image, is no computation and does not count.
-
-    Returns:
-        None where nothing can be seen: a network without a time, or of operations that PyTorch does not show.
     """
     watch = _Watch(x, t)
     with torch.no_grad(), watch:

@@ -60,29 +60,22 @@ class Learner:
         return lr
 
     def compute(self, function: Callable[..., T], *args: Any, last: bool = True) -> T:
-        """`function(*args)`, which uses the network and the weightings.
-
-        Args:
-            last: whether the backward pass through the result is the last one before the update. With several processes,
-                that is the one in which gradients are averaged over them.
-        """
+        """`function(*args)`, which uses the network and the weightings. The backward pass through a result that is the `last`
+        before the update is, with several processes, the one in which gradients are averaged over them."""
         return self.call(function, *args, last=last)  # type: ignore[no-any-return]
 
     def clip_gradient(self, scale: LossScale | None = None) -> Tensor:
-        """Bound the global norm of the gradient by `clip`, where one is set; returns the norm before, on the device.
-
-        Args:
-            scale: of the loss that was differentiated; the gradient is divided by it first.
-        """
+        """Bound the global norm of the gradient by `clip`, where one is set; returns the norm before, on the device. The
+        gradient is divided by the `scale` of the loss first."""
         bound = math.inf if self.config.clip is None else self.config.clip
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
         if scale is not None:
-            torch._foreach_mul_([piece(p.grad) for p in self.parameters if p.grad is not None], 1 / scale.value)
-        kinds = by_kind([p.grad for p in self.parameters if p.grad is not None])
+            torch._foreach_mul_([piece(gradient) for gradient in gradients], 1 / scale.value)
+        kinds = by_kind(gradients)
         if not any(is_sharded(kind[0]) for kind in kinds):
             return nn.utils.clip_grad_norm_(self.parameters, bound)
         norm = torch.stack([whole(nn.utils.get_total_norm(kind)) for kind in kinds]).norm()
-        gradients = [piece(gradient) for kind in kinds for gradient in kind]
-        torch._foreach_mul_(gradients, (bound / (norm + 1e-6)).clamp(max=1.0))
+        torch._foreach_mul_([piece(gradient) for gradient in gradients], (bound / (norm + 1e-6)).clamp(max=1.0))
         return norm
 
     @property

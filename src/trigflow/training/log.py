@@ -147,7 +147,7 @@ class MetricLog:
         self.file = Appended(self.path)
         self.board: Board | None = None
         with contextlib.suppress(ImportError):  # the JSON lines are complete without it
-            self.board = Board(folder / "tensorboard", start)
+            self.board = Board(folder / "tensorboard", start + 1)
 
     def write(self, iteration: int, metrics: dict[str, Any]) -> None:
         """One line: scalars, and lists for figures by time. What is not finite is written as null.
@@ -179,7 +179,7 @@ class MetricLog:
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The lines of a run's `metrics.jsonl`; a last line cut short by a crash is left out."""
     path = folder / "metrics.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    lines = path.read_bytes().splitlines() if path.is_file() else []
     metrics = []
     for line in lines:
         try:
@@ -220,9 +220,7 @@ class FigureWindow:
             count = torch.bincount(bins, minlength=TIME_BINS)
             total = torch.bincount(bins, weights=value, minlength=TIME_BINS)
             result[name] = value.mean().item()
-            result[f"{name}_by_time"] = [
-                (s / n).item() if n else None for s, n in zip(total, count, strict=True)
-            ]  # fmt: skip
+            result[f"{name}_by_time"] = [(s / n).item() if n else None for s, n in zip(total, count, strict=True)]
         return result
 
 

@@ -96,11 +96,9 @@ class Losses:
 
     def first(self, batch: Batch, iteration: int) -> Loss:
         """The loss of the objective; of one with a fake score network the part without."""
-        now: int | Tensor = iteration
-        if self.compiles is not None:  # a number would be a constant of a graph
-            now = torch.tensor(iteration, dtype=torch.float64, device=batch["t"].device)
-        if not self.config.objective.compiles:
+        if self.compiles is None or not self.config.objective.compiles:
             return Loss(*self._first(batch, iteration))
+        now = torch.tensor(iteration, dtype=torch.float64, device=batch["t"].device)  # a number would be a constant of a graph
         return Loss(*self._run(self._first, batch, now))
 
     def _first(self, batch: Batch, iteration: int | Tensor) -> tuple[Tensor, dict[str, Tensor]]:

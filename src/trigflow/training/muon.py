@@ -166,20 +166,9 @@ class Muon(torch.optim.Optimizer):
                 )
         states = [self.state[p] for p in params]
         adam(
-            [piece(p) for p in params],
-            [piece(p.grad) for p in params if p.grad is not None],
-            [piece(s["exp_avg"]) for s in states],
-            [piece(s["exp_avg_sq"]) for s in states],
-            [],
-            [s["step"] for s in states],
-            fused=True,
-            found_inf=found,
-            decoupled_weight_decay=True,
-            amsgrad=False,
-            beta1=group["betas"][0],
-            beta2=group["betas"][1],
-            lr=group["lr"],
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            maximize=False,
-        )
+            [piece(p) for p in params], [piece(p.grad) for p in params if p.grad is not None],
+            [piece(s["exp_avg"]) for s in states], [piece(s["exp_avg_sq"]) for s in states], [], [s["step"] for s in states],
+            fused=True, found_inf=found, decoupled_weight_decay=True, amsgrad=False, maximize=False,
+            beta1=group["betas"][0], beta2=group["betas"][1],
+            lr=group["lr"], weight_decay=group["weight_decay"], eps=group["eps"],
+        )  # fmt: skip

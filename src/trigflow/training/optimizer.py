@@ -29,23 +29,19 @@ def build_optimizer(config: OptimizerConfig, modules: Iterable[nn.Module], compi
     that a checkpoint numbers them the same whether they are sharded or not. Raises a UserError for an unknown name.
     """
     modules = list(modules)
-    parameters = parameter_groups([p for module in modules for p in module.parameters()])
+    parameters = [p for module in modules for p in module.parameters()]
+    position = {id(p): i for i, p in enumerate(parameters)}
+    kinds = by_kind([p for p in parameters if p.requires_grad])
+    groups = [{"params": kind, "positions": [position[id(p)] for p in kind]} for kind in kinds]
     settings: dict[str, Any] = {name: getattr(config, name) for name in ("lr", "betas", "eps", "weight_decay")}
     if config.name == "muon":
         matrices = [p for module in modules for p in hidden_matrices(module)]
         turn = compiled(orthogonalize, "the update of Muon", limit=64) if compiles else orthogonalize
-        return Muon(parameters, matrices, momentum=config.momentum, turn=turn, **settings)
+        return Muon(groups, matrices, momentum=config.momentum, turn=turn, **settings)
     if config.name not in OPTIMIZERS:
         raise UserError(f"unknown optimizer '{config.name}'; expected one of {', '.join(OPTIMIZERS)}, muon; set optimizer.name")
     settings["foreach" if config.name == "radam" else "fused"] = True  # RAdam has no fused implementation
-    return OPTIMIZERS[config.name](parameters, **settings)
-
-
-def parameter_groups(parameters: list[nn.Parameter]) -> list[dict[str, Any]]:
-    """Groups for an optimizer; see `build_optimizer`."""
-    position = {id(p): i for i, p in enumerate(parameters)}
-    trained = [p for p in parameters if p.requires_grad]
-    return [{"params": kind, "positions": [position[id(p)] for p in kind]} for kind in by_kind(trained)]
+    return OPTIMIZERS[config.name](groups, **settings)
 
 
 def learning_rate(config: OptimizerConfig, iteration: int, iterations: int) -> float:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from trigflow.networks.layers import AdaptiveNorm, ConditioningLinear
-from trigflow.runtime.distributed import rank, world_size
+from trigflow.runtime.distributed import world_size
 from trigflow.runtime.distributed.processes import averaging
 from trigflow.runtime.distributed.shards import is_sharded
 from trigflow.runtime.errors import UserError
@@ -60,11 +60,6 @@ class Share:
     def of(self, values: Tensor) -> Tensor:
         """The rows of `values` `(batch_size, ...)` that are this process's."""
         return values if self.processes == 1 else values[self.rows()]
-
-
-def share_of_batch(batch_size: int, parts: int) -> Share:
-    """The share of the process that asks."""
-    return Share(batch_size, parts, world_size(), rank())
 
 
 class Parallel:
@@ -140,10 +135,8 @@ class Parallel:
         )
         reshard = self.config.reshard or not trained
         for block in blocks_of(network):
-            exact: list[nn.Module] = []
-            if half:  # what is computed in float32 keeps its weights so
-                exact += [m for m in block.modules() if isinstance(m, AdaptiveNorm | ConditioningLinear)]
-            if exact:
+            exact: list[nn.Module] = [m for m in block.modules() if isinstance(m, AdaptiveNorm | ConditioningLinear)]
+            if half and exact:  # what is computed in float32 keeps its weights so
                 fully_shard(exact, reshard_after_forward=reshard, **settings)
             fully_shard(block, reshard_after_forward=reshard, mp_policy=policy, **settings)
         # The rest of the weights is given back after a forward pass in any case: the average is taken of the parts.
@@ -151,15 +144,12 @@ class Parallel:
         return network
 
     def ease(self, network: nn.Module, *, trained: bool = False) -> None:
-        """Have the blocks of a network recomputed in the backward pass, or compiled, where that is configured.
+        """Have the blocks of a network, in place, compiled or, if it is `trained`, computed again in the backward pass, as is
+        configured.
 
         The blocks get a `forward` of that kind, in a class below their own; their names and parameters stay. This goes before
         `place`. Denoisers of diffusers have a switch of their own for the first, which is turned where nothing is compiled.
         Source: Chen et al. 2016, "Training deep nets with sublinear memory cost".
-
-        Args:
-            network: changed in place.
-            trained: whether there is a backward pass.
         """
         recompute, compiles = self.config.recompute and trained, self.compiles_blocks
         if recompute and not compiles and recomputes_by_itself(network, functools.partial(checkpoint, use_reentrant=False)):
@@ -264,9 +254,8 @@ class _Scope(nn.Module):
     def __init__(self, parameters: list[nn.Parameter], device: torch.device) -> None:
         super().__init__()
         self.parameters_used = nn.ParameterList(parameters)
-        self.never_used = nn.Parameter(
-            torch.zeros(1, device=device, dtype=torch.float32)
-        )  # where DDP finds none, it warns at length
+        # Where DDP finds none that is never used, it warns at length.
+        self.never_used = nn.Parameter(torch.zeros(1, device=device, dtype=torch.float32))
 
     def forward(self, function: Callable[..., Any], *args: Any) -> Any:
         return function(*args)

@@ -47,6 +47,7 @@ from trigflow.models.weights import load_weights
 from trigflow.runtime.errors import UserError
 from trigflow.runtime.files import read_tensors, write_folder, write_json
 from trigflow.runtime.places import check_place
+from trigflow.runtime.values import number, whole
 from trigflow.training.config import read_config
 from trigflow.training.ema import power_exponent
 from trigflow.training.snapshots import Snapshot, list_snapshots
@@ -98,10 +99,8 @@ class Reconstruction:
             "sigma_rel": self.sigma_rel,
             "iteration": self.iteration,
             "expected_error": self.fit.error,
-            "coefficients": {
-                s.path.name: c for s, c in zip(self.snapshots, self.fit.coefficients, strict=True)
-            },
-        }  # fmt: skip
+            "coefficients": {s.path.name: c for s, c in zip(self.snapshots, self.fit.coefficients, strict=True)},
+        }
 
         def fill(target: Path) -> None:
             self.model.save(target)
@@ -175,6 +174,9 @@ def reconstruct(
         UserError: for a run without snapshots, a length or iteration out of range, a damaged snapshot or one of another
             network.
     """
+    number(sigma_rel=sigma_rel)
+    if iteration is not None:
+        whole(iteration=iteration)
     run = Path(run)
     used, updates, iteration = choose_snapshots(run, sigma_rel, iteration)
     noise = max(NOISE[snapshot.dtype] for snapshot in used)

@@ -17,16 +17,16 @@ from trigflow.conditions import null, takes
 from trigflow.data import Dataset, Loader, Order
 from trigflow.data.config import load_data
 from trigflow.models.model import Model, read_description, times_of
-from trigflow.networks import build
+from trigflow.networks import CustomConfig, build
 from trigflow.networks.custom import check_apart
 from trigflow.objectives import AdaptiveWeight
-from trigflow.runtime.distributed import is_first, on_first, rank
+from trigflow.runtime.distributed import is_first, on_first, rank, world_size
 from trigflow.runtime.errors import DivergedError, UserError
 from trigflow.runtime.files import write_json
 from trigflow.runtime.interrupt import Stops, uninterrupted
 from trigflow.runtime.machine import resolve_device
 from trigflow.runtime.places import check_outside, check_place
-from trigflow.runtime.seeds import derive_seed
+from trigflow.runtime.seeds import derive_seed, generators_kept
 from trigflow.runtime.values import kind_of
 from trigflow.runtime.wrappers import unwrapped
 from trigflow.training.basis import basis_of, begun, check_same, numbered
@@ -34,13 +34,13 @@ from trigflow.training.batch import Batches
 from trigflow.training.compiled import is_compiled
 from trigflow.training.config import RunConfig, origin_of
 from trigflow.training.ema import EMA
-from trigflow.training.grids import SAMPLES, Grids
 from trigflow.training.guard import Guard, not_finite
 from trigflow.training.instruments import Instruments
 from trigflow.training.learner import Learner
 from trigflow.training.log import warn
 from trigflow.training.losses import Losses
-from trigflow.training.parallel import Parallel, share_of_batch
+from trigflow.training.parallel import Parallel, Share
+from trigflow.training.report import SAMPLES, Grids
 from trigflow.training.saving import RESUME, Resume, Saving
 from trigflow.training.scaling import LossScale
 from trigflow.training.setup import check_start, check_teacher, choose_codec, claim_folder, fit_network, start_from
@@ -66,7 +66,7 @@ class RunParts:
         kind_of(RunConfig, config=config)
         kind_of(Dataset, dataset=dataset)
         kind_of(Model, teacher=teacher, start=start, negative=negative)
-        if resume not in RESUME.values():
+        if not any(type(resume) is type(known) and resume == known for known in RESUME.values()):
             raise UserError(f"resume is {resume!r}; expected True, False or 'auto'; correct the argument")
         config.validate()
         check_outside(check_place(folder, "folder"), config.data.source)
@@ -88,7 +88,7 @@ class RunParts:
             check_apart(network, teacher.network)
 
         loop = config.loop
-        share = share_of_batch(loop.batch_size, loop.accumulate)
+        share = Share(loop.batch_size, loop.accumulate, world_size(), rank())
         compiles = is_compiled(loop.compile, self.device, loop.iterations)
         self.parallel = parallel = Parallel(config.parallel, self.device, compiles)
         if parallel.sharded and loop.instruments:
@@ -97,7 +97,7 @@ class RunParts:
                 "change it or drop the instruments"
             )
         memory_format = torch.channels_last if loop.channels_last else torch.contiguous_format
-        with torch.random.fork_rng():
+        with generators_kept():
             torch.manual_seed(derive_seed(loop.seed, "weights"))
             built = build(config.network, config.process.sigma_data) if network is None else network
             weights = self._weights("weight", *["vsd_weight"] * config.objective.fake)
@@ -269,11 +269,15 @@ class RunParts:
 
     def _trouble(self) -> str | None:
         """Why the run has to go back after this step. Its state is looked at where the step failed and where it is written."""
-        loop, ema, i = self.config.loop, self.config.ema, self.iteration
-        written = i == loop.iterations or self.saving.due(i) or (ema.snapshot_every and i % ema.snapshot_every == 0)
-        if self.guard.trouble is None and (self.guard.streak or written) and (bad := self._not_finite()):
+        looked_at = self.guard.streak or self._writes()
+        if self.guard.trouble is None and looked_at and (bad := self._not_finite()):
             return f"{', '.join(bad)} not finite"
         return self.guard.trouble
+
+    def _writes(self) -> bool:
+        """Whether weights are written after this step, in a checkpoint, a snapshot or the model."""
+        i, every = self.iteration, self.config.ema.snapshot_every
+        return i == self.config.loop.iterations or self.saving.due(i) or (every > 0 and i % every == 0)
 
     def _go_back(self, trouble: str) -> None:
         """Restore the newest checkpoint, from which the run goes on with other data and noise. What was counted stays so.
@@ -300,15 +304,12 @@ class RunParts:
             f"{self.guard.rollbacks} of at most {most} times"
         )
 
-    def _measure(self) -> dict[str, Any]:
-        """What the instruments say, where there are any."""
-        return {} if self.instruments is None else self.instruments.read()
-
     def _dropout_stream(self, iteration: int) -> contextlib.AbstractContextManager[Any]:
-        """Dropout draws from torch's default generator: seed it for this step and process, and give it back unchanged."""
+        """Dropout, and a module of the user's own whatever it does, draws from torch's default generator: seed it for this step
+        and process, and give it back unchanged."""
         stack = contextlib.ExitStack()
-        if self.config.network.dropout > 0:
-            stack.enter_context(torch.random.fork_rng())
+        if self.config.network.dropout > 0 or isinstance(self.config.network, CustomConfig):
+            stack.enter_context(generators_kept())
             process = (rank(),) if rank() else ()
             torch.manual_seed(self._seed("dropout", iteration, *process))
         return stack

@@ -7,6 +7,8 @@ from torch import nn
 
 from trigflow.models.model import Model
 from trigflow.networks import NetworkConfig
+from trigflow.runtime.errors import UserError
+from trigflow.runtime.values import kind_of
 from trigflow.training.config import RunConfig
 from trigflow.training.saving import Resume
 from trigflow.training.trainer import Trainer
@@ -36,6 +38,9 @@ def distill(
     and dropout, which the configuration sets where its network is of the teacher's kind. Where guidance is trained, it leads
     away from `negative`, or from the teacher without the class.
     """
+    kind_of(RunConfig, config=config)
+    if not isinstance(teacher, Model):
+        raise UserError(f"a {type(teacher).__name__} as the teacher; expected a Model; pass what trigflow.load returns")
     config = dataclasses.replace(
         config,
         process=teacher.process,

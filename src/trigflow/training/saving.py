@@ -1,5 +1,6 @@
 """The checkpoints of a run in training: when they are due, how they are written beside it, how it comes back to them."""
 
+import functools
 import time
 from pathlib import Path
 from typing import Any, Literal
@@ -63,18 +64,17 @@ class Saving:
         if self._told.get("written") == 1 and self.writer.busy:
             self._warned(self.writer.advance)
 
-    def save(self, iteration: int, extra: dict[str, Any], *, wait: bool = True) -> None:
-        """Write a checkpoint of the run as it is now.
-
-        Args:
-            iteration: steps so far.
-            extra: what is saved beside the tensors.
-            wait: until it is whole. Otherwise only a copy is waited for, and `go_on` sees to the rest.
-
-        Raises:
-            UserError: when it cannot be written. One that was begun without waiting is only warned of.
-        """
+    def finish(self) -> None:
+        """Wait until what is being written, if anything, is whole."""
         self._warned(self.writer.finish)
+
+    def save(self, iteration: int, extra: dict[str, Any], *, wait: bool = True) -> None:
+        """Write a checkpoint of the run after this many steps; the `extra` JSON is saved beside the tensors.
+
+        With `wait` until it is whole; a UserError is raised when it cannot be written. Otherwise only a copy is waited for,
+        `go_on` sees to the rest, and what goes wrong is only warned of.
+        """
+        self.finish()
         with uninterrupted():
             self.writer.begin(iteration, tensors_of(self.modules, self.optimizers), extra)
             self._saved_at = time.monotonic()
@@ -82,22 +82,16 @@ class Saving:
             self.writer.finish()
 
     def restore(self, *, strict: bool = False) -> dict[str, Any] | None:
-        """Load the newest sound checkpoint; returns what was saved beside the tensors, or None where there is none.
-
-        Args:
-            strict: raise an error for a newest checkpoint that is damaged, instead of setting it aside with a warning.
-
-        Raises:
-            UserError: when the checkpoint belongs to another network or optimizer.
-        """
-        self._warned(self.writer.finish)
+        """Load the newest sound checkpoint; returns what was saved beside the tensors, or None where there is none. Arguments
+        and errors are those of `RunParts.restore`."""
+        self.finish()
         for path in reversed(on_first(lambda: list_checkpoints(self.folder))):
             try:
                 return load_checkpoint(path, self.modules, self.optimizers)
             except DamagedCheckpointError as error:
                 if strict:
                     raise
-                aside = on_first(lambda path=path: set_aside(path))  # type: ignore[misc]
+                aside = on_first(functools.partial(set_aside, path))
                 warn(f"{error}; set aside as '{aside.name}', and the one before is used")
         return None
 

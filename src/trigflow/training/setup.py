@@ -41,7 +41,8 @@ def fit_network(config: RunConfig, dataset: Dataset, network: nn.Module | None =
     its inputs for guidance and the end of a jump from the objective.
 
     With a `network` of the user's own, the one in the configuration is replaced by what is known of that module. Raises a
-    UserError for a network of samples of another number of axes, such as an MLP for images.
+    UserError for a network of samples of another number of axes, such as an MLP for images, or with weights to train in half
+    precision.
     """
     told = config.objective.told
     num_classes = dataset.num_classes if dataset.num_classes > 1 else 0
@@ -49,6 +50,12 @@ def fit_network(config: RunConfig, dataset: Dataset, network: nn.Module | None =
         known = dataclasses.replace(describe(network, num_classes, "guidance" in told), channels=dataset.shape[0])
         check_end(known, "end" in told, config.objective.needs_end)
         check_trainable(network)
+        half = [name for name, p in network.named_parameters() if p.requires_grad and p.dtype.itemsize < 4]
+        if half:
+            raise UserError(
+                f"the network's weight '{half[0]}' is in half precision, where small updates and averages round to nothing; "
+                "expected float32; call network.float(), and set loop.precision for half precision arithmetic"
+            )
         dataset.check_tells(set(known.conditioning.takes) - set(told))
         return dataclasses.replace(config, network=known)
     if config.network.axes not in (None, len(dataset.shape)):
@@ -175,16 +182,21 @@ def start_from(student: nn.Module, source: nn.Module, what: str = "teacher") -> 
 def claim_folder(folder: Path, config: RunConfig, resume: bool) -> Path:
     """The run folder, created; it must be free unless the same run is resumed. What a killed run left is cleared up. Raises a
     UserError when it holds another run, or cannot be written."""
-    existing = folder / "config.json"
-    if resume and existing.is_file():
+    if resume and (folder / "config.json").is_file():
         compare_configs(to_dict(read_config(folder)), to_dict(config))
-    elif existing.is_file() or (folder / "model.json").is_file():
-        raise UserError(
-            f"'{folder}' already holds a run; expected a new folder; choose another --out, or --resume to go on with it"
-        )
+    else:
+        check_free(folder)
     ensure_folder(folder)
     clear_unfinished(folder)
     return folder
+
+
+def check_free(folder: Path) -> None:
+    """Raise a UserError when a folder holds a run or a model."""
+    if any((folder / name).is_file() for name in ("config.json", "model.json")):
+        raise UserError(
+            f"'{folder}' already holds a run; expected a new folder; choose another --out, or --resume to go on with it"
+        )
 
 
 def compare_configs(old: dict[str, Any], new: dict[str, Any]) -> None:

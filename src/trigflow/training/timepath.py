@@ -35,6 +35,8 @@ TIMES = 4096
 """Times of the closed-form fit, at equal steps of probability under the proposal."""
 RIDGE = 1e-4
 """Share of the features' power added to their covariance: keeps the slope of the fitted path in time bounded."""
+STEP = 3e-3
+"""Largest step of the regression, relative to the size of a weight."""
 
 
 def stable_config(config: NetworkConfig, modulation: ModulationChoice = "keep") -> NetworkConfig:
@@ -285,18 +287,16 @@ def fit_time_path(
     return TimeFit(swapped, closed_form, fitted)
 
 
-def regress(parameters: list[nn.Parameter], loss: Callable[[], Tensor], iterations: int, lr: float = 3e-3) -> None:
-    """Minimize `loss()` by Adam, each step at most about `lr` of a parameter's own size, on a cosine to zero."""
+def regress(parameters: list[nn.Parameter], loss: Callable[[], Tensor], iterations: int) -> None:
+    """Minimize `loss()` by Adam, each step at most about `STEP` of a parameter's own size, on a cosine to zero."""
     sizes = [max(1e-2, float(p.detach().square().mean().sqrt())) for p in parameters]
-    optimizer = torch.optim.Adam(
-        [{"params": [p], "lr": lr * size} for p, size in zip(parameters, sizes, strict=True)], betas=(0.9, 0.99)
-    )
+    optimizer = torch.optim.Adam([{"params": [p]} for p in parameters], betas=(0.9, 0.99))
     trainable = [p.requires_grad for p in parameters]
     for p in parameters:
         p.requires_grad_(True)
     for i in range(iterations):
         for group, size in zip(optimizer.param_groups, sizes, strict=True):
-            group["lr"] = lr * size * 0.5 * (1 + math.cos(math.pi * i / iterations))
+            group["lr"] = STEP * size * 0.5 * (1 + math.cos(math.pi * i / iterations))
         optimizer.zero_grad()
         with torch.enable_grad():
             loss().backward()

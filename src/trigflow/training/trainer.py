@@ -88,14 +88,15 @@ class Trainer(RunParts):
                     self.settle()
                 trouble = self._trouble()
                 if trouble or report.due(self.iteration):
-                    measured = {} if trouble else self._measure()
+                    self.settle()  # found in steps without a line, trouble may come before their numbers
+                    measured = {} if trouble or self.instruments is None else self.instruments.read()
                     report.write(self.iteration, {**scalars, **self.read}, measured, self.guard, self.loader.waited())
                 if trouble:
                     self._go_back(trouble)
                     report.go_back(self.iteration)
                     continue
                 self._snapshot()
-                if loop.sample_every and self.iteration % loop.sample_every == 0:
+                if self._draws():
                     self.grids.draw(self.model(), self.iteration, report.log)
                 self.saving.go_on()
                 if self.saving.due(self.iteration) and self.iteration < loop.iterations and not self.guard.streak:
@@ -105,6 +106,7 @@ class Trainer(RunParts):
         except KeyboardInterrupt:
             if bad := self._not_finite():
                 warn(f"{', '.join(bad)} not finite, and no checkpoint written; --resume goes on from the one before")
+                self.saving.finish()
             else:
                 self.save_checkpoint()
             raise
@@ -219,9 +221,12 @@ class Trainer(RunParts):
 
     def _acts(self) -> bool:
         """Whether something is done after this step that depends on how the steps went."""
-        loop, i = self.config.loop, self.iteration
-        every = (loop.sample_every, self.config.ema.snapshot_every)
-        return self.saving.due(i) or i == loop.iterations or any(n and i % n == 0 for n in every) or bool(self.stops.agreed)
+        return self._writes() or self._draws() or bool(self.stops.agreed)
+
+    def _draws(self) -> bool:
+        """Whether a grid of samples is drawn after this step."""
+        every = self.config.loop.sample_every
+        return every > 0 and self.iteration % every == 0
 
     def _update_fake_again(self, fake: Learner, indices: Tensor, accepted: Tensor | None) -> None:
         """The updates of the fake score network after the first, on new samples; one that is not finite is left out."""

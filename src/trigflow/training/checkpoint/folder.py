@@ -27,7 +27,8 @@ class DamagedCheckpointError(UserError):
 def list_checkpoints(folder: Path) -> list[Path]:
     """Checkpoints of a run that were written to the end, oldest first."""
     found = (folder / "checkpoints").glob("[0-9]*")
-    return sorted(path for path in found if path.name.isdigit() and (path / "state.json").is_file())
+    whole = [path for path in found if path.name.isdecimal() and (path / "state.json").is_file()]
+    return sorted(whole, key=lambda path: int(path.name))  # from 100,000,000 on names have more digits
 
 
 def clear_unfinished(folder: Path) -> None:
@@ -59,6 +60,25 @@ def seal(state: dict[str, Any]) -> dict[str, Any]:
     return {**state, "checksum": _checksum(state)}
 
 
+def read_state(path: Path) -> dict[str, Any] | None:
+    """The content of `state.json`, or None where it is not what was written. Raises a UserError for that of another version."""
+    try:
+        state = read_json(path / "state.json", "checkpoint")
+    except UserError:
+        return None
+    if not isinstance(state, dict) or not all(type(state.get(name)) is int and state[name] >= 0 for name in COUNTERS):
+        return None
+    if "checksum" in state and state["checksum"] != _checksum(state):
+        return None
+    if state.get("format") not in (1, FORMAT):
+        raise UserError(
+            f"checkpoint '{path}' has format {state.get('format')}; expected {FORMAT}; resume with the version that wrote it"
+        )
+    if state["format"] == FORMAT and "checksum" not in state:
+        return None
+    return state
+
+
 def check_checkpoint(path: Path) -> dict[str, Any]:
     """Compare the files of a checkpoint with their checksums; returns the content of `state.json`.
 
@@ -69,7 +89,7 @@ def check_checkpoint(path: Path) -> dict[str, Any]:
         DamagedCheckpointError: when a file is missing, truncated or changed; in all processes.
         UserError: when it was written by another version.
     """
-    state = on_first(lambda: _read_state(path))
+    state = on_first(lambda: read_state(path))
     if state is None:
         raise DamagedCheckpointError(
             f"'{path / 'state.json'}' is no state of a run, or has been changed; expected what training wrote; "
@@ -113,25 +133,6 @@ def _fault(path: Path, record: dict[str, Any] | None) -> str:
         return f"'{path.name}': {error.strerror or error}"
     except UserError:
         return f"'{path.name}' is no whole safetensors file"
-
-
-def _read_state(path: Path) -> dict[str, Any] | None:
-    """The content of `state.json`, or None where it is not what was written."""
-    try:
-        state = read_json(path / "state.json", "checkpoint")
-    except UserError:
-        return None
-    if not isinstance(state, dict) or not all(type(state.get(name)) is int and state[name] >= 0 for name in COUNTERS):
-        return None
-    if "checksum" in state and state["checksum"] != _checksum(state):
-        return None
-    if state.get("format") not in (1, FORMAT):
-        raise UserError(
-            f"checkpoint '{path}' has format {state.get('format')}; expected {FORMAT}; resume with the version that wrote it"
-        )
-    if state["format"] == FORMAT and "checksum" not in state:
-        return None
-    return state
 
 
 def _checksum(state: dict[str, Any]) -> str:

@@ -37,9 +37,9 @@ class Part:
     def __init__(self, tensors: dict[str, Tensor], pieces: dict[str, Piece] | None = None) -> None:
         origins = {name: {ORIGIN: list(piece.origin)} for name, piece in sorted((pieces or {}).items())}
         self.head, self.names = layout(tensors, {ORIGINS: json.dumps(origins)} if origins else None)
-        self.pinned = any(tensor.is_cuda for tensor in tensors.values())
+        self.devices = {tensor.device for tensor in tensors.values() if tensor.is_cuda}
         sizes = [tensors[name].numel() * tensors[name].element_size() for name in self.names]
-        self.content = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=self.pinned)
+        self.content = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=bool(self.devices))
         parts = zip(self.names, self.content.split(sizes), strict=True)
         self.views = [part.view(tensors[name].dtype).view(tensors[name].shape) for name, part in parts]
 
@@ -47,9 +47,9 @@ class Part:
     def fill(self, tensors: dict[str, Tensor]) -> None:
         """Copy the tensors as they are now; on return they may change."""
         if self.views:
-            torch._foreach_copy_(self.views, [tensors[name].detach() for name in self.names], non_blocking=self.pinned)
-        if self.pinned:
-            torch.cuda.current_stream().synchronize()
+            torch._foreach_copy_(self.views, [tensors[name].detach() for name in self.names], non_blocking=bool(self.devices))
+        for device in self.devices:
+            torch.cuda.current_stream(device).synchronize()
 
     def write(self, path: Path) -> dict[str, object]:
         """Write the file, onto the disk itself, and return its record: `bytes` and `sha256`. Raises an OSError when it cannot

@@ -98,5 +98,5 @@ def _load_moments(optimizer: torch.optim.Optimizer, stored: Stored, name: str) -
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     for parameter, moments in optimizer.state.items():
         for entry, value in moments.items():
-            if value.shape == parameter.shape:  # fused optimizers expect the parameter's memory order
+            if value.dim() and value.shape == parameter.shape:  # fused optimizers expect the parameter's memory order
                 moments[entry] = torch.empty_like(parameter, requires_grad=False).copy_(value)

@@ -1,13 +1,10 @@
 """The tensors of a checkpoint, in whichever pieces they were written."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -22,7 +19,7 @@ from trigflow.training.checkpoint.part import ORIGIN, ORIGINS, Piece
 FORMATS = {name: dtype for dtype, name in DTYPES.items()}
 
 
-class Stored:
+class Stored(contextlib.ExitStack):
     """The tensors of one checkpoint, read as they are asked for; a context manager that closes the files.
 
     Attributes:
@@ -33,22 +30,16 @@ class Stored:
     """
 
     def __init__(self, path: Path, files: list[str]) -> None:
+        super().__init__()
         self.path = path
         self.shapes: dict[str, tuple[int, ...]] = {}
         self._pieces: dict[str, list[tuple[Any, Piece]]] = {}
-        self._files = contextlib.ExitStack()
         try:
             for name in files:
                 self._open(path / name)
         except BaseException:
-            self._files.close()
+            self.close()
             raise
-
-    def __enter__(self) -> Stored:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._files.close()
 
     def below(self, prefix: str) -> dict[str, str]:
         """Full names of the tensors `prefix.<rest>` by the rest of their names."""
@@ -86,7 +77,7 @@ class Stored:
 
     def _open(self, path: Path) -> None:
         with _reading(path):
-            file = self._files.enter_context(safe_open(path, framework="pt"))
+            file = self.enter_context(safe_open(path, framework="pt"))
             origins = json.loads((file.metadata() or {}).get(ORIGINS, "{}"))
             for name in file.keys():  # noqa: SIM118 - not a dict
                 shape = tuple(file.get_slice(name).get_shape())

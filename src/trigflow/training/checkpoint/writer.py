@@ -23,8 +23,6 @@ from trigflow.runtime.files import owned, replace_folder, sync_folder
 from trigflow.training.checkpoint.folder import FORMAT, retire, seal
 from trigflow.training.checkpoint.part import Part, Piece
 
-Stage = Literal["idle", "writing", "sealing"]
-
 
 class CheckpointWriter:
     """Writes the checkpoints of a run, one at a time. All of its processes call each method together.
@@ -44,7 +42,7 @@ class CheckpointWriter:
         self._part: Part | None = None
         self._pieces: dict[str, Piece] = {}
         self._planned_for: Any = None
-        self._stage: Stage = "idle"
+        self._stage: Literal["idle", "writing", "sealing"] = "idle"
         self._own = contextlib.ExitStack()
         self._thread = threading.Thread()
         self._error = ""
