@@ -24,11 +24,20 @@ from tqdm import tqdm
 
 from trigflow.codecs.pixels import count_values
 from trigflow.data.cache import Arrays, remembered
-from trigflow.data.captions import Captions, captions_in
+from trigflow.data.captions import Captions, captions_in, no_caption
 from trigflow.data.dataset import ImageDataset, digest_of
 from trigflow.data.decode import CorruptImageError, decode
 from trigflow.data.loader import in_order
-from trigflow.data.sources.hub import Address, Columns, check_labels_of, encoded_image, find_columns, load_table, undecoded
+from trigflow.data.sources.hub import (
+    Address,
+    Columns,
+    check_labels_of,
+    encoded_image,
+    find_columns,
+    load_table,
+    undecoded,
+    wrong_label,
+)
 from trigflow.runtime.errors import UserError, on_one_line
 
 NO_LABEL = -1
@@ -69,19 +78,21 @@ class Shards:
 
     def examine(self, shard: int) -> tuple[list[tuple[int, ...]], list[Any], list[Any], list[int], npt.NDArray[np.int64]]:
         """Shape of every image of a shard, 0 for the corrupt, their labels and captions, and what `trigflow.data.rows.Scan` has
-        of them."""
+        of them. Raises a UserError as `read`, and for a label that is no integer."""
         shapes: list[tuple[int, ...]] = []
         labels: list[Any] = []
         captions: list[Any] = []
         checksums: list[int] = []
         counts = np.zeros((4, 256), dtype=np.int64)
         for row in self.read(shard):
+            name = f"row {len(shapes)} of shard {shard}"
             label = None if self.columns.label is None else row[self.columns.label]
-            labels.append(label if type(label) is int else NO_LABEL)
+            if label is not None and type(label) is not int:
+                raise wrong_label(f"{name} of {self.where!r}", label)
+            labels.append(NO_LABEL if label is None else label)
             captions.append(None if self.columns.caption is None else row[self.columns.caption])
             checksums.append(0)
             try:
-                name = f"row {len(shapes)} of shard {shard}"
                 checksums[-1] = zlib.crc32(encoded_image(row[self.columns.image], name))
                 image = self.decode(row, name)
             except CorruptImageError:
@@ -178,7 +189,7 @@ class _Reading:
             self.shard, self.position, self.rows = shard, 0, source.read(shard)
         wanted = set(positions)
         stop = positions[-1] + 1
-        passed = list(enumerate(islice(self.rows, stop - self.position), self.position))
+        passed = enumerate(islice(self.rows, stop - self.position), self.position)
         self.position = stop
         return [row for position, row in passed if position in wanted]
 
@@ -203,12 +214,13 @@ def open_stream(
         MissingExtraError: without `datasets`.
         UserError: as `trigflow.data.open_dataset`.
     """
-    window, table = address.window, load_table(address)
+    window = address.window
+    table, state = load_table(address)
     columns = find_columns(address, table.features)
     table = undecoded(table, columns.image)
     source = Shards(table, columns, address.text, channels, resize, crop)
     subject = ["stream", address.text, channels, resize, crop, columns.caption]
-    found = remembered(subject, [len(source)], lambda: _scan(source, workers, progress))
+    found = remembered(subject, [len(source), state], lambda: _scan(source, workers, progress))
     shapes, of_channels = found["shapes"], found["shapes"][:, 0]
     whole = of_channels.nonzero()[0]
     if (len(whole) < len(shapes) and not (skip_corrupt and len(whole))) or not len(whole):
@@ -262,10 +274,14 @@ def _scan(source: Shards, workers: int, progress: bool) -> Arrays:
         )
     )
     lengths = [len(shapes) for shapes, *_ in found]
+    try:
+        captions = json.dumps([text for _, _, texts, *_ in found for text in texts]).encode()
+    except TypeError as error:
+        raise no_caption(f"a row of {source.where!r}", f"is no text ({error})", "a text or a list of texts") from None
     return {
         "shapes": np.array([shape for shapes, *_ in found for shape in shapes], dtype=np.int64).reshape(-1, 3),
         "labels": np.array([label for _, labels, *_ in found for label in labels], dtype=np.int64),
-        "captions": np.frombuffer(json.dumps([text for _, _, texts, *_ in found for text in texts]).encode(), np.uint8),
+        "captions": np.frombuffer(captions, np.uint8),
         "checksums": np.array([checksum for *_, checksums, _ in found for checksum in checksums], dtype=np.int64),
         "shards": np.repeat(np.arange(len(found)), lengths),
         "positions": np.concatenate([np.arange(length) for length in lengths]) if lengths else np.zeros(0, np.int64),
