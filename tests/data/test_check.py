@@ -307,6 +307,23 @@ def test_latents(tmp_path: Path) -> None:
     assert ("mixture", "0.npy") in problems(check_data(str(folder)))
 
 
+def test_latents_of_other_autoencoders(tmp_path: Path) -> None:
+    folder = tmp_path / "latents"
+    folder.mkdir()
+    for index, latent in enumerate(np.abs(RNG.normal(size=(4, 32, 1, 3, 5))).astype(np.float32)):
+        np.save(folder / f"{index}.npy", latent)
+    described = {"vae": {"name": "own", "pixels": "symmetric", "channels": 16}, "class_names": ["cats", "dogs"]}
+    content = {"labels": [[f"{i}.npy", i % 2] for i in range(4)], "latents": described}
+    (folder / "dataset.json").write_text(json.dumps(content))
+    report = check_data(str(folder))
+    assert problems(report) == []
+    assert report.sizes == {"32 channels of 5x3x1": 4}
+    assert report.classes == {"cats": 2, "dogs": 2}
+    content["latents"] = {**described, "class_names": ["cats"]}
+    (folder / "dataset.json").write_text(json.dumps(content))
+    assert problems(check_data(str(folder))) == [("labels", str(folder))]
+
+
 # Against a run -------------------------------------------------------------------------------------------------------
 
 

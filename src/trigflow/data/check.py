@@ -19,6 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from trigflow.codecs import codec_from_state
+from trigflow.codecs.vae import CHANNELS
 from trigflow.conditions import Conditioner, Text, named
 from trigflow.conditions.told import quoted
 from trigflow.data.caption_files import read_captions
@@ -26,7 +27,7 @@ from trigflow.data.decode import CorruptImageError, decode, is_turned, open_imag
 from trigflow.data.findings import Report
 from trigflow.data.labels import find_labels, label_files, pair
 from trigflow.data.latent_files import ENDING as LATENT_ENDING
-from trigflow.data.latent_files import parse
+from trigflow.data.latent_files import describe_latents, parse
 from trigflow.data.loader import in_order
 from trigflow.data.rows import chunks_of
 from trigflow.data.sources.containers import examine_container, note_others
@@ -96,9 +97,10 @@ def check_data(
         raise UserError(f"no images or latents in {source!r}; expected some; check the path or convert the images")
     report.of = "latents" if latents and not len(images) else "images"
     report.images = len(chosen)
-    names, labels = _labels(files, chosen, report)
+    names, labels, channels = _labels(files, chosen, report)
     note_others(files, _captions(files, chosen, report), report)
-    examine = _Examine(chosen, _see_latent if report.of == "latents" else functools.partial(_see_image, resize=resize))
+    see_latent, see_image = functools.partial(_see_latent, channels=channels), functools.partial(_see_image, resize=resize)
+    examine = _Examine(chosen, see_latent if report.of == "latents" else see_image)
     seen, sums = list[Seen](), Sums()
     with tqdm(total=len(chosen), desc="checking", unit="image", disable=not progress) as bar:
         for part, found in in_order(examine, chunks_of(len(chosen)), workers):
@@ -149,8 +151,8 @@ def _see_image(content: bytes, name: str, resize: int | None) -> tuple[Tensor, t
     return image, _traits(content, name)
 
 
-def _see_latent(content: bytes, name: str) -> tuple[Tensor, tuple[str, ...]]:
-    return parse(content, name), ()
+def _see_latent(content: bytes, name: str, channels: int) -> tuple[Tensor, tuple[str, ...]]:
+    return parse(content, name, channels), ()
 
 
 def _digest(values: Tensor) -> bytes:
@@ -174,13 +176,18 @@ def _traits(content: bytes, name: str) -> tuple[str, ...]:
 # All of them ---------------------------------------------------------------------------------------------------------
 
 
-def _labels(files: Files, chosen: Files, report: Report) -> tuple[tuple[str, ...], list[int] | None]:
-    """Class names and labels; a problem where they contradict themselves."""
+def _labels(files: Files, chosen: Files, report: Report) -> tuple[tuple[str, ...], list[int] | None, int]:
+    """Class names and labels, and how many channels latents are said to have; a problem where they contradict themselves."""
+    channels = CHANNELS
     try:
+        if report.of == "latents":
+            channels = describe_latents(files)[0].depth
         labels, names = find_labels(files, chosen.names)
+        if report.of == "latents":
+            names = describe_latents(files, len(names))[1] or names
     except UserError as error:
         report.problem("labels", report.source, str(error).split(";")[0])
-        return (), None
+        return (), None, channels
     beside = [files.names[index] for index in label_files(files)]
     if labels is not None and beside:
         of_images = {*pair(chosen.names, beside, files.where).values()}
@@ -199,7 +206,7 @@ def _labels(files: Files, chosen: Files, report: Report) -> tuple[tuple[str, ...
             report.note("classes", empty[0], f"and {len(empty) - 1} other classes have no {report.of}")
         if len(counts) == 1:
             report.problem("labels", names[labels[0]], "is the only class; training by class needs two")
-    return names, labels
+    return names, labels, channels
 
 
 def _captions(files: Files, chosen: Files, report: Report) -> set[str]:
@@ -255,7 +262,7 @@ def _compare_sizes(files: Files, seen: Sequence[Seen], report: Report) -> None:
 
 def _describe(shape: Sequence[int], of: str) -> str:
     if of == "latents":
-        return f"{shape[0]} channels of {shape[2]}x{shape[1]}"
+        return f"{shape[0]} channels of {'x'.join(map(str, shape[:0:-1]))}"
     return f"{shape[2]}x{shape[1]} {'gray' if shape[0] == 1 else 'RGB'}"
 
 
