@@ -35,12 +35,12 @@ from trigflow.data.rows import Decoder
 from trigflow.data.sources.files import Files
 from trigflow.data.sources.folder import image_files
 from trigflow.data.sources.opening import list_files
+from trigflow.data.sources.zips import SIGNATURE
 from trigflow.migrations import FORMATS
 from trigflow.runtime.errors import UserError, first_line
 from trigflow.runtime.files import ensure_folder
 from trigflow.runtime.places import check_place
 
-SIGNATURE = b"PK\3\4"
 LOCAL_HEADER = struct.Struct("<4sHHHHHIIIHH")
 EXTRA = struct.Struct("<HHIQ")
 EXTRA_ID = 0x6674
@@ -109,23 +109,33 @@ def whole_entries(file: BinaryIO) -> Iterator[tuple[Entry, bytes]]:
 Add = Callable[[str, Fingerprint, bytes], None]
 
 
-@contextmanager
-def appending(path: Path, entries: list[Entry]) -> Iterator[Add]:
-    """A function that adds an entry (name, source, data) behind these, which the file begins with; the rest of it is cut off.
-
-    When the block ends the file is a zip of all entries.
-    """
-    end = entries[-1].end if entries else 0
-    with open(path, "r+b" if entries else "wb") as file:
-        file.truncate(end)
-        file.seek(end)
-        with zipfile.ZipFile(file, "w") as archive:
-            archive.infolist().extend(entry.info for entry in entries)
-            yield lambda name, source, data: archive.writestr(entry_info(name, source), data)
-
-
 PARTIAL = ".partial"
 """Added to the name of the zip until it is whole."""
+
+
+@contextmanager
+def appending(path: Path, entries: list[Entry]) -> Iterator[Add]:
+    """A function that adds an entry (name, source, data) behind these, which `PATH.partial` begins with; the rest of it is cut
+    off.
+
+    When the block ends the file is a zip of all entries, and is called `path`. Raises a UserError if it cannot be written.
+    """
+    partial, end = path.with_name(path.name + PARTIAL), entries[-1].end if entries else 0
+    try:
+        with open(partial, "r+b" if entries else "wb") as file:
+            file.truncate(end)
+            file.seek(end)
+            with zipfile.ZipFile(file, "w") as archive:
+                archive.infolist().extend(entry.info for entry in entries)
+                yield lambda name, source, data: archive.writestr(entry_info(name, source), data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        raise UserError(
+            f"cannot write '{partial}' ({error.strerror or error}); expected a file that can be written, with space left; "
+            "choose another --out, or make room and run the same command again"
+        ) from None
 
 
 def encode_images(
@@ -172,6 +182,7 @@ def encode_images(
         raise UserError(f"cannot write latents to '{path}'; expected the name of a .zip; change --out")
     if path.exists():
         raise UserError(f"'{path}' already exists; expected a new file; choose another --out, or delete it")
+    partial = check_place(path.with_name(path.name + PARTIAL), "file")
     if batch_size < 1 or (resize is not None and resize < 1):
         raise UserError(f"batch size {batch_size} and resize {resize}; expected at least 1; change --batch-size or --resize")
     images = _Images.find(list_files(os.fspath(source)), resize, captions)
@@ -192,12 +203,11 @@ def encode_images(
     }
     description = json.dumps({"labels": images.labels, "latents": latents}).encode()
     ensure_folder(path.parent)
-    partial = path.with_name(path.name + PARTIAL)
     entries = _finished(partial, images, description, batch_size)
     total, done = len(images.files), max(len(entries) - 1, 0)
     bar = tqdm(total=total, initial=done, desc="encoding", unit="img", disable=not progress)
     try:
-        with bar, appending(partial, entries) as add:
+        with bar, appending(path, entries) as add:
             if not entries:
                 add(LABEL_FILE, Fingerprint.of(description), description)
             pieces = [range(start, min(start + batch_size, total)) for start in range(done, total, batch_size)]
@@ -211,18 +221,10 @@ def encode_images(
                 bar.update(len(indices))
             if images.table:
                 add(TABLES[0], Fingerprint.of(images.table), images.table)
-        with partial.open("rb") as written:
-            os.fsync(written.fileno())
-        partial.replace(path)
     except UserError:
         if done == 0:
             partial.unlink(missing_ok=True)
         raise
-    except OSError as error:
-        raise UserError(
-            f"cannot write '{partial}' ({error.strerror or error}); expected a file that can be written, with space left; "
-            "choose another --out, or make room and run the same command again"
-        ) from None
     return total
 
 
@@ -310,11 +312,10 @@ def renew_captions(path: Path, source: str, captions: bool) -> None:
     if wrong:
         raise UserError(f"'{path}' was made of {wrong}; expected the same images; restore them, or choose another --out")
     if images.table != before:
-        partial = path.replace(path.with_name(path.name + PARTIAL))  # from which `encode_images` goes on
-        with appending(partial, entries) as add:
+        path.replace(path.with_name(path.name + PARTIAL))  # from which `encode_images` goes on
+        with appending(path, entries) as add:
             if images.table:
                 add(TABLES[0], Fingerprint.of(images.table), images.table)
-        partial.replace(path)
 
 
 # Going on ------------------------------------------------------------------------------------------------------------

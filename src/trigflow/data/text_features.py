@@ -1,5 +1,6 @@
 """Captions as a frozen encoder reads them, kept on disk: training never loads the encoder once all are there."""
 
+import contextlib
 import functools
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm import tqdm
 
@@ -89,7 +90,8 @@ def encode_captions(
     clear_leftovers(folder, lambda name: name.endswith(".safetensors"))
     places: dict[str, Path] = {}
     for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
+        # What is in a damaged file is read again, by other names or in its place.
+        with contextlib.suppress(SafetensorError), safe_open(path, framework="pt") as file:
             places |= {key.partition(".")[0]: path for key in file.keys()}  # noqa: SIM118
     missing = [text for text in dict.fromkeys(captions) if text and digest_of_text(text) not in places]
     for start in tqdm(range(0, len(missing), SHARD), desc="reading captions", disable=not progress or not missing):

@@ -149,6 +149,8 @@ def _draw(listed: Sequence[Emoji], path: Path, side: int) -> Arrays:
             if not np.array_equal(picture, none) and picture.min() < 255:
                 pictures.append(picture)
                 drawn.append(number)
+        if not pictures:
+            raise OSError("it has no emoji, or none as bitmaps")
     except OSError as error:
         raise UserError(
             f"'{path}' cannot be drawn with ({error}); expected the Noto colour emoji font; install it anew"
