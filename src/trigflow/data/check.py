@@ -60,7 +60,6 @@ class Seen:
 
 Sums = dict[int, npt.NDArray[np.float64]]
 """Of images of each number of channels: count, sum and sum of squares of the values of each channel, `(3, c)`."""
-Examined = tuple[list[Seen], Sums]
 
 
 def check_data(
@@ -100,7 +99,7 @@ def check_data(
     names, labels, channels = _labels(files, chosen, report)
     note_others(files, _captions(files, chosen, report), report)
     see_latent, see_image = functools.partial(_see_latent, channels=channels), functools.partial(_see_image, resize=resize)
-    examine = _Examine(chosen, see_latent if report.of == "latents" else see_image)
+    examine = functools.partial(_examine, chosen, see_latent if report.of == "latents" else see_image)
     seen, sums = list[Seen](), Sums()
     with tqdm(total=len(chosen), desc="checking", unit="image", disable=not progress) as bar:
         for part, found in in_order(examine, chunks_of(len(chosen)), workers):
@@ -122,28 +121,26 @@ def check_data(
 # One file ------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Examine:
-    """Looks at some files; `see` gives the values of one, and what is unusual about how they are stored."""
+See = Callable[[bytes, str], tuple[Tensor, tuple[str, ...]]]
+"""Gives the values in a file (content, name), and what is unusual about how they are stored."""
 
-    files: Files
-    see: Callable[[bytes, str], tuple[Tensor, tuple[str, ...]]]
 
-    def __call__(self, indices: Sequence[int]) -> Examined:
-        sums = Sums()
-        return [self._examine(index, sums) for index in indices], sums
+def _examine(files: Files, see: See, indices: Sequence[int]) -> tuple[list[Seen], Sums]:
+    sums = Sums()
+    return [_examine_one(files, see, index, sums) for index in indices], sums
 
-    def _examine(self, index: int, sums: Sums) -> Seen:
-        try:
-            values, traits = self.see(self.files.read(index), self.files.names[index])
-        except CorruptImageError as error:
-            return Seen(error.reason)
-        except UserError as error:
-            return Seen(str(error).split(";")[0])
-        flat = values.flatten(1).double()
-        rows = torch.stack([torch.ones_like(flat).sum(dim=1), flat.sum(dim=1), flat.square().sum(dim=1)])
-        sums[len(flat)] = sums.get(len(flat), 0) + rows.numpy()
-        return Seen(None, tuple(values.shape), _digest(values), traits)
+
+def _examine_one(files: Files, see: See, index: int, sums: Sums) -> Seen:
+    try:
+        values, traits = see(files.read(index), files.names[index])
+    except CorruptImageError as error:
+        return Seen(error.reason)
+    except UserError as error:
+        return Seen(str(error).split(";")[0])
+    flat = values.flatten(1).double()
+    rows = torch.stack([torch.ones_like(flat).sum(dim=1), flat.sum(dim=1), flat.square().sum(dim=1)])
+    sums[len(flat)] = sums.get(len(flat), 0) + rows.numpy()
+    return Seen(None, tuple(values.shape), _digest(values), traits)
 
 
 def _see_image(content: bytes, name: str, resize: int | None) -> tuple[Tensor, tuple[str, ...]]:

@@ -66,7 +66,8 @@ class TextFeatures:
     def _kept(self, text: str) -> dict[str, Tensor]:
         digest = digest_of_text(text)
         file = _file(self.places[digest])
-        return {name: file.get_tensor(_key(digest, name)) for name in _kept_names(self.encoder)}
+        names = {"text"} if isinstance(self.encoder, Encoded) else self.encoder.names
+        return {name: file.get_tensor(_key(digest, name)) for name in names}
 
 
 def encode_captions(
@@ -97,7 +98,7 @@ def encode_captions(
     for start in tqdm(range(0, len(missing), SHARD), desc="reading captions", disable=not progress or not missing):
         kept: dict[str, Tensor] = {}
         for begin in range(start, min(start + SHARD, len(missing)), 32):
-            texts = missing[begin : min(begin + 32, start + SHARD)]
+            texts = missing[begin : begin + 32]
             for text, rows in zip(texts, encoder.kept(texts), strict=True):
                 kept |= {_key(digest_of_text(text), name): row for name, row in rows.items()}
         path = folder / f"{digest_of_text(repr([*kept]))}.safetensors"
@@ -108,21 +109,17 @@ def encode_captions(
 
 def encoder_named(name: str, states: States, length: int) -> Encoded:
     """The encoder of a folder or id; where it is known from before, it is not loaded. Raises as `Encoded`."""
-    found = remembered(["encoder", name, states, length], _identity(name), lambda: _known(Encoded(name, length, states)))
+
+    def known() -> Arrays:
+        read = Encoded(name, length, states).known()
+        return {key: np.array(getattr(read, key)) for key in ("length", "features", "digest")}
+
+    found = remembered(["encoder", name, states, length], _identity(name), known)
     return Encoded(name, int(found["length"]), states, int(found["features"]), str(found["digest"]))
 
 
 def _key(digest: str, name: str) -> str:
     return digest if name == "text" else f"{digest}.{name}"
-
-
-def _kept_names(encoder: Reader) -> frozenset[str]:
-    return frozenset({"text"}) if isinstance(encoder, Encoded) else encoder.names
-
-
-def _known(encoder: Encoded) -> Arrays:
-    known = encoder.known()
-    return {name: np.array(getattr(known, name)) for name in ("length", "features", "digest")}
 
 
 def _identity(name: str) -> list[object]:

@@ -40,16 +40,13 @@ def examine_container(source: str) -> tuple[Files, Report]:
         files: Files = TarFiles.of(path, _whole_shards(shards, report))
     else:
         files = list_files(source)
-        report = Report(source, _kind(files))
+        kind = "Hugging Face" if isinstance(files, HubFiles) else "zip" if isinstance(files, ZipFiles) else "folder"
+        report = Report(source, kind)
         if isinstance(files, ZipFiles):
             _examine_zip(path, report)
         elif isinstance(files, FolderFiles):
             _examine_links(path, report)
     return files, report
-
-
-def _kind(files: Files) -> str:
-    return "Hugging Face" if isinstance(files, HubFiles) else "zip" if isinstance(files, ZipFiles) else "folder"
 
 
 def _examine_zip(path: str, report: Report) -> None:
@@ -70,8 +67,7 @@ def _examine_zip(path: str, report: Report) -> None:
 
 
 def _whole_shards(shards: Sequence[str], report: Report) -> list[str]:
-    """The shards that can be read; problems for the others and for what is odd in all. Raises a UserError if none can be
-    read."""
+    """The shards that can be read. Raises a UserError if none can."""
     whole, failure = [], None
     for shard in shards:
         name = os.path.basename(shard)

@@ -113,9 +113,7 @@ class HubFiles(Files):
         address = Address.parse(text)
         table, _ = load_table(address)
         columns = find_columns(address, table.features)
-        labels, class_names = None, columns.class_names
-        if columns.label is not None:
-            labels, class_names = check_labels_of(address, table[columns.label][:], class_names)
+        labels, class_names = check_labels_of(address, columns, table[columns.label][:] if columns.label else [])
         images = undecoded(table.select_columns([columns.image]), columns.image)
         texts = None if columns.caption is None else table.select_columns([columns.caption])
         count = len(images)
@@ -234,11 +232,11 @@ def encoded_image(value: Any, name: str) -> bytes:
 
 
 def check_labels_of(
-    address: Address, labels: Any, class_names: tuple[str, ...]
+    address: Address, columns: Columns, labels: Sequence[Any]
 ) -> tuple[npt.NDArray[np.int64] | None, tuple[str, ...]]:
-    """Labels as integers, and the names of their classes; None if all are -1, as in test sets whose labels are kept secret.
-    Raises a UserError if some are missing, or no integers."""
-    values = list(labels)
+    """Labels as integers, and the names of their classes; None without any, and if all are -1, as in test sets whose labels are
+    kept secret. Raises a UserError if some are missing, or no integers."""
+    values, class_names = list(labels), columns.class_names
     if all(value == -1 for value in values):
         return None, ()
     wrong = next((i for i, v in enumerate(values) if type(v) is not int or not 0 <= v < (len(class_names) or 1_000_000)), None)
