@@ -322,6 +322,21 @@ def test_a_disk_that_is_full_while_captions_are_renewed(latents: Path, images: P
     assert open_dataset(out).captions is not None
 
 
+def test_a_source_that_was_damaged_meanwhile(vae: Path, images: Path, tmp_path: Path) -> None:
+    packed, out = tmp_path / "images.zip", tmp_path / "latents.zip"
+    with zipfile.ZipFile(packed, "w") as archive:
+        for name in NAMES:
+            archive.write(images / name, name)
+    encode_images(packed, out, vae=str(vae), batch_size=3)
+    out.rename(tmp_path / "latents.zip.partial")
+    content = packed.read_bytes()
+    packed.write_bytes(content.replace((images / NAMES[1]).read_bytes(), b"".ljust((images / NAMES[1]).stat().st_size)))
+    with pytest.raises(UserError, match=rf"latents.zip.partial' holds the latent of another image '{NAMES[1]}'; expected"):
+        encode_images(packed, out, vae=str(vae), batch_size=3)
+    with pytest.raises(UserError, match=rf"'{NAMES[1]}' in .*images.zip' is corrupt or truncated; expected a whole PNG"):
+        encode_images(packed, tmp_path / "others.zip", vae=str(vae), batch_size=3)
+
+
 def test_a_folder_where_the_unfinished_zip_goes(vae: Path, images: Path, tmp_path: Path) -> None:
     (tmp_path / "latents.zip.partial").mkdir()
     with pytest.raises(UserError, match=r"latents.zip.partial'.*there is a folder of that name"):

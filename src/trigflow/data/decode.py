@@ -30,8 +30,6 @@ READERS: dict[bytes, type[Any]] = {b"\x89PNG\r\n\x1a\n": PngImageFile, b"\xff\xd
 OTHER_FORMATS = {"GIF": b"GIF8", "BMP": b"BM", "TIFF": b"II*\0", "big-endian TIFF": b"MM\0*", "PDF": b"%PDF"}
 """What files of other formats begin with, to name them in messages."""
 GRAY_MODES = ("1", "L", "LA", "La")
-
-
 ORIENTATION = 0x0112
 """The EXIF tag that says how a picture is to be turned; 1 for not at all."""
 

@@ -106,15 +106,12 @@ def whole_entries(file: BinaryIO) -> Iterator[tuple[Entry, bytes]]:
         yield Entry(info, source, start), data
 
 
-Add = Callable[[str, Fingerprint, bytes], None]
-
-
 PARTIAL = ".partial"
 """Added to the name of the zip until it is whole."""
 
 
 @contextmanager
-def appending(path: Path, entries: list[Entry]) -> Iterator[Add]:
+def appending(path: Path, entries: list[Entry]) -> Iterator[Callable[[str, Fingerprint, bytes], None]]:
     """A function that adds an entry (name, source, data) behind these, which `PATH.partial` begins with; the rest of it is cut
     off.
 
@@ -275,6 +272,14 @@ class _Images:
         image, content = Decoder(self.files, 3, self.resize, crop=True).whole(index)
         return image, Fingerprint.of(content)
 
+    def made(self, index: int, entry: Entry) -> bool:
+        """Whether an entry is the latent of this image, as its file is now."""
+        name = latent_name(self.files.names[index])
+        try:
+            return (entry.info.filename, entry.source) == (name, Fingerprint.of(self.files.read(index)))
+        except CorruptImageError:
+            return False
+
     def batch(self, size: tuple[int, int], indices: Sequence[int]) -> tuple[Tensor, list[Fingerprint]]:
         """Images, which have to be of this height and width, and the fingerprints of their files."""
         images, sources = zip(*map(self.read, indices), strict=True)
@@ -303,12 +308,9 @@ def renew_captions(path: Path, source: str, captions: bool) -> None:
     wrong = "other classes" if (labels, list(images.class_names)) != classes else ""
     if len(entries) - 1 != len(images.files):
         wrong = f"{len(entries) - 1} images, now {len(images.files)}"
-    for (index, name), entry in zip(enumerate(images.files.names), entries[1:], strict=False):
-        try:
-            same = wrong or (entry.info.filename, entry.source) == (latent_name(name), Fingerprint.of(images.files.read(index)))
-        except CorruptImageError:
-            same = False
-        wrong = wrong if same else f"another {name!r}"
+    if not wrong:
+        others = (name for index, name in enumerate(images.files.names) if not images.made(index, entries[1 + index]))
+        wrong = next((f"another {name!r}" for name in others), "")
     if wrong:
         raise UserError(f"'{path}' was made of {wrong}; expected the same images; restore them, or choose another --out")
     if images.table != before:
@@ -341,7 +343,7 @@ def _finished(partial: Path, images: _Images, description: bytes, batch_size: in
         for (index, name), (entry, _) in zip(enumerate(images.files.names), found, strict=False):
             if entry.info.filename != latent_name(name):
                 break
-            if entry.source != Fingerprint.of(images.files.read(index)):
+            if not images.made(index, entry):
                 raise _cannot_go_on(partial, f"holds the latent of another image {name!r}", "the same images")
             entries.append(entry)
     done = len(entries) - 1

@@ -43,8 +43,8 @@ class Decoder:
 
     def whole(self, index: int) -> tuple[Tensor, bytes]:
         """One image, which has to be whole, and the content of its file. Raises a UserError if it is not, or cannot be read."""
-        content = self.files.read(index)
         try:
+            content = self.files.read(index)
             return self._decoded(index, content), content
         except CorruptImageError as error:
             raise UserError(
