@@ -142,6 +142,9 @@ def test_sizes(photos: Path, save: Save) -> None:
     assert report.problems[0].what == "is 9x9 RGB, most others are 5x6"
     assert report.sizes == {"5x6 RGB": 6, "9x9 RGB": 1}
     assert problems(check_data(str(photos), resize=4)) == []
+    for side in (0, 8193):
+        with pytest.raises(UserError, match=f"resize {side}; expected a side of 1 to 8192 pixels"):
+            check_data(str(photos), resize=side)
 
 
 def test_duplicates_are_found_by_what_they_show(photos: Path) -> None:

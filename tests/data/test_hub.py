@@ -106,6 +106,7 @@ def test_integers_are_labels_when_named(tmp_path: Path) -> None:
         ("?colour=red", "sets 'colour'; expected an address like hf:"),
         ("?split", "sets 'split'|cannot be opened"),
         ("?stream=1&window=0", "window=0"),
+        ("?stream=1&window=²", "window=²"),
     ],
 )
 def test_addresses_that_lead_nowhere(tmp_path: Path, query: str, message: str) -> None:

@@ -25,10 +25,13 @@ STATE = "state"
 
 
 def cache_folder() -> Path:
-    """`$TRIGFLOW_CACHE`, else `trigflow` in `$XDG_CACHE_HOME` or in `~/.cache`."""
+    """`$TRIGFLOW_CACHE`, else `trigflow` in `$XDG_CACHE_HOME` or in `~/.cache`. Raises a UserError where there is no home."""
     if own := os.environ.get("TRIGFLOW_CACHE"):
         return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trigflow"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trigflow"
+    except RuntimeError:
+        raise UserError("no home folder to keep a cache in; expected one; name another folder in TRIGFLOW_CACHE") from None
 
 
 def remembered(subject: list[Any], state: list[Any], make: Callable[[], Arrays]) -> Arrays:
@@ -41,7 +44,7 @@ def remembered(subject: list[Any], state: list[Any], make: Callable[[], Arrays])
     """
     try:
         path = cache_folder() / "data" / f"{_digest(subject)}.npz"
-    except RuntimeError:  # there is no home
+    except UserError:
         return make()
     digest = _digest([VERSION, subject, state])
     # Damaged files end in all kinds of exceptions.

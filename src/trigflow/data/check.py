@@ -32,7 +32,7 @@ from trigflow.data.loader import in_order
 from trigflow.data.rows import chunks_of
 from trigflow.data.sources.containers import examine_container, note_others
 from trigflow.data.sources.files import Files
-from trigflow.data.sources.opening import EMBEDDED
+from trigflow.data.sources.opening import EMBEDDED, check_resize
 from trigflow.data.sources.tars import TarFiles
 from trigflow.models.model import read_description
 from trigflow.runtime.errors import UserError
@@ -80,9 +80,10 @@ def check_data(
         progress: draw a progress bar on stderr.
 
     Raises:
-        UserError: if there is no such data, or it cannot be read at all.
+        UserError: if there is no such data, it cannot be read at all, or `resize` is out of range.
         MissingExtraError: for a Hugging Face data set, without `datasets`.
     """
+    check_resize(resize)
     model = None if like is None else read_description(Path(like) / "model.json")
     if source in EMBEDDED:
         raise UserError(f"{source!r} comes with a package; expected data of your own to check; pass a path")

@@ -123,6 +123,9 @@ def open_image(data: bytes, name: str) -> Image.Image:
         raise
     except Exception as error:
         raise CorruptImageError(name, on_one_line(error, 80)) from error
+    clear = image.info.get("transparency")
+    if isinstance(clear, tuple) and image.tile[0][-1] == "RGB;16B":  # of pixels the high bytes are read
+        image.info["transparency"] = tuple(level >> 8 for level in clear)
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and image.width * image.height > limit:
         raise UserError(

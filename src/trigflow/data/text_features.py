@@ -126,7 +126,7 @@ def _identity(name: str) -> list[object]:
     """What changes when an encoder does: names, sizes and times of a folder's files; of an id, the commit in the cache."""
     folder = Path(name)
     if folder.is_dir():
-        return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(folder.iterdir())]
+        return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(folder.iterdir()) if path.exists()]
     try:
         from huggingface_hub import try_to_load_from_cache
 

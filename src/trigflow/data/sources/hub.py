@@ -66,7 +66,7 @@ class Address:
     def window(self) -> int:
         """Samples that are shuffled with each other in a stream. Raises a UserError if it is no number from 1."""
         text = self.settings["window"]
-        if not text.isdigit() or not 1 <= int(text) <= 1_000_000:
+        if not text.isdecimal() or not 1 <= int(text) <= 1_000_000:
             raise UserError(f"window={text} in {self.text!r}; expected a number from 1 to 1000000; correct it")
         return int(text)
 

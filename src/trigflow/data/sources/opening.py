@@ -99,8 +99,7 @@ def open_dataset(
     if not isinstance(source, str | os.PathLike):
         raise UserError(f"source is {source!r}; expected the name or path of data; correct the argument")
     whole(**{name: value for name, value in (("resize", resize), ("channels", channels)) if value is not None})
-    if resize is not None and not 1 <= resize <= MOST_PIXELS_A_SIDE:
-        raise UserError(f"resize {resize}; expected a side of 1 to {MOST_PIXELS_A_SIDE} pixels; use --resize N with such an N")
+    check_resize(resize)
     if channels not in (None, 1, 3):
         raise UserError(f"{channels} channels; expected 1 (grayscale) or 3 (RGB); leave it out to keep what the images are")
     if buckets and (resize is None or not bucket_sizes(resize)):
@@ -146,6 +145,12 @@ def open_dataset(
             files, skip_corrupt=skip_corrupt, progress=progress, memory_limit_gib=memory_limit_gib, captions=captions
         )
     return read_images(files, memory_limit_gib=memory_limit_gib, buckets=buckets, **options)
+
+
+def check_resize(resize: int | None) -> None:
+    """Raise a UserError for a side that images cannot be brought to."""
+    if resize is not None and not 1 <= resize <= MOST_PIXELS_A_SIDE:
+        raise UserError(f"resize {resize}; expected a side of 1 to {MOST_PIXELS_A_SIDE} pixels; use --resize N with such an N")
 
 
 def list_files(source: str) -> Files:
