@@ -77,18 +77,10 @@ def encode_for(
     if zipped.is_file():
         renew_captions(zipped, source, captions)
     else:
-        size = codec.drawn_shape[-2]
         encode_images(
-            source,
-            zipped,
-            vae=codec.vae,
-            resize=size,
-            device=device,
-            captions=captions,
-            shape=codec.shape,
-            progress=progress,
-            **how,
-        )
+            source, zipped, vae=codec.vae, resize=codec.drawn_shape[-2], shape=codec.shape,
+            device=device, captions=captions, progress=progress, **how,
+        )  # fmt: skip
     data = open_dataset(folder, captions=captions)
     if data.captions is not None and reader is not None:
         encode_captions([text for texts in data.captions.texts for text in texts], reader, folder / "text", progress=progress)

@@ -1,6 +1,5 @@
 """What is written of each sample, for networks that read words."""
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,6 +12,7 @@ from typing_extensions import Self
 
 from trigflow.conditions.text import Text, plain, tokens
 from trigflow.conditions.told import quoted
+from trigflow.data.cache import digest_of_text
 from trigflow.data.text_features import Reader, TextFeatures, encode_captions
 from trigflow.runtime.errors import UserError
 
@@ -117,4 +117,4 @@ class Captions:
 
     def digest(self) -> str:
         """Tells these captions from others."""
-        return hashlib.blake2b(repr([*map(tuple, self.texts)]).encode(), digest_size=16).hexdigest()
+        return digest_of_text(repr([*map(tuple, self.texts)]))

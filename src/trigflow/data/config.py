@@ -55,16 +55,9 @@ def load_data(config: DataConfig, progress: bool = False) -> Dataset:
     `open_dataset`, and for labelled data of one class only."""
     progress = progress and sys.stderr.isatty()
     dataset = open_dataset(
-        config.source,
-        resize=config.resize,
-        channels=config.channels,
-        skip_corrupt=config.skip_corrupt,
-        progress=progress,
-        memory_limit_gib=config.memory_gib,
-        workers=config.workers,
-        captions=config.captions,
-        buckets=config.buckets,
-    )
+        config.source, resize=config.resize, buckets=config.buckets, channels=config.channels, captions=config.captions,
+        skip_corrupt=config.skip_corrupt, memory_limit_gib=config.memory_gib, workers=config.workers, progress=progress,
+    )  # fmt: skip
     if dataset.labels is not None:
         require_classes(dataset)
     if config.text_encoder is None:

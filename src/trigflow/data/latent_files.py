@@ -9,6 +9,7 @@ import json
 import math
 import os
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -156,10 +157,8 @@ def _check_shape(header: Header, name: str, channels: int) -> None:
 def _first_shape(files: Files, channels: int) -> tuple[int, ...]:
     """Shape of the first latent that is whole."""
     for index, name in enumerate(files.names):
-        try:
+        with suppress(CorruptImageError):
             return tuple(parse(files.read(index), name, channels).shape)
-        except CorruptImageError:
-            continue
     check_corrupt("latents", files.where, files.names, len(files))
     raise AssertionError
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,16 +13,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from trigflow.conditions.encoded import Encoded, States
-from trigflow.data.cache import Arrays, cache_folder, remembered
+from trigflow.data.cache import Arrays, cache_folder, digest_of_text, remembered
 from trigflow.runtime.files import clear_leftovers, ensure_folder, write_tensors
 
 SHARD = 512
 """Captions in one file."""
-
-
-def digest_of_text(text: str) -> str:
-    """The name of a caption in the cache."""
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 class Reader(Protocol):

@@ -59,11 +59,8 @@ def _examine_zip(path: str, report: Report) -> None:
             report.problem("link", info.filename, "is a symbolic link; what it holds is read as if it were an image")
     packed = [info for info in members if info.compress_type != zipfile.ZIP_STORED]
     if packed:
-        report.note(
-            "compressed",
-            packed[0].filename,
-            f"and {len(packed) - 1} others are compressed in the zip, which is slower to read; pack it with: zip -0",
-        )
+        what = f"and {len(packed) - 1} others are compressed in the zip, which is slower to read; pack it with: zip -0"
+        report.note("compressed", packed[0].filename, what)
 
 
 def _whole_shards(shards: Sequence[str], report: Report) -> list[str]:
@@ -126,6 +123,5 @@ def note_others(files: Files, captions: Collection[str], report: Report) -> None
         if index not in used and name not in captions and name.lower() != LABEL_FILE and not name.lower().endswith(known)
     ]
     if others:
-        report.note(
-            "other files", others[0], f"and {len(others) - 1} others are no images by their endings, and are passed over"
-        )
+        what = f"and {len(others) - 1} others are no images by their endings, and are passed over"
+        report.note("other files", others[0], what)

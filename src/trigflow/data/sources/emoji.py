@@ -26,14 +26,9 @@ from trigflow.runtime.errors import MissingExtraError, UserError
 
 FONT = "NotoColorEmoji.ttf"
 FOLDERS = (
-    "/usr/share/fonts",
-    "/usr/local/share/fonts",
-    "~/.local/share/fonts",
-    "~/.fonts",
-    "/Library/Fonts",
-    "~/Library/Fonts",
-    "C:/Windows/Fonts",
-)
+    "/usr/share/fonts", "/usr/local/share/fonts", "~/.local/share/fonts", "~/.fonts",
+    "/Library/Fonts", "~/Library/Fonts", "C:/Windows/Fonts",
+)  # fmt: skip
 """Where the font is looked for, sub-folders too."""
 FONT_SIZE = 109
 """The one size that the font has bitmaps of: 136 x 128 pixels."""

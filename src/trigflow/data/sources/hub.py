@@ -28,8 +28,9 @@ from trigflow.runtime.errors import MissingExtraError, UserError, on_one_line
 
 PREFIX = "hf:"
 PARQUET = ".parquet"
-COLUMNS = ("image", "label", "caption")
-SETTINGS = {"split": "train", "config": "", "revision": "", **dict.fromkeys(COLUMNS, ""), "stream": "0", "window": "1024"}
+SETTINGS = {
+    "split": "train", "config": "", "revision": "", "image": "", "label": "", "caption": "", "stream": "0", "window": "1024",
+}  # fmt: skip
 EXAMPLE = "hf:org/name?split=train&image=image&label=label"
 
 
@@ -78,7 +79,7 @@ class Columns:
     image: str
     label: str | None
     class_names: tuple[str, ...]
-    caption: str | None = None
+    caption: str | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +101,7 @@ class HubFiles(Files):
     rows: npt.NDArray[np.int64]
     labels: npt.NDArray[np.int64] | None
     class_names: tuple[str, ...]
-    texts: Any = None
+    texts: Any
 
     @classmethod
     def of(cls, text: str) -> HubFiles:
