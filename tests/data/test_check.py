@@ -382,6 +382,22 @@ def test_no_run_to_compare_with(photos: Path, tmp_path: Path) -> None:
         check_data(str(photos), like=tmp_path)
 
 
+@pytest.mark.parametrize(("channels", "stored"), [(4, 4), (4, 8), (16, 16), (16, 32), (4, 16)])
+def test_latents_like_those_of_a_run(tmp_path: Path, channels: int, stored: int) -> None:
+    folder = tmp_path / "latents"
+    folder.mkdir()
+    for index, latent in enumerate(np.abs(RNG.normal(size=(64, stored, 3, 5))).astype(np.float32)):
+        np.save(folder / f"{index}.npy", latent)
+    depth = max(channels, stored // 2)
+    described = {"vae": {"name": "own", "pixels": "unit", "channels": depth}, "class_names": ["cats", "dogs"]}
+    (folder / "dataset.json").write_text(json.dumps({"labels": [[f"{i}.npy", i % 2] for i in range(64)], "latents": described}))
+    vae = {"name": "own", "pixels": "unit", "digest": None, "channels": channels}
+    numbers = {"raw_mean": [0.798] * channels, "raw_std": [0.603] * channels, "sigma_data": 0.5, "vae": vae}
+    run = run_with(tmp_path, kind="latents", shape=[channels, 3, 5], **numbers)
+    found = [finding.what for finding in check_data(str(folder), like=run).problems]
+    assert [what[:22] for what in found] == (["has the shape (16, 3, "] if stored == 4 * channels else [])
+
+
 # The command ---------------------------------------------------------------------------------------------------------
 
 

@@ -320,7 +320,8 @@ def _compare_with(model: Any, run: str, seen: Sequence[Seen], class_names: Seque
         report.problem("unlike", report.source, f"holds {report.of} where {run!r} was trained on {expected}")
         return
     if found:
-        channels = max(one[0] for one in found) if codec.pictured else codec.shape[0]
+        most, depth = max(one[0] for one in found), codec.shape[0]
+        channels = most if codec.pictured or most != 2 * depth else depth  # latents may have deviations beside the means
         shapes = {(channels, *one[1:]) for one in found}
         if shapes != {codec.shape}:
             other = next(iter(shapes - {codec.shape}))

@@ -126,6 +126,10 @@ def open_dataset(
         opened = open_dataset(folder / "latents.zip", memory_limit_gib=memory_limit_gib, **options)
         if opened.captions is None:
             return opened
+        if "reader" not in found:
+            raise UserError(
+                f"'{folder / CACHE}' names no reader of captions; expected it as trigflow encode wrote it; restore it"
+            )
         return replace(opened, captions=replace(opened.captions, folder=folder / "text", reader=found["reader"]))
     address = Address.parse(place) if place.startswith(PREFIX) else None
     if address is not None and address.streams:
