@@ -9,8 +9,7 @@ import transformers
 
 from trigflow.conditions import Conditioner, Encoded
 from trigflow.conditions import encoded as room
-from trigflow.data.captions import Captions
-from trigflow.data.text_features import encoder_named
+from trigflow.data.captions import Captions, encoder_named
 from trigflow.networks import TextConfig
 from trigflow.runtime.errors import UserError
 

@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 from training.tiny import change, differing, state_of, tiny_config
 from trigflow.codecs.pixels import count_all, count_values
 from trigflow.data import Loader, open_dataset
-from trigflow.data.sizes import bucket_sizes, nearest_bucket
+from trigflow.data.decode import bucket_sizes, nearest_bucket
 from trigflow.evaluation.evaluate_model import evaluate_model
 from trigflow.models.model import load
 from trigflow.networks import EDM2Config

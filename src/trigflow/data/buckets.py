@@ -1,4 +1,4 @@
-"""Images of the sizes of `trigflow.data.sizes`, which training sees in batches of one (`trigflow.data.order.BucketOrder`).
+"""Images of the sizes of `trigflow.data.decode`, which training sees in batches of one (`trigflow.data.order.BucketOrder`).
 
 To everything else they are squares: drawing, and the codec. Evaluation opens the data anew, as squares.
 """

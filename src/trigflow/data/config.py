@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from trigflow.conditions.encoded import States
+from trigflow.data.captions import encoder_named
 from trigflow.data.dataset import Dataset, require_classes
 from trigflow.data.sources.opening import open_dataset
-from trigflow.data.text_features import encoder_named
 from trigflow.runtime.errors import UserError
 
 

@@ -12,9 +12,8 @@ import torch
 from PIL import Image
 
 from trigflow.data.dataset import Dataset, ImageDataset
-from trigflow.data.decode import fit, to_tensor
+from trigflow.data.decode import bucket_sizes, fit, to_tensor
 from trigflow.data.latent_files import holds_latents, read_latents
-from trigflow.data.sizes import bucket_sizes
 from trigflow.data.sources.emoji import open_emoji
 from trigflow.data.sources.files import ENDINGS, Files, FolderFiles
 from trigflow.data.sources.folder import ImageStack, read_images
@@ -88,7 +87,7 @@ def open_dataset(
         memory_limit_gib: largest size of decoded images that are kept in memory, in GiB; 0 keeps none.
         workers: processes that read and decode; 0 for this one alone.
         captions: False takes no note of captions.
-        buckets: make of every image the nearest of several sizes of about the square's area (`trigflow.data.sizes`).
+        buckets: make of every image the nearest of several sizes of about the square's area (`trigflow.data.decode`).
 
     Raises:
         UserError: if there is no such data; no image in it; a file that cannot be read or, without `skip_corrupt`, decoded;
