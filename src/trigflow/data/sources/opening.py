@@ -97,7 +97,9 @@ def open_dataset(
     """
     if not isinstance(source, str | os.PathLike):
         raise UserError(f"source is {source!r}; expected the name or path of data; correct the argument")
-    whole(**{name: value for name, value in (("resize", resize), ("channels", channels)) if value is not None})
+    for option, value in (("resize", resize), ("channels", channels)):
+        if value is not None:
+            whole(**{option: value})
     check_resize(resize)
     if channels not in (None, 1, 3):
         raise UserError(f"{channels} channels; expected 1 (grayscale) or 3 (RGB); leave it out to keep what the images are")
