@@ -337,6 +337,22 @@ def test_a_source_that_was_damaged_meanwhile(vae: Path, images: Path, tmp_path: 
         encode_images(packed, tmp_path / "others.zip", vae=str(vae), batch_size=3)
 
 
+@pytest.mark.parametrize("batch", [1, 3])
+def test_two_encodings_at_once(latents: Path, vae: Path, images: Path, tmp_path: Path, batch: int) -> None:
+    out, encode, batches = tmp_path / "latents.zip", VAE.encode, []
+
+    def and_begin_another(self: VAE, stored: Tensor) -> Tensor:
+        batches.append(stored)
+        if len(batches) == batch:
+            with pytest.raises(UserError, match=r"another process writes .*latents.zip.partial'; expected one at a time"):
+                encode_images(images, out, vae=str(vae), batch_size=3)
+        return encode(self, stored)
+
+    with mock.patch.object(VAE, "encode", and_begin_another):
+        encode_images(images, out, vae=str(vae), batch_size=3)
+    assert out.read_bytes() == latents.read_bytes()
+
+
 def test_a_folder_where_the_unfinished_zip_goes(vae: Path, images: Path, tmp_path: Path) -> None:
     (tmp_path / "latents.zip.partial").mkdir()
     with pytest.raises(UserError, match=r"latents.zip.partial'.*there is a folder of that name"):

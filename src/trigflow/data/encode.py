@@ -38,7 +38,7 @@ from trigflow.data.sources.opening import list_files
 from trigflow.data.sources.zips import SIGNATURE
 from trigflow.migrations import FORMATS
 from trigflow.runtime.errors import UserError, first_line
-from trigflow.runtime.files import ensure_folder
+from trigflow.runtime.files import ensure_folder, is_owned, owned
 from trigflow.runtime.places import check_place
 
 LOCAL_HEADER = struct.Struct("<4sHHHHHIIIHH")
@@ -115,11 +115,14 @@ def appending(path: Path, entries: list[Entry]) -> Iterator[Callable[[str, Finge
     """A function that adds an entry (name, source, data) behind these, which `PATH.partial` begins with; the rest of it is cut
     off.
 
-    When the block ends the file is a zip of all entries, and is called `path`. Raises a UserError if it cannot be written.
+    When the block ends the file is a zip of all entries, and is called `path`. Raises a UserError if it cannot be written, or
+    another process is writing it.
     """
     partial, end = path.with_name(path.name + PARTIAL), entries[-1].end if entries else 0
+    if partial.exists() and is_owned(partial):
+        raise UserError(f"another process writes '{partial}'; expected one at a time; wait for it, or choose another --out")
     try:
-        with open(partial, "r+b" if entries else "wb") as file:
+        with open(partial, "r+b" if entries else "wb") as file, owned(partial):
             file.truncate(end)
             file.seek(end)
             with zipfile.ZipFile(file, "w") as archive:
@@ -219,8 +222,8 @@ def encode_images(
             if images.table:
                 add(TABLES[0], Fingerprint.of(images.table), images.table)
     except UserError:
-        if done == 0:
-            partial.unlink(missing_ok=True)
+        if done == 0 and partial.exists() and not is_owned(partial):
+            partial.unlink()
         raise
     return total
 

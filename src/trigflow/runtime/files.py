@@ -48,7 +48,7 @@ def owned(path: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _is_owned(path: Path) -> bool:
+def is_owned(path: Path) -> bool:
     """Whether a process that lives holds this with `owned`."""
     if fcntl is None:
         return False
@@ -229,7 +229,7 @@ def clear_leftovers(folder: Path, mine: Callable[[str], bool]) -> None:
             final = "network.safetensors"
         else:
             continue
-        if not mine(final) or _is_owned(path):
+        if not mine(final) or is_owned(path):
             continue
         if match and match["aside"] and not (folder / match["stem"]).exists():
             path.rename(folder / match["stem"])
