@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import io
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +15,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -25,7 +28,7 @@ import programs
 from tiny_vae import reference_vae, write_images, write_vae
 from trigflow.codecs.vae import VAE, VAESource
 from trigflow.data import LatentDataset, open_dataset
-from trigflow.data.encode import encode_images
+from trigflow.data.encode import encode_images, renew_captions
 from trigflow.models.model import load
 from trigflow.runtime.errors import UserError
 
@@ -304,6 +307,56 @@ def test_the_same_name_with_other_weights_is_noticed(latents: Path, images: Path
     write_vae(folder, seed=1)
     with pytest.raises(UserError, match="was begun with vae digest"):
         encode_images(images, out, vae=str(folder))
+
+
+def test_a_disk_that_is_full_while_captions_are_renewed(latents: Path, images: Path, tmp_path: Path) -> None:
+    folder, out = tmp_path / "images", tmp_path / "latents.zip"
+    shutil.copytree(images, folder)
+    shutil.copy(latents, out)
+    (folder / "cats" / "0.txt").write_text("a cat")
+    full = mock.patch("zipfile.ZipFile.writestr", side_effect=OSError(errno.ENOSPC, "No space left on device"))
+    with full, pytest.raises(UserError, match=r"cannot write .*latents.zip.partial' \(No space left on device\); expected"):
+        renew_captions(out, str(folder), True)
+    with mock.patch("trigflow.codecs.vae.VAE.encode", side_effect=AssertionError):  # it goes on from what is there
+        assert encode_images(folder, out, vae=str(latents.parent / "vae"), batch_size=3) == len(NAMES)
+    assert open_dataset(out).captions is not None
+
+
+def test_a_source_that_was_damaged_meanwhile(vae: Path, images: Path, tmp_path: Path) -> None:
+    packed, out = tmp_path / "images.zip", tmp_path / "latents.zip"
+    with zipfile.ZipFile(packed, "w") as archive:
+        for name in NAMES:
+            archive.write(images / name, name)
+    encode_images(packed, out, vae=str(vae), batch_size=3)
+    out.rename(tmp_path / "latents.zip.partial")
+    content = packed.read_bytes()
+    packed.write_bytes(content.replace((images / NAMES[1]).read_bytes(), b"".ljust((images / NAMES[1]).stat().st_size)))
+    with pytest.raises(UserError, match=rf"latents.zip.partial' holds the latent of another image '{NAMES[1]}'; expected"):
+        encode_images(packed, out, vae=str(vae), batch_size=3)
+    with pytest.raises(UserError, match=rf"'{NAMES[1]}' in .*images.zip' is corrupt or truncated; expected a whole PNG"):
+        encode_images(packed, tmp_path / "others.zip", vae=str(vae), batch_size=3)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_two_encodings_at_once(latents: Path, vae: Path, images: Path, tmp_path: Path, batch: int) -> None:
+    out, encode, batches = tmp_path / "latents.zip", VAE.encode, []
+
+    def and_begin_another(self: VAE, stored: Tensor) -> Tensor:
+        batches.append(stored)
+        if len(batches) == batch:
+            with pytest.raises(UserError, match=r"another process writes .*latents.zip.partial'; expected one at a time"):
+                encode_images(images, out, vae=str(vae), batch_size=3)
+        return encode(self, stored)
+
+    with mock.patch.object(VAE, "encode", and_begin_another):
+        encode_images(images, out, vae=str(vae), batch_size=3)
+    assert out.read_bytes() == latents.read_bytes()
+
+
+def test_a_folder_where_the_unfinished_zip_goes(vae: Path, images: Path, tmp_path: Path) -> None:
+    (tmp_path / "latents.zip.partial").mkdir()
+    with pytest.raises(UserError, match=r"latents.zip.partial'.*there is a folder of that name"):
+        encode_images(images, tmp_path / "latents.zip", vae=str(vae))
 
 
 # Mistakes ------------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Texts read by frozen encoders of transformers, small ones with random weights; and the cache of what they make of them."""
 
 import shutil
+from unittest import mock
 
 import pytest
 import torch
@@ -8,8 +9,7 @@ import transformers
 
 from trigflow.conditions import Conditioner, Encoded
 from trigflow.conditions import encoded as room
-from trigflow.data.captions import Captions
-from trigflow.data.text_features import encoder_named
+from trigflow.data.captions import Captions, encoder_named
 from trigflow.networks import TextConfig
 from trigflow.runtime.errors import UserError
 
@@ -155,6 +155,10 @@ def test_settings_that_make_no_sense(settings):
 def test_captions_are_read_once(folders, monkeypatch, tmp_path):
     monkeypatch.setenv("TRIGFLOW_CACHE", str(tmp_path))
     captions = Captions.of([["red heart", "a cat"], [], ["the red heart of a cat"]])
+    (folders["t5"] / "notes").symlink_to("nowhere")
+    spoiled = captions.encoded(encoder_named(str(folders["t5"]), "last", 6)).features.places
+    for path in {*spoiled.values()}:
+        path.write_bytes(path.read_bytes()[:-2])
     read = captions.encoded(encoder_named(str(folders["t5"]), "last", 6))
     expected = read.input.encode(["red heart", "", "the red heart of a cat"], cut=True)
     indices = torch.tensor([0, 1, 2])
@@ -172,3 +176,10 @@ def test_captions_are_read_once(folders, monkeypatch, tmp_path):
         Captions.of([["green apple"]]).encoded(encoder_named(str(folders["t5"]), "last", 6))
     with pytest.raises(AssertionError, match="was loaded"):  # other states are other features
         captions.encoded(encoder_named(str(folders["t5"]), "penultimate", 6))
+    monkeypatch.delenv("TRIGFLOW_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr("pathlib.Path.home", mock.Mock(side_effect=RuntimeError))
+    with pytest.raises(
+        UserError, match="no home folder to keep a cache in; expected one; name another folder in TRIGFLOW_CACHE"
+    ):
+        captions.encoded(Encoded(str(folders["t5"]), 6))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from PIL import Image, ImageOps
 from training.tiny import change, differing, state_of, tiny_config
 from trigflow.codecs.pixels import count_all, count_values
 from trigflow.data import Loader, open_dataset
-from trigflow.data.sizes import bucket_sizes, nearest_bucket
+from trigflow.data.decode import bucket_sizes, nearest_bucket
 from trigflow.evaluation.evaluate_model import evaluate_model
 from trigflow.models.model import load
 from trigflow.networks import EDM2Config
@@ -187,3 +188,15 @@ def test_a_network_that_cannot_take_the_sizes_says_so(photos: Path, tmp_path: Pa
     run = trainer(photos, tmp_path / "run", network=network)
     with pytest.raises(UserError, match=r"images of (12 x 20|20 x 12) for a network of 4 levels"):
         run.run()
+
+
+@pytest.mark.parametrize("limit", [0, 4])
+def test_an_image_that_has_another_size_by_now(photos: Path, limit: int) -> None:
+    open_dataset(photos, resize=16, buckets=True)
+    path = photos / "dogs" / "02.png"
+    before = path.stat()
+    Image.fromarray(np.zeros((10, 24, 3), dtype=np.uint8)).save(path)
+    path.write_bytes(path.read_bytes().ljust(before.st_size, b"\0"))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(UserError, match=r"'dogs/02.png' in .* has changed since it was indexed \(it is now 24x10\)"):
+        list(open_dataset(photos, resize=16, buckets=True, memory_limit_gib=limit).chunks())

@@ -142,6 +142,9 @@ def test_sizes(photos: Path, save: Save) -> None:
     assert report.problems[0].what == "is 9x9 RGB, most others are 5x6"
     assert report.sizes == {"5x6 RGB": 6, "9x9 RGB": 1}
     assert problems(check_data(str(photos), resize=4)) == []
+    for side in (0, 8193):
+        with pytest.raises(UserError, match=f"resize {side}; expected a side of 1 to 8192 pixels"):
+            check_data(str(photos), resize=side)
 
 
 def test_duplicates_are_found_by_what_they_show(photos: Path) -> None:
@@ -307,6 +310,23 @@ def test_latents(tmp_path: Path) -> None:
     assert ("mixture", "0.npy") in problems(check_data(str(folder)))
 
 
+def test_latents_of_other_autoencoders(tmp_path: Path) -> None:
+    folder = tmp_path / "latents"
+    folder.mkdir()
+    for index, latent in enumerate(np.abs(RNG.normal(size=(4, 32, 1, 3, 5))).astype(np.float32)):
+        np.save(folder / f"{index}.npy", latent)
+    described = {"vae": {"name": "own", "pixels": "symmetric", "channels": 16}, "class_names": ["cats", "dogs"]}
+    content = {"labels": [[f"{i}.npy", i % 2] for i in range(4)], "latents": described}
+    (folder / "dataset.json").write_text(json.dumps(content))
+    report = check_data(str(folder))
+    assert problems(report) == []
+    assert report.sizes == {"32 channels of 5x3x1": 4}
+    assert report.classes == {"cats": 2, "dogs": 2}
+    content["latents"] = {**described, "class_names": ["cats"]}
+    (folder / "dataset.json").write_text(json.dumps(content))
+    assert problems(check_data(str(folder))) == [("labels", str(folder))]
+
+
 # Against a run -------------------------------------------------------------------------------------------------------
 
 
@@ -360,6 +380,22 @@ def test_no_run_to_compare_with(photos: Path, tmp_path: Path) -> None:
     (tmp_path / "model.json").write_text("{}")
     with pytest.raises(UserError, match=r"does not exist"):
         check_data(str(photos), like=tmp_path)
+
+
+@pytest.mark.parametrize(("channels", "stored"), [(4, 4), (4, 8), (16, 16), (16, 32), (4, 16)])
+def test_latents_like_those_of_a_run(tmp_path: Path, channels: int, stored: int) -> None:
+    folder = tmp_path / "latents"
+    folder.mkdir()
+    for index, latent in enumerate(np.abs(RNG.normal(size=(64, stored, 3, 5))).astype(np.float32)):
+        np.save(folder / f"{index}.npy", latent)
+    depth = max(channels, stored // 2)
+    described = {"vae": {"name": "own", "pixels": "unit", "channels": depth}, "class_names": ["cats", "dogs"]}
+    (folder / "dataset.json").write_text(json.dumps({"labels": [[f"{i}.npy", i % 2] for i in range(64)], "latents": described}))
+    vae = {"name": "own", "pixels": "unit", "digest": None, "channels": channels}
+    numbers = {"raw_mean": [0.798] * channels, "raw_std": [0.603] * channels, "sigma_data": 0.5, "vae": vae}
+    run = run_with(tmp_path, kind="latents", shape=[channels, 3, 5], **numbers)
+    found = [finding.what for finding in check_data(str(folder), like=run).problems]
+    assert [what[:22] for what in found] == (["has the shape (16, 3, "] if stored == 4 * channels else [])
 
 
 # The command ---------------------------------------------------------------------------------------------------------

@@ -102,6 +102,9 @@ def test_one_transparent_colour_becomes_white() -> None:
     assert read(colour)[:, 0].tolist() == [[255, 4], [255, 5], [255, 6]]
     deep = raw_png(2, 16, 0, struct.pack(">2H", 0x0700, 0x0701), struct.pack(">H", 0x0700))
     assert read(deep).tolist() == [[[255, 7]]]
+    levels = 0x1234, 0x5678, 0x9ABC, 0x3434, 0x7878, 0xBCBC  # the second has the low bytes of the first
+    deep = raw_png(2, 16, 2, struct.pack(">6H", *levels), struct.pack(">3H", *levels[:3]))
+    assert read(deep)[:, 0].tolist() == [[255, 0x34], [255, 0x78], [255, 0xBC]]
 
 
 @pytest.mark.parametrize("inks", [(0, 0, 0, 0), (255, 255, 255, 0), (0, 0, 0, 255), (0, 255, 255, 0)])

@@ -118,3 +118,12 @@ def test_a_file_that_is_no_font(monkeypatch, tmp_path):
     monkeypatch.setenv("TRIGFLOW_EMOJI_FONT", str(tmp_path / "font.ttf"))
     with pytest.raises(UserError, match=r"font\.ttf' cannot be drawn with"):
         open_emoji()
+
+
+def test_a_font_without_emoji(monkeypatch):
+    pytest.importorskip("emoji")
+    from matplotlib import get_data_path
+
+    monkeypatch.setenv("TRIGFLOW_EMOJI_FONT", f"{get_data_path()}/fonts/ttf/cmex10.ttf")
+    with pytest.raises(UserError, match=r"cannot be drawn with .*no emoji.*; expected the Noto colour emoji font; install it"):
+        open_dataset("emoji")

@@ -106,6 +106,7 @@ def test_integers_are_labels_when_named(tmp_path: Path) -> None:
         ("?colour=red", "sets 'colour'; expected an address like hf:"),
         ("?split", "sets 'split'|cannot be opened"),
         ("?stream=1&window=0", "window=0"),
+        ("?stream=1&window=²", "window=²"),
     ],
 )
 def test_addresses_that_lead_nowhere(tmp_path: Path, query: str, message: str) -> None:
@@ -133,6 +134,30 @@ def test_columns_that_are_not_there_or_too_many(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has 2 columns that may be the image: picture, other; "):
         open_dataset(f"hf:{tmp_path / 'two'}")
     assert len(open_dataset(f"hf:{tmp_path / 'two'}?image=other")) == 23
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        ("?label=name", r"row 0 of .* has the label 'a'; expected an integer that names a class"),
+        ("?label=name&stream=1", r"row 0 of shard 0 of .* has the label 'a'; expected an integer that names a class"),
+        ("?image=kind", r"the column 'kind' holds no images \(.*\); expected image files; choose another with image="),
+        ("?caption=picture&stream=1", r"the caption in a row of .* is no text \(.*\); expected a text or a list of texts"),
+    ],
+)
+def test_columns_of_another_kind(tmp_path: Path, query: str, message: str) -> None:
+    (tmp_path / "odd").mkdir()
+    table().add_column("name", ["a"] * 23).to_parquet(tmp_path / "odd" / "train.parquet")
+    with pytest.raises(UserError, match=message):
+        open_dataset(f"hf:{tmp_path / 'odd'}{query}")
+
+
+def test_a_split_of_a_single_table(saved: Path) -> None:
+    assert len(open_dataset(f"hf:{saved}?split=train")) == 23
+    with pytest.raises(UserError, match=r"names a split of a single table, .*; expected .* several splits; leave split= out"):
+        open_dataset(f"hf:{saved}?split=test")
+    with pytest.raises(UserError, match="names a split of a single table"):
+        open_dataset(f"hf:{saved}?split=train[:5]")
 
 
 def test_missing_labels_are_named(tmp_path: Path) -> None:
@@ -231,3 +256,39 @@ def test_a_stream_that_changed_is_said_so(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"shard 2 of .* has changed since it was indexed|shard 2 of .* cannot be read"):
         stored(torch.tensor([15]))
     assert hub_module.PREFIX == "hf:"
+
+
+def test_a_stream_of_other_files_is_indexed_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for step, place in enumerate(("here", "there", "here")):
+        (tmp_path / place / "set").mkdir(parents=True, exist_ok=True)
+        monkeypatch.chdir(tmp_path / place)
+        labels = [(i + step) % 3 for i in range(23)]
+        table(labels).to_parquet(tmp_path / place / "set" / "train.parquet")
+        found = open_dataset("hf:./set?stream=1").labels
+        assert found is not None
+        assert found.tolist() == labels
+
+
+def test_rows_that_a_stream_passes_over_are_not_kept() -> None:
+    from trigflow.data.stream import _Reading
+
+    class Row(dict[str, Any]):
+        alive = 0
+
+        def __init__(self) -> None:
+            Row.alive += 1
+
+        def __del__(self) -> None:
+            Row.alive -= 1
+
+    class Source:
+        def read(self, shard: int) -> Any:
+            for number in range(100):
+                row = Row()
+                most.append(Row.alive)
+                row["number"] = number
+                yield row
+
+    most: list[int] = []
+    assert [row["number"] for row in _Reading().take(Source(), 0, [97, 99])] == [97, 99]  # type: ignore[arg-type]
+    assert max(most) < 6

@@ -327,6 +327,24 @@ def test_a_dataset_json_that_does_not_match(tmp_path: Path, content: object, mes
         open_dataset(write(tmp_path / "photos", moments(2), content=content))
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[]", "holds no table"),
+        ("{", "cannot be read"),
+        ('{"format": 99}', "update trigflow"),
+        ("{}", "names no reader of captions"),
+    ],
+)
+def test_a_damaged_cache_of_a_teacher(tmp_path: Path, content: str, message: str) -> None:
+    stored_zip(write(tmp_path / "photos", moments(2))).rename(tmp_path / "latents.zip")
+    with zipfile.ZipFile(tmp_path / "latents.zip", "a") as archive:
+        archive.writestr("metadata.jsonl", json.dumps({"file_name": "000.npy", "text": "a cat"}))
+    (tmp_path / "cache.json").write_text(content)
+    with pytest.raises(UserError, match=message):
+        open_dataset(tmp_path)
+
+
 def test_latents_have_a_size_already(tmp_path: Path) -> None:
     folder = write(tmp_path / "photos", moments(2))
     with pytest.raises(UserError, match="encode the images anew"):

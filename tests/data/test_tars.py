@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import os
+import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -73,6 +74,23 @@ def test_all_ways_to_name_shards(shards: Path) -> None:
         shard.rename(shard.with_suffix(".TAR"))
     assert torch.equal(open_dataset(f"{shards}/train-{{0000..0003}}.TAR").images, everything.images)
     assert torch.equal(open_dataset(shards / "train-0003.TAR").images, everything.images[9:])
+
+
+def test_other_files_beside_shards_are_no_parts(shards: Path) -> None:
+    (shards / "val.txt").write_text("seen by nobody")
+    assert len(open_dataset(shards)) == 10
+    shutil.copy(shards / "train-0000.tar", shards / "val-0000.tar")
+    with pytest.raises(UserError, match="holds shards of several parts of a data set"):
+        open_dataset(shards)
+
+
+def test_names_end_at_a_nul(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "odd.tar", "w", format=tarfile.PAX_FORMAT) as archive:
+        for name, content in (("a.png\0.txt", png(NOISE[0])), ("b.png", png(NOISE[1])), ("c.txt", b"text")):
+            info = tarfile.TarInfo(name)
+            info.size, info.pax_headers = len(content), {"path": name}
+            archive.addfile(info, io.BytesIO(content))
+    assert np.array_equal(open_dataset(tmp_path / "odd.tar").images.permute(0, 2, 3, 1), NOISE[:2])
 
 
 def test_shards_of_a_range_that_are_missing(shards: Path) -> None:

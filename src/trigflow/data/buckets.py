@@ -1,4 +1,4 @@
-"""Images of the sizes of `trigflow.data.sizes`, which training sees in batches of one (`trigflow.data.order.BucketOrder`).
+"""Images of the sizes of `trigflow.data.decode`, which training sees in batches of one (`trigflow.data.order.BucketOrder`).
 
 To everything else they are squares: drawing, and the codec. Evaluation opens the data anew, as squares.
 """
@@ -74,5 +74,7 @@ def in_buckets(decoder: Decoder, found: Scan, memory_limit_gib: float, workers: 
 def _into_memory(rows: ImageRows, workers: int) -> Tensor:
     pieces = in_order(rows.decoder.several, chunks_of(len(rows)), workers)
     images = [image for piece in pieces for _, image in piece]
-    # Of an image that is damaged by now its rows say what there is to say.
-    return torch.stack([rows[torch.tensor([i])][0] if image is None else image for i, image in enumerate(images)])
+    for i, image in enumerate(images):
+        if image is None or image.shape[1:] != rows.size:  # it has changed by now, which its rows say
+            images[i] = rows[torch.tensor([i])][0]
+    return torch.stack(images)  # type: ignore[arg-type] # none is None

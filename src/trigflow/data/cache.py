@@ -25,10 +25,13 @@ STATE = "state"
 
 
 def cache_folder() -> Path:
-    """`$TRIGFLOW_CACHE`, else `trigflow` in `$XDG_CACHE_HOME` or in `~/.cache`."""
+    """`$TRIGFLOW_CACHE`, else `trigflow` in `$XDG_CACHE_HOME` or in `~/.cache`. Raises a UserError where there is no home."""
     if own := os.environ.get("TRIGFLOW_CACHE"):
         return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trigflow"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trigflow"
+    except RuntimeError:
+        raise UserError("no home folder to keep a cache in; expected one; name another folder in TRIGFLOW_CACHE") from None
 
 
 def remembered(subject: list[Any], state: list[Any], make: Callable[[], Arrays]) -> Arrays:
@@ -40,10 +43,10 @@ def remembered(subject: list[Any], state: list[Any], make: Callable[[], Arrays])
         make: gives the arrays; an entry of another state of the same subject is replaced by them.
     """
     try:
-        path = cache_folder() / "data" / f"{_digest(subject)}.npz"
-    except RuntimeError:  # there is no home
+        path = cache_folder() / "data" / f"{digest_of_text(json.dumps(subject))}.npz"
+    except UserError:
         return make()
-    digest = _digest([VERSION, subject, state])
+    digest = digest_of_text(json.dumps([VERSION, subject, state]))
     # Damaged files end in all kinds of exceptions.
     with contextlib.suppress(Exception), np.load(path, allow_pickle=False) as file:
         if str(file[STATE]) == digest:
@@ -57,5 +60,6 @@ def remembered(subject: list[Any], state: list[Any], make: Callable[[], Arrays])
     return arrays
 
 
-def _digest(value: list[Any]) -> str:
-    return hashlib.blake2b(json.dumps(value).encode(), digest_size=16).hexdigest()
+def digest_of_text(text: str) -> str:
+    """Tells a text from others."""
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

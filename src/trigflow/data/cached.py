@@ -2,7 +2,7 @@
 
     cache.json        format, and which encoders read the captions
     latents.zip       see `trigflow.data.encode`
-    text/             see `trigflow.data.text_features`
+    text/             see `trigflow.data.captions`
 
 `trigflow.data.open_dataset` opens it.
 """
@@ -16,7 +16,6 @@ import torch
 from trigflow.codecs import Latents
 from trigflow.data.encode import encode_images, renew_captions
 from trigflow.data.sources.opening import CACHE, open_dataset
-from trigflow.data.text_features import encode_captions
 from trigflow.migrations import migrated, stamped
 from trigflow.models.model import unloaded_parts
 from trigflow.runtime.errors import UserError
@@ -77,19 +76,8 @@ def encode_for(
     if zipped.is_file():
         renew_captions(zipped, source, captions)
     else:
-        size = codec.drawn_shape[-2]
         encode_images(
-            source,
-            zipped,
-            vae=codec.vae,
-            resize=size,
-            device=device,
-            captions=captions,
-            shape=codec.shape,
-            progress=progress,
-            **how,
-        )
-    data = open_dataset(folder, captions=captions)
-    if data.captions is not None and reader is not None:
-        encode_captions([text for texts in data.captions.texts for text in texts], reader, folder / "text", progress=progress)
-    return len(data)
+            source, zipped, vae=codec.vae, resize=codec.drawn_shape[-2], shape=codec.shape,
+            device=device, captions=captions, progress=progress, **how,
+        )  # fmt: skip
+    return len(open_dataset(folder, captions=captions).read_as(conditioner, progress))

@@ -19,6 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from trigflow.codecs import codec_from_state
+from trigflow.codecs.vae import CHANNELS
 from trigflow.conditions import Conditioner, Text, named
 from trigflow.conditions.told import quoted
 from trigflow.data.caption_files import read_captions
@@ -26,12 +27,12 @@ from trigflow.data.decode import CorruptImageError, decode, is_turned, open_imag
 from trigflow.data.findings import Report
 from trigflow.data.labels import find_labels, label_files, pair
 from trigflow.data.latent_files import ENDING as LATENT_ENDING
-from trigflow.data.latent_files import parse
+from trigflow.data.latent_files import describe_latents, parse
 from trigflow.data.loader import in_order
 from trigflow.data.rows import chunks_of
 from trigflow.data.sources.containers import examine_container, note_others
 from trigflow.data.sources.files import Files
-from trigflow.data.sources.opening import EMBEDDED
+from trigflow.data.sources.opening import EMBEDDED, check_resize
 from trigflow.data.sources.tars import TarFiles
 from trigflow.models.model import read_description
 from trigflow.runtime.errors import UserError
@@ -59,7 +60,6 @@ class Seen:
 
 Sums = dict[int, npt.NDArray[np.float64]]
 """Of images of each number of channels: count, sum and sum of squares of the values of each channel, `(3, c)`."""
-Examined = tuple[list[Seen], Sums]
 
 
 def check_data(
@@ -80,9 +80,10 @@ def check_data(
         progress: draw a progress bar on stderr.
 
     Raises:
-        UserError: if there is no such data, or it cannot be read at all.
+        UserError: if there is no such data, it cannot be read at all, or `resize` is out of range.
         MissingExtraError: for a Hugging Face data set, without `datasets`.
     """
+    check_resize(resize)
     model = None if like is None else read_description(Path(like) / "model.json")
     if source in EMBEDDED:
         raise UserError(f"{source!r} comes with a package; expected data of your own to check; pass a path")
@@ -96,9 +97,10 @@ def check_data(
         raise UserError(f"no images or latents in {source!r}; expected some; check the path or convert the images")
     report.of = "latents" if latents and not len(images) else "images"
     report.images = len(chosen)
-    names, labels = _labels(files, chosen, report)
+    names, labels, channels = _labels(files, chosen, report)
     note_others(files, _captions(files, chosen, report), report)
-    examine = _Examine(chosen, _see_latent if report.of == "latents" else functools.partial(_see_image, resize=resize))
+    see_latent, see_image = functools.partial(_see_latent, channels=channels), functools.partial(_see_image, resize=resize)
+    examine = functools.partial(_examine, chosen, see_latent if report.of == "latents" else see_image)
     seen, sums = list[Seen](), Sums()
     with tqdm(total=len(chosen), desc="checking", unit="image", disable=not progress) as bar:
         for part, found in in_order(examine, chunks_of(len(chosen)), workers):
@@ -120,28 +122,26 @@ def check_data(
 # One file ------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Examine:
-    """Looks at some files; `see` gives the values of one, and what is unusual about how they are stored."""
+See = Callable[[bytes, str], tuple[Tensor, tuple[str, ...]]]
+"""Gives the values in a file (content, name), and what is unusual about how they are stored."""
 
-    files: Files
-    see: Callable[[bytes, str], tuple[Tensor, tuple[str, ...]]]
 
-    def __call__(self, indices: Sequence[int]) -> Examined:
-        sums = Sums()
-        return [self._examine(index, sums) for index in indices], sums
+def _examine(files: Files, see: See, indices: Sequence[int]) -> tuple[list[Seen], Sums]:
+    sums = Sums()
+    return [_examine_one(files, see, index, sums) for index in indices], sums
 
-    def _examine(self, index: int, sums: Sums) -> Seen:
-        try:
-            values, traits = self.see(self.files.read(index), self.files.names[index])
-        except CorruptImageError as error:
-            return Seen(error.reason)
-        except UserError as error:
-            return Seen(str(error).split(";")[0])
-        flat = values.flatten(1).double()
-        rows = torch.stack([torch.ones_like(flat).sum(dim=1), flat.sum(dim=1), flat.square().sum(dim=1)])
-        sums[len(flat)] = sums.get(len(flat), 0) + rows.numpy()
-        return Seen(None, tuple(values.shape), _digest(values), traits)
+
+def _examine_one(files: Files, see: See, index: int, sums: Sums) -> Seen:
+    try:
+        values, traits = see(files.read(index), files.names[index])
+    except CorruptImageError as error:
+        return Seen(error.reason)
+    except UserError as error:
+        return Seen(str(error).split(";")[0])
+    flat = values.flatten(1).double()
+    rows = torch.stack([torch.ones_like(flat).sum(dim=1), flat.sum(dim=1), flat.square().sum(dim=1)])
+    sums[len(flat)] = sums.get(len(flat), 0) + rows.numpy()
+    return Seen(None, tuple(values.shape), _digest(values), traits)
 
 
 def _see_image(content: bytes, name: str, resize: int | None) -> tuple[Tensor, tuple[str, ...]]:
@@ -149,8 +149,8 @@ def _see_image(content: bytes, name: str, resize: int | None) -> tuple[Tensor, t
     return image, _traits(content, name)
 
 
-def _see_latent(content: bytes, name: str) -> tuple[Tensor, tuple[str, ...]]:
-    return parse(content, name), ()
+def _see_latent(content: bytes, name: str, channels: int) -> tuple[Tensor, tuple[str, ...]]:
+    return parse(content, name, channels), ()
 
 
 def _digest(values: Tensor) -> bytes:
@@ -174,13 +174,18 @@ def _traits(content: bytes, name: str) -> tuple[str, ...]:
 # All of them ---------------------------------------------------------------------------------------------------------
 
 
-def _labels(files: Files, chosen: Files, report: Report) -> tuple[tuple[str, ...], list[int] | None]:
-    """Class names and labels; a problem where they contradict themselves."""
+def _labels(files: Files, chosen: Files, report: Report) -> tuple[tuple[str, ...], list[int] | None, int]:
+    """Class names and labels, and how many channels latents are said to have; a problem where they contradict themselves."""
+    channels = CHANNELS
     try:
+        if report.of == "latents":
+            channels = describe_latents(files)[0].depth
         labels, names = find_labels(files, chosen.names)
+        if report.of == "latents":
+            names = describe_latents(files, len(names))[1] or names
     except UserError as error:
         report.problem("labels", report.source, str(error).split(";")[0])
-        return (), None
+        return (), None, channels
     beside = [files.names[index] for index in label_files(files)]
     if labels is not None and beside:
         of_images = {*pair(chosen.names, beside, files.where).values()}
@@ -199,7 +204,7 @@ def _labels(files: Files, chosen: Files, report: Report) -> tuple[tuple[str, ...
             report.note("classes", empty[0], f"and {len(empty) - 1} other classes have no {report.of}")
         if len(counts) == 1:
             report.problem("labels", names[labels[0]], "is the only class; training by class needs two")
-    return names, labels
+    return names, labels, channels
 
 
 def _captions(files: Files, chosen: Files, report: Report) -> set[str]:
@@ -255,7 +260,7 @@ def _compare_sizes(files: Files, seen: Sequence[Seen], report: Report) -> None:
 
 def _describe(shape: Sequence[int], of: str) -> str:
     if of == "latents":
-        return f"{shape[0]} channels of {shape[2]}x{shape[1]}"
+        return f"{shape[0]} channels of {'x'.join(map(str, shape[:0:-1]))}"
     return f"{shape[2]}x{shape[1]} {'gray' if shape[0] == 1 else 'RGB'}"
 
 
@@ -315,7 +320,8 @@ def _compare_with(model: Any, run: str, seen: Sequence[Seen], class_names: Seque
         report.problem("unlike", report.source, f"holds {report.of} where {run!r} was trained on {expected}")
         return
     if found:
-        channels = max(one[0] for one in found) if codec.pictured else codec.shape[0]
+        most, depth = max(one[0] for one in found), codec.shape[0]
+        channels = most if codec.pictured or most != 2 * depth else depth  # latents may have deviations beside the means
         shapes = {(channels, *one[1:]) for one in found}
         if shapes != {codec.shape}:
             other = next(iter(shapes - {codec.shape}))

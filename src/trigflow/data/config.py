@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from trigflow.conditions.encoded import States
+from trigflow.data.captions import encoder_named
 from trigflow.data.dataset import Dataset, require_classes
 from trigflow.data.sources.opening import open_dataset
-from trigflow.data.text_features import encoder_named
 from trigflow.runtime.errors import UserError
 
 
@@ -53,30 +53,24 @@ class DataConfig:
 def load_data(config: DataConfig, progress: bool = False) -> Dataset:
     """The data set of a configuration, read with a progress bar on a terminal; see `open_dataset`. Raises a UserError as
     `open_dataset`, and for labelled data of one class only."""
+    progress = progress and sys.stderr.isatty()
     dataset = open_dataset(
-        config.source,
-        resize=config.resize,
-        channels=config.channels,
-        skip_corrupt=config.skip_corrupt,
-        progress=progress and sys.stderr.isatty(),
-        memory_limit_gib=config.memory_gib,
-        workers=config.workers,
-        captions=config.captions,
-        buckets=config.buckets,
-    )
+        config.source, resize=config.resize, buckets=config.buckets, channels=config.channels, captions=config.captions,
+        skip_corrupt=config.skip_corrupt, memory_limit_gib=config.memory_gib, workers=config.workers, progress=progress,
+    )  # fmt: skip
     if dataset.labels is not None:
         require_classes(dataset)
-    if config.text_encoder is not None and dataset.captions is None:
+    if config.text_encoder is None:
+        return dataset
+    if dataset.captions is None:
         raise UserError(
             f"data.text_encoder for '{config.source}', which has no captions; expected data with captions; leave it out"
         )
-    if config.text_encoder is not None and dataset.captions is not None:
-        encoder = encoder_named(config.text_encoder, config.text_states, config.text_length)
-        dataset = replace(dataset, captions=dataset.captions.encoded(encoder, progress=progress and sys.stderr.isatty()))
-    return dataset
+    encoder = encoder_named(config.text_encoder, config.text_states, config.text_length)
+    return replace(dataset, captions=dataset.captions.encoded(encoder, progress=progress))
 
 
 def data_of(origin: Mapping[str, Any]) -> DataConfig:
     """The settings of the data that a model was trained on, as far as its origin says them; see `Model.origin`."""
     known = {field.name for field in fields(DataConfig)}
-    return DataConfig(**{name: value for name, value in dict(origin.get("data") or {}).items() if name in known})
+    return DataConfig(**{name: value for name, value in (origin.get("data") or {}).items() if name in known})

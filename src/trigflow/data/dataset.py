@@ -391,16 +391,14 @@ class ImageDataset(Dataset):
             )
         if normalize == "symmetric":
             return Pixels.symmetric(self.shape)
-        return Pixels.measured(self.shape, self._counts(), sigma_data, self.name)
+        counts = self.counts
+        if counts is None:
+            counts = count_values(self.values) if self.rows is None else count_all(self.chunks(), self.channels)
+        return Pixels.measured(self.shape, counts, sigma_data, self.name)
 
     def subset(self, indices: Tensor) -> ImageDataset:
         """The chosen images as a data set of their own; how often each byte occurs is counted anew."""
         return replace(super().subset(indices), counts=None)
-
-    def _counts(self) -> Tensor:
-        if self.counts is not None:
-            return self.counts
-        return count_values(self.values) if self.rows is None else count_all(self.chunks(), self.shape[0])
 
 
 def require_classes(dataset: Dataset) -> None:

@@ -7,9 +7,19 @@ Whatever a PNG, JPEG or WebP may hold ends as 8-bit grayscale or RGB:
 * 16 bits become 8 by keeping the high byte.
 * CMYK and palettes become RGB, and so does gray with alpha of 16 bits; 1-bit and gray with alpha of 8 bits become gray.
 * Of an animation the first frame is taken.
+
+Pictures of many shapes can each be brought to the nearest of several sizes of about equal area: aspect-ratio buckets. For a
+square of side S they have a short side `s = S, S - q, S - 2q, ...` and a long side l, one either way round::
+
+    q = largest power of two that is at most 64 and S / 8, but at least 1
+    l = q floor(S^2 / (q s)),        l <= 2.5 s
+
+so for S = 64: 64x64, 56x72, 48x80 and 40x96. A picture goes to the size whose ratio is nearest to its own, as a quotient; as
+much of its middle is kept as has that ratio, and scaled.
 """
 
 import contextlib
+import functools
 import io
 from collections.abc import Sequence
 from typing import Any
@@ -22,7 +32,6 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 from torch import Tensor
 
-from trigflow.data.sizes import nearest_bucket
 from trigflow.runtime.errors import UserError, on_one_line
 
 READERS: dict[bytes, type[Any]] = {b"\x89PNG\r\n\x1a\n": PngImageFile, b"\xff\xd8\xff": JpegImageFile, b"RIFF": WebPImageFile}
@@ -30,8 +39,6 @@ READERS: dict[bytes, type[Any]] = {b"\x89PNG\r\n\x1a\n": PngImageFile, b"\xff\xd
 OTHER_FORMATS = {"GIF": b"GIF8", "BMP": b"BM", "TIFF": b"II*\0", "big-endian TIFF": b"MM\0*", "PDF": b"%PDF"}
 """What files of other formats begin with, to name them in messages."""
 GRAY_MODES = ("1", "L", "LA", "La")
-
-
 ORIENTATION = 0x0112
 """The EXIF tag that says how a picture is to be turned; 1 for not at all."""
 
@@ -87,7 +94,7 @@ def decode(data: bytes, name: str, *, channels: int | None, resize: int | None, 
         channels: 1 or 3 to convert to grayscale or RGB; None keeps grayscale images gray and makes all others RGB.
         resize: side of the square to make of it (see `fit`), or None.
         crop: see `fit`.
-        buckets: make of it the nearest of `trigflow.data.sizes.bucket_sizes(resize)` in place of the square.
+        buckets: make of it the nearest of `bucket_sizes(resize)` in place of the square.
 
     Raises:
         CorruptImageError: if it cannot be decoded to the end.
@@ -125,6 +132,9 @@ def open_image(data: bytes, name: str) -> Image.Image:
         raise
     except Exception as error:
         raise CorruptImageError(name, on_one_line(error, 80)) from error
+    clear = image.info.get("transparency")
+    if isinstance(clear, tuple) and image.tile[0][-1] == "RGB;16B":  # of pixels the high bytes are read
+        image.info["transparency"] = tuple(level >> 8 for level in clear)
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and image.width * image.height > limit:
         raise UserError(
@@ -152,6 +162,28 @@ def fit(image: Image.Image, resize: int | tuple[int, int] | None, crop: bool) ->
     if image.size == (width, height):
         return image
     return image.resize((width, height), Image.Resampling.LANCZOS)
+
+
+@functools.cache
+def bucket_sizes(side: int) -> list[tuple[int, int]]:
+    """Width and height of all buckets of the square of this side, from the narrowest to the widest; see the module. Raises a
+    UserError if the side is no multiple of their step."""
+    step = next(q for q in (64, 32, 16, 8, 4, 2, 1) if q <= side / 8 or q == 1)
+    if side % step:
+        raise UserError(f"resize {side} with buckets; expected a multiple of {step}; use --resize {side - side % step}")
+    pairs = [(short, step * (side**2 // (step * short))) for short in range(side, 0, -step)]
+    upright = [(short, long) for short, long in pairs if long <= 2.5 * short]
+    return sorted({*upright, *(size[::-1] for size in upright)})
+
+
+def nearest_bucket(size: tuple[int, int], side: int) -> tuple[int, int]:
+    """The bucket whose ratio is nearest to that of an image of this width and height; of two as near the squarer one."""
+
+    def distance(bucket: tuple[int, int]) -> tuple[float, int]:
+        one, other = size[0] * bucket[1], size[1] * bucket[0]
+        return max(one, other) / min(one, other), abs(bucket[0] - bucket[1])
+
+    return min(bucket_sizes(side), key=distance)
 
 
 def to_tensor(image: Image.Image) -> Tensor:

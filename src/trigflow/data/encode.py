@@ -35,12 +35,12 @@ from trigflow.data.rows import Decoder
 from trigflow.data.sources.files import Files
 from trigflow.data.sources.folder import image_files
 from trigflow.data.sources.opening import list_files
+from trigflow.data.sources.zips import SIGNATURE
 from trigflow.migrations import FORMATS
 from trigflow.runtime.errors import UserError, first_line
-from trigflow.runtime.files import ensure_folder
+from trigflow.runtime.files import ensure_folder, is_owned, owned
 from trigflow.runtime.places import check_place
 
-SIGNATURE = b"PK\3\4"
 LOCAL_HEADER = struct.Struct("<4sHHHHHIIIHH")
 EXTRA = struct.Struct("<HHIQ")
 EXTRA_ID = 0x6674
@@ -106,26 +106,36 @@ def whole_entries(file: BinaryIO) -> Iterator[tuple[Entry, bytes]]:
         yield Entry(info, source, start), data
 
 
-Add = Callable[[str, Fingerprint, bytes], None]
+PARTIAL = ".partial"
+"""Added to the name of the zip until it is whole."""
 
 
 @contextmanager
-def appending(path: Path, entries: list[Entry]) -> Iterator[Add]:
-    """A function that adds an entry (name, source, data) behind these, which the file begins with; the rest of it is cut off.
+def appending(path: Path, entries: list[Entry]) -> Iterator[Callable[[str, Fingerprint, bytes], None]]:
+    """A function that adds an entry (name, source, data) behind these, which `PATH.partial` begins with; the rest of it is cut
+    off.
 
-    When the block ends the file is a zip of all entries.
+    When the block ends the file is a zip of all entries, and is called `path`. Raises a UserError if it cannot be written, or
+    another process is writing it.
     """
-    end = entries[-1].end if entries else 0
-    with open(path, "r+b" if entries else "wb") as file:
-        file.truncate(end)
-        file.seek(end)
-        with zipfile.ZipFile(file, "w") as archive:
-            archive.infolist().extend(entry.info for entry in entries)
-            yield lambda name, source, data: archive.writestr(entry_info(name, source), data)
-
-
-PARTIAL = ".partial"
-"""Added to the name of the zip until it is whole."""
+    partial, end = path.with_name(path.name + PARTIAL), entries[-1].end if entries else 0
+    if partial.exists() and is_owned(partial):
+        raise UserError(f"another process writes '{partial}'; expected one at a time; wait for it, or choose another --out")
+    try:
+        with open(partial, "r+b" if entries else "wb") as file, owned(partial):
+            file.truncate(end)
+            file.seek(end)
+            with zipfile.ZipFile(file, "w") as archive:
+                archive.infolist().extend(entry.info for entry in entries)
+                yield lambda name, source, data: archive.writestr(entry_info(name, source), data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        raise UserError(
+            f"cannot write '{partial}' ({error.strerror or error}); expected a file that can be written, with space left; "
+            "choose another --out, or make room and run the same command again"
+        ) from None
 
 
 def encode_images(
@@ -172,6 +182,7 @@ def encode_images(
         raise UserError(f"cannot write latents to '{path}'; expected the name of a .zip; change --out")
     if path.exists():
         raise UserError(f"'{path}' already exists; expected a new file; choose another --out, or delete it")
+    partial = check_place(path.with_name(path.name + PARTIAL), "file")
     if batch_size < 1 or (resize is not None and resize < 1):
         raise UserError(f"batch size {batch_size} and resize {resize}; expected at least 1; change --batch-size or --resize")
     images = _Images.find(list_files(os.fspath(source)), resize, captions)
@@ -192,12 +203,11 @@ def encode_images(
     }
     description = json.dumps({"labels": images.labels, "latents": latents}).encode()
     ensure_folder(path.parent)
-    partial = path.with_name(path.name + PARTIAL)
     entries = _finished(partial, images, description, batch_size)
     total, done = len(images.files), max(len(entries) - 1, 0)
     bar = tqdm(total=total, initial=done, desc="encoding", unit="img", disable=not progress)
     try:
-        with bar, appending(partial, entries) as add:
+        with bar, appending(path, entries) as add:
             if not entries:
                 add(LABEL_FILE, Fingerprint.of(description), description)
             pieces = [range(start, min(start + batch_size, total)) for start in range(done, total, batch_size)]
@@ -211,18 +221,10 @@ def encode_images(
                 bar.update(len(indices))
             if images.table:
                 add(TABLES[0], Fingerprint.of(images.table), images.table)
-        with partial.open("rb") as written:
-            os.fsync(written.fileno())
-        partial.replace(path)
     except UserError:
-        if done == 0:
-            partial.unlink(missing_ok=True)
+        if done == 0 and partial.exists() and not is_owned(partial):
+            partial.unlink()
         raise
-    except OSError as error:
-        raise UserError(
-            f"cannot write '{partial}' ({error.strerror or error}); expected a file that can be written, with space left; "
-            "choose another --out, or make room and run the same command again"
-        ) from None
     return total
 
 
@@ -273,6 +275,14 @@ class _Images:
         image, content = Decoder(self.files, 3, self.resize, crop=True).whole(index)
         return image, Fingerprint.of(content)
 
+    def made(self, index: int, entry: Entry) -> bool:
+        """Whether an entry is the latent of this image, as its file is now."""
+        name = latent_name(self.files.names[index])
+        try:
+            return (entry.info.filename, entry.source) == (name, Fingerprint.of(self.files.read(index)))
+        except CorruptImageError:
+            return False
+
     def batch(self, size: tuple[int, int], indices: Sequence[int]) -> tuple[Tensor, list[Fingerprint]]:
         """Images, which have to be of this height and width, and the fingerprints of their files."""
         images, sources = zip(*map(self.read, indices), strict=True)
@@ -301,20 +311,16 @@ def renew_captions(path: Path, source: str, captions: bool) -> None:
     wrong = "other classes" if (labels, list(images.class_names)) != classes else ""
     if len(entries) - 1 != len(images.files):
         wrong = f"{len(entries) - 1} images, now {len(images.files)}"
-    for (index, name), entry in zip(enumerate(images.files.names), entries[1:], strict=False):
-        try:
-            same = wrong or (entry.info.filename, entry.source) == (latent_name(name), Fingerprint.of(images.files.read(index)))
-        except CorruptImageError:
-            same = False
-        wrong = wrong if same else f"another {name!r}"
+    if not wrong:
+        others = (name for index, name in enumerate(images.files.names) if not images.made(index, entries[1 + index]))
+        wrong = next((f"another {name!r}" for name in others), "")
     if wrong:
         raise UserError(f"'{path}' was made of {wrong}; expected the same images; restore them, or choose another --out")
     if images.table != before:
-        partial = path.replace(path.with_name(path.name + PARTIAL))  # from which `encode_images` goes on
-        with appending(partial, entries) as add:
+        path.replace(path.with_name(path.name + PARTIAL))  # from which `encode_images` goes on
+        with appending(path, entries) as add:
             if images.table:
                 add(TABLES[0], Fingerprint.of(images.table), images.table)
-        partial.replace(path)
 
 
 # Going on ------------------------------------------------------------------------------------------------------------
@@ -340,7 +346,7 @@ def _finished(partial: Path, images: _Images, description: bytes, batch_size: in
         for (index, name), (entry, _) in zip(enumerate(images.files.names), found, strict=False):
             if entry.info.filename != latent_name(name):
                 break
-            if entry.source != Fingerprint.of(images.files.read(index)):
+            if not images.made(index, entry):
                 raise _cannot_go_on(partial, f"holds the latent of another image {name!r}", "the same images")
             entries.append(entry)
     done = len(entries) - 1

@@ -91,20 +91,12 @@ def _labels_from_json(files: Files, images: Sequence[str]) -> tuple[list[int] | 
         labels[name] = label
     absent = sorted(labels.keys() - set(images))
     if absent:
-        raise _bad_json(
-            files,
-            f"names {len(absent)} image(s) not there, such as {absent[0]!r}",
-            "paths relative to its own folder",
-            "add the images or remove their entries",
-        )
+        wrong = f"names {len(absent)} image(s) not there, such as {absent[0]!r}"
+        raise _bad_json(files, wrong, "paths relative to its own folder", "add the images or remove their entries")
     unlisted = [name for name in images if name not in labels]
     if unlisted:
-        raise _bad_json(
-            files,
-            f"leaves out {len(unlisted)} image(s), such as {unlisted[0]!r}",
-            "one entry an image",
-            "add entries for them or remove the images",
-        )
+        wrong = f"leaves out {len(unlisted)} image(s), such as {unlisted[0]!r}"
+        raise _bad_json(files, wrong, "one entry an image", "add entries for them or remove the images")
     return [labels[name] for name in images], number_classes(labels.values())
 
 

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from trigflow.codecs.vae import CHANNELS, VAESource
+from trigflow.codecs.vae import VAESource
 from trigflow.conditions import check_class_names
 from trigflow.data.caption_files import find_captions
 from trigflow.data.dataset import digest_of
@@ -55,7 +56,7 @@ def read_latents(files: Files, *, skip_corrupt: bool, progress: bool, memory_lim
     names = latents.names
     labels, class_names = find_labels(files, names)
     written = find_captions(files, names) if captions else None
-    vae, given_names = _description(files, len(class_names))
+    vae, given_names = describe_latents(files, len(class_names))
     shape = _first_shape(latents, vae.depth)
     gib = len(names) * int(np.prod(shape)) * 4 / 2**30
     rows, kept, corrupt = None, list(range(len(names))), list[str]()
@@ -117,7 +118,7 @@ def parse_header(data: bytes, name: str) -> Header:
     return Header(dtype, shape, fortran, file.tell())
 
 
-def parse(data: bytes, name: str, channels: int = CHANNELS) -> Tensor:
+def parse(data: bytes, name: str, channels: int) -> Tensor:
     """The latent in a `.npy` file, float32, shape `(c or 2 c, h, w)`, of a video with frames before h.
 
     Raises:
@@ -156,10 +157,8 @@ def _check_shape(header: Header, name: str, channels: int) -> None:
 def _first_shape(files: Files, channels: int) -> tuple[int, ...]:
     """Shape of the first latent that is whole."""
     for index, name in enumerate(files.names):
-        try:
+        with suppress(CorruptImageError):
             return tuple(parse(files.read(index), name, channels).shape)
-        except CorruptImageError:
-            continue
     check_corrupt("latents", files.where, files.names, len(files))
     raise AssertionError
 
@@ -225,8 +224,9 @@ def _check_same(first: str, expected: tuple[int, ...], name: str, shape: tuple[i
         )
 
 
-def _description(files: Files, num_classes: int) -> tuple[VAESource, tuple[str, ...]]:
-    """The autoencoder and the class names (empty: no names) that `dataset.json` names under "latents"."""
+def describe_latents(files: Files, num_classes: int = 0) -> tuple[VAESource, tuple[str, ...]]:
+    """The autoencoder and, for labels of so many classes, their names that `dataset.json` has under "latents"; empty for no
+    names. Raises a UserError if there is something else, or too few names."""
     name = label_file(files)
     if name is None:
         return VAESource(), ()

@@ -109,7 +109,10 @@ class LatentDataset(Dataset):
 
     def check_flip(self) -> None:
         """Raise a UserError: the latent of a mirrored image is not the mirrored latent."""
-        raise UserError(NO_FLIP)
+        raise UserError(
+            "mirrored latents; expected none, as the latent of a mirrored image is not the mirrored latent; "
+            "turn data.flip off, or encode mirrored copies of the images"
+        )
 
     def check_codec(self, codec: object, name: str) -> None:
         """Raise a UserError if the codec is that of latents of another autoencoder, as far as the two are known."""
@@ -126,12 +129,6 @@ class LatentDataset(Dataset):
                 "latents of unit pixels, of which EDM2's statistics are; set data.normalize to measured"
             )
         return Latents(self.shape, sigma_data=sigma_data, vae=self.vae)
-
-
-NO_FLIP = (
-    "mirrored latents; expected none, as the latent of a mirrored image is not the mirrored latent; "
-    "turn data.flip off, or encode mirrored copies of the images"
-)
 
 
 def measure_latents(dataset: LatentDataset, sigma_data: float = 0.5) -> Latents:

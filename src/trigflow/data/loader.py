@@ -6,6 +6,7 @@ worker is told their indices and sends back bytes. So neither the number of work
 trained on.
 """
 
+import functools
 import signal
 import sys
 import threading
@@ -16,17 +17,18 @@ from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from trigflow.data.dataset import Dataset
+from trigflow.data.dataset import Dataset, Rows
 from trigflow.runtime.errors import UserError, on_one_line
 
 T = TypeVar("T")
 R = TypeVar("R")
-Indices = np.ndarray[Any, np.dtype[np.int64]]
+Indices = npt.NDArray[np.int64]
 
 
 def in_order(function: Callable[[T], R], items: Sequence[T], workers: int = 0) -> Iterator[R]:
@@ -130,7 +132,7 @@ class Loader:
         """Begin to read ahead from this step."""
         self._steps.start = self._next = step
         if self._loader is None:
-            read = _Stored(self.dataset)
+            read = functools.partial(_stored, self.dataset.rows)  # type: ignore[arg-type] # without rows there are no workers
             self._loader = _processes(read, self._steps, self.workers, self._ahead, self.device.type == "cuda")
         self._coming = _begin(self._loader)
 
@@ -154,15 +156,8 @@ class _Steps:
         return self.end - self.start
 
 
-class _Stored:
-    """Indices, and what is stored of them."""
-
-    def __init__(self, dataset: Dataset) -> None:
-        self.rows = dataset.rows
-
-    def __call__(self, indices: Indices) -> tuple[Indices, Tensor]:
-        assert self.rows is not None
-        return indices, self.rows[torch.from_numpy(indices)]
+def _stored(rows: Rows, indices: Indices) -> tuple[Indices, Tensor]:
+    return indices, rows[torch.from_numpy(indices)]
 
 
 class _Results(TorchDataset[Any], Generic[T, R]):
@@ -188,7 +183,7 @@ def _processes(function: Callable[[T], R], items: Any, workers: int, ahead: int 
         _Results(function),
         sampler=items,
         batch_size=None,  # an item is a batch already
-        collate_fn=_as_it_is,
+        collate_fn=tuple,  # which it is: nothing is converted
         num_workers=workers,
         prefetch_factor=ahead,
         persistent_workers=True,
@@ -236,10 +231,6 @@ def _begin_worker(worker: int) -> None:
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, once)
-
-
-def _as_it_is(result: R) -> R:
-    return result
 
 
 def _take(results: Any) -> Any:

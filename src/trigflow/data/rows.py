@@ -7,8 +7,10 @@ so that a fault shows before training and not in its tenth hour. What it finds i
 
 from __future__ import annotations
 
+import functools
 import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -41,8 +43,8 @@ class Decoder:
 
     def whole(self, index: int) -> tuple[Tensor, bytes]:
         """One image, which has to be whole, and the content of its file. Raises a UserError if it is not, or cannot be read."""
-        content = self.files.read(index)
         try:
+            content = self.files.read(index)
             return self._decoded(index, content), content
         except CorruptImageError as error:
             raise UserError(
@@ -54,13 +56,12 @@ class Decoder:
         """For each index the CRC-32 of the file and the image, or None where it is corrupt."""
         images: list[tuple[int, Tensor | None]] = []
         for index in indices:
-            checksum = 0
-            try:
+            checksum, image = 0, None
+            with suppress(CorruptImageError):
                 content = self.files.read(index)
                 checksum = zlib.crc32(content)
-                images.append((checksum, self._decoded(index, content)))
-            except CorruptImageError:
-                images.append((checksum, None))
+                image = self._decoded(index, content)
+            images.append((checksum, image))
         return images
 
     def _decoded(self, index: int, content: bytes) -> Tensor:
@@ -148,7 +149,7 @@ def chunks_of(count: int, first: int = 0) -> list[range]:
 def _scan(decoder: Decoder, workers: int, progress: bool) -> Arrays:
     shapes, checksums, counts = [], [], np.zeros((4, 256), dtype=np.int64)
     with tqdm(total=len(decoder.files), desc="indexing images", unit="image", disable=not progress) as bar:
-        for found, counted in in_order(_Examine(decoder), chunks_of(len(decoder.files)), workers):
+        for found, counted in in_order(functools.partial(_examine, decoder), chunks_of(len(decoder.files)), workers):
             checksums += [checksum for checksum, _ in found]
             shapes += [shape for _, shape in found]
             counts += counted
@@ -157,17 +158,12 @@ def _scan(decoder: Decoder, workers: int, progress: bool) -> Arrays:
     return {"channels": table[:, 0], "sizes": table[:, 1:], "counts": counts, "checksums": np.array(checksums)}
 
 
-@dataclass(frozen=True)
-class _Examine:
-    """Checksums, shapes and counts of some images."""
-
-    decoder: Decoder
-
-    def __call__(self, indices: Sequence[int]) -> tuple[list[tuple[int, tuple[int, ...]]], npt.NDArray[np.int64]]:
-        images = self.decoder.several(indices)
-        counts = np.zeros((4, 256), dtype=np.int64)
-        for channels, rows in ((1, counts[:1]), (3, counts[1:])):
-            values = [image.flatten(1) for _, image in images if image is not None and len(image) == channels]
-            if values:
-                rows += count_values(torch.cat(values, dim=1)[None, :, :, None]).numpy()
-        return [(checksum, (0, 0, 0) if image is None else tuple(image.shape)) for checksum, image in images], counts
+def _examine(decoder: Decoder, indices: Sequence[int]) -> tuple[list[tuple[int, tuple[int, ...]]], npt.NDArray[np.int64]]:
+    """Checksums and shapes of some images, and the counts of all of them."""
+    images = decoder.several(indices)
+    counts = np.zeros((4, 256), dtype=np.int64)
+    for channels, rows in ((1, counts[:1]), (3, counts[1:])):
+        values = [image.flatten(1) for _, image in images if image is not None and len(image) == channels]
+        if values:
+            rows += count_values(torch.cat(values, dim=1)[None, :, :, None]).numpy()
+    return [(checksum, (0, 0, 0) if image is None else tuple(image.shape)) for checksum, image in images], counts

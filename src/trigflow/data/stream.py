@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
@@ -24,11 +25,20 @@ from tqdm import tqdm
 
 from trigflow.codecs.pixels import count_values
 from trigflow.data.cache import Arrays, remembered
-from trigflow.data.captions import Captions, captions_in
+from trigflow.data.captions import Captions, captions_in, no_caption
 from trigflow.data.dataset import ImageDataset, digest_of
 from trigflow.data.decode import CorruptImageError, decode
 from trigflow.data.loader import in_order
-from trigflow.data.sources.hub import Address, Columns, check_labels_of, encoded_image, find_columns, load_table, undecoded
+from trigflow.data.sources.hub import (
+    Address,
+    Columns,
+    check_labels_of,
+    encoded_image,
+    find_columns,
+    load_table,
+    undecoded,
+    wrong_label,
+)
 from trigflow.runtime.errors import UserError, on_one_line
 
 NO_LABEL = -1
@@ -67,29 +77,26 @@ class Shards:
         content = encoded_image(row[self.columns.image], name)
         return decode(content, name, channels=self.channels, resize=self.resize, crop=self.crop)
 
-    def examine(self, shard: int) -> tuple[list[tuple[int, ...]], list[Any], list[Any], list[int], npt.NDArray[np.int64]]:
-        """Shape of every image of a shard, 0 for the corrupt, their labels and captions, and what `trigflow.data.rows.Scan` has
-        of them."""
-        shapes: list[tuple[int, ...]] = []
-        labels: list[Any] = []
-        captions: list[Any] = []
-        checksums: list[int] = []
+    def examine(self, shard: int) -> tuple[list[tuple[tuple[int, ...], int, Any, int]], npt.NDArray[np.int64]]:
+        """Of every image of a shard shape (0 for the corrupt), label, caption and CRC-32, and the counts of all of them, as
+        `trigflow.data.rows.Scan` has them. Raises a UserError as `read`, and for a label that is no integer."""
+        rows: list[tuple[tuple[int, ...], int, Any, int]] = []
         counts = np.zeros((4, 256), dtype=np.int64)
         for row in self.read(shard):
+            name = f"row {len(rows)} of shard {shard}"
             label = None if self.columns.label is None else row[self.columns.label]
-            labels.append(label if type(label) is int else NO_LABEL)
-            captions.append(None if self.columns.caption is None else row[self.columns.caption])
-            checksums.append(0)
-            try:
-                name = f"row {len(shapes)} of shard {shard}"
-                checksums[-1] = zlib.crc32(encoded_image(row[self.columns.image], name))
+            if label is not None and type(label) is not int:
+                raise wrong_label(f"{name} of {self.where!r}", label)
+            caption = None if self.columns.caption is None else row[self.columns.caption]
+            shape: tuple[int, ...] = (0, 0, 0)
+            checksum = 0
+            with suppress(CorruptImageError):
+                checksum = zlib.crc32(encoded_image(row[self.columns.image], name))
                 image = self.decode(row, name)
-            except CorruptImageError:
-                shapes.append((0, 0, 0))
-                continue
-            shapes.append(tuple(image.shape))
-            counts[slice(1) if len(image) == 1 else slice(1, 4)] += count_values(image[None]).numpy()
-        return shapes, labels, captions, checksums, counts
+                shape = tuple(image.shape)
+                counts[slice(1) if len(image) == 1 else slice(1, 4)] += count_values(image[None]).numpy()
+            rows.append((shape, NO_LABEL if label is None else label, caption, checksum))
+        return rows, counts
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,7 +185,7 @@ class _Reading:
             self.shard, self.position, self.rows = shard, 0, source.read(shard)
         wanted = set(positions)
         stop = positions[-1] + 1
-        passed = list(enumerate(islice(self.rows, stop - self.position), self.position))
+        passed = enumerate(islice(self.rows, stop - self.position), self.position)
         self.position = stop
         return [row for position, row in passed if position in wanted]
 
@@ -203,12 +210,13 @@ def open_stream(
         MissingExtraError: without `datasets`.
         UserError: as `trigflow.data.open_dataset`.
     """
-    window, table = address.window, load_table(address)
+    window = address.window
+    table, state = load_table(address)
     columns = find_columns(address, table.features)
     table = undecoded(table, columns.image)
     source = Shards(table, columns, address.text, channels, resize, crop)
     subject = ["stream", address.text, channels, resize, crop, columns.caption]
-    found = remembered(subject, [len(source)], lambda: _scan(source, workers, progress))
+    found = remembered(subject, [len(source), state], lambda: _scan(source, workers, progress))
     shapes, of_channels = found["shapes"], found["shapes"][:, 0]
     whole = of_channels.nonzero()[0]
     if (len(whole) < len(shapes) and not (skip_corrupt and len(whole))) or not len(whole):
@@ -218,16 +226,14 @@ def open_stream(
         )
     if len(np.unique(shapes[whole, 1:], axis=0)) > 1:
         raise UserError(f"images of {address.text!r} differ in size; expected one size; use --resize N")
-    labels, class_names = None, columns.class_names
-    if columns.label is not None:
-        labels, class_names = check_labels_of(address, found["labels"].tolist(), class_names)
+    labels, class_names = check_labels_of(address, columns, found["labels"].tolist())
     shape = (channels or int(of_channels.max()), *shapes[whole[0], 1:].tolist())
     counts = found["counts"][:1] if shape[0] == 1 else found["counts"][1:] + found["counts"][:1]
     return ImageDataset(
         name=address.name,
         values=torch.empty(0, *shape, dtype=torch.uint8),
         labels=None if labels is None else torch.from_numpy(labels[whole]),
-        class_names=class_names if labels is not None else (),
+        class_names=class_names,
         captions=_captions(found, address.text, whole) if captions and columns.caption is not None else None,
         skipped=tuple(f"row {row}" for row in np.flatnonzero(of_channels == 0)),
         rows=StreamRows(
@@ -251,23 +257,19 @@ def _captions(found: Arrays, where: str, whole: npt.NDArray[np.int64]) -> Captio
 
 def _scan(source: Shards, workers: int, progress: bool) -> Arrays:
     """Of every image: shape, label, caption (as JSON), and in which shard and where in it; and the counts of all."""
-    shards = range(len(source))
-    found = list(
-        tqdm(
-            in_order(source.examine, shards, workers),
-            desc="indexing shards",
-            unit="shard",
-            total=len(shards),
-            disable=not progress,
-        )
-    )
-    lengths = [len(shapes) for shapes, *_ in found]
+    examined = in_order(source.examine, range(len(source)), workers)
+    found = list(tqdm(examined, desc="indexing shards", unit="shard", total=len(source), disable=not progress))
+    rows, lengths = [row for rows, _ in found for row in rows], [len(rows) for rows, _ in found]
+    try:
+        captions = json.dumps([caption for _, _, caption, _ in rows]).encode()
+    except TypeError as error:
+        raise no_caption(f"a row of {source.where!r}", f"is no text ({error})", "a text or a list of texts") from None
     return {
-        "shapes": np.array([shape for shapes, *_ in found for shape in shapes], dtype=np.int64).reshape(-1, 3),
-        "labels": np.array([label for _, labels, *_ in found for label in labels], dtype=np.int64),
-        "captions": np.frombuffer(json.dumps([text for _, _, texts, *_ in found for text in texts]).encode(), np.uint8),
-        "checksums": np.array([checksum for *_, checksums, _ in found for checksum in checksums], dtype=np.int64),
+        "shapes": np.array([shape for shape, *_ in rows], dtype=np.int64).reshape(-1, 3),
+        "labels": np.array([label for _, label, *_ in rows], dtype=np.int64),
+        "captions": np.frombuffer(captions, np.uint8),
+        "checksums": np.array([checksum for *_, checksum in rows], dtype=np.int64),
         "shards": np.repeat(np.arange(len(found)), lengths),
         "positions": np.concatenate([np.arange(length) for length in lengths]) if lengths else np.zeros(0, np.int64),
-        "counts": np.sum([counts for *_, counts in found], axis=0),
+        "counts": np.sum([counts for _, counts in found], axis=0),
     }

@@ -49,6 +49,12 @@ def owned(path: Path) -> Iterator[None]:
         os.close(handle)
 
 
+def is_owned(path: Path) -> bool:
+    """Whether a process that lives holds this with `owned`."""
+    with _free(path) as free:
+        return not free
+
+
 @contextmanager
 def _free(path: Path) -> Iterator[bool]:
     """Whether no process that lives holds this with `owned`; while the block lasts, none begins to."""

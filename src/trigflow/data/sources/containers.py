@@ -40,16 +40,13 @@ def examine_container(source: str) -> tuple[Files, Report]:
         files: Files = TarFiles.of(path, _whole_shards(shards, report))
     else:
         files = list_files(source)
-        report = Report(source, _kind(files))
+        kind = "Hugging Face" if isinstance(files, HubFiles) else "zip" if isinstance(files, ZipFiles) else "folder"
+        report = Report(source, kind)
         if isinstance(files, ZipFiles):
             _examine_zip(path, report)
         elif isinstance(files, FolderFiles):
             _examine_links(path, report)
     return files, report
-
-
-def _kind(files: Files) -> str:
-    return "Hugging Face" if isinstance(files, HubFiles) else "zip" if isinstance(files, ZipFiles) else "folder"
 
 
 def _examine_zip(path: str, report: Report) -> None:
@@ -62,16 +59,12 @@ def _examine_zip(path: str, report: Report) -> None:
             report.problem("link", info.filename, "is a symbolic link; what it holds is read as if it were an image")
     packed = [info for info in members if info.compress_type != zipfile.ZIP_STORED]
     if packed:
-        report.note(
-            "compressed",
-            packed[0].filename,
-            f"and {len(packed) - 1} others are compressed in the zip, which is slower to read; pack it with: zip -0",
-        )
+        what = f"and {len(packed) - 1} others are compressed in the zip, which is slower to read; pack it with: zip -0"
+        report.note("compressed", packed[0].filename, what)
 
 
 def _whole_shards(shards: Sequence[str], report: Report) -> list[str]:
-    """The shards that can be read; problems for the others and for what is odd in all. Raises a UserError if none can be
-    read."""
+    """The shards that can be read. Raises a UserError if none can."""
     whole, failure = [], None
     for shard in shards:
         name = os.path.basename(shard)
@@ -130,6 +123,5 @@ def note_others(files: Files, captions: Collection[str], report: Report) -> None
         if index not in used and name not in captions and name.lower() != LABEL_FILE and not name.lower().endswith(known)
     ]
     if others:
-        report.note(
-            "other files", others[0], f"and {len(others) - 1} others are no images by their endings, and are passed over"
-        )
+        what = f"and {len(others) - 1} others are no images by their endings, and are passed over"
+        report.note("other files", others[0], what)

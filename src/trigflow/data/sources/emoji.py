@@ -26,14 +26,9 @@ from trigflow.runtime.errors import MissingExtraError, UserError
 
 FONT = "NotoColorEmoji.ttf"
 FOLDERS = (
-    "/usr/share/fonts",
-    "/usr/local/share/fonts",
-    "~/.local/share/fonts",
-    "~/.fonts",
-    "/Library/Fonts",
-    "~/Library/Fonts",
-    "C:/Windows/Fonts",
-)
+    "/usr/share/fonts", "/usr/local/share/fonts", "~/.local/share/fonts", "~/.fonts",
+    "/Library/Fonts", "~/Library/Fonts", "C:/Windows/Fonts",
+)  # fmt: skip
 """Where the font is looked for, sub-folders too."""
 FONT_SIZE = 109
 """The one size that the font has bitmaps of: 136 x 128 pixels."""
@@ -149,6 +144,8 @@ def _draw(listed: Sequence[Emoji], path: Path, side: int) -> Arrays:
             if not np.array_equal(picture, none) and picture.min() < 255:
                 pictures.append(picture)
                 drawn.append(number)
+        if not pictures:
+            raise OSError("it has no emoji, or none as bitmaps")
     except OSError as error:
         raise UserError(
             f"'{path}' cannot be drawn with ({error}); expected the Noto colour emoji font; install it anew"

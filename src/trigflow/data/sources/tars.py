@@ -79,7 +79,7 @@ def _list(shards: Sequence[str]) -> Arrays:
     found: list[tuple[str, tuple[int, int, int]]] = []
     for number, path in enumerate(shards):
         for member in tar_members(path):
-            name = posixpath.normpath(member.name).lstrip("/")
+            name = posixpath.normpath(member.name.partition("\0")[0]).lstrip("/")  # where other names end, too
             if is_plain(member) and visible([name]):
                 found.append((f"{os.path.basename(path)}/{name}", (number, member.offset_data, member.size)))
     found.sort(key=lambda entry: entry[0].split("/"))
@@ -114,7 +114,7 @@ def find_shards(path: str) -> list[str] | None:
         other = any(name.lower().endswith(ENDINGS) or os.path.isdir(os.path.join(path, name)) for name in names)
         if other or not shards:
             return None
-        parts = {match[1].lower(): name for name in names if (match := SPLIT_SHARD.match(name))}
+        parts = {match[1].lower(): name for name in map(os.path.basename, shards) if (match := SPLIT_SHARD.match(name))}
         if len({part[:3] for part in parts}) > 1:  # valid and validation are one, and so are train and training
             raise UserError(
                 f"{path!r} holds shards of several parts of a data set, such as {' and '.join(map(repr, parts.values()))}; "
