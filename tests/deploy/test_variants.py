@@ -78,6 +78,25 @@ def test_conditioning_is_computed_once_for_the_same_conditions() -> None:
     assert len(variant.kept.values) == 4
 
 
+@torch.no_grad()
+def test_what_is_kept_is_of_one_shape_of_x() -> None:
+    """A part that depends on time and the shape of x alone, at the same times."""
+
+    class Slope(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            return self.scale * x + t[:, None, None, None] * torch.linspace(0, 1, x.shape[-1])
+
+    net, t = ready_to_draw(Slope()), torch.full((2,), 0.5)
+    variant = Traced(net)
+    for side in (4, 8):
+        x = torch.ones(2, 1, side, side)
+        assert torch.equal(variant(x, t), net(x, t))
+
+
 def test_what_is_kept_stays_within_its_bytes() -> None:
     kept = Kept(100)
     for i in range(10):
