@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from trigflow.serve.drawing import Order
@@ -121,8 +122,7 @@ class Batcher:
         Raises:
             BusyError: if the queue has no room for it.
         """
-        size, patience = self.limits.batch, self.limits.window_ms / 1000
-        parts = [_part(order, first, min(first + size, len(order))) for first in range(0, len(order), size)]
+        patience, parts = self.limits.window_ms / 1000, self._parts(order)
         with self._changed:
             waiting = self.waiting
             if waiting and waiting + len(order) > self.limits.queue:
@@ -157,6 +157,10 @@ class Batcher:
             job.future.cancel()
         return len(found)
 
+    def _parts(self, order: Order) -> list[Order]:
+        size = self.limits.batch
+        return [_part(order, first, min(first + size, len(order))) for first in range(0, len(order), size)]
+
     def _enter(self, jobs: Sequence[Job]) -> None:
         if self._closing:
             raise ClosedError("the server is shutting down")
@@ -177,7 +181,10 @@ class Batcher:
     def _draw_batch(self, draw: Draw, jobs: Sequence[Job]) -> None:
         begun = time.monotonic()
         try:
-            parts = draw([job.order for job in jobs])
+            if len(jobs) == 1:  # a frame may be longer than a batch
+                parts = [torch.cat([draw([part])[0] for part in self._parts(jobs[0].order)])]
+            else:
+                parts = draw([job.order for job in jobs])
         except Exception as error:  # the clients of this batch are told; the others are served on
             for job in jobs:
                 job.future.set_exception(error)
@@ -203,14 +210,14 @@ class Batcher:
                     self._turn += 1
                     for job in batch:
                         self._waiting.remove(job)
+                    self._changed.notify()  # what is left may be for another worker
                     claimed = [job for job in batch if job.future.set_running_or_notify_cancel()]
                     if claimed:
                         return claimed
                 else:
                     self._changed.wait(ready - now)
-            for job in self._waiting:
-                job.future.set_exception(ClosedError("the server is shutting down"))
-            self._waiting.clear()
+            for job in list(self._waiting):
+                self._refuse(job, ClosedError("the server is shutting down"))
             return None
 
     def _gather(self) -> tuple[list[Job], bool]:
@@ -229,9 +236,12 @@ class Batcher:
     def _give_up(self, now: float) -> None:
         late = [job for job in self._waiting if now > job.entered + job.deadline]
         for job in late:
-            self._waiting.remove(job)
-            if job.future.set_running_or_notify_cancel():
-                job.future.set_exception(BusyError(f"{now - job.entered:.1f} s in the queue", self._retry_after()))
+            self._refuse(job, BusyError(f"{now - job.entered:.1f} s in the queue", self._retry_after()))
+
+    def _refuse(self, job: Job, error: Exception) -> None:
+        self._waiting.remove(job)
+        if job.future.set_running_or_notify_cancel():
+            job.future.set_exception(error)
 
 
 def _part(order: Order, first: int, last: int) -> Order:

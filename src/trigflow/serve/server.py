@@ -30,7 +30,7 @@ class Silent:
         """Close this connection unless it says what it wants in time, or others need its place before."""
         if transport not in self._timers:
             loop = asyncio.get_running_loop()
-            self._timers[transport] = loop.call_later(self.limits.silent_seconds, self._close, transport)
+            self._timers[transport] = loop.call_later(self.limits.silent_seconds, self._end, transport)
 
     def release(self, transport: asyncio.Transport) -> None:
         """The connection has made its request."""
@@ -62,6 +62,14 @@ class Silent:
             self.stalled(transport)
         else:
             transport.abort()
+
+    def _end(self, transport: asyncio.Transport) -> None:
+        """Close a connection that was silent for too long, unless it still takes its last answer."""
+        if transport in self._stalled:
+            self.release(transport)
+            self.watch(transport)
+        else:
+            self._close(transport)
 
     def make_room(self, connections: int) -> None:
         """Close those that have been silent longest, so that of this many at most `limits.connections` stay open."""
