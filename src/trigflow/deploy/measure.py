@@ -117,9 +117,8 @@ def measure(
     for batch in dict.fromkeys(batches):
         found, failed = _one_batch(engines, batch, seconds)
         rows += found
-        for name, reason in failed.items():
-            skipped[name] = reason
-            del engines[name]
+        skipped |= failed
+        engines = {name: engine for name, engine in engines.items() if name not in failed}
     rows = [row for row in rows if row.variant in engines]
     plain = engines["plain"]
     return Report(

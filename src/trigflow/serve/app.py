@@ -26,8 +26,6 @@ from trigflow.serve.stream import serve_stream
 from trigflow.serve.wire import MEDIA_TYPES, columns_of
 from trigflow.version import __version__
 
-CLIENT_LEFT = 499
-"""Status of an answer that nobody reads."""
 BEARER = HTTPBearer(auto_error=False)
 
 
@@ -264,7 +262,7 @@ async def _closed(request: Request, error: Any) -> JSONResponse:
 
 
 async def _left(request: Request, error: Any) -> Response:
-    return Response(status_code=CLIENT_LEFT)
+    return Response(status_code=499)  # nobody reads it
 
 
 class Counted:

@@ -48,13 +48,11 @@ class Job:
     Attributes:
         order: may be replaced by a newer one until then, see `Batcher.replace`.
         patience: seconds it waits for company.
-        deadline: seconds after which it is given up.
         turn: how many batches had been drawn when it came; jobs are drawn in this order.
     """
 
     order: Order
     patience: float
-    deadline: float
     turn: int
     entered: float = field(default_factory=time.monotonic)
     future: Future[Drawn] = field(default_factory=Future)
@@ -71,10 +69,10 @@ class Batcher:
     Args:
         draws: see `Draw`; each is called in a worker thread of its own, so that many batches are drawn at a time.
         limits: `batch`, `queue`, `queue_seconds`, `window_ms`.
-        on_batch: called after every batch with its pictures and seconds.
+        on_batch: called after every batch with the number of its pictures.
     """
 
-    def __init__(self, draws: Sequence[Draw], limits: Limits, on_batch: Callable[[int, float], None] | None = None) -> None:
+    def __init__(self, draws: Sequence[Draw], limits: Limits, on_batch: Callable[[int], None] | None = None) -> None:
         self.limits = limits
         self._draws = tuple(draws)
         self._on_batch = on_batch
@@ -127,14 +125,14 @@ class Batcher:
             waiting = self.waiting
             if waiting and waiting + len(order) > self.limits.queue:
                 raise BusyError(f"{waiting} images wait already", self._retry_after())
-            jobs = [Job(part, patience, self.limits.queue_seconds, self._turn + 2 * i) for i, part in enumerate(parts)]
+            jobs = [Job(part, patience, self._turn + 2 * i) for i, part in enumerate(parts)]
             self._enter(jobs)
         return jobs
 
     def submit_frame(self, order: Order) -> Job:
         """Queue the frame of a stream: at once, without waiting for company. One a stream is enough."""
         with self._changed:
-            job = Job(order, 0.0, self.limits.queue_seconds, self._turn)
+            job = Job(order, 0.0, self._turn)
             self._enter([job])
         return job
 
@@ -194,7 +192,7 @@ class Batcher:
         for job, images in zip(jobs, parts, strict=True):
             job.future.set_result(Drawn(images, begun - job.entered, seconds))
         if self._on_batch is not None:
-            self._on_batch(pictures, seconds)
+            self._on_batch(pictures)
 
     def _next_batch(self) -> list[Job] | None:
         """The jobs to draw next; None when the server closes."""
@@ -234,8 +232,7 @@ class Batcher:
         return batch, room <= 0
 
     def _give_up(self, now: float) -> None:
-        late = [job for job in self._waiting if now > job.entered + job.deadline]
-        for job in late:
+        for job in [job for job in self._waiting if now > job.entered + self.limits.queue_seconds]:
             self._refuse(job, BusyError(f"{now - job.entered:.1f} s in the queue", self._retry_after()))
 
     def _refuse(self, job: Job, error: Exception) -> None:

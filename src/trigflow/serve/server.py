@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-from collections import OrderedDict
 from typing import Any
 
 import uvicorn
@@ -22,7 +21,7 @@ class Silent:
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
-        self._timers: OrderedDict[asyncio.Transport, asyncio.TimerHandle] = OrderedDict()
+        self._timers: dict[asyncio.Transport, asyncio.TimerHandle] = {}
         self._stalled: dict[asyncio.Transport, asyncio.TimerHandle] = {}
         self._closing: set[asyncio.Transport] = set()
 

@@ -34,10 +34,9 @@ def encode(images: Tensor, format: str) -> bytes:
         return images.contiguous().numpy().tobytes()
     if format == "npy":
         np.save(buffer, images.contiguous().numpy(), allow_pickle=False)
-    elif format == "png":
-        make_grid(images, columns_of(len(images)), gap=0, scale=1).save(buffer, "PNG", compress_level=1)
     else:
-        make_grid(images, columns_of(len(images)), gap=0, scale=1).save(buffer, "WEBP", lossless=True, quality=0)
+        options = {"compress_level": 1} if format == "png" else {"lossless": True, "quality": 0}
+        make_grid(images, columns_of(len(images)), gap=0, scale=1).save(buffer, format, **options)
     return buffer.getvalue()
 
 
