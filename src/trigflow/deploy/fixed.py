@@ -68,6 +68,7 @@ class FixedSizes(Variant):
                 with torch.inference_mode(False), torch.no_grad():
                     self.recorded[key] = self.start(size, x, names, given)
             buffer, held, replay = self.recorded[key]
+            buffer.detach_()  # from the graph of an earlier call with gradients
             buffer[:n].copy_(x)
             for mine, value in zip(held, given, strict=True):
                 mine[:n].copy_(value)
