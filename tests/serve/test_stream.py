@@ -14,14 +14,14 @@ from fastapi.testclient import TestClient
 from starlette.testclient import WebSocketDenialResponse, WebSocketTestSession
 from starlette.websockets import WebSocketDisconnect
 
-from serve.helpers import StubDrawer, stub_offer, student, teacher, wait_for
+from serve.helpers import StubDrawer, pixels, stub_offer, student, teacher, wait_for
 from trigflow.runtime.errors import UserError
 from trigflow.serve.app import create_app
 from trigflow.serve.limits import Limits
 from trigflow.serve.offers import offer_of
 from trigflow.serve.service import Service
 from trigflow.serve.stream import PROTOCOL
-from trigflow.serve.wire import pack, pixels, unpack
+from trigflow.serve.wire import pack, unpack
 
 LIMITS = Limits(streams=2, frame_images=16, window_ms=0)
 TOKEN = "a-token.of_enough~letters"

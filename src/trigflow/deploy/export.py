@@ -4,7 +4,6 @@ The last two hold the velocity `v = sd F(x_t / sd, t, **conditions)` for any bat
 what goes in and at which times to call it.
 """
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -168,13 +167,11 @@ def _description(model: Model) -> dict[str, Any]:
     else:
         steps = (sampling.segments,) if sampling.jumps == "segments" else (*STEPS, *model.times)
         times = {n: model.schedule(n) for n in steps}
-    guidance = [1.0, sampling.guidance_max] if "guidance" in model.takes else None
-    described = {
+    return {
         **description_of(model),
         "sampler": "renoise" if model.kind == "consistency" and sampling.jumps == "zero" else "jump",
         "sigma_data": process.sigma_data,
         "null": {name: row.tolist() for name, row in null(model.network).items()},
-        "guidance": guidance,
+        "guidance": [1.0, sampling.guidance_max] if "guidance" in model.takes else None,
         "times": {str(steps): list(values) for steps, values in sorted(times.items())},
     }
-    return json.loads(json.dumps(described))

@@ -223,7 +223,7 @@ async def _read(request: Request, most: int) -> bytes:
 
 async def _wait_for(request: Request, service: Service, name: str, jobs: Sequence[Job]) -> list[Drawn]:
     """The pictures, unless the client leaves first: then its jobs leave the queue, too."""
-    pictures = asyncio.ensure_future(_all_of(jobs))
+    pictures = asyncio.gather(*(asyncio.wrap_future(job.future) for job in jobs))
     leaving = asyncio.ensure_future(_leaves(request))
     both: set[asyncio.Future[Any]] = {pictures, leaving}
     try:
@@ -236,10 +236,6 @@ async def _wait_for(request: Request, service: Service, name: str, jobs: Sequenc
         service.metrics.dropped.labels("client left").inc(left)
         leaving.cancel()
         pictures.cancel()
-
-
-async def _all_of(jobs: Sequence[Job]) -> list[Drawn]:
-    return [await asyncio.wrap_future(job.future) for job in jobs]
 
 
 async def _leaves(request: Request) -> None:

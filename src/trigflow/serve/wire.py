@@ -7,7 +7,6 @@ import struct
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from trigflow.codecs.pictures import make_grid
@@ -50,8 +49,3 @@ def unpack(frame: bytes) -> tuple[dict[str, Any], bytes]:
     """Header and content of a frame: the inverse of `pack`."""
     (length,) = struct.unpack_from("<I", frame)
     return json.loads(frame[4 : 4 + length]), frame[4 + length :]
-
-
-def pixels(header: dict[str, Any], content: bytes) -> Tensor:
-    """The pictures of a raw frame, uint8 of the header's shape."""
-    return torch.from_numpy(np.frombuffer(content, dtype=np.uint8).copy()).reshape(header["shape"])
