@@ -68,14 +68,15 @@ class ServerInfo(BaseModel):
 def create_app(
     offers: Sequence[Offer], limits: Limits | None = None, *, token: str | None = None, origins: Sequence[str] = ()
 ) -> FastAPI:
-    """The application that serves these models; it starts and ends their workers with its own life.
+    """The application that serves these models; it starts and ends their workers with its own life (its lifespan, which an
+    application that it is mounted in has to enter).
 
     Args:
         offers: see `trigflow.serve.offers`; the first one is what a request gets that names none.
         limits: see `Limits`.
         token: clients must show it as `Authorization: Bearer TOKEN` for everything but `/healthz`, the page at `/` and the
             documentation.
-        origins: pages from elsewhere that may open streams.
+        origins: pages from elsewhere, such as `https://example.org`, that may open streams.
 
     Raises:
         UserError: for no offers or two of one name, and for a token or origins that are none.

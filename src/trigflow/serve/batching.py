@@ -29,7 +29,7 @@ class BusyError(Exception):
 
 
 class ClosedError(Exception):
-    """The server is shutting down."""
+    """The server is shutting down, or its workers were never started."""
 
 
 @dataclass(frozen=True)
@@ -162,6 +162,8 @@ class Batcher:
     def _enter(self, jobs: Sequence[Job]) -> None:
         if self._closing:
             raise ClosedError("the server is shutting down")
+        if not any(thread.is_alive() for thread in self._threads):
+            raise ClosedError("no worker of the server runs")
         for job in jobs:
             insort(self._waiting, job, key=lambda one: one.turn)
         self._changed.notify()

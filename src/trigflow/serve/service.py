@@ -83,17 +83,7 @@ class Metrics:
 
 
 class Service:
-    """Models with their queues and workers, limits, figures, and who may use them.
-
-    Args:
-        offers: the first one is what a request gets that names none.
-        limits: see `Limits`.
-        token: what clients must show; None for no such thing.
-        origins: pages from elsewhere, such as `https://example.org`, that may open streams.
-
-    Raises:
-        UserError: for no offers or two of one name, and for a token or origins that are none.
-    """
+    """Models with their queues and workers, limits, figures, and who may use them; arguments and errors as of `create_app`."""
 
     def __init__(self, offers: Sequence[Offer], limits: Limits, token: str | None = None, origins: Sequence[str] = ()) -> None:
         if token is not None:

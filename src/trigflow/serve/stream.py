@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from trigflow.runtime.errors import UserError
-from trigflow.serve.batching import BusyError, Drawn, Job
+from trigflow.serve.batching import BusyError, ClosedError, Drawn, Job
 from trigflow.serve.drawing import Order
 from trigflow.serve.requests import FrameRequest, Taken, check, parse_json
 from trigflow.serve.service import Service, within
@@ -186,11 +186,13 @@ class Stream:
                 self._changed.clear()
                 await self._changed.wait()
             self._drawing, self._newest = self._newest, None
-            self._job = self.service.batchers[self._drawing.model].submit_frame(self._drawing.order)
             try:
+                self._job = self.service.batchers[self._drawing.model].submit_frame(self._drawing.order)
                 drawn = await asyncio.wrap_future(self._job.future)
             except BusyError as error:
                 raise Closed(BUSY, f"busy: {error}; expected a shorter queue; connect again later") from None
+            except ClosedError as error:
+                raise Closed(BUSY, f"{error}; expected it to run; connect again later") from None
             except Exception as error:
                 logging.getLogger("uvicorn.error").error("a frame could not be drawn", exc_info=error)
                 raise Closed(FAILED, "the frame could not be drawn; the server's log says why; try another") from None
