@@ -196,16 +196,20 @@ def describe(service: Service) -> ServerInfo:
 
 
 async def read_body(request: Request, limits: Limits, most: int | None = None) -> bytes:
-    """The body of a JSON request, of at most so many bytes; `limits.body_bytes` by default. Raises a HTTPException 415 for
-    another type, 413 for too large a body, 408 for one that takes too long to come."""
+    """The body of a JSON request, of at most so many bytes; `limits.body_bytes` by default, and never of more values than fit
+    into that, as it takes seconds to read millions. Raises a HTTPException 415 for another type, 413 for too large a body, 408
+    for one that takes too long to come."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise HTTPException(415, f"a body of type '{kind[:40]}'; expected application/json; set Content-Type")
     try:
-        return await within(limits.silent_seconds, _read(request, most or limits.body_bytes))
+        body = await within(limits.silent_seconds, _read(request, most or limits.body_bytes))
     except asyncio.TimeoutError:
         message = f"no whole body within {limits.silent_seconds:g} s; expected it sooner; try again"
         raise HTTPException(408, message, {"Connection": "close"}) from None
+    if sum(map(body.count, (b",", b"[", b"{"))) > limits.body_bytes:
+        raise HTTPException(413, f"a body of more than {limits.body_bytes} values; expected fewer; ask for less")
+    return body
 
 
 async def _read(request: Request, most: int) -> bytes:
