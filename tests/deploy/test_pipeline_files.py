@@ -223,9 +223,10 @@ def test_folders_that_cannot_be_opened(folder: Path, tmp_path: Path) -> None:
         TrigFlowPipeline.from_pretrained(folder)
     assert "\n" not in str(caught.value)
 
-    write_json(folder / "model_index.json", {"_class_name": "DiTPipeline"})
-    with pytest.raises(UserError, match="holds another pipeline"):
-        TrigFlowPipeline.from_pretrained(folder)
+    for name in ("DiTPipeline", None):
+        write_json(folder / "model_index.json", {"_class_name": name})
+        with pytest.raises(UserError, match="holds another pipeline"):
+            TrigFlowPipeline.from_pretrained(folder)
 
 
 def test_places_that_cannot_be_written(pipe: TrigFlowPipeline, tmp_path: Path) -> None:

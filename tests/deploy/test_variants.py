@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import weakref
 from typing import Any
 
 import pytest
@@ -76,6 +77,41 @@ def test_conditioning_is_computed_once_for_the_same_conditions() -> None:
     variant(**given(net, 2, 1, t=0.7))
     variant(**given(net, 2, 2, t=0.7))
     assert len(variant.kept.values) == 4
+
+
+@torch.no_grad()
+def test_what_is_kept_is_of_one_shape_of_x() -> None:
+    """A part that depends on time and the shape of x alone, at the same times."""
+
+    class Slope(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            return self.scale * x + t[:, None, None, None] * torch.linspace(0, 1, x.shape[-1])
+
+    net, t = ready_to_draw(Slope()), torch.full((2,), 0.5)
+    variant = Traced(net)
+    for side in (4, 8):
+        x = torch.ones(2, 1, side, side)
+        assert torch.equal(variant(x, t), net(x, t))
+
+
+def test_gradients_leave_nothing_behind() -> None:
+    """A recording can be differentiated by x, and neither keeps that x nor gives gradients to calls without any."""
+    net = ready_to_draw(small("unet"))
+    variant = Traced(net)
+    inputs = given(net, 2)
+    first, *others = [inputs["x"].clone().requires_grad_() for _ in range(3)]
+    left = weakref.ref(first)
+    for x in (first, *others):
+        found = torch.autograd.grad(variant(**{**inputs, "x": x}).square().sum(), x)[0]
+        expected = torch.autograd.grad(net(**{**inputs, "x": x}).square().sum(), x)[0]
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    del first, x
+    assert left() is None
+    assert not variant(**inputs).requires_grad
 
 
 def test_what_is_kept_stays_within_its_bytes() -> None:

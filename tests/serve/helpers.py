@@ -143,3 +143,8 @@ def pictures(client: TestClient, **asked: Any) -> Tensor:
     answer = client.post("/v1/images", json={"format": "npy", "seed": 4, **asked})
     assert answer.status_code == 200, answer.text
     return torch.from_numpy(np.load(io.BytesIO(answer.content), allow_pickle=False))
+
+
+def pixels(header: dict[str, Any], content: bytes) -> Tensor:
+    """The pictures of a raw frame, uint8 of the header's shape."""
+    return torch.from_numpy(np.frombuffer(content, dtype=np.uint8).copy()).reshape(header["shape"])

@@ -7,6 +7,7 @@ import contextlib
 import gc
 import json
 import socket
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,6 +28,12 @@ LIMITS = Limits(images=1024, batch=1024, connections=4, streams=8, send_seconds=
 def port() -> Iterator[int]:
     with running(create_app([stub_offer(StubDrawer(), LIMITS)], LIMITS)) as port:
         yield port
+
+
+UPGRADE = (
+    b"GET /v1/stream HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+    b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+)
 
 
 def request(**asked: Any) -> bytes:
@@ -75,12 +82,39 @@ def test_an_answer_that_is_taken_slowly_arrives_whole(port: int) -> None:
         assert len(taken) > 1 << 16
 
 
+def test_an_answer_that_is_taken_without_a_pause_arrives_whole() -> None:
+    """However long that takes: here longer than a connection may be silent, and then be closing."""
+    count = 1 << 18
+    limits = Limits(images=count, batch=count, silent_seconds=0.2, send_seconds=1, window_ms=0)
+    with running(create_app([stub_offer(StubDrawer(), limits)], limits)) as port, socket.socket() as slow:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 17)
+        slow.settimeout(10)
+        slow.connect(("127.0.0.1", port))
+        slow.sendall(request(count=count, format="npy"))
+        taken = 0
+        while taken < count * 64 and (part := slow.recv(1 << 16)):
+            taken += len(part)
+            time.sleep(0.01)
+        assert taken > count * 64
+
+
+def test_a_stream_that_ends_with_a_frame_that_nobody_takes() -> None:
+    limits = Limits(frame_images=8192, send_seconds=2, window_ms=0)
+    with running(create_app([stub_offer(StubDrawer(), limits)], limits)) as port, narrow(port) as client:
+        client.sendall(UPGRADE)
+        connection = connection_of(StreamProtocol, client)
+        asked = b'{"id": 1, "count": 8192}'
+        while not connection.get_write_buffer_size():
+            client.sendall(bytes([0x81, 0x80 | len(asked), 0, 0, 0, 0]) + asked)
+            time.sleep(0.1)
+        client.sendall(b"\x88\x80" + bytes(4))  # closes, and reads nothing
+        wait_for(connection.is_closing)
+        wait_for(lambda: not connection.get_write_buffer_size())
+
+
 def test_pings_whose_answers_nobody_takes(port: int) -> None:
     with narrow(port) as noisy:
-        noisy.sendall(
-            b"GET /v1/stream HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
-            b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
-        )
+        noisy.sendall(UPGRADE)
         connection = connection_of(StreamProtocol, noisy)
         ping = b"\x89\xfd" + bytes(4) + bytes(125)
         with contextlib.suppress(OSError):  # reset, or a broken pipe

@@ -15,6 +15,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 from starlette.applications import Starlette
 from starlette.routing import Mount
+from starlette.websockets import WebSocketDisconnect
 
 from serve.helpers import StubDrawer, plain, stub_offer, student, teacher, wait_for
 from trigflow.serve.app import create_app
@@ -310,3 +311,17 @@ def test_head_is_refused_where_get_is(client: TestClient) -> None:
     assert client.head("/none").status_code == 404
     with TestClient(create_app([stub_offer(StubDrawer())], token=TOKEN)) as locked:
         assert locked.head("/v1/model").status_code == 401
+
+
+def test_without_workers_nobody_waits_for_ever() -> None:
+    """Mounted in an application that does not enter its lifespan, it says so at once."""
+    client = TestClient(Starlette(routes=[Mount("/draw", create_app([stub_offer(StubDrawer())]))]))
+    assert client.get("/draw/healthz").status_code == 503
+    answer = client.post("/draw/v1/images", json={})
+    assert answer.status_code == 503
+    assert answer.json()["detail"].startswith("no worker of the server runs; expected it to run")
+    with client.websocket_connect("/draw/v1/stream") as stream:
+        stream.send_text('{"id": 1}')
+        with pytest.raises(WebSocketDisconnect) as closed:
+            stream.receive_bytes()
+        assert closed.value.code == 1013

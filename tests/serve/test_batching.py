@@ -130,6 +130,13 @@ def test_a_long_order_is_not_put_off_for_ever(worker: Worker) -> None:
     batcher.close()
 
 
+def test_a_frame_longer_than_a_batch_is_drawn_in_parts(batcher: Batcher, worker: Worker) -> None:
+    drawn = batcher.submit_frame(order(5, 19)).future.result(10)
+    assert drawn.images.shape == (19, 1, 1, 1)
+    parts = [(part.start, part.stop) for batch in worker.batches for part in batch]
+    assert parts == [(0, 8), (8, 16), (16, 19)]
+
+
 def test_a_full_queue_refuses_whole_orders(batcher: Batcher, worker: Worker) -> None:
     busy(batcher, worker)
     batcher.submit(order(0, 15))
@@ -233,6 +240,38 @@ def test_closing_gives_up_what_waits() -> None:
     batcher.start()  # and it can be opened again
     assert batcher.submit(order(3))[0].future.result(10).images.item() == 3
     batcher.close()
+
+
+def test_closing_tells_the_others_of_one_that_was_cancelled(worker: Worker) -> None:
+    batcher = Batcher([worker], LIMITS)
+    batcher.start()
+    busy(batcher, worker)
+    gone, told = batcher.submit(order(1))[0], batcher.submit(order(2))[0]
+    assert gone.future.cancel()
+    closing = threading.Thread(target=batcher.close)
+    closing.start()
+    wait_for(lambda: batcher._closing)
+    worker.go.set()
+    closing.join(10)
+    with pytest.raises(ClosedError):
+        told.future.result(1)
+
+
+def test_the_parts_of_a_long_order_are_drawn_at_the_same_time() -> None:
+    workers = [Worker(), Worker()]
+    for one in workers:
+        one.go.clear()
+    batcher = Batcher(workers, LIMITS)
+    batcher.start()
+    jobs = batcher.submit(order(0, 16))
+    try:
+        wait_for(lambda: all(one.batches for one in workers), 2)
+    finally:
+        for one in workers:
+            one.go.set()
+        for job in jobs:
+            job.future.result(10)
+        batcher.close()
 
 
 def test_workers_draw_at_the_same_time() -> None:

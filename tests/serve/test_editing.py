@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from deploy.reading import reading
-from serve.helpers import student
+from serve.helpers import StubDrawer, stub_offer, student
 from trigflow.models.model import Model
 from trigflow.serve.app import create_app
 from trigflow.serve.limits import Limits
@@ -166,6 +166,14 @@ def test_bad_requests_are_refused_in_one_line(client: TestClient, asked: dict[st
 def test_a_body_is_bounded(client: TestClient) -> None:
     assert client.post("/v1/edit", json={"picture": "A" * 20_000}).status_code == 413
     assert client.post("/v1/edit", content=b"{}", headers={"content-type": "multipart/form-data"}).status_code == 415
+
+
+def test_beside_its_pictures_a_body_holds_no_more_than_any_other() -> None:
+    """Millions of small values would keep everybody waiting while they are read."""
+    limits = Limits(body_bytes=1_000)
+    with TestClient(create_app([stub_offer(StubDrawer(), limits)], limits)) as client:
+        for labels, status in (([0] * 900, 422), ([0] * 1_100, 413), ([[]] * 600, 413)):
+            assert client.post("/v1/edit", json={"picture": file(GRAY), "labels": labels}).status_code == status
 
 
 def test_the_document_describes_it(client: TestClient) -> None:

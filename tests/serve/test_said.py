@@ -13,14 +13,14 @@ import torch
 from fastapi.testclient import TestClient
 
 from deploy.students import NAMES, named, windy
-from serve.helpers import pictures, plain, student
+from serve.helpers import pictures, pixels, plain, student
 from trigflow.conditions import Conditioner
 from trigflow.runtime.errors import UserError
 from trigflow.serve.app import create_app
 from trigflow.serve.limits import Limits
 from trigflow.serve.offers import offer_of
 from trigflow.serve.stream import PROTOCOL
-from trigflow.serve.wire import pixels, unpack
+from trigflow.serve.wire import unpack
 
 LIMITS = Limits(images=32, batch=4, window_ms=0)
 STUDENT = named(student())

@@ -77,6 +77,7 @@ def test_limits_from_python_are_checked_too(name: str, value: Any) -> None:
     with pytest.raises(UserError, match=rf"^limit {name} = .*; expected a (whole|finite) number above 0; correct --limits"):
         Limits(**{name: value})
     assert Limits(window_ms=0, guidance=4).window_ms == 0
+    assert Limits(images=10**400).images == 10**400
 
 
 @pytest.mark.parametrize("token", ["", "short", "sixteen letters and a space", "x" * 257])
@@ -124,6 +125,7 @@ def test_serves_until_interrupted(run: Path, tmp_path: Path) -> None:
         (("--port", "-1"), "cannot listen"),
         (("--port", "70000"), "cannot listen"),
         (("--host", "203.0.113.7"), "cannot listen"),
+        (("--host", "two..dots"), "cannot listen"),
         (("--token-file", "missing"), "cannot be read"),
         (("--limits.images", "0"), "limit images = 0"),
         (("--limits.guidance", "nan"), "limit guidance = nan"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -13,14 +14,14 @@ from fastapi.testclient import TestClient
 from starlette.testclient import WebSocketDenialResponse, WebSocketTestSession
 from starlette.websockets import WebSocketDisconnect
 
-from serve.helpers import StubDrawer, stub_offer, student, teacher, wait_for
+from serve.helpers import StubDrawer, pixels, stub_offer, student, teacher, wait_for
 from trigflow.runtime.errors import UserError
 from trigflow.serve.app import create_app
 from trigflow.serve.limits import Limits
 from trigflow.serve.offers import offer_of
 from trigflow.serve.service import Service
 from trigflow.serve.stream import PROTOCOL
-from trigflow.serve.wire import pack, pixels, unpack
+from trigflow.serve.wire import pack, unpack
 
 LIMITS = Limits(streams=2, frame_images=16, window_ms=0)
 TOKEN = "a-token.of_enough~letters"
@@ -185,13 +186,20 @@ def test_malformed_messages(client: TestClient, message: str | bytes, code: int,
         assert frame(good)["id"] == 1
 
 
-def test_a_frame_that_cannot_be_drawn_ends_the_stream_alone(stub: TestClient, drawer: StubDrawer) -> None:
+def test_a_frame_that_cannot_be_drawn_ends_the_stream_alone(
+    stub: TestClient, drawer: StubDrawer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And the server's log says why."""
+    caplog.set_level(logging.ERROR, "uvicorn.error")
+    logging.getLogger("uvicorn.error").addHandler(caplog.handler)
     with stub.websocket_connect("/v1/stream") as stream:
         drawer.fail = True
         ask(stream, 0)
         with pytest.raises(WebSocketDisconnect) as closed:
             stream.receive_bytes()
         assert closed.value.code == 1011
+    logging.getLogger("uvicorn.error").removeHandler(caplog.handler)
+    assert "the drawer was told to fail" in str([record.exc_info for record in caplog.records])
     drawer.fail = False
     with stub.websocket_connect("/v1/stream") as stream:
         ask(stream, 1)

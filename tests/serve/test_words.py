@@ -14,7 +14,7 @@ import pytest
 import torch
 from fastapi.testclient import TestClient
 
-from serve.helpers import pictures, plain, reader, student
+from serve.helpers import pictures, pixels, plain, reader, student
 from trigflow.runtime.errors import UserError
 from trigflow.samplers import Sampling
 from trigflow.serve.app import create_app
@@ -22,7 +22,7 @@ from trigflow.serve.limits import Limits
 from trigflow.serve.offers import offer_of, offers_of
 from trigflow.serve.service import Service
 from trigflow.serve.stream import PROTOCOL
-from trigflow.serve.wire import pixels, unpack
+from trigflow.serve.wire import unpack
 
 LIMITS = Limits(images=8, batch=4, window_ms=0)
 READER = reader(guidance_max=4.0)

@@ -127,8 +127,7 @@ def merged(network: Foreign) -> nn.Module:
     for path, layer in [*model.named_modules()]:
         if hasattr(layer, "merge") and hasattr(layer, "get_base_layer"):
             layer.merge()
-            parent, _, name = path.rpartition(".")
-            setattr(model.get_submodule(parent), name, layer.get_base_layer())
+            model.set_submodule(path, layer.get_base_layer())
     return model
 
 
@@ -145,7 +144,7 @@ def adapter_state(network: Foreign) -> dict[str, Tensor]:
 def save_adapter(network: Foreign, base: Base, folder: Path) -> None:
     """Write the adapters as `load_lora_weights` of the pipeline reads them; of a pipeline that has none as peft does."""
     state, kind = adapter_state(network), pipeline_class(base)
-    config = next(layer.peft_config["default"] for layer in [network.model] if hasattr(layer, "peft_config"))
+    config: Any = network.model.peft_config["default"]  # type: ignore[index]
     if hasattr(kind, "save_lora_weights"):
         known = inspect.signature(kind.save_lora_weights).parameters
         layers: dict[str, Any] = {f"{base.component}_lora_layers": state}

@@ -102,9 +102,8 @@ def figures_of(folder: Path) -> list[dict[str, Any]]:
         raw = _figures(report)
         for name, text in (("student_1", "student"), ("student_2", "student"), ("teacher", "teacher")):
             tables = {key: raw[key] for key in ("nfe", "fd", "precision", "recall") if isinstance(raw.get(key), dict)}
-            found = {key: of_each[name] for key, of_each in tables.items() if name in of_each}
-            if found:
-                rows.append({"model": text, **found, **{key: raw[key] for key in ("num",) if key in raw}})
+            if found := {key: of_each[name] for key, of_each in tables.items() if name in of_each}:
+                rows.append({"model": text, **found, **({"num": raw["num"]} if "num" in raw else {})})
     for path in sorted(folder.glob("evaluation*.json")):
         raw = _figures(path)
         rows.append({"model": "student", **{key: raw[key] for key in COLUMNS if key in raw}})
@@ -157,9 +156,9 @@ def model_card(model: Model, figures: list[dict[str, Any]], pictured: bool, run:
         lines.append(f"Guidance: `guidance_scale` from 1 to {model.sampling.guidance_max:g}, at no extra cost.")
     else:
         lines.append("Guidance: none; `guidance_scale` is 1.")
-    times = {steps: ", ".join(f"{t:.4f}" for t in found) for steps, found in sorted(model.times.items())}
+    for steps, times in sorted(model.times.items()):
+        lines.append(f"Times found by a search for {steps} steps: {', '.join(f'{t:.4f}' for t in times)}")
     settings = _recipe(from_dict(run)) if run else _known(model)
-    lines += [f"Times found by a search for {steps} steps: {found}" for steps, found in times.items()]
     return CARD.format(
         title=title,
         summary=f"A consistency student of {parameters:,} parameters that draws {content}, {kind}, in one evaluation of its "
@@ -216,8 +215,7 @@ def _recipe(config: RunConfig) -> dict[str, Any]:
 
 
 def _figures(path: Path) -> dict[str, Any]:
-    raw = read_json(path, "figures")
-    raw = migrated("report", raw, f"figures '{path}'")
+    raw = migrated("report", read_json(path, "figures"), f"figures '{path}'")
     if "fd" not in raw:
         raise UserError(
             f"figures '{path}' hold no Frechet distance; expected a file of trigflow demo or evaluate; remove or replace it"

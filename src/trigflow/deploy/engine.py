@@ -22,8 +22,8 @@ class Engine:
     batch, and the variant (other than bf16, fp16 and int8) change no more than the rounding of sums in float32: a pixel by
     at most one of 255 levels, and most of them by none. `traced` and `graph` pad a batch to the next recorded size.
 
-    An engine may be called from several threads; variants that have buffers take turns. It leaves the model that it was
-    given as it was.
+    An engine may be called from several threads; variants that have buffers take turns. The network of the model that it was
+    given is put into eval mode and frozen; see `build_variant`.
 
     Args:
         model: a student, or a diffusion model (drawn with Heun).

@@ -4,7 +4,6 @@ The last two hold the velocity `v = sd F(x_t / sd, t, **conditions)` for any bat
 what goes in and at which times to call it.
 """
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -58,6 +57,7 @@ def export_run(run: str | Path, out: str | Path, to: Format, whole: bool = False
         to: `diffusers`: a pipeline with a model card, of a consistency student that jumps to time 0; see
             `trigflow.deploy.pipeline`. Of a student of a teacher from diffusers its adapter, or `comfyui` and `space`; see
             `trigflow.deploy.adapters`. `torchscript` or `onnx`: the velocity of any model; see `export_network`.
+        whole: with `diffusers`, of adapters: the whole pipeline, with the adapters added to its weights.
 
     Returns:
         A line that says what was written.
@@ -68,35 +68,28 @@ def export_run(run: str | Path, out: str | Path, to: Format, whole: bool = False
     """
     out = check_place(out, "new folder", "OUT")
     check_outside(out, source_of(run), "OUT")
-    said = ""
-    base = "" if to in ("torchscript", "onnx") else based_on(run)
-    if base or to in ("comfyui", "space"):
-        from trigflow.deploy.adapters import export_student
-
-        student = load(run, "cpu")
-        form: Any = to if to != "diffusers" else "pipeline" if whole or not student.spec.adapter.rank else "adapter"  # type: ignore[attr-defined]
-
-        def write(folder: Path) -> None:
-            nonlocal said
-            said = export_student(student, folder, form).replace(str(folder), str(out))  # written beside it first
-
-        write_folder(out, write)
-        return said
-    if to == "diffusers":
+    adapted = to in ("comfyui", "space") or (to == "diffusers" and based_on(run))
+    if to == "diffusers" and not adapted:
         from trigflow.deploy.pipeline import TrigFlowPipeline
 
         pipe = TrigFlowPipeline.from_run(run)
         pipe.set_progress_bar_config(disable=True)  # type: ignore[attr-defined]
         write_folder(out, pipe.save_pretrained)
         return f"{out}: open it with TrigFlowPipeline.from_pretrained('{out}')"
-    model = load(run, "cpu")
+    model, said = load(run, "cpu"), ""
 
     def fill(folder: Path) -> None:
         nonlocal said
-        said = export_network(model, folder, to)  # type: ignore[arg-type]
+        if adapted:
+            from trigflow.deploy.adapters import export_student
+
+            form: Any = to if to != "diffusers" else "pipeline" if whole or not model.spec.adapter.rank else "adapter"  # type: ignore[attr-defined]
+            said = export_student(model, folder, form).replace(str(folder), str(out))  # written beside it first
+        else:
+            said = f"{out}: {export_network(model, folder, to)}"  # type: ignore[arg-type]
 
     write_folder(out, fill)
-    return f"{out}: {said}"
+    return said
 
 
 def export_network(model: Model, folder: Path, to: Literal["torchscript", "onnx"]) -> str:
@@ -174,13 +167,11 @@ def _description(model: Model) -> dict[str, Any]:
     else:
         steps = (sampling.segments,) if sampling.jumps == "segments" else (*STEPS, *model.times)
         times = {n: model.schedule(n) for n in steps}
-    guidance = [1.0, sampling.guidance_max] if "guidance" in model.takes else None
-    described = {
+    return {
         **description_of(model),
         "sampler": "renoise" if model.kind == "consistency" and sampling.jumps == "zero" else "jump",
         "sigma_data": process.sigma_data,
         "null": {name: row.tolist() for name, row in null(model.network).items()},
-        "guidance": guidance,
+        "guidance": [1.0, sampling.guidance_max] if "guidance" in model.takes else None,
         "times": {str(steps): list(values) for steps, values in sorted(times.items())},
     }
-    return json.loads(json.dumps(described))

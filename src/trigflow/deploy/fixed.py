@@ -49,15 +49,12 @@ class FixedSizes(Variant):
     def forward(self, x: Tensor, t: Tensor, **conditions: Tensor) -> Tensor:
         names = in_order(conditions)
         given = [t, *(conditions[name] for name in names)]
-        parts = cut(len(x), self.sizes)
-        if len(parts) == 1:
-            return self._part(parts[0], x, names, given)
         results, first = [], 0
-        for size in parts:
+        for size in cut(len(x), self.sizes):
             rows = slice(first, first + size)
             results.append(self._part(size, x[rows], names, [v[rows] for v in given]))
             first += size
-        return torch.cat(results)
+        return results[0] if len(results) == 1 else torch.cat(results)
 
     def _part(self, size: int, x: Tensor, names: tuple[str, ...], given: Sequence[Tensor]) -> Tensor:
         """A call of at most `size` rows."""
@@ -68,6 +65,7 @@ class FixedSizes(Variant):
                 with torch.inference_mode(False), torch.no_grad():
                     self.recorded[key] = self.start(size, x, names, given)
             buffer, held, replay = self.recorded[key]
+            buffer.detach_()  # from the graph of an earlier call with gradients
             buffer[:n].copy_(x)
             for mine, value in zip(held, given, strict=True):
                 mine[:n].copy_(value)

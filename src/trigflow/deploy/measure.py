@@ -117,9 +117,8 @@ def measure(
     for batch in dict.fromkeys(batches):
         found, failed = _one_batch(engines, batch, seconds)
         rows += found
-        for name, reason in failed.items():
-            skipped[name] = reason
-            del engines[name]
+        skipped |= failed
+        engines = {name: engine for name, engine in engines.items() if name not in failed}
     rows = [row for row in rows if row.variant in engines]
     plain = engines["plain"]
     return Report(
@@ -158,10 +157,8 @@ def _one_batch(engines: dict[str, Engine], batch: int, seconds: float) -> tuple[
             failed[name] = f"failed at batch {batch}: {first_line(error)}"
     working = [name for name in engines if name not in failed]
     times: dict[str, list[float]] = {name: [] for name in working}
-    while any(len(times[name]) < LEAST or sum(times[name]) < seconds for name in working):
-        for name in working:
-            if len(times[name]) >= LEAST and sum(times[name]) >= seconds:
-                continue
+    while left := [name for name in working if len(times[name]) < LEAST or sum(times[name]) < seconds]:
+        for name in left:
             started = time.perf_counter()
             draw(engines[name])
             times[name].append(time.perf_counter() - started)

@@ -154,7 +154,7 @@ class TrigFlowPipeline(DiffusionPipeline):
             raise UserError("weights as a pickle; expected safetensors; leave out use_safetensors")
         folder = local_folder(pretrained_model_name_or_path, download)
         index = read_json(folder / "model_index.json", "the index")
-        if not isinstance(index, dict) or "TrigFlowPipeline" not in index.get("_class_name", ()):
+        if not isinstance(index, dict) or "TrigFlowPipeline" not in str(index.get("_class_name")):
             raise UserError(
                 f"'{folder}' holds another pipeline; expected one saved by TrigFlowPipeline; open it with diffusers"
             )
@@ -162,9 +162,7 @@ class TrigFlowPipeline(DiffusionPipeline):
             network = read_component(TrigFlowModel, folder / "network", variant, torch_dtype).to(torch_dtype)
         if scheduler is None:
             scheduler = read_scheduler(folder / "scheduler")
-        vae = None
-        if (folder / "vae").is_dir():
-            vae = read_component(AutoencoderKL, folder / "vae", variant, torch_dtype)
+        vae = read_component(AutoencoderKL, folder / "vae", variant, torch_dtype) if (folder / "vae").is_dir() else None
         return cls(network, scheduler, vae)
 
     # Saving --------------------------------------------------------------------------------------------------------
@@ -303,11 +301,10 @@ class TrigFlowPipeline(DiffusionPipeline):
             )
         times = self._times(num_inference_steps, timesteps)
         device, sd = self._execution_device, self.scheduler.config.sigma_data
-        dtype = model.dtype
         told, shape = self._batch(class_labels, prompt, conditions, batch_size, latents)
         told = {name: value.to(device) for name, value in told.items()}
+        model.velocity(told, guidance_scale)  # errors before work
         label = told.pop("label", None)
-        model.velocity({**told, **({} if label is None else {"label": label})}, guidance_scale)  # errors before work
         if isinstance(generator, list) and len(generator) != shape[0]:
             raise UserError(f"{len(generator)} generators for {shape[0]} images; expected one per image; pass as many")
         if latents is None:
@@ -328,7 +325,7 @@ class TrigFlowPipeline(DiffusionPipeline):
                     bar.update()
             return x
 
-        start = latents.to(device, dtype) * sd
+        start = latents.to(device, model.dtype) * sd
         model.codec = model.codec.with_component(self.vae)
         drawn = model.draw(
             lambda k: start, lambda x, t: self.network(x, t, label, guidance_scale, **told), sampler,

@@ -26,8 +26,6 @@ from trigflow.serve.stream import serve_stream
 from trigflow.serve.wire import MEDIA_TYPES, columns_of
 from trigflow.version import __version__
 
-CLIENT_LEFT = 499
-"""Status of an answer that nobody reads."""
 BEARER = HTTPBearer(auto_error=False)
 
 
@@ -70,14 +68,15 @@ class ServerInfo(BaseModel):
 def create_app(
     offers: Sequence[Offer], limits: Limits | None = None, *, token: str | None = None, origins: Sequence[str] = ()
 ) -> FastAPI:
-    """The application that serves these models; it starts and ends their workers with its own life.
+    """The application that serves these models; it starts and ends their workers with its own life (its lifespan, which an
+    application that it is mounted in has to enter).
 
     Args:
         offers: see `trigflow.serve.offers`; the first one is what a request gets that names none.
         limits: see `Limits`.
         token: clients must show it as `Authorization: Bearer TOKEN` for everything but `/healthz`, the page at `/` and the
             documentation.
-        origins: pages from elsewhere that may open streams.
+        origins: pages from elsewhere, such as `https://example.org`, that may open streams.
 
     Raises:
         UserError: for no offers or two of one name, and for a token or origins that are none.
@@ -197,16 +196,20 @@ def describe(service: Service) -> ServerInfo:
 
 
 async def read_body(request: Request, limits: Limits, most: int | None = None) -> bytes:
-    """The body of a JSON request, of at most so many bytes; `limits.body_bytes` by default. Raises a HTTPException 415 for
-    another type, 413 for too large a body, 408 for one that takes too long to come."""
+    """The body of a JSON request, of at most so many bytes; `limits.body_bytes` by default, and never of more values than fit
+    into that, as it takes seconds to read millions. Raises a HTTPException 415 for another type, 413 for too large a body, 408
+    for one that takes too long to come."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise HTTPException(415, f"a body of type '{kind[:40]}'; expected application/json; set Content-Type")
     try:
-        return await within(limits.silent_seconds, _read(request, most or limits.body_bytes))
+        body = await within(limits.silent_seconds, _read(request, most or limits.body_bytes))
     except asyncio.TimeoutError:
         message = f"no whole body within {limits.silent_seconds:g} s; expected it sooner; try again"
         raise HTTPException(408, message, {"Connection": "close"}) from None
+    if sum(map(body.count, (b",", b"[", b"{"))) > limits.body_bytes:
+        raise HTTPException(413, f"a body of more than {limits.body_bytes} values; expected fewer; ask for less")
+    return body
 
 
 async def _read(request: Request, most: int) -> bytes:
@@ -225,7 +228,7 @@ async def _read(request: Request, most: int) -> bytes:
 
 async def _wait_for(request: Request, service: Service, name: str, jobs: Sequence[Job]) -> list[Drawn]:
     """The pictures, unless the client leaves first: then its jobs leave the queue, too."""
-    pictures = asyncio.ensure_future(_all_of(jobs))
+    pictures = asyncio.gather(*(asyncio.wrap_future(job.future) for job in jobs))
     leaving = asyncio.ensure_future(_leaves(request))
     both: set[asyncio.Future[Any]] = {pictures, leaving}
     try:
@@ -238,10 +241,6 @@ async def _wait_for(request: Request, service: Service, name: str, jobs: Sequenc
         service.metrics.dropped.labels("client left").inc(left)
         leaving.cancel()
         pictures.cancel()
-
-
-async def _all_of(jobs: Sequence[Job]) -> list[Drawn]:
-    return [await asyncio.wrap_future(job.future) for job in jobs]
 
 
 async def _leaves(request: Request) -> None:
@@ -264,7 +263,7 @@ async def _closed(request: Request, error: Any) -> JSONResponse:
 
 
 async def _left(request: Request, error: Any) -> Response:
-    return Response(status_code=CLIENT_LEFT)
+    return Response(status_code=499)  # nobody reads it
 
 
 class Counted:

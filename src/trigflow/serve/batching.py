@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from trigflow.serve.drawing import Order
@@ -28,7 +29,7 @@ class BusyError(Exception):
 
 
 class ClosedError(Exception):
-    """The server is shutting down."""
+    """The server is shutting down, or its workers were never started."""
 
 
 @dataclass(frozen=True)
@@ -47,13 +48,11 @@ class Job:
     Attributes:
         order: may be replaced by a newer one until then, see `Batcher.replace`.
         patience: seconds it waits for company.
-        deadline: seconds after which it is given up.
         turn: how many batches had been drawn when it came; jobs are drawn in this order.
     """
 
     order: Order
     patience: float
-    deadline: float
     turn: int
     entered: float = field(default_factory=time.monotonic)
     future: Future[Drawn] = field(default_factory=Future)
@@ -70,10 +69,10 @@ class Batcher:
     Args:
         draws: see `Draw`; each is called in a worker thread of its own, so that many batches are drawn at a time.
         limits: `batch`, `queue`, `queue_seconds`, `window_ms`.
-        on_batch: called after every batch with its pictures and seconds.
+        on_batch: called after every batch with the number of its pictures.
     """
 
-    def __init__(self, draws: Sequence[Draw], limits: Limits, on_batch: Callable[[int, float], None] | None = None) -> None:
+    def __init__(self, draws: Sequence[Draw], limits: Limits, on_batch: Callable[[int], None] | None = None) -> None:
         self.limits = limits
         self._draws = tuple(draws)
         self._on_batch = on_batch
@@ -121,20 +120,19 @@ class Batcher:
         Raises:
             BusyError: if the queue has no room for it.
         """
-        size, patience = self.limits.batch, self.limits.window_ms / 1000
-        parts = [_part(order, first, min(first + size, len(order))) for first in range(0, len(order), size)]
+        patience, parts = self.limits.window_ms / 1000, self._parts(order)
         with self._changed:
             waiting = self.waiting
             if waiting and waiting + len(order) > self.limits.queue:
                 raise BusyError(f"{waiting} images wait already", self._retry_after())
-            jobs = [Job(part, patience, self.limits.queue_seconds, self._turn + 2 * i) for i, part in enumerate(parts)]
+            jobs = [Job(part, patience, self._turn + 2 * i) for i, part in enumerate(parts)]
             self._enter(jobs)
         return jobs
 
     def submit_frame(self, order: Order) -> Job:
         """Queue the frame of a stream: at once, without waiting for company. One a stream is enough."""
         with self._changed:
-            job = Job(order, 0.0, self.limits.queue_seconds, self._turn)
+            job = Job(order, 0.0, self._turn)
             self._enter([job])
         return job
 
@@ -157,9 +155,15 @@ class Batcher:
             job.future.cancel()
         return len(found)
 
+    def _parts(self, order: Order) -> list[Order]:
+        size = self.limits.batch
+        return [_part(order, first, min(first + size, len(order))) for first in range(0, len(order), size)]
+
     def _enter(self, jobs: Sequence[Job]) -> None:
         if self._closing:
             raise ClosedError("the server is shutting down")
+        if not any(thread.is_alive() for thread in self._threads):
+            raise ClosedError("no worker of the server runs")
         for job in jobs:
             insort(self._waiting, job, key=lambda one: one.turn)
         self._changed.notify()
@@ -177,7 +181,10 @@ class Batcher:
     def _draw_batch(self, draw: Draw, jobs: Sequence[Job]) -> None:
         begun = time.monotonic()
         try:
-            parts = draw([job.order for job in jobs])
+            if len(jobs) == 1:  # a frame may be longer than a batch
+                parts = [torch.cat([draw([part])[0] for part in self._parts(jobs[0].order)])]
+            else:
+                parts = draw([job.order for job in jobs])
         except Exception as error:  # the clients of this batch are told; the others are served on
             for job in jobs:
                 job.future.set_exception(error)
@@ -187,7 +194,7 @@ class Batcher:
         for job, images in zip(jobs, parts, strict=True):
             job.future.set_result(Drawn(images, begun - job.entered, seconds))
         if self._on_batch is not None:
-            self._on_batch(pictures, seconds)
+            self._on_batch(pictures)
 
     def _next_batch(self) -> list[Job] | None:
         """The jobs to draw next; None when the server closes."""
@@ -203,14 +210,14 @@ class Batcher:
                     self._turn += 1
                     for job in batch:
                         self._waiting.remove(job)
+                    self._changed.notify()  # what is left may be for another worker
                     claimed = [job for job in batch if job.future.set_running_or_notify_cancel()]
                     if claimed:
                         return claimed
                 else:
                     self._changed.wait(ready - now)
-            for job in self._waiting:
-                job.future.set_exception(ClosedError("the server is shutting down"))
-            self._waiting.clear()
+            for job in list(self._waiting):
+                self._refuse(job, ClosedError("the server is shutting down"))
             return None
 
     def _gather(self) -> tuple[list[Job], bool]:
@@ -227,11 +234,13 @@ class Batcher:
         return batch, room <= 0
 
     def _give_up(self, now: float) -> None:
-        late = [job for job in self._waiting if now > job.entered + job.deadline]
-        for job in late:
-            self._waiting.remove(job)
-            if job.future.set_running_or_notify_cancel():
-                job.future.set_exception(BusyError(f"{now - job.entered:.1f} s in the queue", self._retry_after()))
+        for job in [job for job in self._waiting if now > job.entered + self.limits.queue_seconds]:
+            self._refuse(job, BusyError(f"{now - job.entered:.1f} s in the queue", self._retry_after()))
+
+    def _refuse(self, job: Job, error: Exception) -> None:
+        self._waiting.remove(job)
+        if job.future.set_running_or_notify_cancel():
+            job.future.set_exception(error)
 
 
 def _part(order: Order, first: int, last: int) -> Order:

@@ -69,8 +69,8 @@ class Limits:
     def __post_init__(self) -> None:
         for field in fields(self):
             value, kind = getattr(self, field.name), int if isinstance(field.default, int) else int | float
-            fine = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
-            if not fine or value < 0 or (value == 0 and field.name != "window_ms"):
+            fine = isinstance(value, kind) and not isinstance(value, bool) and 0 <= value < math.inf
+            if not fine or (value == 0 and field.name != "window_ms"):
                 option = f"--limits.{field.name.replace('_', '-')}"
                 what = "whole" if kind is int else "finite"
                 raise UserError(f"limit {field.name} = {value!r}; expected a {what} number above 0; correct {option}")

@@ -57,12 +57,9 @@ def add_page(app: FastAPI) -> None:
     """
     files = {path.name: PageFile(path) for path in sorted(FOLDER.iterdir()) if path.suffix in TYPES}
 
-    async def index(request: Request) -> Response:
-        return files["index.html"].answer(request)
-
-    async def part(request: Request) -> Response:
-        name = request.path_params["name"]
+    async def answer(request: Request) -> Response:
+        name = request.path_params.get("name", "index.html")
         return files[name].answer(request) if name in files else Response("no such file", 404, headers=HEADERS)
 
-    app.add_route("/", index, ["GET"], include_in_schema=False)
-    app.add_route("/page/{name}", part, ["GET"], include_in_schema=False)
+    for path in ("/", "/page/{name}"):
+        app.add_route(path, answer, ["GET"], include_in_schema=False)

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-from collections import OrderedDict
 from typing import Any
 
 import uvicorn
@@ -22,7 +21,7 @@ class Silent:
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
-        self._timers: OrderedDict[asyncio.Transport, asyncio.TimerHandle] = OrderedDict()
+        self._timers: dict[asyncio.Transport, asyncio.TimerHandle] = {}
         self._stalled: dict[asyncio.Transport, asyncio.TimerHandle] = {}
         self._closing: set[asyncio.Transport] = set()
 
@@ -30,7 +29,7 @@ class Silent:
         """Close this connection unless it says what it wants in time, or others need its place before."""
         if transport not in self._timers:
             loop = asyncio.get_running_loop()
-            self._timers[transport] = loop.call_later(self.limits.silent_seconds, self._close, transport)
+            self._timers[transport] = loop.call_later(self.limits.silent_seconds, self._end, transport)
 
     def release(self, transport: asyncio.Transport) -> None:
         """The connection has made its request."""
@@ -62,6 +61,14 @@ class Silent:
             self.stalled(transport)
         else:
             transport.abort()
+
+    def _end(self, transport: asyncio.Transport) -> None:
+        """Close a connection that was silent for too long, unless it still takes its last answer."""
+        if transport in self._stalled:
+            self.release(transport)
+            self.watch(transport)
+        else:
+            self._close(transport)
 
     def make_room(self, connections: int) -> None:
         """Close those that have been silent longest, so that of this many at most `limits.connections` stay open."""

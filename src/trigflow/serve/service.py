@@ -77,32 +77,13 @@ class Metrics:
     def _made(self, kind: Callable[..., Figure], name: str, text: str, labels: Sequence[str] = (), **more: Any) -> Figure:
         return kind(f"trigflow_{name}", text, labels, registry=self.registry, **more)
 
-    def watch_queue(self, name: str, waiting: Callable[[], int]) -> None:
-        """Report `waiting()` as the queue of this model."""
-        self.queue.labels(name).set_function(waiting)
-
-    def observe(self, name: str, queue: float, network: float, encode: float) -> None:
-        """Record the seconds of one request or frame."""
-        for part, seconds in (("queue", queue), ("network", network), ("encode", encode)):
-            self.seconds.labels(name, part).observe(seconds)
-
     def text(self) -> bytes:
         """All figures in Prometheus' text format."""
         return generate_latest(self.registry)
 
 
 class Service:
-    """Models with their queues and workers, limits, figures, and who may use them.
-
-    Args:
-        offers: the first one is what a request gets that names none.
-        limits: see `Limits`.
-        token: what clients must show; None for no such thing.
-        origins: pages from elsewhere, such as `https://example.org`, that may open streams.
-
-    Raises:
-        UserError: for no offers or two of one name, and for a token or origins that are none.
-    """
+    """Models with their queues and workers, limits, figures, and who may use them; arguments and errors as of `create_app`."""
 
     def __init__(self, offers: Sequence[Offer], limits: Limits, token: str | None = None, origins: Sequence[str] = ()) -> None:
         if token is not None:
@@ -125,13 +106,13 @@ class Service:
         self.streams = 0
 
     def _batcher(self, offer: Offer) -> Batcher:
-        def on_batch(pictures: int, seconds: float) -> None:
+        def on_batch(pictures: int) -> None:
             self.metrics.images.labels(offer.name).inc(pictures)
             self.metrics.batch.labels(offer.name).observe(pictures)
 
         draws = [functools.partial(draw_together, drawer, NoiseSource(offer.model)) for drawer in offer.drawers]
         batcher = Batcher(draws, self.limits, on_batch)
-        self.metrics.watch_queue(offer.name, lambda: batcher.waiting)
+        self.metrics.queue.labels(offer.name).set_function(lambda: batcher.waiting)
         return batcher
 
     def start(self) -> None:
@@ -173,17 +154,18 @@ class Service:
     async def encode(self, name: str, drawn: Sequence[Drawn], format: str) -> tuple[bytes, dict[str, float]]:
         """Pictures of a model as bytes, and the seconds they were in the queue, in the network and here, which are recorded."""
         begun = time.monotonic()
-        pictures = torch.cat([part.images for part in drawn])
+        pictures = torch.cat([one.images for one in drawn])
         if format == "raw":  # sooner done than handed over
             content = encode(pictures, format)
         else:
             content = await asyncio.get_running_loop().run_in_executor(self.encoders, encode, pictures, format)
         seconds = {
-            "queue": max(part.queue for part in drawn),
-            "network": sum(part.network for part in drawn),
+            "queue": max(one.queue for one in drawn),
+            "network": sum(one.network for one in drawn),
             "encode": time.monotonic() - begun,
         }
-        self.metrics.observe(name, **seconds)
+        for part, value in seconds.items():
+            self.metrics.seconds.labels(name, part).observe(value)
         return content, seconds
 
     def knows(self, token: str | None) -> bool:

@@ -1,6 +1,7 @@
 """`/v1/stream`: frames as fast as they are taken, always of the newest request."""
 
 import asyncio
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +9,7 @@ from starlette.responses import JSONResponse
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from trigflow.runtime.errors import UserError
-from trigflow.serve.batching import BusyError, Drawn, Job
+from trigflow.serve.batching import BusyError, ClosedError, Drawn, Job
 from trigflow.serve.drawing import Order
 from trigflow.serve.requests import FrameRequest, Taken, check, parse_json
 from trigflow.serve.service import Service, within
@@ -56,6 +57,13 @@ async def serve_stream(websocket: WebSocket, service: Service) -> None:
     finally:
         service.streams -= 1
         service.metrics.streams.set(service.streams)
+        if (flow := flow_of(websocket)) is not None:  # what is left of a frame may still be taken, for a while
+            asyncio.get_running_loop().call_later(service.limits.send_seconds, flow["abort"])
+
+
+def flow_of(websocket: WebSocket) -> dict[str, Any] | None:
+    """What `StreamProtocol` lets a stream do, by name, where it is the one that serves."""
+    return websocket.scope.get("extensions", {}).get("trigflow.flow")
 
 
 def _refusal(websocket: WebSocket, service: Service) -> tuple[int, str] | None:
@@ -178,12 +186,15 @@ class Stream:
                 self._changed.clear()
                 await self._changed.wait()
             self._drawing, self._newest = self._newest, None
-            self._job = self.service.batchers[self._drawing.model].submit_frame(self._drawing.order)
             try:
+                self._job = self.service.batchers[self._drawing.model].submit_frame(self._drawing.order)
                 drawn = await asyncio.wrap_future(self._job.future)
             except BusyError as error:
                 raise Closed(BUSY, f"busy: {error}; expected a shorter queue; connect again later") from None
-            except Exception:
+            except ClosedError as error:
+                raise Closed(BUSY, f"{error}; expected it to run; connect again later") from None
+            except Exception as error:
+                logging.getLogger("uvicorn.error").error("a frame could not be drawn", exc_info=error)
                 raise Closed(FAILED, "the frame could not be drawn; the server's log says why; try another") from None
             wanted, self._job = self._drawing, None
             frame = await self._frame(wanted, drawn)
@@ -209,8 +220,7 @@ class Stream:
     async def _send(self, frame: bytes) -> None:
         """Send, and wait until the frame has left the server, where the transport can tell."""
         await self.websocket.send_bytes(frame)
-        flow = self._extension("trigflow.flow")
-        if flow is not None:
+        if (flow := flow_of(self.websocket)) is not None:
             await flow["sent"]()
 
     async def _close(self, closed: Closed) -> None:
@@ -219,9 +229,5 @@ class Stream:
         try:
             await within(1.0, self.websocket.close(closed.code, reason))
         except (asyncio.TimeoutError, RuntimeError, WebSocketDisconnect):
-            flow = self._extension("trigflow.flow")
-            if flow is not None:
+            if (flow := flow_of(self.websocket)) is not None:
                 flow["abort"]()
-
-    def _extension(self, name: str) -> dict[str, Any] | None:
-        return self.websocket.scope.get("extensions", {}).get(name)

@@ -7,7 +7,6 @@ import struct
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from trigflow.codecs.pictures import make_grid
@@ -34,10 +33,9 @@ def encode(images: Tensor, format: str) -> bytes:
         return images.contiguous().numpy().tobytes()
     if format == "npy":
         np.save(buffer, images.contiguous().numpy(), allow_pickle=False)
-    elif format == "png":
-        make_grid(images, columns_of(len(images)), gap=0, scale=1).save(buffer, "PNG", compress_level=1)
     else:
-        make_grid(images, columns_of(len(images)), gap=0, scale=1).save(buffer, "WEBP", lossless=True, quality=0)
+        options = {"compress_level": 1} if format == "png" else {"lossless": True, "quality": 0}
+        make_grid(images, columns_of(len(images)), gap=0, scale=1).save(buffer, format, **options)
     return buffer.getvalue()
 
 
@@ -51,8 +49,3 @@ def unpack(frame: bytes) -> tuple[dict[str, Any], bytes]:
     """Header and content of a frame: the inverse of `pack`."""
     (length,) = struct.unpack_from("<I", frame)
     return json.loads(frame[4 : 4 + length]), frame[4 + length :]
-
-
-def pixels(header: dict[str, Any], content: bytes) -> Tensor:
-    """The pictures of a raw frame, uint8 of the header's shape."""
-    return torch.from_numpy(np.frombuffer(content, dtype=np.uint8).copy()).reshape(header["shape"])
