@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
+from dataclasses import is_dataclass
 from operator import attrgetter
 from typing import Any
 
@@ -223,10 +224,8 @@ def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any:
         if type(a) is Dual:
             if a.version != a.primal._version or a.run is not now:
                 check_version(a)
-        elif type(a) is tuple or type(a) is list:
-            for b in a:
-                if type(b) is Dual:
-                    check_version(b)
+        elif isinstance(a, (tuple, list)):
+            _check_items(a)
     handler = HANDLERS.get(func)
     if handler is None:
         from trigflow.tangent.dispatch import resolve
@@ -237,6 +236,8 @@ def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any:
     for a in kwargs.values():
         if type(a) is Dual:
             check_version(a)
+        elif isinstance(a, (tuple, list)):
+            _check_items(a)
     if "out" in kwargs:
         if kwargs["out"] is not None:
             from trigflow.tangent.inplace import into
@@ -248,6 +249,12 @@ def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any:
 
         return inplace_setting(func, args, kwargs)
     return handler(func, *args, **kwargs)
+
+
+def _check_items(values: Any) -> None:
+    for x in values:
+        if type(x) is Dual:
+            check_version(x)
 
 
 def check_version(x: Dual) -> None:
@@ -266,14 +273,17 @@ def check_version(x: Dual) -> None:
 
 def strip(value: Any) -> Any:
     """`value` with every `Dual` in nested tuples, lists and dicts replaced by its primal."""
-    if type(value) is Dual:
+    kind = type(value)
+    if kind is Dual:
         return value.primal
-    if type(value) is tuple:
+    if kind is tuple:
         return tuple(strip(v) for v in value)
-    if type(value) is list:
+    if kind is list:
         return [strip(v) for v in value]
-    if type(value) is dict:
+    if kind is dict:
         return {k: strip(v) for k, v in value.items()}
+    if isinstance(value, (tuple, list)) and kind is not torch.Size and has_dual(value):
+        return like(value, [strip(v) for v in value])
     return value
 
 
@@ -341,6 +351,15 @@ def pair(primal: Any, tangent: Any) -> Any:
 def like(outputs: Any, items: list[Any]) -> Any:
     """A list or tuple of the kind of `outputs`: plain, `torch.return_types.*` or a named tuple."""
     return type(outputs)(*items) if hasattr(outputs, "_fields") else type(outputs)(items)
+
+
+def dict_like(outputs: Any, items: dict[Any, Any]) -> Any:
+    """A dict of the kind of `outputs`; output classes of model libraries are dataclasses, which take their fields by name."""
+    if is_dataclass(outputs):
+        return type(outputs)(**items)  # type: ignore[misc]
+    result = copy.copy(outputs)
+    result.update(items)
+    return result
 
 
 def _operator(function: Any) -> Any:

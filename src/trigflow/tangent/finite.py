@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 
+from trigflow.tangent.dual import dict_like, like
 from trigflow.tangent.errors import TangentError
 
 
@@ -40,30 +40,36 @@ def central_difference(
     if step is not None and not 0 < step < float("inf"):
         raise TangentError(f"step {step}; expected a positive number; leave it away for the default")
     moving = [i for i, t in enumerate(tangents) if t is not None]
-    versions = [primals[i]._version for i in moving]
+    kept = [p for p in primals if isinstance(p, Tensor) and not p.is_inference()]
+    versions = [p._version for p in kept]
     record = Record(fn)
     with record:
         out = fn(*primals)
-    if versions != [primals[i]._version for i in moving]:
+    if versions != [p._version for p in kept]:
         raise TangentError(
             "fn wrote into its inputs in place; expected inputs that are the same in every run; copy them with .clone()"
         )
-    leaves, tree = pytree.tree_flatten(out)
     if step is None:
-        kinds = [v.dtype for v in (*leaves, *(primals[i] for i in moving)) if _continuous(v)]
-        step = float(max(torch.finfo(kind).eps for kind in kinds)) ** (1 / 3)
+        values = (*_leaves(out), *(primals[i] for i in moving))
+        step = max((torch.finfo(v.dtype).eps for v in values if _continuous(v)), default=1.0) ** (1 / 3)
     h = step * _scale([primals[i] for i in moving], [tangents[i] for i in moving])
 
-    def at(h: float) -> list[Any]:
+    def at(h: float) -> Any:
         inputs = list(primals)
         for i in moving:
             inputs[i] = torch.add(primals[i].detach(), tangents[i], alpha=h)
         with record.replayed():
-            return pytree.tree_leaves(fn(*inputs))
+            return fn(*inputs)
 
     with torch.no_grad():
-        differences = [_difference(p, m, h) for p, m in zip(at(h), at(-h), strict=True)]
-    return out, pytree.tree_unflatten(differences, tree)
+        return out, _difference(at(h), at(-h), h)
+
+
+def _leaves(value: Any) -> list[Any]:
+    """What is in nested tuples, lists and dicts, of any class."""
+    if isinstance(value, dict):
+        value = tuple(value.values())
+    return [leaf for v in value for leaf in _leaves(v)] if isinstance(value, (tuple, list)) else [value]
 
 
 def _continuous(value: Any) -> bool:
@@ -82,7 +88,11 @@ def rms(x: Tensor) -> float:
 
 
 def _difference(plus: Any, minus: Any, h: float) -> Any:
-    """`(plus - minus) / 2h` in at least float32, in the dtype of the output; zero for integers."""
+    """`(plus - minus) / 2h` in at least float32, in the dtype of the output; zero for integers. Nested like the output."""
+    if isinstance(plus, dict):
+        return dict_like(plus, {k: _difference(plus[k], minus[k], h) for k in plus})
+    if isinstance(plus, (tuple, list)):
+        return like(plus, [_difference(p, m, h) for p, m in zip(plus, minus, strict=True)])
     if not _continuous(plus):
         return torch.zeros_like(plus) if isinstance(plus, Tensor) else plus
     work = torch.promote_types(plus.dtype, torch.float32)

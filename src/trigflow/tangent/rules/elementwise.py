@@ -117,7 +117,7 @@ TABLE: dict[str, Derivative] = {
     "relu": lambda x, y, dx, inplace=False: _threshold(dx, y, 0),
     "relu6": lambda x, y, dx, inplace=False: _hardtanh(dx, x, 0.0, 6.0),
     "leaky_relu": lambda x, y, dx, negative_slope=0.01, inplace=False: _leaky_relu(dx, x, negative_slope, False),
-    "elu": lambda x, y, dx, alpha=1.0, inplace=False: _elu(dx, alpha, 1.0, 1.0, False, x),
+    "elu": lambda x, y, dx, alpha=1.0, scale=1.0, input_scale=1.0, inplace=False: _elu(dx, alpha, scale, input_scale, False, x),
     "celu": lambda x, y, dx, alpha=1.0, inplace=False: _elu(dx, alpha, 1.0, 1.0 / alpha, False, x),
     "selu": _selu,
     "softplus": lambda x, y, dx, beta=1, threshold=20: _softplus(dx, x, beta, threshold),

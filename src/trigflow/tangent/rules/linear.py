@@ -86,11 +86,14 @@ def einsum(func: Any, equation: Any, *operands: Any) -> Any:
         operands = tuple(operands[0])
     if not isinstance(equation, str):
         return fallback(func, equation, *operands)
-    return product(lambda *tensors: func(equation, *tensors), *operands)
+    return product(lambda *tensors: torch.einsum(equation, *tensors), *operands)
 
 
-def added_product(func: Any, input: Any, a: Any, b: Any, *, beta: Any = 1, alpha: Any = 1) -> Any:
+def added_product(func: Any, input: Any, *factors: Any, beta: Any = 1, alpha: Any = 1, **named: Any) -> Any:
     """`beta input + alpha (a b)`: addmm, baddbmm, addmv, addr, addbmm."""
+    if named:
+        return fallback(func, input, *factors, beta=beta, alpha=alpha, **named)
+    a, b = factors
     primal = func(strip(input), strip(a), strip(b), beta=beta, alpha=alpha)
     terms = []
     with no_grad():

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from trigflow.tangent.dual import Dual, Handler, no_grad, pair, strip
+from trigflow.tangent.inplace import name_of
 from trigflow.tangent.rules.arithmetic import _extreme, binary
 from trigflow.tangent.rules.elementwise import unary
 from trigflow.tangent.rules.reduce import _dims, _keep, _sum
@@ -32,7 +33,7 @@ def picked(func: Any, input: Any, *args: Any, **kwargs: Any) -> Any:
     dim = kwargs.get("dim")
     if dim is None:
         ints = [a for a in args if isinstance(a, int) and not isinstance(a, bool)]
-        after = func.__name__ in ("topk", "kthvalue")
+        after = name_of(func) in ("topk", "kthvalue")
         dim = ints[1] if after and len(ints) > 1 else -1 if after or not ints else ints[0]
     with no_grad():
         values, indices = primal

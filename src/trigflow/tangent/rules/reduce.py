@@ -65,8 +65,9 @@ register(unary(_logsumexp), "logsumexp", "special.logsumexp")
 # Variances ---------------------------------------------------------------------------------------------------------
 
 
-def spread(root: bool, with_mean: bool) -> Handler:
-    """Handler of var, std (`root`), var_mean, std_mean: `dvar = 2 sum((x - mean) dx) / (n - correction)`."""
+def spread(name: str) -> Handler:
+    """Handler of var, std, var_mean, std_mean: `dvar = 2 sum((x - mean) dx) / (n - correction)`."""
+    function, root, with_mean = getattr(torch, name), name.startswith("std"), name.endswith("mean")
 
     def handler(
         func: Any, input: Any, dim: Any = None, unbiased: Any = None, keepdim: bool = False, *, correction: Any = None
@@ -76,17 +77,14 @@ def spread(root: bool, with_mean: bool) -> Handler:
         if correction is None:
             correction = 1 if unbiased in (None, True) else 0
         if input.primal.is_complex():
-            return fallback(func, input, dim, correction=correction, keepdim=keepdim)
+            return fallback(function, input, dim, correction=correction, keepdim=keepdim)
         x, dx = input.primal, input.tangent
         dims = _dims(dim) or tuple(range(x.ndim))
-        primal = func(x, dims, correction=correction, keepdim=keepdim)
+        primal = function(x, dims, correction=correction, keepdim=keepdim)
         with no_grad():
             value = primal[0] if with_mean else primal
-            count = 1
-            for d in dims:
-                count *= x.shape[d]
             mean = x.mean(dims, keepdim=True)
-            freedom = count - correction
+            freedom = math.prod(x.shape[d] for d in dims) - correction
             t = (x - mean).mul_(dx).sum(dims, keepdim=keepdim).mul_(2 / freedom if freedom > 0 else math.inf)
             if root:
                 t = (t / (2 * value)).masked_fill_(value == 0, 0.0)
@@ -95,7 +93,5 @@ def spread(root: bool, with_mean: bool) -> Handler:
     return handler
 
 
-register(spread(root=False, with_mean=False), "var")
-register(spread(root=True, with_mean=False), "std")
-register(spread(root=False, with_mean=True), "var_mean")
-register(spread(root=True, with_mean=True), "std_mean")
+for _name in ("var", "std", "var_mean", "std_mean"):
+    register(spread(_name), _name)
