@@ -225,3 +225,19 @@ def test_without_any_numbers_that_move() -> None:
     out, tangent = jvp(lambda i: i + 1, (torch.arange(3),), (None,), method="finite-difference")
     assert out.tolist() == [1, 2, 3]
     assert tangent.tolist() == [0, 0, 0]
+
+
+def test_buffers_of_modules_that_are_not_registered() -> None:
+    class Hides(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inside = [nn.BatchNorm1d(6, dtype=torch.float64)]
+
+        def forward(self, x: Any) -> Any:
+            return self.inside[0](x)
+
+    net, expected = Hides(), nn.BatchNorm1d(6, dtype=torch.float64)
+    jvp(net, (X,), (DX,), method="finite-difference")
+    expected(X)
+    for name, buffer in net.inside[0].named_buffers():
+        assert torch.equal(buffer, expected.get_buffer(name))

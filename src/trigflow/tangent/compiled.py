@@ -28,9 +28,6 @@ from trigflow.tangent.written import lifted
 if TYPE_CHECKING:
     from trigflow.tangent.tracing import Traced
 
-LIMIT = 8
-"""Kinds of calls that a function is compiled for at most."""
-
 
 class Kind(NamedTuple):
     """What distinguishes the calls that need graphs of their own."""
@@ -107,7 +104,7 @@ class Compiled:
         dynamic: bool = False,
         mode: str | None = None,
         backend: str = "inductor",
-        limit: int = LIMIT,
+        limit: int = 8,
         recomputed: bool = False,
         cache: str | Path | None = None,
         tell: Callable[[str], None] | None = None,
@@ -237,8 +234,8 @@ class Compiled:
                 # On a CPU inductor would have the images of convolutions channels-last in forwards with tangents, and each
                 # of them copied for the backward.
                 compiled: Any = compile_fx(graph, given, config_patches={"layout_optimization": False})
-                return compiled  # type: ignore[no-any-return]
-            return lookup_backend(self.backend)(graph, given)  # type: ignore[no-any-return]
+                return compiled
+            return lookup_backend(self.backend)(graph, given)
 
     def _run(self, traced: Traced, graph: Callable[..., Any], state: list[Tensor], leaves: list[Any]) -> Any:
         tensors = _tensors(leaves)

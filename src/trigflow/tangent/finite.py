@@ -102,15 +102,14 @@ def _difference(plus: Any, minus: Any, h: float) -> Any:
 class Record(TorchFunctionMode):
     """What a run of `fn` drew from and left behind, so that it can be run again from the same state.
 
-    Kept are the states of the default generators and of those passed to torch functions by name, and the modules that
-    hold buffers: those of `fn` if it is a module, those called in the first run otherwise.
+    Kept are the states of the default generators and of those passed to torch functions by name, and the modules whose
+    buffers may change: those of `fn`, if it is a module, and those that run.
     """
 
     def __init__(self, fn: Callable[..., Any]) -> None:
         super().__init__()
         owner = fn if isinstance(fn, nn.Module) else getattr(fn, "__self__", None)
-        self.modules = set(owner.modules()) if isinstance(owner, nn.Module) else None
-        self.called: set[nn.Module] = set()
+        self.modules = set(owner.modules()) if isinstance(owner, nn.Module) else set()
         self.before = {g: g.get_state() for g in _default_generators()}
         self.after: dict[torch.Generator, Tensor] = {}
 
@@ -123,21 +122,18 @@ class Record(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
     def __enter__(self) -> Any:
-        if self.modules is None:
-            self.hook = register_module_forward_pre_hook(lambda module, inputs: self.called.add(module))
+        self.hook = register_module_forward_pre_hook(lambda module, inputs: self.modules.add(module))
         return super().__enter__()  # type: ignore[no-untyped-call]
 
     def __exit__(self, *reason: Any) -> None:
         super().__exit__(*reason)  # type: ignore[no-untyped-call]
-        if self.modules is None:
-            self.hook.remove()
+        self.hook.remove()
         self.after = {g: g.get_state() for g in self.before}
 
     @contextmanager
     def replayed(self) -> Iterator[None]:
         """Run again from the state before the first run; afterwards everything is as that run left it."""
-        modules = self.called if self.modules is None else self.modules
-        buffers = {module: dict(module._buffers) for module in modules if module._buffers}
+        buffers = {module: dict(module._buffers) for module in self.modules if module._buffers}
         for generator, state in self.before.items():
             generator.set_state(state)
         for module, own in buffers.items():

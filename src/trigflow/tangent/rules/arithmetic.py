@@ -45,9 +45,9 @@ def swapped(derivative: Callable[..., Tensor | None]) -> Callable[..., Tensor | 
 
 def _add(y: Tensor, a: Any, da: Any, b: Any, db: Any, alpha: Any = 1) -> Tensor:
     if db is None:
-        return da  # type: ignore[no-any-return]
+        return da
     if da is None:
-        return db if alpha == 1 else db * alpha  # type: ignore[no-any-return]
+        return db if alpha == 1 else db * alpha
     return torch.add(da, db, alpha=alpha)
 
 
@@ -57,9 +57,9 @@ def _sub(y: Tensor, a: Any, da: Any, b: Any, db: Any, alpha: Any = 1) -> Tensor:
 
 def _mul(y: Tensor, a: Any, da: Any, b: Any, db: Any) -> Tensor:
     if db is None:
-        return da * b  # type: ignore[no-any-return]
+        return da * b
     if da is None:
-        return db * a  # type: ignore[no-any-return]
+        return db * a
     t: Tensor = da * b
     return t.addcmul_(a, db) if t.shape == y.shape and t.dtype == y.dtype else torch.addcmul(t, a, db)
 
@@ -68,7 +68,7 @@ def _div(y: Tensor, a: Any, da: Any, b: Any, db: Any, rounding_mode: str | None 
     if rounding_mode is not None:
         return None
     if db is None:
-        return da / b  # type: ignore[no-any-return]
+        return da / b
     t = (y * db).neg_() if da is None else torch.addcmul(da, y, db, value=-1)
     return t.div_(b) if t.dtype == y.dtype else t / b
 
@@ -99,19 +99,19 @@ def _pow(y: Tensor, a: Any, da: Any, b: Any, db: Any) -> Tensor | None:
 def _modulo(y: Tensor, a: Any, da: Any, b: Any, db: Any) -> Tensor:
     """`y = a - q b`, with an integer q that stays as it is."""
     if db is None:
-        return da  # type: ignore[no-any-return]
+        return da
     turned = torch.round((a - y) / b) * db
     return -turned if da is None else da - turned
 
 
 def _atan2(y: Tensor, a: Any, da: Any, b: Any, db: Any) -> Tensor:
     t: Any = 0.0 if da is None else b * da
-    return (t if db is None else t - a * db) / (a * a + b * b)  # type: ignore[no-any-return]
+    return (t if db is None else t - a * db) / (a * a + b * b)
 
 
 def _hypot(y: Tensor, a: Any, da: Any, b: Any, db: Any) -> Tensor:
     t: Any = 0.0 if da is None else a * da
-    return (t if db is None else t + b * db) / y  # type: ignore[no-any-return]
+    return (t if db is None else t + b * db) / y
 
 
 def _logaddexp(y: Tensor, a: Any, da: Any, b: Any, db: Any) -> Tensor:

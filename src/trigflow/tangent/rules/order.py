@@ -13,7 +13,7 @@ from trigflow.tangent.dual import Dual, Handler, no_grad, pair, strip
 from trigflow.tangent.inplace import name_of
 from trigflow.tangent.rules.arithmetic import _extreme, binary
 from trigflow.tangent.rules.elementwise import unary
-from trigflow.tangent.rules.reduce import _dims, _keep, _sum
+from trigflow.tangent.rules.reduce import _dims, _keep
 from trigflow.tangent.table import register
 
 
@@ -21,8 +21,7 @@ def _shared(x: Tensor, y: Tensor, dx: Tensor, dim: Any = None, keepdim: bool = F
     """Extreme over axes: the elements that reach it share the derivative evenly."""
     dims = _dims(dim) or None
     hits = x == (y if keepdim else _keep(y, x, dims))
-    total = _sum(torch.where(hits, dx, 0.0), dims, keepdim)
-    return total / _sum(hits, dims, keepdim)
+    return torch.where(hits, dx, 0.0).sum(dims, keepdim=keepdim) / hits.sum(dims, keepdim=keepdim)
 
 
 def picked(func: Any, input: Any, *args: Any, **kwargs: Any) -> Any:

@@ -19,7 +19,7 @@ aten = torch.ops.aten
 
 def _softmax(x: Tensor, y: Tensor, dx: Tensor, dim: int | None = None, *args: Any, **kwargs: Any) -> Tensor:
     """`y (dx - sum(y dx))`: symmetric in its matrix, so the backward kernel is the tangent kernel."""
-    return aten._softmax_backward_data.default(dx, y, _softmax_dim(dim, x), y.dtype)  # type: ignore[no-any-return]
+    return aten._softmax_backward_data.default(dx, y, _softmax_dim(dim, x), y.dtype)
 
 
 def _log_softmax(x: Tensor, y: Tensor, dx: Tensor, dim: int | None = None, *args: Any, **kwargs: Any) -> Tensor:
@@ -34,10 +34,9 @@ def _softmax_dim(dim: int | None, x: Tensor) -> int:
 
 def _logsumexp(x: Tensor, y: Tensor, dx: Tensor, dim: Any, keepdim: bool = False) -> Tensor:
     """`sum(softmax(x) dx)`."""
-    dims = tuple(dim) if isinstance(dim, (tuple, list)) else (dim,)
-    peak = y if keepdim else _keep(y, x, dims)
+    peak = y if keepdim else _keep(y, x, _dims(dim))
     peak = peak.masked_fill(peak.isinf(), 0.0)
-    return torch.exp(x - peak).mul_(dx).sum(dims, keepdim=keepdim)
+    return torch.exp(x - peak).mul_(dx).sum(dim, keepdim=keepdim)
 
 
 def _keep(y: Tensor, x: Tensor, dims: tuple[int, ...] | None) -> Tensor:
@@ -50,10 +49,6 @@ def _keep(y: Tensor, x: Tensor, dims: tuple[int, ...] | None) -> Tensor:
 
 def _dims(dim: Any) -> tuple[int, ...] | None:
     return None if dim is None else tuple(dim) if isinstance(dim, (tuple, list)) else (dim,)
-
-
-def _sum(x: Tensor, dims: tuple[int, ...] | None, keepdim: bool) -> Tensor:
-    return x.sum(dims if dims is not None else tuple(range(x.ndim)), keepdim=keepdim)
 
 
 register(unary(_softmax), "softmax", "special.softmax", "_safe_softmax")
