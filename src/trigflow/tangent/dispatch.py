@@ -50,6 +50,13 @@ def _find(func: Any) -> Handler:
     return fallback if body is None else Decomposed(body)
 
 
+def renamed(func: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """`kwargs` with `dim` and `keepdim`, which rules know, for NumPy's names, which PyTorch's functions in C take too."""
+    if isinstance(func, types.FunctionType) or HANDLERS[func] is fallback:
+        return kwargs
+    return {{"axis": "dim", "keepdims": "keepdim"}.get(name, name): value for name, value in kwargs.items()}
+
+
 def _composite(func: Any) -> bool:
     """Whether a custom operator is made of others that PyTorch differentiates one by one."""
     names = [func.name()] if isinstance(func, torch._ops.OpOverload) else [getattr(func, o).name() for o in func.overloads()]

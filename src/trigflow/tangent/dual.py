@@ -238,6 +238,10 @@ def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any:
             check_version(a)
         elif isinstance(a, (tuple, list)):
             _check_items(a)
+    if "axis" in kwargs or "keepdims" in kwargs:
+        from trigflow.tangent.dispatch import renamed
+
+        kwargs = renamed(func, kwargs)
     if "out" in kwargs:
         if kwargs["out"] is not None:
             from trigflow.tangent.inplace import into

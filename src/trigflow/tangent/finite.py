@@ -102,14 +102,14 @@ def _difference(plus: Any, minus: Any, h: float) -> Any:
 class Record(TorchFunctionMode):
     """What a run of `fn` drew from and left behind, so that it can be run again from the same state.
 
-    Kept are the states of the default generators and of those passed to torch functions by name, and the modules whose
-    buffers may change: those of `fn`, if it is a module, and those that run.
+    Kept are the states of the default generators and of those passed to torch functions by name, and the buffers of the
+    modules in `fn`, if it is a module, and of those that run.
     """
 
     def __init__(self, fn: Callable[..., Any]) -> None:
         super().__init__()
         owner = fn if isinstance(fn, nn.Module) else getattr(fn, "__self__", None)
-        self.modules = set(owner.modules()) if isinstance(owner, nn.Module) else set()
+        self.buffers = [module._buffers for module in owner.modules()] if isinstance(owner, nn.Module) else []
         self.before = {g: g.get_state() for g in _default_generators()}
         self.after: dict[torch.Generator, Tensor] = {}
 
@@ -122,7 +122,8 @@ class Record(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
     def __enter__(self) -> Any:
-        self.hook = register_module_forward_pre_hook(lambda module, inputs: self.modules.add(module))
+        # Not the modules: Dynamo, which traces this too, takes no list of what is being called.
+        self.hook = register_module_forward_pre_hook(lambda module, inputs: self.buffers.append(module._buffers))
         return super().__enter__()  # type: ignore[no-untyped-call]
 
     def __exit__(self, *reason: Any) -> None:
@@ -133,17 +134,17 @@ class Record(TorchFunctionMode):
     @contextmanager
     def replayed(self) -> Iterator[None]:
         """Run again from the state before the first run; afterwards everything is as that run left it."""
-        buffers = {module: dict(module._buffers) for module in self.modules if module._buffers}
+        kept = [(buffers, dict(buffers)) for buffers in {id(buffers): buffers for buffers in self.buffers}.values()]
         for generator, state in self.before.items():
             generator.set_state(state)
-        for module, own in buffers.items():
-            module._buffers.update({name: b if b is None else b.clone() for name, b in own.items()})
+        for buffers, own in kept:
+            buffers.update({name: b if b is None else b.clone() for name, b in own.items()})
         try:
             yield
         finally:
-            for module, own in buffers.items():
-                module._buffers.clear()
-                module._buffers.update(own)
+            for buffers, own in kept:
+                buffers.clear()
+                buffers.update(own)
             for generator, state in self.after.items():
                 generator.set_state(state)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -144,6 +145,14 @@ NAMED: dict[str, Callable[..., Any]] = {
     "addcmul": lambda x, y: torch.addcmul(x, tensor1=x, tensor2=y),
     "addcdiv": lambda x, y: torch.addcdiv(input=x, tensor1=x, tensor2=y.exp(), value=2),
     "addmm": lambda x, y: torch.addmm(x, mat2=x, mat1=y, beta=2),
+    "dropout": lambda x, y: torch.dropout(x, 1.0, train=False) + torch.dropout(y, p=1.0, train=True),
+    "softmax": lambda x, y: torch.softmax(x, axis=0) + y.log_softmax(axis=0),
+    "extremes": lambda x, y: x.max(axis=0, keepdims=True)[0] + y.amax(axis=0),
+    "order": lambda x, y: torch.sort(x, axis=0)[0] + y.cummax(axis=0)[0] + x.topk(1, axis=0)[0],
+    "NumPy's integers": lambda x, y: x.sort(np.int64(0))[0] + y.topk(np.int64(1), np.int64(0))[0] + x.max(np.int64(0))[0],
+    "variance": lambda x, y: x.var(axis=0) + torch.linalg.vector_norm(y, axis=0, keepdims=True),
+    "linear": lambda x, y: torch.cat([x.mean(axis=0, keepdims=True), y.flip(0).cumsum(axis=0)], axis=0).logsumexp(axis=0),
+    "without a rule": lambda x, y: x.prod(axis=0) + y.cumprod(axis=0),
 }
 
 

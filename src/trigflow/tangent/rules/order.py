@@ -31,7 +31,7 @@ def picked(func: Any, input: Any, *args: Any, **kwargs: Any) -> Any:
     primal = func(input.primal, *args, **kwargs)
     dim = kwargs.get("dim")
     if dim is None:
-        ints = [a for a in args if isinstance(a, int) and not isinstance(a, bool)]
+        ints = [a for a in args if not isinstance(a, bool)]
         after = name_of(func) in ("topk", "kthvalue")
         dim = ints[1] if after and len(ints) > 1 else -1 if after or not ints else ints[0]
     with no_grad():
