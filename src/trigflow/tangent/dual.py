@@ -72,6 +72,15 @@ _SHELL = torch.empty((), dtype=torch.uint64, device="meta")
 _make_shell: Callable[..., Any] = Tensor._make_subclass
 
 
+def _reads(how: str) -> Any:
+    """A method that reads the values of a tensor."""
+
+    def method(self: Dual, *args: Any, **kwargs: Any) -> Any:
+        raise value_read(how)
+
+    return method
+
+
 class Dual(Tensor):
     """A tensor `primal` on the autograd graph together with its `tangent`, of the same shape and dtype, off the graph.
 
@@ -136,9 +145,6 @@ class Dual(Tensor):
         check_version(self)
         return Dual(copy.deepcopy(self.primal, memo), copy.deepcopy(self.tangent, memo))
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        raise value_read("pickling")
-
     def __len__(self) -> int:
         return len(self.primal)
 
@@ -154,34 +160,16 @@ class Dual(Tensor):
     def __int__(self) -> int:
         return int(self.primal)
 
-    def __float__(self) -> float:
-        raise value_read("float()")
-
-    def __complex__(self) -> complex:
-        raise value_read("complex()")
-
-    def __index__(self) -> int:
-        raise value_read("use as an index")
-
-    def __array__(self, *args: Any, **kwargs: Any) -> Any:
-        raise value_read("numpy conversion")
-
-    def item(self) -> Any:
-        raise value_read(".item()")
-
-    def tolist(self) -> Any:
-        raise value_read(".tolist()")
-
-    def numpy(self, *args: Any, **kwargs: Any) -> Any:
-        raise value_read(".numpy()")
-
-    def data_ptr(self) -> int:
-        raise value_read(".data_ptr()")
-
-    def __dlpack__(self, *args: Any, **kwargs: Any) -> Any:
-        raise value_read("DLPack export")
-
-    __dlpack_device__ = __dlpack__
+    __float__ = _reads("float()")
+    __complex__ = _reads("complex()")
+    __index__ = _reads("use as an index")
+    __array__ = _reads("numpy conversion")
+    __reduce_ex__ = _reads("pickling")
+    __dlpack__ = __dlpack_device__ = _reads("DLPack export")
+    item = _reads(".item()")
+    tolist = _reads(".tolist()")
+    numpy = _reads(".numpy()")
+    data_ptr = _reads(".data_ptr()")
 
 
 def value_read(how: str) -> TangentError:
