@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 from torch.utils import _python_dispatch as python_dispatch
 
 from trigflow.tangent.errors import TangentError, error
@@ -203,16 +204,21 @@ def call(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any
     return run(func, args, kwargs)
 
 
+_FLAT = frozenset((int, float, bool, str, slice, type(None), Tensor, Parameter, torch.Size, torch.dtype, torch.device))
+"""Types of most arguments, which hold no duals."""
+
+
 def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any:
     """Run `func` by its rule. Cold cases (no rule yet, out=, in place) leave the straight line."""
     now = RUN.get()
     if now is not None and now.lifting:
         return now.watch.run(func, args, kwargs)
     for a in args:
-        if type(a) is Dual:
+        kind = type(a)
+        if kind is Dual:
             if a.version != a.primal._version or a.run is not now:
                 check_version(a)
-        elif isinstance(a, (tuple, list)):
+        elif kind not in _FLAT and isinstance(a, (tuple, list)):
             _check_items(a)
     handler = HANDLERS.get(func)
     if handler is None:
@@ -268,15 +274,15 @@ def strip(value: Any) -> Any:
     kind = type(value)
     if kind is Dual:
         return value.primal
+    if kind in _FLAT:
+        return value
     if kind is tuple:
         return tuple(strip(v) for v in value)
     if kind is list:
         return [strip(v) for v in value]
     if kind is dict:
         return {k: strip(v) for k, v in value.items()}
-    if isinstance(value, (tuple, list)) and kind is not torch.Size and has_dual(value):
-        return like(value, [strip(v) for v in value])
-    return value
+    return like(value, [strip(v) for v in value]) if isinstance(value, (tuple, list)) and has_dual(value) else value
 
 
 def has_dual(value: Any) -> bool:
