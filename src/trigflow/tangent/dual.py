@@ -230,7 +230,7 @@ def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any:
     for a in kwargs.values():
         if type(a) is Dual:
             check_version(a)
-        elif isinstance(a, (tuple, list)):
+        elif type(a) not in _FLAT and isinstance(a, (tuple, list)):
             _check_items(a)
     if "axis" in kwargs or "keepdims" in kwargs:
         from trigflow.tangent.dispatch import renamed
