@@ -241,3 +241,22 @@ def test_buffers_of_modules_that_are_not_registered() -> None:
     expected(X)
     for name, buffer in net.inside[0].named_buffers():
         assert torch.equal(buffer, expected.get_buffer(name))
+
+
+class Counts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros((), dtype=torch.float64))
+
+    def forward(self, x: Any) -> Any:
+        self.calls += 1
+        return x.sin() * self.calls
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_every_run_finds_the_buffers_of_the_first(hidden: bool) -> None:
+    net = Counts()
+    fn = (lambda x: net(x) + net(x)) if hidden else net
+    _, tangent = jvp(fn, (X,), (DX,), method="finite-difference")
+    assert relative_error(tangent, (3 if hidden else 1) * X.cos() * DX) < 1e-8
+    assert int(net.calls) == (2 if hidden else 1)

@@ -99,17 +99,22 @@ def _difference(plus: Any, minus: Any, h: float) -> Any:
     return ((plus.to(work) - minus.to(work)) / (2 * h)).to(plus.dtype)
 
 
+Buffers = dict[str, Tensor | None]
+
+
 class Record(TorchFunctionMode):
     """What a run of `fn` drew from and left behind, so that it can be run again from the same state.
 
-    Kept are the states of the default generators and of those passed to torch functions by name, and the buffers of the
-    modules in `fn`, if it is a module, and of those that run.
+    Kept are the states of the default generators and of those passed to torch functions by name, and what was in the buffers
+    of the modules in `fn`, if it is a module, and of those that run.
     """
 
     def __init__(self, fn: Callable[..., Any]) -> None:
         super().__init__()
         owner = fn if isinstance(fn, nn.Module) else getattr(fn, "__self__", None)
-        self.buffers = [module._buffers for module in owner.modules()] if isinstance(owner, nn.Module) else []
+        self.buffers: dict[int, tuple[Buffers, Buffers]] = {}
+        for module in owner.modules() if isinstance(owner, nn.Module) else ():
+            self._keep(module)
         self.before = {g: g.get_state() for g in _default_generators()}
         self.after: dict[torch.Generator, Tensor] = {}
 
@@ -122,9 +127,13 @@ class Record(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
     def __enter__(self) -> Any:
-        # Not the modules: Dynamo, which traces this too, takes no list of what is being called.
-        self.hook = register_module_forward_pre_hook(lambda module, inputs: self.buffers.append(module._buffers))
+        self.hook = register_module_forward_pre_hook(self._keep)
         return super().__enter__()  # type: ignore[no-untyped-call]
+
+    def _keep(self, module: nn.Module, inputs: Any = None) -> None:
+        # By their dict, not by the module: Dynamo, which traces this too, cannot keep what is being called.
+        if id(module._buffers) not in self.buffers:
+            self.buffers[id(module._buffers)] = module._buffers, _copied(module._buffers)
 
     def __exit__(self, *reason: Any) -> None:
         super().__exit__(*reason)  # type: ignore[no-untyped-call]
@@ -134,19 +143,23 @@ class Record(TorchFunctionMode):
     @contextmanager
     def replayed(self) -> Iterator[None]:
         """Run again from the state before the first run; afterwards everything is as that run left it."""
-        kept = [(buffers, dict(buffers)) for buffers in {id(buffers): buffers for buffers in self.buffers}.values()]
+        left = [(buffers, dict(buffers)) for buffers, _ in self.buffers.values()]
         for generator, state in self.before.items():
             generator.set_state(state)
-        for buffers, own in kept:
-            buffers.update({name: b if b is None else b.clone() for name, b in own.items()})
+        for buffers, before in self.buffers.values():
+            buffers.update(_copied(before))
         try:
             yield
         finally:
-            for buffers, own in kept:
+            for buffers, own in left:
                 buffers.clear()
                 buffers.update(own)
             for generator, state in self.after.items():
                 generator.set_state(state)
+
+
+def _copied(buffers: Buffers) -> Buffers:
+    return {name: b if b is None else b.detach().clone() for name, b in buffers.items()}
 
 
 def _default_generators() -> list[torch.Generator]:
