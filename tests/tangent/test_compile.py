@@ -153,3 +153,13 @@ def test_finite_differences_run_the_compiled_code() -> None:
     _, tangent = jvp(net, (X,), (DX,), method="finite-difference")
     assert graphs
     assert torch.allclose(tangent, jvp(built(), (X,), (DX,))[1], rtol=1e-6, atol=1e-8)
+
+
+def test_finite_differences_of_a_function_around_compiled_code() -> None:
+    plain, net = (nn.BatchNorm1d(3, dtype=torch.float64) for _ in range(2))
+    x, dx = draw(1, 5, 3), draw(2, 5, 3)
+    compiled = torch.compile(net, backend="eager")
+    _, tangent = jvp(lambda x: compiled(x * 2), (x,), (dx,), method="finite-difference")
+    assert torch.allclose(tangent, jvp(lambda x: plain(x * 2), (x,), (dx,))[1], rtol=1e-6, atol=1e-8)
+    assert int(net.num_batches_tracked) == 1
+    assert torch.equal(net.running_mean, plain.running_mean)

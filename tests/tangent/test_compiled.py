@@ -575,3 +575,32 @@ def test_a_backend_that_fails(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) ->
     step = compile(net, backend="aot_eager", tell=talk, cache=locked)
     check_same(step, net, (X,), (DX,), list(net.parameters()))
     assert str(locked) in talk.texts[1]
+
+
+def test_equal_constants_of_different_types() -> None:
+    step, i = Compiled(lambda x, n: x * n, backend="eager"), torch.arange(3)
+    for n in (1, 1.0, True):
+        for _ in range(2):
+            assert step(i, n).dtype == (i * n).dtype
+    assert len(step.kinds) == 3
+
+
+def test_constants_that_cannot_be_compared() -> None:
+    talk = Talk()
+    step = Compiled(lambda x, chosen: x * len(chosen), backend="eager", tell=talk, name="mine")
+    for _ in range(2):
+        assert torch.equal(step(X, {1, 2}), 2 * X)
+    assert talk.texts == ["mine runs without compilation: unhashable type: 'set' among its arguments"]
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_plain_tensors_with_tangents_inside_of_jvp(backend: str) -> None:
+    step = Compiled(lambda x: x.sin(), backend=backend)
+    step(X)
+
+    def fn(x: Any) -> Any:
+        h = torch.zeros(4, 6)
+        h[0] = x[0]
+        return step(h)
+
+    assert torch.allclose(jvp(fn, (X,), (DX,))[1][0], X[0].cos() * DX[0])

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from tangent.helpers import draw
-from trigflow.tangent import coverage
+from trigflow.tangent import TangentError, coverage
 
 X = draw(1, 3, 4)
 WEIGHT = nn.Parameter(torch.zeros(3))
@@ -89,3 +90,6 @@ def test_does_the_output_move_with_the_time() -> None:
     steps = coverage(Timed("table"), X, torch.tensor([3, 4, 1]), time=1)
     assert "misses the time" in str(steps)
     assert coverage(Timed("smooth"), X, t).moves is None
+    for time in (-1, 2):
+        with pytest.raises(TangentError, match=f"time {time} of 2 inputs"):
+            coverage(Timed("smooth"), X, t, time=time)

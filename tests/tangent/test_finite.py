@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import Any
 
 import pytest
@@ -183,6 +184,7 @@ def test_wrong_settings(settings: dict[str, Any], word: str) -> None:
         (lambda x: None, (X,), (DX,), "fn returned None"),
         (lambda x: (x, 3), (X,), (DX,), "int"),
         (lambda x: x.mul_(2), (X.clone(),), (DX,), "wrote into its inputs"),
+        (lambda x, c: x * c.mul_(2), (X, X.clone()), (DX, None), "wrote into its inputs"),
         (lambda x: jvp(torch.sin, (X,), (DX,), method="finite-difference")[0] + x, (X,), (DX,), "inside jvp"),
     ],
 )
@@ -190,3 +192,71 @@ def test_wrong_input(fn: Any, primals: Any, tangents: Any, word: str) -> None:
     method = "exact" if word == "inside jvp" else "finite-difference"
     with pytest.raises(TangentError, match=word):
         jvp(fn, primals, tangents, method=method)
+
+
+class Out(dict[str, Any]):
+    """As model libraries return, in part with more in it than pytree knows."""
+
+
+@pytest.mark.parametrize("kind", [dict, Out, lambda **items: [tuple(items.values())], lambda **items: defaultdict(list, items)])
+def test_outputs_in_containers_of_any_class(kind: Any) -> None:
+    def fn(x: Any) -> Any:
+        return kind(a=x.sin(), b=kind(c=x.cos(), d=x.argsort()))
+
+    out, tangent, exact = both(fn, (X,), (DX,))
+    assert type(tangent) is type(exact) is type(out)
+    for found, expected in zip(inside(tangent), inside(exact), strict=True):
+        assert torch.allclose(found, expected)
+
+
+def inside(value: Any) -> list[Tensor]:
+    value = value.values() if isinstance(value, dict) else value
+    return [value] if isinstance(value, Tensor) else [leaf for v in value for leaf in inside(v)]
+
+
+def test_keys_that_are_no_names() -> None:
+    for method in ("exact", "finite-difference"):
+        out, tangent = jvp(lambda x: defaultdict(list, {0: 2 * x}), (X,), (DX,), method=method)
+        assert (type(out), list(out), list(tangent)) == (defaultdict, [0], [0])
+        assert torch.allclose(tangent[0], 2 * DX)
+
+
+def test_without_any_numbers_that_move() -> None:
+    out, tangent = jvp(lambda i: i + 1, (torch.arange(3),), (None,), method="finite-difference")
+    assert out.tolist() == [1, 2, 3]
+    assert tangent.tolist() == [0, 0, 0]
+
+
+def test_buffers_of_modules_that_are_not_registered() -> None:
+    class Hides(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inside = [nn.BatchNorm1d(6, dtype=torch.float64)]
+
+        def forward(self, x: Any) -> Any:
+            return self.inside[0](x)
+
+    net, expected = Hides(), nn.BatchNorm1d(6, dtype=torch.float64)
+    jvp(net, (X,), (DX,), method="finite-difference")
+    expected(X)
+    for name, buffer in net.inside[0].named_buffers():
+        assert torch.equal(buffer, expected.get_buffer(name))
+
+
+class Counts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros((), dtype=torch.float64))
+
+    def forward(self, x: Any) -> Any:
+        self.calls += 1
+        return x.sin() * self.calls
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_every_run_finds_the_buffers_of_the_first(hidden: bool) -> None:
+    net = Counts()
+    fn = (lambda x: net(x) + net(x)) if hidden else net
+    _, tangent = jvp(fn, (X,), (DX,), method="finite-difference")
+    assert relative_error(tangent, (3 if hidden else 1) * X.cos() * DX) < 1e-8
+    assert int(net.calls) == (2 if hidden else 1)

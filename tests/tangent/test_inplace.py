@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -372,3 +372,28 @@ def test_duals_know_the_version_of_their_primal() -> None:
         return y
 
     assert torch.equal(jvp(fn, (X,), (DX,))[1], DX)
+
+
+class Both(NamedTuple):
+    first: Any
+    second: Any
+
+
+@pytest.mark.parametrize("wrap", [list, tuple, lambda pair: Both(*pair)])
+@pytest.mark.parametrize("by_name", [False, True])
+def test_tensors_in_lists_are_looked_at(wrap: Callable[..., Any], by_name: bool) -> None:
+    def stack(x: Any, y: Any) -> Any:
+        return torch.stack(tensors=wrap([x, y])) if by_name else torch.stack(wrap([x, y]))
+
+    def stale(x: Any, y: Any) -> Any:
+        h = x * y
+        h.detach().mul_(3)
+        return stack(x, h)
+
+    check(stack, (X, Y))
+    with pytest.raises(TangentError, match="written in place through another tensor"):
+        jvp(stale, (X, Y), (DX, DY))
+
+
+def test_results_of_torch_in_place_of_a_tuple() -> None:
+    check(lambda x: torch.stack(torch.aminmax(x, dim=0)), (X,))

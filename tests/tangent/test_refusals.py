@@ -160,6 +160,8 @@ def test_a_dual_kept_beyond_its_jvp_is_refused() -> None:
 def test_inference_mode_is_refused() -> None:
     with torch.inference_mode(), pytest.raises(TangentError, match="inference mode"):
         jvp(torch.sin, (X,), (DX,))
+    with torch.inference_mode(), pytest.raises(TangentError, match="tangent given to jvp was made in inference mode"):
+        jvp(torch.sin, (X,), (DX.clone(),))
 
 
 def test_the_tangent_must_stay_as_it_is() -> None:

@@ -7,7 +7,7 @@ import time
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 
-from tangent.helpers import check, draw, gradients, relative_error, same
+from tangent.helpers import check, draw, gradients, reference, relative_error, same
 from trigflow.tangent import TangentError, coverage, jvp
 from trigflow.tangent.dual import RUN
 
@@ -329,3 +329,21 @@ def test_threads() -> None:
         for found in pool.map(lambda _: jvp(fn, (X,), (DX,)), range(16)):
             assert all(map(torch.equal, found, expected))
     assert gc.isenabled()
+
+
+class Both(NamedTuple):
+    first: Any
+    second: Any
+
+
+def test_in_a_named_tuple() -> None:
+    def fn(x: Any) -> Any:
+        h = zeros()
+        h[0] = x[0].sin()
+        return torch.stack(Both(h, KEPT))
+
+    check(
+        fn,
+        (X,),
+        expected=reference(lambda x: torch.stack([x.sin() * (torch.arange(4) == 0)[:, None], KEPT]), (X,), (draw(31, 4, 6),)),
+    )

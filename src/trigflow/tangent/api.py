@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from trigflow.tangent import rules as rules
-from trigflow.tangent.dual import RUN, Dual, check_version, dispatch_modes, like
+from trigflow.tangent.dual import RUN, Dual, check_version, dict_like, dispatch_modes, like
 from trigflow.tangent.errors import DERIVATIVES, TangentError, transform
 from trigflow.tangent.finite import central_difference
 from trigflow.tangent.surroundings import prepared, uncompiled
@@ -86,6 +86,11 @@ def check_surroundings(name: str) -> None:
 def _exact(fn: Callable[..., Any], primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
     duals = inputs(primals, tangents)
     given = [d.tangent for d in duals if type(d) is Dual]
+    if torch.is_inference_mode_enabled() and any(t.is_inference() for t in given):
+        raise TangentError(
+            "a tangent given to jvp was made in inference mode, where PyTorch counts no writes to it; expected "
+            "torch.no_grad(); replace torch.inference_mode() by it"
+        )
     versions = [t._version for t in given]
     result = split(fn(*duals))
     if versions != [t._version for t in given]:
@@ -161,9 +166,8 @@ def split(value: Any) -> tuple[Any, Any]:
         return value, torch.zeros_like(value, requires_grad=False)
     if isinstance(value, dict):
         pairs = {k: split(v) for k, v in value.items()}
-        return _dict_like(value, {k: p for k, (p, _) in pairs.items()}), _dict_like(
-            value, {k: t for k, (_, t) in pairs.items()}
-        )
+        first, second = ({k: both[i] for k, both in pairs.items()} for i in (0, 1))
+        return dict_like(value, first), dict_like(value, second)
     if isinstance(value, (tuple, list)):
         items = [split(v) for v in value]
         return like(value, [p for p, _ in items]), like(value, [t for _, t in items])
@@ -171,8 +175,3 @@ def split(value: Any) -> tuple[Any, Any]:
         f"fn returned {'None' if value is None else 'a value of type ' + type(value).__name__}; expected a tensor or "
         "nested tuples, lists and dicts of tensors; return only tensors from fn"
     )
-
-
-def _dict_like(value: Any, items: dict[Any, Any]) -> Any:
-    """A dict of the kind of `value`; output classes of model libraries are dicts that take their fields by name."""
-    return items if type(value) is dict else type(value)(**items)

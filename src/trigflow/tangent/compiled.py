@@ -23,18 +23,16 @@ from torch.utils import _pytree as pytree
 from trigflow.tangent.api import jvp
 from trigflow.tangent.dispatch import is_traced
 from trigflow.tangent.dual import RUN, Dual, check_version, pair
+from trigflow.tangent.written import lifted
 
 if TYPE_CHECKING:
     from trigflow.tangent.tracing import Traced
-
-LIMIT = 8
-"""Kinds of calls that a function is compiled for at most."""
 
 
 class Kind(NamedTuple):
     """What distinguishes the calls that need graphs of their own."""
 
-    nest: Any
+    nest: pytree.TreeSpec
     signs: tuple[Any, ...]
     autocast: tuple[Any, ...]
     gradients: bool
@@ -106,7 +104,7 @@ class Compiled:
         dynamic: bool = False,
         mode: str | None = None,
         backend: str = "inductor",
-        limit: int = LIMIT,
+        limit: int = 8,
         recomputed: bool = False,
         cache: str | Path | None = None,
         tell: Callable[[str], None] | None = None,
@@ -125,11 +123,17 @@ class Compiled:
     def __call__(self, *args: Any) -> Any:
         if is_traced():  # a part of something larger
             return self.function(*args)
+        args = lifted(args)
         leaves, nest = pytree.tree_flatten(args)
         if any(type(x) is Dual for x in leaves):
             return self._on_duals(args)
-        kind, tensors = self._kind(leaves, args), _tensors(leaves)
-        for run in self.kinds.get(kind, ()):
+        kind, tensors = self._kind(leaves, nest), _tensors(leaves)
+        try:
+            runs = self.kinds.get(kind, ())
+        except TypeError as reason:
+            self._say(f"{reason} among its arguments")
+            return self.function(*args)
+        for run in runs:
             if run is None:
                 return self.function(*args)
             state = run[0].read(tensors)
@@ -164,11 +168,12 @@ class Compiled:
         moves = pytree.tree_leaves(tangents)
         return jvp(lambda *duals: self.function(*pytree.tree_unflatten(duals, nest)), tuple(leaves), tuple(moves))
 
-    def _kind(self, leaves: list[Any], args: Any) -> Kind:
-        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        autocast = tuple((d, torch.get_autocast_dtype(d)) for d in _devices(tensors) if torch.is_autocast_enabled(d))
-        signs = tuple(self._sign(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves)
-        return Kind(_nesting(args), signs, autocast, torch.is_grad_enabled(), torch.get_default_dtype())
+    def _kind(self, leaves: list[Any], nest: Any) -> Kind:
+        devices = _devices(_tensors(leaves))
+        autocast = tuple((d, torch.get_autocast_dtype(d)) for d in devices if torch.is_autocast_enabled(d))
+        # With their types: 1, 1.0 and True are equal.
+        signs = tuple(self._sign(leaf) if isinstance(leaf, Tensor) else (type(leaf), leaf) for leaf in leaves)
+        return Kind(nest, signs, autocast, torch.is_grad_enabled(), torch.get_default_dtype())
 
     def _sign(self, x: Tensor) -> Any:
         shape = (x.shape[1:],) if self.dynamic else (x.shape, x.stride())
@@ -229,8 +234,8 @@ class Compiled:
                 # On a CPU inductor would have the images of convolutions channels-last in forwards with tangents, and each
                 # of them copied for the backward.
                 compiled: Any = compile_fx(graph, given, config_patches={"layout_optimization": False})
-                return compiled  # type: ignore[no-any-return]
-            return lookup_backend(self.backend)(graph, given)  # type: ignore[no-any-return]
+                return compiled
+            return lookup_backend(self.backend)(graph, given)
 
     def _run(self, traced: Traced, graph: Callable[..., Any], state: list[Tensor], leaves: list[Any]) -> Any:
         tensors = _tensors(leaves)
@@ -274,13 +279,6 @@ class Compiled:
 
 def _as_it_is(x: Tensor) -> Tensor:
     return x
-
-
-def _nesting(value: Any) -> Any:
-    """How tuples, lists and dicts are nested in a value, in a form that can be a key."""
-    if isinstance(value, (tuple, list)):
-        return type(value), *map(_nesting, value)
-    return (dict, *value, *map(_nesting, value.values())) if isinstance(value, dict) else None
 
 
 def _tensors(leaves: list[Any]) -> list[Tensor]:

@@ -73,9 +73,11 @@ def coverage(fn: Callable[..., Any], *inputs: Any, time: int | None = None) -> C
             whether the output moves with the time and whether the tangent knows it.
 
     Raises:
-        TangentError: inside a backward, a jvp or a transform of `torch.func`.
+        TangentError: inside a backward, a jvp or a transform of `torch.func`, or if no input has the number `time`.
     """
     api.check_surroundings("coverage")
+    if time is not None and time not in range(len(inputs)):
+        raise TangentError(f"time {time} of {len(inputs)} inputs; expected a number from 0; give that of the time among them")
     report = Coverage()
     tangents = tuple(
         torch.ones_like(x) if isinstance(x, Tensor) and (x.is_floating_point() or x.is_complex()) else None for x in inputs

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from trigflow.tangent.dual import HANDLERS, RUN, Dual, Handler, dispatch_modes, no_grad, pair, strip, value_read
 from trigflow.tangent.errors import DERIVATIVES, TangentError, error, function_name
+from trigflow.tangent.inplace import in_place, name_of, writes
 from trigflow.tangent.table import NAMES
 
 _WRITERS = {"native_batch_norm", "_native_batch_norm_legit", "cudnn_batch_norm", "miopen_batch_norm"}
@@ -28,8 +29,6 @@ def resolve(func: Any) -> Handler:
 
 
 def _find(func: Any) -> Handler:
-    from trigflow.tangent.inplace import in_place, name_of, writes
-
     name = name_of(func)
     if writes(func):
         return in_place
@@ -49,6 +48,13 @@ def _find(func: Any) -> Handler:
             return opaque
     body = _body(func)
     return fallback if body is None else Decomposed(body)
+
+
+def renamed(func: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """`kwargs` with `dim` and `keepdim`, which rules know, for NumPy's names, which PyTorch's functions in C take too."""
+    if isinstance(func, types.FunctionType) or HANDLERS[func] is fallback:
+        return kwargs
+    return {{"axis": "dim", "keepdims": "keepdim"}.get(name, name): value for name, value in kwargs.items()}
 
 
 def _composite(func: Any) -> bool:

@@ -8,11 +8,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
+from dataclasses import is_dataclass
 from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 from torch.utils import _python_dispatch as python_dispatch
 
 from trigflow.tangent.errors import TangentError, error
@@ -69,6 +71,15 @@ _backward_in_progress = torch._C._current_graph_task_id
 # What a dual shows to code that looks past every torch function: one element without memory, of a rare dtype.
 _SHELL = torch.empty((), dtype=torch.uint64, device="meta")
 _make_shell: Callable[..., Any] = Tensor._make_subclass
+
+
+def _reads(how: str) -> Any:
+    """A method that reads the values of a tensor."""
+
+    def method(self: Dual, *args: Any, **kwargs: Any) -> Any:
+        raise value_read(how)
+
+    return method
 
 
 class Dual(Tensor):
@@ -135,9 +146,6 @@ class Dual(Tensor):
         check_version(self)
         return Dual(copy.deepcopy(self.primal, memo), copy.deepcopy(self.tangent, memo))
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        raise value_read("pickling")
-
     def __len__(self) -> int:
         return len(self.primal)
 
@@ -153,34 +161,16 @@ class Dual(Tensor):
     def __int__(self) -> int:
         return int(self.primal)
 
-    def __float__(self) -> float:
-        raise value_read("float()")
-
-    def __complex__(self) -> complex:
-        raise value_read("complex()")
-
-    def __index__(self) -> int:
-        raise value_read("use as an index")
-
-    def __array__(self, *args: Any, **kwargs: Any) -> Any:
-        raise value_read("numpy conversion")
-
-    def item(self) -> Any:
-        raise value_read(".item()")
-
-    def tolist(self) -> Any:
-        raise value_read(".tolist()")
-
-    def numpy(self, *args: Any, **kwargs: Any) -> Any:
-        raise value_read(".numpy()")
-
-    def data_ptr(self) -> int:
-        raise value_read(".data_ptr()")
-
-    def __dlpack__(self, *args: Any, **kwargs: Any) -> Any:
-        raise value_read("DLPack export")
-
-    __dlpack_device__ = __dlpack__
+    __float__ = _reads("float()")
+    __complex__ = _reads("complex()")
+    __index__ = _reads("use as an index")
+    __array__ = _reads("numpy conversion")
+    __reduce_ex__ = _reads("pickling")
+    __dlpack__ = __dlpack_device__ = _reads("DLPack export")
+    item = _reads(".item()")
+    tolist = _reads(".tolist()")
+    numpy = _reads(".numpy()")
+    data_ptr = _reads(".data_ptr()")
 
 
 def value_read(how: str) -> TangentError:
@@ -214,19 +204,22 @@ def call(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any
     return run(func, args, kwargs)
 
 
+_FLAT = frozenset((int, float, bool, str, slice, type(None), Tensor, Parameter, torch.Size, torch.dtype, torch.device))
+"""Types of most arguments, which hold no duals."""
+
+
 def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any:
     """Run `func` by its rule. Cold cases (no rule yet, out=, in place) leave the straight line."""
     now = RUN.get()
     if now is not None and now.lifting:
         return now.watch.run(func, args, kwargs)
     for a in args:
-        if type(a) is Dual:
+        kind = type(a)
+        if kind is Dual:
             if a.version != a.primal._version or a.run is not now:
                 check_version(a)
-        elif type(a) is tuple or type(a) is list:
-            for b in a:
-                if type(b) is Dual:
-                    check_version(b)
+        elif kind not in _FLAT and isinstance(a, (tuple, list)):
+            _check_items(a)
     handler = HANDLERS.get(func)
     if handler is None:
         from trigflow.tangent.dispatch import resolve
@@ -237,6 +230,12 @@ def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any:
     for a in kwargs.values():
         if type(a) is Dual:
             check_version(a)
+        elif type(a) not in _FLAT and isinstance(a, (tuple, list)):
+            _check_items(a)
+    if "axis" in kwargs or "keepdims" in kwargs:
+        from trigflow.tangent.dispatch import renamed
+
+        kwargs = renamed(func, kwargs)
     if "out" in kwargs:
         if kwargs["out"] is not None:
             from trigflow.tangent.inplace import into
@@ -248,6 +247,12 @@ def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any:
 
         return inplace_setting(func, args, kwargs)
     return handler(func, *args, **kwargs)
+
+
+def _check_items(values: Any) -> None:
+    for x in values:
+        if type(x) is Dual:
+            check_version(x)
 
 
 def check_version(x: Dual) -> None:
@@ -266,15 +271,18 @@ def check_version(x: Dual) -> None:
 
 def strip(value: Any) -> Any:
     """`value` with every `Dual` in nested tuples, lists and dicts replaced by its primal."""
-    if type(value) is Dual:
+    kind = type(value)
+    if kind is Dual:
         return value.primal
-    if type(value) is tuple:
+    if kind in _FLAT:
+        return value
+    if kind is tuple:
         return tuple(strip(v) for v in value)
-    if type(value) is list:
+    if kind is list:
         return [strip(v) for v in value]
-    if type(value) is dict:
+    if kind is dict:
         return {k: strip(v) for k, v in value.items()}
-    return value
+    return like(value, [strip(v) for v in value]) if isinstance(value, (tuple, list)) and has_dual(value) else value
 
 
 def has_dual(value: Any) -> bool:
@@ -341,6 +349,15 @@ def pair(primal: Any, tangent: Any) -> Any:
 def like(outputs: Any, items: list[Any]) -> Any:
     """A list or tuple of the kind of `outputs`: plain, `torch.return_types.*` or a named tuple."""
     return type(outputs)(*items) if hasattr(outputs, "_fields") else type(outputs)(items)
+
+
+def dict_like(outputs: Any, items: dict[Any, Any]) -> Any:
+    """A dict of the kind of `outputs`; output classes of model libraries are dataclasses, which take their fields by name."""
+    if is_dataclass(outputs):
+        return type(outputs)(**items)  # type: ignore[misc]
+    result = copy.copy(outputs)
+    result.update(items)
+    return result
 
 
 def _operator(function: Any) -> Any:

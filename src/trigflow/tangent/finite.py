@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 
+from trigflow.tangent.dual import dict_like, like
 from trigflow.tangent.errors import TangentError
 
 
@@ -40,30 +40,36 @@ def central_difference(
     if step is not None and not 0 < step < float("inf"):
         raise TangentError(f"step {step}; expected a positive number; leave it away for the default")
     moving = [i for i, t in enumerate(tangents) if t is not None]
-    versions = [primals[i]._version for i in moving]
+    kept = [p for p in primals if isinstance(p, Tensor) and not p.is_inference()]
+    versions = [p._version for p in kept]
     record = Record(fn)
     with record:
         out = fn(*primals)
-    if versions != [primals[i]._version for i in moving]:
+    if versions != [p._version for p in kept]:
         raise TangentError(
             "fn wrote into its inputs in place; expected inputs that are the same in every run; copy them with .clone()"
         )
-    leaves, tree = pytree.tree_flatten(out)
     if step is None:
-        kinds = [v.dtype for v in (*leaves, *(primals[i] for i in moving)) if _continuous(v)]
-        step = float(max(torch.finfo(kind).eps for kind in kinds)) ** (1 / 3)
+        values = (*_leaves(out), *(primals[i] for i in moving))
+        step = max((torch.finfo(v.dtype).eps for v in values if _continuous(v)), default=1.0) ** (1 / 3)
     h = step * _scale([primals[i] for i in moving], [tangents[i] for i in moving])
 
-    def at(h: float) -> list[Any]:
+    def at(h: float) -> Any:
         inputs = list(primals)
         for i in moving:
             inputs[i] = torch.add(primals[i].detach(), tangents[i], alpha=h)
         with record.replayed():
-            return pytree.tree_leaves(fn(*inputs))
+            return fn(*inputs)
 
     with torch.no_grad():
-        differences = [_difference(p, m, h) for p, m in zip(at(h), at(-h), strict=True)]
-    return out, pytree.tree_unflatten(differences, tree)
+        return out, _difference(at(h), at(-h), h)
+
+
+def _leaves(value: Any) -> list[Any]:
+    """What is in nested tuples, lists and dicts, of any class."""
+    if isinstance(value, dict):
+        value = tuple(value.values())
+    return [leaf for v in value for leaf in _leaves(v)] if isinstance(value, (tuple, list)) else [value]
 
 
 def _continuous(value: Any) -> bool:
@@ -82,25 +88,33 @@ def rms(x: Tensor) -> float:
 
 
 def _difference(plus: Any, minus: Any, h: float) -> Any:
-    """`(plus - minus) / 2h` in at least float32, in the dtype of the output; zero for integers."""
+    """`(plus - minus) / 2h` in at least float32, in the dtype of the output; zero for integers. Nested like the output."""
+    if isinstance(plus, dict):
+        return dict_like(plus, {k: _difference(plus[k], minus[k], h) for k in plus})
+    if isinstance(plus, (tuple, list)):
+        return like(plus, [_difference(p, m, h) for p, m in zip(plus, minus, strict=True)])
     if not _continuous(plus):
         return torch.zeros_like(plus) if isinstance(plus, Tensor) else plus
     work = torch.promote_types(plus.dtype, torch.float32)
     return ((plus.to(work) - minus.to(work)) / (2 * h)).to(plus.dtype)
 
 
+Buffers = dict[str, Tensor | None]
+
+
 class Record(TorchFunctionMode):
     """What a run of `fn` drew from and left behind, so that it can be run again from the same state.
 
-    Kept are the states of the default generators and of those passed to torch functions by name, and the modules that
-    hold buffers: those of `fn` if it is a module, those called in the first run otherwise.
+    Kept are the states of the default generators and of those passed to torch functions by name, and what was in the buffers
+    of the modules in `fn`, if it is a module, and of those that run.
     """
 
     def __init__(self, fn: Callable[..., Any]) -> None:
         super().__init__()
         owner = fn if isinstance(fn, nn.Module) else getattr(fn, "__self__", None)
-        self.modules = set(owner.modules()) if isinstance(owner, nn.Module) else None
-        self.called: set[nn.Module] = set()
+        self.buffers: dict[int, tuple[Buffers, Buffers]] = {}
+        for module in owner.modules() if isinstance(owner, nn.Module) else ():
+            self._keep(module)
         self.before = {g: g.get_state() for g in _default_generators()}
         self.after: dict[torch.Generator, Tensor] = {}
 
@@ -113,33 +127,39 @@ class Record(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
     def __enter__(self) -> Any:
-        if self.modules is None:
-            self.hook = register_module_forward_pre_hook(lambda module, inputs: self.called.add(module))
+        self.hook = register_module_forward_pre_hook(self._keep)
         return super().__enter__()  # type: ignore[no-untyped-call]
+
+    def _keep(self, module: nn.Module, inputs: Any = None) -> None:
+        # By their dict, not by the module: Dynamo, which traces this too, cannot keep what is being called.
+        if id(module._buffers) not in self.buffers:
+            self.buffers[id(module._buffers)] = module._buffers, _copied(module._buffers)
 
     def __exit__(self, *reason: Any) -> None:
         super().__exit__(*reason)  # type: ignore[no-untyped-call]
-        if self.modules is None:
-            self.hook.remove()
+        self.hook.remove()
         self.after = {g: g.get_state() for g in self.before}
 
     @contextmanager
     def replayed(self) -> Iterator[None]:
         """Run again from the state before the first run; afterwards everything is as that run left it."""
-        modules = self.called if self.modules is None else self.modules
-        buffers = {module: dict(module._buffers) for module in modules if module._buffers}
+        left = [(buffers, dict(buffers)) for buffers, _ in self.buffers.values()]
         for generator, state in self.before.items():
             generator.set_state(state)
-        for module, own in buffers.items():
-            module._buffers.update({name: b if b is None else b.clone() for name, b in own.items()})
+        for buffers, before in self.buffers.values():
+            buffers.update(_copied(before))
         try:
             yield
         finally:
-            for module, own in buffers.items():
-                module._buffers.clear()
-                module._buffers.update(own)
+            for buffers, own in left:
+                buffers.clear()
+                buffers.update(own)
             for generator, state in self.after.items():
                 generator.set_state(state)
+
+
+def _copied(buffers: Buffers) -> Buffers:
+    return {name: b if b is None else b.detach().clone() for name, b in buffers.items()}
 
 
 def _default_generators() -> list[torch.Generator]:

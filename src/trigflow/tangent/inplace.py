@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trigflow.tangent.dual import Dual, has_dual, no_grad, run, strip
+from trigflow.tangent.dual import Dual, has_dual, no_grad, run, strip, value_read
 from trigflow.tangent.errors import TangentError, error, function_name
 from trigflow.tangent.written import adopt, owner_of, record, tangent_of
 
@@ -172,6 +172,8 @@ def in_place(func: Any, *args: Any, **kwargs: Any) -> Any:
     if name == "copy_":
         return _write(func, x, args, kwargs, lambda: _tangent(args[1] if len(args) > 1 else kwargs["src"], x))
     if name in CONSTANT:
+        if name not in ("fill_", "bernoulli_") and (has_dual(args[1:]) or has_dual(kwargs)):
+            raise value_read(f"{function_name(func)}: use as a plain number")
         value = kwargs.get("value", args[1] if len(args) > 1 else None) if name == "fill_" else None
         return _write(func, x, args, kwargs, lambda: _tangent(value, x))
     if name == "requires_grad_":

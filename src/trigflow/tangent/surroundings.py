@@ -117,7 +117,7 @@ def uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
         with torch.compiler.set_stance("force_eager"):
             return function(*args)
 
-    return torch.compiler.disable(run)  # type: ignore[no-any-return]
+    return torch.compiler.disable(run)
 
 
 def _standing_back(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -162,13 +162,15 @@ def _packs(encoder: Any, src: Tensor, padding: Tensor | None, mask: Tensor | Non
     )
 
 
-# Where transforms of PyTorch take the tensors of the function that they run; see errors.py for their names.
-_DOORS = {
-    "torch._functorch.vmap": "_add_batch_dim",
-    "torch._functorch.eager_transforms": "_wrap_for_grad",
-    "torch.autograd.functional": "_as_tuple",
-    "torch.jit._trace": "_trace_impl",
-}
+_DOORS = (
+    # Where transforms of PyTorch take the tensors of the function that they run; see errors.py for their names.
+    ("torch._functorch.vmap", "_add_batch_dim", guard.without_duals),
+    ("torch._functorch.eager_transforms", "_wrap_for_grad", guard.without_duals),
+    ("torch.autograd.functional", "_as_tuple", guard.without_duals),
+    ("torch.jit._trace", "_trace_impl", guard.without_duals),
+    ("torch.utils.checkpoint", "_checkpoint_without_reentrant_generator", _on_primals),
+    ("torch.distributed._composable.checkpoint_activation", "_checkpoint_without_reentrant_generator", _on_primals),
+)
 
 
 def _replacements() -> Iterator[tuple[Any, str, Any]]:
@@ -177,15 +179,10 @@ def _replacements() -> Iterator[tuple[Any, str, Any]]:
     yield torch._C.ScriptFunction, "__call__", guard.scripted(torch._C.ScriptFunction.__call__)
     yield torch._C.ScriptMethod, "__call__", guard.lifting(torch._C.ScriptMethod.__call__)
     yield nn.TransformerEncoder, "forward", _unpacked(nn.TransformerEncoder.forward)
-    for name, door in _DOORS.items():
+    for name, door, replacement in _DOORS:
         module = sys.modules.get(name)
         if hasattr(module, door):
-            yield module, door, guard.without_duals(getattr(module, door))
-    for name in ("torch.utils.checkpoint", "torch.distributed._composable.checkpoint_activation"):
-        generator = "_checkpoint_without_reentrant_generator"
-        module = sys.modules.get(name)
-        if hasattr(module, generator):
-            yield module, generator, _on_primals(getattr(module, generator))
+            yield module, door, replacement(getattr(module, door))
     parallel: Any = getattr(sys.modules.get("torch.nn.parallel.distributed"), "DistributedDataParallel", None)
     if hasattr(parallel, "_run_ddp_forward"):
         yield parallel, "forward", _outside(parallel.forward)

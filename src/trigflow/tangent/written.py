@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, overrides
 
 from trigflow.tangent import dual
-from trigflow.tangent.dual import OWN, RUN, VALUE_FREE, Dual, Run, has_dual, no_grad
+from trigflow.tangent.dual import OWN, RUN, VALUE_FREE, Dual, Run, has_dual, like, no_grad
 from trigflow.tangent.errors import TangentError, error, function_name
 
 
@@ -135,12 +135,12 @@ def lifted(value: Any) -> Any:
 
 
 def _lifted(value: Any) -> Any:
-    kind = type(value)
-    if kind is tuple or kind is list:
-        return kind(_lifted(v) for v in value)
-    if kind is dict:
+    if isinstance(value, (tuple, list)):
+        items = [_lifted(v) for v in value]
+        return value if all(a is b for a, b in zip(items, value, strict=True)) else like(value, items)
+    if type(value) is dict:
         return {k: _lifted(v) for k, v in value.items()}
-    tangent = tangent_of(value) if isinstance(value, Tensor) and kind is not Dual else None
+    tangent = tangent_of(value) if isinstance(value, Tensor) and type(value) is not Dual else None
     return value if tangent is None else Dual(value, tangent)
 
 

@@ -18,8 +18,15 @@ from tangent.attention.memory import Memory
 from tangent.helpers import draw, reference, relative_error
 from trigflow.tangent import attention_implementation, jvp
 from trigflow.tangent.attention import attention, chunked, plain
+from trigflow.tangent.attention.layout import arguments
 
 SIZES = st.integers(1, 70)
+
+
+def by_blocks(
+    *tensors: Any, mask: Any = None, dmask: Any = None, scale: Any = None, grouped: bool = False, **rest: Any
+) -> Tensor:
+    return chunked.attention(arguments(*tensors, mask, dmask, scale, grouped), **rest)
 
 
 def directions(*values: Tensor | None, bits: int = -1) -> tuple[Any, ...]:
@@ -53,7 +60,7 @@ def test_equals_the_formula(data: st.DataObject) -> None:
     dq, dk, dv, dmask = directions(q, k, v, mask, bits=bits)
     scale = pick(st.sampled_from((None, 0.3)))
 
-    value = chunked.attention(
+    value = by_blocks(
         *(q, k, v, dq, dk, dv),
         mask=mask,
         dmask=dmask,
@@ -82,7 +89,7 @@ def test_any_number_of_leading_axes(shape: tuple[int, ...]) -> None:
     tangents = directions(q, k, v)
     mask = draw(6, 30, 30) > 0
     mask[:, 0] = True
-    value = chunked.attention(q, k, v, *tangents, mask=mask, block=256)
+    value = by_blocks(q, k, v, *tangents, mask=mask, block=256)
     expected = reference(lambda *x: written_out(*x, mask=mask), (q, k, v), tangents)
     assert relative_error(value, expected) < 1e-12
 
@@ -91,25 +98,25 @@ def test_one_axis_of_keys_serves_all_entries() -> None:
     """Keys and values broadcast over the batch and the heads, as in pooling by attention."""
     q, k, v = draw(1, 3, 2, 20, 4), draw(2, 1, 1, 30, 4), draw(3, 1, 1, 30, 5)
     tangents = directions(q, k, v)
-    value = chunked.attention(q, k, v, *tangents, block=256)
+    value = by_blocks(q, k, v, *tangents, block=256)
     assert relative_error(value, plain.attention(q, k, v, *tangents)) < 1e-13
 
 
 def test_empty_tensors() -> None:
     q = draw(1, 2, 3, 5, 4)
     for queries, keys in ((q[:0], q[:0]), (q[:, :, :0], q), (q, q[:, :, :0])):
-        assert torch.equal(chunked.attention(queries, keys, keys, queries, keys, keys), torch.zeros_like(queries))
+        assert torch.equal(by_blocks(queries, keys, keys, queries, keys, keys), torch.zeros_like(queries))
 
 
 def test_no_tangent_in_gives_zero_out() -> None:
     q = draw(1, 2, 3, 5, 4)
-    assert not chunked.attention(q, q, q, None, None, None).any()
+    assert not by_blocks(q, q, q, None, None, None).any()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_computed_in_single(dtype: torch.dtype) -> None:
     low = [draw(i, 2, 2, 40, 8).to(dtype) for i in range(6)]
-    value = chunked.attention(*low, block=256)
+    value = by_blocks(*low, block=256)
     exact = plain.attention(*(x.double() for x in low))
     assert value.dtype == dtype
     assert relative_error(value.double(), exact) < (4e-3 if dtype == torch.bfloat16 else 5e-4)
@@ -119,8 +126,8 @@ def test_a_known_output_changes_nothing() -> None:
     q, k, v = (draw(i, 2, 2, 40, 8) for i in range(3))
     tangents = directions(q, k, v)
     out = F.scaled_dot_product_attention(q, k, v)
-    value = chunked.attention(q, k, v, *tangents, out=out, block=256)
-    assert relative_error(value, chunked.attention(q, k, v, *tangents, block=256)) < 1e-13
+    value = by_blocks(q, k, v, *tangents, out=out, block=256)
+    assert relative_error(value, by_blocks(q, k, v, *tangents, block=256)) < 1e-13
 
 
 def test_a_known_output_is_not_read_where_no_key_is_seen() -> None:
@@ -129,7 +136,7 @@ def test_a_known_output_is_not_read_where_no_key_is_seen() -> None:
     mask[2] = False
     out = F.scaled_dot_product_attention(q, k, v, mask)
     out[0, 0, 2] = math.nan
-    value = chunked.attention(q, k, v, q, k, v, mask=mask, out=out)
+    value = by_blocks(q, k, v, q, k, v, mask=mask, out=out)
     assert not value[0, 0, 2].any()
     assert relative_error(value, plain.attention(q, k, v, q, k, v, mask=mask)) < 1e-13
 
@@ -138,7 +145,7 @@ def test_a_known_output_is_not_read_where_no_key_is_seen() -> None:
 def test_causal_at_the_edges_of_blocks(rows: int, keys: int) -> None:
     q, k, v = draw(1, 1, 1, rows, 3), draw(2, 1, 1, keys, 3), draw(3, 1, 1, keys, 3)
     tangents = directions(q, k, v)
-    value = chunked.attention(q, k, v, *tangents, causal=True, block=256)
+    value = by_blocks(q, k, v, *tangents, causal=True, block=256)
     expected = reference(lambda *x: written_out(*x, causal=True), (q, k, v), tangents)
     assert relative_error(value, expected) < 1e-12
 
@@ -146,7 +153,7 @@ def test_causal_at_the_edges_of_blocks(rows: int, keys: int) -> None:
 def test_large_scores_do_not_overflow() -> None:
     q, k, v = (draw(i, 1, 1, 40, 8) * (1 if i == 2 else 60) for i in range(3))
     tangents = directions(q, k, v)
-    value = chunked.attention(q, k, v, *tangents, block=256)
+    value = by_blocks(q, k, v, *tangents, block=256)
     assert relative_error(value, reference(written_out, (q, k, v), tangents)) < 1e-10
 
 
@@ -189,6 +196,6 @@ def test_a_broadcast_mask_is_not_written_out() -> None:
     q = draw(1, 8, 4, 512, 4)
     mask = torch.ones(512, 512, dtype=torch.bool)
     with Memory() as memory:
-        chunked.attention(q, q, q, q, q, q, mask=mask)
+        by_blocks(q, q, q, q, q, q, mask=mask)
     assert memory.largest <= q.element_size() * chunked.BLOCKS["cpu"]
     assert memory.largest < mask.element_size() * 8 * 4 * 512 * 512

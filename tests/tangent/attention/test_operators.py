@@ -15,6 +15,7 @@ from tangent.helpers import draw
 from trigflow.networks.dit import DiT, DiTConfig
 from trigflow.tangent import attention_implementation, jvp
 from trigflow.tangent.attention import chunked, operators
+from trigflow.tangent.attention.layout import arguments
 
 OPERATOR = torch.ops.trigflow.attention_tangent.default
 
@@ -74,10 +75,10 @@ def test_the_operator_keeps_its_promises(name: str) -> None:
     queries, keys, settings = CASES[name]
     q, k, v = draw(1, *queries), draw(2, *keys), draw(3, *keys[:-1], 5)
     settings = {"causal": False, "scale": None, "grouped": False, **settings}
-    arguments = (q, k, v, q, None, v, None, None, None, *settings.values(), "chunked")
-    library.opcheck(OPERATOR, arguments)
-    value = OPERATOR(*arguments)
-    assert torch.equal(value, chunked.attention(q, k, v, q, None, v, **settings))
+    given = (q, k, v, q, None, v, None, None, None, *settings.values(), "chunked")
+    library.opcheck(OPERATOR, given)
+    a = arguments(q, k, v, q, None, v, None, None, settings["scale"], settings["grouped"])
+    assert torch.equal(OPERATOR(*given), chunked.attention(a, settings["causal"]))
 
 
 def test_only_a_traced_run_uses_the_operator() -> None:

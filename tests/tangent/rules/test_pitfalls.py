@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,7 @@ REFUSED: dict[str, tuple[Callable[..., Any], str]] = {
     "a new tensor of values": (lambda x: torch.zeros(4).new_tensor(x) + x.new_tensor(x), "new_tensor"),
     "draws around a moving mean": (lambda x: torch.normal(x, 1.0), "normal"),
     "draws of a moving deviation": (lambda x: torch.normal(0.0, x.abs()), "normal"),
+    "draws in place around a moving mean": (lambda x: torch.empty(4).add_(x).normal_(x.sum(), 1.0), "normal_"),
     "bytes": (lambda x: x.untyped_storage(), "storage"),
     "a weight of a loss": (lambda x: F.nll_loss(x.reshape(1, 4).expand(3, 4), LABELS, x.abs()), "nll_loss"),
     "a target of a loss": (lambda x: F.hinge_embedding_loss(x, x.sign() + x), "hinge_embedding_loss"),
@@ -108,3 +110,52 @@ def test_normalization_of_an_empty_batch() -> None:
     x = torch.zeros(0, 3, 2, 2)
     out, tangent = jvp(torch.nn.BatchNorm2d(3), (x,), (x.clone(),))
     assert out.shape == tangent.shape == x.shape
+
+
+@pytest.mark.parametrize("fn", [torch.remainder, torch.fmod])
+def test_the_quotient_of_a_remainder_is_that_of_the_remainder(fn: Callable[..., Any]) -> None:
+    """1 / 0.1 rounds to 10, and the remainder is that of nine times."""
+    a, b = torch.ones(1), torch.full((1,), 0.1)
+    out, tangent = jvp(fn, (a, b), (torch.zeros(1), torch.ones(1)))
+    assert torch.allclose(out, a - 9 * b)
+    assert torch.equal(tangent, torch.tensor([-9.0]))
+    b = draw(1, 3, 4, low=0.3)
+    assert torch.equal(jvp(lambda b: 2.5 % b, (b,), (b,))[1], -torch.floor(2.5 / b) * b)
+
+
+OPERATORS: dict[str, Callable[..., Any]] = {
+    "topk": lambda x: torch.ops.aten.topk.default(x, 1)[0],
+    "kthvalue": lambda x: torch.ops.aten.kthvalue.default(x, 1)[0],
+    "elu": lambda x: torch.ops.aten.elu.default(x, 0.5, 2.0, 3.0),
+    "elu of torch._C._nn": lambda x: torch._C._nn.elu(x, 1.0, 2.0),
+    "rsub": lambda x: torch.ops.aten.rsub.Scalar(x, 1.0, 2.0),
+    "einsum": lambda x: torch.ops.aten.einsum("abc,abd->cd", [x, x.sin()]),
+    "var": lambda x: torch.ops.aten.var.dim(x, [0], False),
+}
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_operators_with_arguments_of_their_own(name: str) -> None:
+    check(OPERATORS[name], (draw(1, 4, 5, 4),))
+
+
+NAMED: dict[str, Callable[..., Any]] = {
+    "pow": lambda x, y: torch.pow(x.abs(), exponent=y),
+    "complex": lambda x, y: torch.view_as_real(torch.complex(real=x, imag=y)),
+    "addcmul": lambda x, y: torch.addcmul(x, tensor1=x, tensor2=y),
+    "addcdiv": lambda x, y: torch.addcdiv(input=x, tensor1=x, tensor2=y.exp(), value=2),
+    "addmm": lambda x, y: torch.addmm(x, mat2=x, mat1=y, beta=2),
+    "dropout": lambda x, y: torch.dropout(x, 1.0, train=False) + torch.dropout(y, p=1.0, train=True),
+    "softmax": lambda x, y: torch.softmax(x, axis=0) + y.log_softmax(axis=0),
+    "extremes": lambda x, y: x.max(axis=0, keepdims=True)[0] + y.amax(axis=0),
+    "order": lambda x, y: torch.sort(x, axis=0)[0] + y.cummax(axis=0)[0] + x.topk(1, axis=0)[0],
+    "NumPy's integers": lambda x, y: x.sort(np.int64(0))[0] + y.topk(np.int64(1), np.int64(0))[0] + x.max(np.int64(0))[0],
+    "variance": lambda x, y: x.var(axis=0) + torch.linalg.vector_norm(y, axis=0, keepdims=True),
+    "linear": lambda x, y: torch.cat([x.mean(axis=0, keepdims=True), y.flip(0).cumsum(axis=0)], axis=0).logsumexp(axis=0),
+    "without a rule": lambda x, y: x.prod(axis=0) + y.cumprod(axis=0),
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_arguments_by_name(name: str) -> None:
+    check(NAMED[name], (draw(1, 4, 4), draw(2, 4, 4)))

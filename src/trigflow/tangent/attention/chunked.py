@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trigflow.tangent.attention.layout import Arguments, arguments, four_axes
+from trigflow.tangent.attention.layout import Arguments, four_axes
 from trigflow.tangent.attention.plain import whole
 
 BLOCKS = {"cpu": 1 << 19}
@@ -15,22 +15,7 @@ BLOCKS = {"cpu": 1 << 19}
 BLOCK = 1 << 23
 
 
-def attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    dq: Tensor | None,
-    dk: Tensor | None,
-    dv: Tensor | None,
-    *,
-    mask: Tensor | None = None,
-    dmask: Tensor | None = None,
-    causal: bool = False,
-    scale: float | None = None,
-    grouped: bool = False,
-    out: Tensor | None = None,
-    block: int | None = None,
-) -> Tensor:
+def attention(a: Arguments, causal: bool = False, out: Tensor | None = None, block: int | None = None) -> Tensor:
     r"""Derivative of attention, block of queries by block of queries, with sums over blocks of keys.
 
     With `m` the largest score of a row so far, each row keeps::
@@ -42,25 +27,26 @@ def attention(
     whose scores all fit into one block are computed as `plain` does.
 
     Args:
-        q: queries `(..., h, l, e)`; the others as for `trigflow.tangent.attention.attention`.
+        a: queries, keys and values, their tangents, masks.
+        causal: let query i see keys 0..i only.
         out: output of the attention if it is known; used in place of the second sum where it has full precision.
         block: numbers in a block of scores.
 
     Returns:
         `do`, `(..., h, l, c)`.
     """
-    with torch.autocast(q.device.type, enabled=False):
-        a = arguments(q, k, v, dq, dk, dv, mask, dmask, scale, grouped)
+    device = a.q.device
+    with torch.autocast(device.type, enabled=False):
         known = out if out is not None and out.dtype == a.work and out.shape == a.shape else None
         known = None if known is None else four_axes(known, known.shape[:-3])
-        tangent = torch.empty((*a.q.shape[:3], a.v.shape[3]), dtype=q.dtype, device=q.device)
-        if dq is None and dk is None and dv is None and dmask is None:
+        tangent = torch.empty((*a.q.shape[:3], a.v.shape[3]), dtype=a.q.dtype, device=device)
+        if all(t is None for t in (a.dq, a.dk, a.dv, a.dmask)):
             tangent.zero_()
         elif tangent.numel():
-            batch, rows, columns = block_shape(a, block or BLOCKS.get(q.device.type, BLOCK))
+            batch, rows, columns = block_shape(a, block or BLOCKS.get(device.type, BLOCK))
             one_block = rows == a.q.shape[2] and columns == a.k.shape[2]
             scores = (batch * a.q.shape[1], rows, columns)
-            scratch = [torch.empty(scores if one_block else (0,), dtype=a.work, device=q.device) for _ in range(2)]
+            scratch = [torch.empty(scores if one_block else (0,), dtype=a.work, device=device) for _ in range(2)]
             for first in range(0, a.q.shape[0], batch):
                 part = slice(first, first + batch)
                 if one_block:

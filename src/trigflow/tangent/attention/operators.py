@@ -38,11 +38,10 @@ def kernels(name: str = "triton") -> Any:
 def tangent(*given: Any) -> Tensor:
     """The tangent; the implementation is "chunked" or "triton"."""
     q, k, v, dq, dk, dv, mask, dmask, out, causal, scale, grouped, implementation = given
-    if implementation == "triton":
-        a = arguments(q, k, v, dq, dk, dv, mask, None, scale, grouped)
-        return kernels().forward(a, None, causal, store=False)[1]
-    settings: dict[str, Any] = {"mask": mask, "dmask": dmask, "causal": causal, "scale": scale, "grouped": grouped}
-    return chunked.attention(q, k, v, dq, dk, dv, out=out, **settings)
+    a = arguments(q, k, v, dq, dk, dv, mask, dmask, scale, grouped)
+    return (
+        kernels().forward(a, None, causal, store=False)[1] if implementation == "triton" else chunked.attention(a, causal, out)
+    )
 
 
 def _fused(*given: Any) -> Three:

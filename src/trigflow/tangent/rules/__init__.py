@@ -3,7 +3,7 @@
 Importing this package fills the table of handlers.
 """
 
-from trigflow.tangent.rules import (
+from trigflow.tangent.rules import (  # noqa: F401
     arithmetic,
     attention,
     distance,
@@ -18,19 +18,3 @@ from trigflow.tangent.rules import (
     sampling,
     shape,
 )
-
-__all__ = [
-    "arithmetic",
-    "attention",
-    "distance",
-    "elementwise",
-    "linear",
-    "norm",
-    "order",
-    "plain",
-    "random",
-    "recurrent",
-    "reduce",
-    "sampling",
-    "shape",
-]

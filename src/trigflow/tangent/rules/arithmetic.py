@@ -18,9 +18,9 @@ def binary(derivative: Callable[..., Tensor | None]) -> Handler:
     returns None is zero everywhere.
     """
 
-    def handler(func: Any, input: Any, other: Any, *args: Any, **kwargs: Any) -> Any:
-        if (args and has_dual(args)) or (kwargs and has_dual(kwargs)):
-            return fallback(func, input, other, *args, **kwargs)
+    def handler(func: Any, input: Any = None, other: Any = None, *args: Any, **kwargs: Any) -> Any:
+        if (args and has_dual(args)) or (kwargs and (other is None or has_dual(kwargs))):  # pow(x, exponent=y)
+            return fallback(func, *[x for x in (input, other) if x is not None], *args, **kwargs)
         if type(input) is Dual:
             a, da = input.primal, input.tangent
         else:
@@ -40,14 +40,14 @@ def binary(derivative: Callable[..., Tensor | None]) -> Handler:
 
 def swapped(derivative: Callable[..., Tensor | None]) -> Callable[..., Tensor | None]:
     """The derivative of a reflected operator: `f(b, a)`."""
-    return lambda y, a, da, b, db, **kwargs: derivative(y, b, db, a, da, **kwargs)
+    return lambda y, a, da, b, db, *args, **kwargs: derivative(y, b, db, a, da, *args, **kwargs)
 
 
 def _add(y: Tensor, a: Any, da: Any, b: Any, db: Any, alpha: Any = 1) -> Tensor:
     if db is None:
-        return da  # type: ignore[no-any-return]
+        return da
     if da is None:
-        return db if alpha == 1 else db * alpha  # type: ignore[no-any-return]
+        return db if alpha == 1 else db * alpha
     return torch.add(da, db, alpha=alpha)
 
 
@@ -57,9 +57,9 @@ def _sub(y: Tensor, a: Any, da: Any, b: Any, db: Any, alpha: Any = 1) -> Tensor:
 
 def _mul(y: Tensor, a: Any, da: Any, b: Any, db: Any) -> Tensor:
     if db is None:
-        return da * b  # type: ignore[no-any-return]
+        return da * b
     if da is None:
-        return db * a  # type: ignore[no-any-return]
+        return db * a
     t: Tensor = da * b
     return t.addcmul_(a, db) if t.shape == y.shape and t.dtype == y.dtype else torch.addcmul(t, a, db)
 
@@ -68,7 +68,7 @@ def _div(y: Tensor, a: Any, da: Any, b: Any, db: Any, rounding_mode: str | None 
     if rounding_mode is not None:
         return None
     if db is None:
-        return da / b  # type: ignore[no-any-return]
+        return da / b
     t = (y * db).neg_() if da is None else torch.addcmul(da, y, db, value=-1)
     return t.div_(b) if t.dtype == y.dtype else t / b
 
@@ -96,26 +96,22 @@ def _pow(y: Tensor, a: Any, da: Any, b: Any, db: Any) -> Tensor | None:
     return t
 
 
-def _modulo(rounded: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
-    """`a - b rounded(a / b)`, with a quotient that stays as it is."""
-
-    def derivative(y: Tensor, a: Any, da: Any, b: Any, db: Any) -> Tensor:
-        if db is None:
-            return da  # type: ignore[no-any-return]
-        turned = rounded(a / b) * db
-        return -turned if da is None else da - turned
-
-    return derivative
+def _modulo(y: Tensor, a: Any, da: Any, b: Any, db: Any) -> Tensor:
+    """`y = a - q b`, with an integer q that stays as it is."""
+    if db is None:
+        return da
+    turned = torch.round((a - y) / b) * db
+    return -turned if da is None else da - turned
 
 
 def _atan2(y: Tensor, a: Any, da: Any, b: Any, db: Any) -> Tensor:
     t: Any = 0.0 if da is None else b * da
-    return (t if db is None else t - a * db) / (a * a + b * b)  # type: ignore[no-any-return]
+    return (t if db is None else t - a * db) / (a * a + b * b)
 
 
 def _hypot(y: Tensor, a: Any, da: Any, b: Any, db: Any) -> Tensor:
     t: Any = 0.0 if da is None else a * da
-    return (t if db is None else t + b * db) / y  # type: ignore[no-any-return]
+    return (t if db is None else t + b * db) / y
 
 
 def _logaddexp(y: Tensor, a: Any, da: Any, b: Any, db: Any) -> Tensor:
@@ -162,9 +158,8 @@ register(binary(_div), "div", "divide", "true_divide", "Tensor.__div__", "Tensor
 register(binary(swapped(_div)), "Tensor.__rdiv__", "Tensor.__rtruediv__")
 register(binary(_pow), "pow", "Tensor.__pow__")
 register(binary(swapped(_pow)), "Tensor.__rpow__")
-register(binary(_modulo(torch.floor)), "remainder", "Tensor.__mod__")
-register(binary(swapped(_modulo(torch.floor))), "Tensor.__rmod__")
-register(binary(_modulo(torch.trunc)), "fmod")
+register(binary(_modulo), "remainder", "fmod", "Tensor.__mod__")
+register(binary(swapped(_modulo)), "Tensor.__rmod__")
 register(binary(_atan2), "atan2", "arctan2")
 register(binary(_hypot), "hypot")
 register(binary(_logaddexp), "logaddexp")
@@ -181,9 +176,9 @@ def _split(values: tuple[Any, ...]) -> tuple[list[Any], list[Any]]:
     return list(strip(values)), [v.tangent if type(v) is Dual else None for v in values]
 
 
-def addcmul(func: Any, input: Any, a: Any, b: Any, *, value: Any = 1) -> Any:
+def addcmul(func: Any, input: Any, tensor1: Any, tensor2: Any, *, value: Any = 1) -> Any:
     """`input + value a b`."""
-    (x, a, b), (dx, da, db) = _split((input, a, b))
+    (x, a, b), (dx, da, db) = _split((input, tensor1, tensor2))
     primal = func(x, a, b, value=value)
     with no_grad():
         t = torch.zeros((), dtype=primal.dtype, device=primal.device) if dx is None else dx
@@ -195,9 +190,9 @@ def addcmul(func: Any, input: Any, a: Any, b: Any, *, value: Any = 1) -> Any:
         return pair(primal, t)
 
 
-def addcdiv(func: Any, input: Any, a: Any, b: Any, *, value: Any = 1) -> Any:
+def addcdiv(func: Any, input: Any, tensor1: Any, tensor2: Any, *, value: Any = 1) -> Any:
     """`input + value a / b`."""
-    (x, a, b), (dx, da, db) = _split((input, a, b))
+    (x, a, b), (dx, da, db) = _split((input, tensor1, tensor2))
     primal = func(x, a, b, value=value)
     with no_grad():
         t = torch.zeros((), dtype=primal.dtype, device=primal.device) if dx is None else dx

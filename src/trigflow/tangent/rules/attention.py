@@ -27,10 +27,9 @@ def scaled_dot_product_attention(
     """The primal keeps the fast backward of PyTorch's kernels (or our own, see `fused`); the tangent is off the graph."""
     q, k, v, mask = strip((query, key, value, attn_mask))
     dq, dk, dv, dmask = (t.tangent if type(t) is Dual else None for t in (query, key, value, attn_mask))
+    ours: dict[str, Any] = {"mask": mask, "causal": is_causal, "scale": scale, "grouped": enable_gqa}
     if dropout_p == 0 and fused(q, k, v, mask, dmask, is_causal, enable_gqa):
-        return pair(
-            *attention_with_tangent(*(q, k, v, dq, dk, dv), mask=mask, causal=is_causal, scale=scale, grouped=enable_gqa)
-        )
+        return pair(*attention_with_tangent(q, k, v, dq, dk, dv, **ours))
     settings: dict[str, Any] = {"scale": scale, "enable_gqa": enable_gqa}
     dropped = None
     if dropout_p == 0:
@@ -48,17 +47,7 @@ def scaled_dot_product_attention(
                 if not torch.allclose(again, primal, rtol=1e-3, atol=1e-5, equal_nan=True):
                     raise unsupported(func, "the dropout mask of this attention kernel cannot be drawn again")
     with no_grad():
-        tangent = attention(
-            *(q, k, v, dq, dk, dv),
-            mask=mask,
-            dmask=dmask,
-            causal=is_causal,
-            scale=scale,
-            grouped=enable_gqa,
-            dropped=dropped,
-            out=primal,
-        )
-        return pair(primal, tangent)
+        return pair(primal, attention(q, k, v, dq, dk, dv, dmask=dmask, dropped=dropped, out=primal, **ours))
 
 
 def flex_attention(func: Any, query: Any, key: Any, value: Any, score_mod: Any, *settings: Any) -> Any:

@@ -16,6 +16,7 @@ from torch import Tensor
 from trigflow.tangent.dispatch import fallback
 from trigflow.tangent.dual import Dual, has_dual, no_grad, pair, strip
 from trigflow.tangent.rules.elementwise import TABLE
+from trigflow.tangent.rules.reduce import _dims, _keep
 from trigflow.tangent.table import register
 
 
@@ -41,12 +42,10 @@ def vector_norm(func: Any, x: Any, ord: Any = 2, dim: Any = None, keepdim: bool 
     if type(x) is not Dual or has_dual(ord):
         return fallback(func, x, ord, dim, keepdim, dtype=dtype)
     primal = func(x.primal, ord, dim, keepdim, dtype=dtype)
-    dims = tuple(range(x.ndim)) if dim is None else (dim,) if isinstance(dim, int) else tuple(dim)
-    dims = tuple(sorted(d % max(x.ndim, 1) for d in dims)) or tuple(range(x.ndim))
+    dims, work = _dims(dim) or tuple(range(x.ndim)), dtype or x.dtype
     with no_grad():
-        value, work = x.primal, dtype or x.dtype
-        kept = primal.reshape([1 if i in dims else n for i, n in enumerate(value.shape)])
-        t = _norm_tangent(value.to(work), kept, x.tangent.to(work), float(ord), dims)
+        kept = _keep(primal, x.primal, dims)
+        t = _norm_tangent(x.primal.to(work), kept, x.tangent.to(work), float(ord), dims)
         return pair(primal, t.reshape(primal.shape))
 
 

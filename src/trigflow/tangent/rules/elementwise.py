@@ -117,7 +117,7 @@ TABLE: dict[str, Derivative] = {
     "relu": lambda x, y, dx, inplace=False: _threshold(dx, y, 0),
     "relu6": lambda x, y, dx, inplace=False: _hardtanh(dx, x, 0.0, 6.0),
     "leaky_relu": lambda x, y, dx, negative_slope=0.01, inplace=False: _leaky_relu(dx, x, negative_slope, False),
-    "elu": lambda x, y, dx, alpha=1.0, inplace=False: _elu(dx, alpha, 1.0, 1.0, False, x),
+    "elu": lambda x, y, dx, alpha=1.0, scale=1.0, input_scale=1.0, inplace=False: _elu(dx, alpha, scale, input_scale, False, x),
     "celu": lambda x, y, dx, alpha=1.0, inplace=False: _elu(dx, alpha, 1.0, 1.0 / alpha, False, x),
     "selu": _selu,
     "softplus": lambda x, y, dx, beta=1, threshold=20: _softplus(dx, x, beta, threshold),
@@ -140,30 +140,11 @@ TABLE: dict[str, Derivative] = {
 HOLOMORPHIC = {TABLE[name] for name in "exp log sin cos sinh cosh sqrt square reciprocal abs silu".split()}
 """Derivatives that hold for complex numbers as they stand; `abs` is not holomorphic, but its line knows them."""
 
-ALIASES = {
-    "absolute": "abs",
-    "arcsin": "asin",
-    "arccos": "acos",
-    "arctan": "atan",
-    "arcsinh": "asinh",
-    "arccosh": "acosh",
-    "arctanh": "atanh",
-    "log_sigmoid": "logsigmoid",
-}
-SPECIAL = {
-    "special.expit": "sigmoid",
-    "special.exp2": "exp2",
-    "special.expm1": "expm1",
-    "special.log1p": "log1p",
-    "special.erf": "erf",
-    "special.erfc": "erfc",
-    "special.erfinv": "erfinv",
-    "special.gammaln": "lgamma",
-    "special.logit": "logit",
-    "Tensor.__abs__": "abs",
-}
-
 for _name, _derivative in TABLE.items():
-    register(unary(_derivative), _name)
-for _alias, _name in {**ALIASES, **SPECIAL}.items():
-    register(unary(TABLE[_name]), _alias)
+    register(unary(_derivative), _name, f"special.{_name}")
+for _name in "sin cos tan sinh cosh tanh".split():
+    register(unary(TABLE[f"a{_name}"]), f"arc{_name}")
+register(unary(TABLE["abs"]), "absolute", "Tensor.__abs__")
+register(unary(TABLE["sigmoid"]), "special.expit")
+register(unary(TABLE["logsigmoid"]), "log_sigmoid")
+register(unary(TABLE["lgamma"]), "special.gammaln")

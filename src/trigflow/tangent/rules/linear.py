@@ -3,6 +3,7 @@
 `d f(a, b) = f(da, b) + f(a, db)`; a bias or an added term goes along by itself.
 """
 
+import functools
 from typing import Any
 
 import torch
@@ -63,7 +64,6 @@ def affine(bias_shape: Any) -> Handler:
         primal = func(x, w, b, *args, **kwargs)
         tangent = None
         with no_grad():
-            db = bias.tangent if type(bias) is Dual else None
             if type(input) is Dual:
                 dx = input.tangent
                 # For a weight on the graph PyTorch packs a strided input first, which saves a backward memory. Here is none.
@@ -72,8 +72,8 @@ def affine(bias_shape: Any) -> Handler:
             if type(weight) is Dual:
                 term = func(x, weight.tangent, None, *args, **kwargs)
                 tangent = term if tangent is None else tangent.add_(term)
-            if db is not None:
-                db = db.reshape(bias_shape(primal)).to(primal.dtype)
+            if type(bias) is Dual:
+                db = bias.tangent.reshape(bias_shape(primal)).to(primal.dtype)
                 tangent = db.expand(primal.shape) if tangent is None else tangent.add_(db)
         return pair(primal, tangent)
 
@@ -86,22 +86,18 @@ def einsum(func: Any, equation: Any, *operands: Any) -> Any:
         operands = tuple(operands[0])
     if not isinstance(equation, str):
         return fallback(func, equation, *operands)
-    return product(lambda *tensors: func(equation, *tensors), *operands)
+    return product(lambda *tensors: torch.einsum(equation, *tensors), *operands)
 
 
-def added_product(func: Any, input: Any, a: Any, b: Any, *, beta: Any = 1, alpha: Any = 1) -> Any:
+def added_product(func: Any, input: Any, *factors: Any, beta: Any = 1, alpha: Any = 1, **named: Any) -> Any:
     """`beta input + alpha (a b)`: addmm, baddbmm, addmv, addr, addbmm."""
-    primal = func(strip(input), strip(a), strip(b), beta=beta, alpha=alpha)
-    terms = []
+    if named:
+        return fallback(func, input, *factors, beta=beta, alpha=alpha, **named)
+    primals = strip(factors)
+    primal = func(strip(input), *primals, beta=beta, alpha=alpha)
     with no_grad():
         zero = torch.zeros((), dtype=primal.dtype, device=primal.device).expand(strip(input).shape)
-        if type(a) is Dual:
-            terms.append(func(zero, a.tangent, strip(b), beta=0, alpha=alpha))
-        if type(b) is Dual:
-            terms.append(func(zero, strip(a), b.tangent, beta=0, alpha=alpha))
-        tangent = terms[0] if terms else None
-        if len(terms) == 2:
-            tangent = add_to(terms[0], terms[1])
+        tangent = _terms(functools.partial(func, zero), factors, primals, beta=0, alpha=alpha)
         if type(input) is Dual:
             term = input.tangent if beta == 1 else input.tangent * beta
             tangent = term if tangent is None else tangent + term

@@ -220,19 +220,8 @@ def torch_group_norm(func: Any, input: Any, num_groups: int, *args: Any, **kwarg
 def torch_order(rule: Handler, function: Any) -> Handler:
     """`torch.batch_norm` and `torch.instance_norm`, which take weight and bias before the record of statistics."""
 
-    def handler(
-        func: Any,
-        input: Any,
-        weight: Any,
-        bias: Any,
-        running_mean: Any,
-        running_var: Any,
-        fresh: bool,
-        momentum: float,
-        eps: float,
-        cudnn_enabled: bool,
-    ) -> Any:
-        return rule(function, input, running_mean, running_var, weight, bias, fresh, momentum, eps)
+    def handler(func: Any, input: Any, weight: Any, bias: Any, mean: Any, var: Any, *settings: Any) -> Any:
+        return rule(function, input, mean, var, weight, bias, *settings[:3])  # the last is a switch for cuDNN
 
     return handler
 

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from trigflow.tangent.dual import Dual, Handler, no_grad, pair, strip
+from trigflow.tangent.inplace import name_of
 from trigflow.tangent.rules.arithmetic import _extreme, binary
 from trigflow.tangent.rules.elementwise import unary
-from trigflow.tangent.rules.reduce import _dims, _keep, _sum
+from trigflow.tangent.rules.reduce import _dims, _keep
 from trigflow.tangent.table import register
 
 
@@ -20,8 +21,7 @@ def _shared(x: Tensor, y: Tensor, dx: Tensor, dim: Any = None, keepdim: bool = F
     """Extreme over axes: the elements that reach it share the derivative evenly."""
     dims = _dims(dim) or None
     hits = x == (y if keepdim else _keep(y, x, dims))
-    total = _sum(torch.where(hits, dx, 0.0), dims, keepdim)
-    return total / _sum(hits, dims, keepdim)
+    return torch.where(hits, dx, 0.0).sum(dims, keepdim=keepdim) / hits.sum(dims, keepdim=keepdim)
 
 
 def picked(func: Any, input: Any, *args: Any, **kwargs: Any) -> Any:
@@ -31,8 +31,8 @@ def picked(func: Any, input: Any, *args: Any, **kwargs: Any) -> Any:
     primal = func(input.primal, *args, **kwargs)
     dim = kwargs.get("dim")
     if dim is None:
-        ints = [a for a in args if isinstance(a, int) and not isinstance(a, bool)]
-        after = func.__name__ in ("topk", "kthvalue")
+        ints = [a for a in args if not isinstance(a, bool)]
+        after = name_of(func) in ("topk", "kthvalue")
         dim = ints[1] if after and len(ints) > 1 else -1 if after or not ints else ints[0]
     with no_grad():
         values, indices = primal

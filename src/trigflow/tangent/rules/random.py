@@ -9,12 +9,13 @@ from trigflow.tangent.dual import Dual, Handler, dispatch_modes, no_grad, pair
 from trigflow.tangent.table import register
 
 
-def dropout(func: Any, input: Any, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
+def dropout(func: Any, input: Any, p: float = 0.5, training: bool = True, **other: Any) -> Any:
     """`x m / (1 - p)` with a mask m of the draws that PyTorch itself would make, in the same order.
 
     On the CPU, and where it is traced, that is a multiplication by the scaled mask; accelerators have a fused kernel, which
     hands its mask over.
     """
+    training = other.get("train", training)  # as torch.dropout calls it
     x = input.primal if type(input) is Dual else input
     if not training or p == 0 or p == 1 or x.numel() == 0:
         primal = func(input.primal, p, training)

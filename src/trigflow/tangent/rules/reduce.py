@@ -19,7 +19,7 @@ aten = torch.ops.aten
 
 def _softmax(x: Tensor, y: Tensor, dx: Tensor, dim: int | None = None, *args: Any, **kwargs: Any) -> Tensor:
     """`y (dx - sum(y dx))`: symmetric in its matrix, so the backward kernel is the tangent kernel."""
-    return aten._softmax_backward_data.default(dx, y, _softmax_dim(dim, x), y.dtype)  # type: ignore[no-any-return]
+    return aten._softmax_backward_data.default(dx, y, _softmax_dim(dim, x), y.dtype)
 
 
 def _log_softmax(x: Tensor, y: Tensor, dx: Tensor, dim: int | None = None, *args: Any, **kwargs: Any) -> Tensor:
@@ -34,10 +34,9 @@ def _softmax_dim(dim: int | None, x: Tensor) -> int:
 
 def _logsumexp(x: Tensor, y: Tensor, dx: Tensor, dim: Any, keepdim: bool = False) -> Tensor:
     """`sum(softmax(x) dx)`."""
-    dims = tuple(dim) if isinstance(dim, (tuple, list)) else (dim,)
-    peak = y if keepdim else _keep(y, x, dims)
+    peak = y if keepdim else _keep(y, x, _dims(dim))
     peak = peak.masked_fill(peak.isinf(), 0.0)
-    return torch.exp(x - peak).mul_(dx).sum(dims, keepdim=keepdim)
+    return torch.exp(x - peak).mul_(dx).sum(dim, keepdim=keepdim)
 
 
 def _keep(y: Tensor, x: Tensor, dims: tuple[int, ...] | None) -> Tensor:
@@ -52,10 +51,6 @@ def _dims(dim: Any) -> tuple[int, ...] | None:
     return None if dim is None else tuple(dim) if isinstance(dim, (tuple, list)) else (dim,)
 
 
-def _sum(x: Tensor, dims: tuple[int, ...] | None, keepdim: bool) -> Tensor:
-    return x.sum(dims if dims is not None else tuple(range(x.ndim)), keepdim=keepdim)
-
-
 register(unary(_softmax), "softmax", "special.softmax", "_safe_softmax")
 register(unary(_log_softmax), "log_softmax", "special.log_softmax")
 register(unary(lambda x, y, dx, dim=None, *args, **kwargs: _softmax(x, y, -dx, dim)), "softmin")
@@ -65,8 +60,9 @@ register(unary(_logsumexp), "logsumexp", "special.logsumexp")
 # Variances ---------------------------------------------------------------------------------------------------------
 
 
-def spread(root: bool, with_mean: bool) -> Handler:
-    """Handler of var, std (`root`), var_mean, std_mean: `dvar = 2 sum((x - mean) dx) / (n - correction)`."""
+def spread(name: str) -> Handler:
+    """Handler of var, std, var_mean, std_mean: `dvar = 2 sum((x - mean) dx) / (n - correction)`."""
+    function, root, with_mean = getattr(torch, name), name.startswith("std"), name.endswith("mean")
 
     def handler(
         func: Any, input: Any, dim: Any = None, unbiased: Any = None, keepdim: bool = False, *, correction: Any = None
@@ -76,17 +72,14 @@ def spread(root: bool, with_mean: bool) -> Handler:
         if correction is None:
             correction = 1 if unbiased in (None, True) else 0
         if input.primal.is_complex():
-            return fallback(func, input, dim, correction=correction, keepdim=keepdim)
+            return fallback(function, input, dim, correction=correction, keepdim=keepdim)
         x, dx = input.primal, input.tangent
         dims = _dims(dim) or tuple(range(x.ndim))
-        primal = func(x, dims, correction=correction, keepdim=keepdim)
+        primal = function(x, dims, correction=correction, keepdim=keepdim)
         with no_grad():
             value = primal[0] if with_mean else primal
-            count = 1
-            for d in dims:
-                count *= x.shape[d]
             mean = x.mean(dims, keepdim=True)
-            freedom = count - correction
+            freedom = math.prod(x.shape[d] for d in dims) - correction
             t = (x - mean).mul_(dx).sum(dims, keepdim=keepdim).mul_(2 / freedom if freedom > 0 else math.inf)
             if root:
                 t = (t / (2 * value)).masked_fill_(value == 0, 0.0)
@@ -95,7 +88,5 @@ def spread(root: bool, with_mean: bool) -> Handler:
     return handler
 
 
-register(spread(root=False, with_mean=False), "var")
-register(spread(root=True, with_mean=False), "std")
-register(spread(root=False, with_mean=True), "var_mean")
-register(spread(root=True, with_mean=True), "std_mean")
+for _name in ("var", "std", "var_mean", "std_mean"):
+    register(spread(_name), _name)
