@@ -49,9 +49,10 @@ class Conditioner:
             UserError: for something that nobody here understands.
         """
         said = {name: value for name, value in (said or {}).items() if value is not None}
-        for name in said.keys() - self.inputs.keys():
-            what = called(name)
-            raise UserError(f"{what} for {self._what()}; expected {self._known()}; leave {what} out")
+        for name in sorted(said.keys() - self.inputs.keys()):
+            what, known = called(name), ", ".join(map(called, self.inputs)) or "none"
+            whose = "a model that takes no such condition" if self.inputs else "an unconditional model"
+            raise UserError(f"{what} for {whose}; expected {known}; leave {what} out")
         told: dict[str, Tensor] = {}
         for name, maker in self.inputs.items():
             told |= maker.rows(said.get(name), num, first, called(name))
@@ -62,12 +63,6 @@ class Conditioner:
         UserError as `conditions`, for what is no such thing."""
         counted = {name: getattr(maker, "numbers", None) for name, maker in self.inputs.items() if name in said}
         return {name: len(numbers(said[name], called(name))) for name, numbers in counted.items() if numbers}
-
-    def _what(self) -> str:
-        return "a model that takes no such condition" if self.inputs else "an unconditional model"
-
-    def _known(self) -> str:
-        return ", ".join(map(called, self.inputs)) or "none"
 
     def state(self) -> dict[str, Any]:
         """Plain JSON types; `from_state` gives back an equal one."""
