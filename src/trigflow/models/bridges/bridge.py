@@ -111,6 +111,8 @@ class EDMBridge(Bridge):
 
     def __init__(self, model: nn.Module, process: TrigFlow, *, sigma_data: float | None = None, **shared: Any) -> None:
         super().__init__(model, process, **shared)
+        if sigma_data is not None and not (math.isfinite(sigma_data) and sigma_data > 0):
+            raise UserError(f"sigma_data {sigma_data} of a model; expected a positive number; leave it out for the process's")
         self.kappa = 1.0 if sigma_data is None else self.k / sigma_data
 
     def translate(self, x: Tensor, cos: Tensor, sin: Tensor, predict: Adapter) -> Tensor:
