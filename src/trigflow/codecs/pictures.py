@@ -74,7 +74,12 @@ def save_picture(picture: Image.Image, path: str | Path) -> Path:
     path = check_place(path, "file")
     check_ending(path)
     with replacing(path) as temporary:
-        picture.save(temporary)
+        try:
+            picture.save(temporary)
+        except ValueError as error:
+            raise UserError(
+                f"cannot write '{path}' ({error}); expected a picture that fits {path.suffix}; write a .png"
+            ) from None
     return path
 
 

@@ -150,10 +150,11 @@ class VAE:
         parts = []
         for part in images.split(self.batch_size):
             pixels = part.float() / 255 if self.source.pixels == "unit" else part.float() / 127.5 - 1
+            pixels = pixels.to(network.dtype)
             found = network.encode(pixels[:, :, None] if of_video(network.config) else pixels)
             posterior = getattr(found, "latent_dist", None)
             moments = (found.latent, 0 * found.latent) if posterior is None else (posterior.mean, posterior.std)
-            moment = torch.cat(moments, dim=1)
+            moment = torch.cat(moments, dim=1).float()
             parts.append(moment[:, :, 0] if of_video(network.config) else F.pixel_unshuffle(moment, patch_of(network.config)))
         return torch.cat(parts)
 
@@ -206,7 +207,7 @@ def factor_of(config: Mapping[str, Any]) -> int:
 def channels_of(config: Mapping[str, Any]) -> int:
     """Channels of a latent of an autoencoder with this configuration."""
     known = ("latent_channels", "z_dim", "decoder_input_channels")
-    return patch_of(config) ** 2 * next(config[name] for name in known if name in config)
+    return patch_of(config) ** 2 * config[next((name for name in known if name in config), known[0])]
 
 
 def patch_of(config: Mapping[str, Any]) -> int:

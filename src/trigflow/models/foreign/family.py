@@ -44,6 +44,7 @@ class Family:
         targets: modules that get adapters by default; the ends of their dotted names.
         size: pixels of the side of a picture, where the configuration does not say.
         frames: of the latents of a video; 0 for pictures.
+        patch: latents that are taken together in each direction; 0 for what the configuration says as `patch_size`.
         null_label: whether one number more than there are classes means "none".
         assumed: what nobody said, where the family is a guess (`plain`).
         shells: whether `read` wants a denoiser and an autoencoder to look at; both are without weights.
@@ -58,6 +59,7 @@ class Family:
     targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
     size: ClassVar[int] = 1024
     frames: ClassVar[int] = 0
+    patch: ClassVar[int] = 0
     null_label: ClassVar[bool] = True
     assumed: ClassVar[str] = ""
     shells: ClassVar[bool] = False

@@ -57,10 +57,16 @@ def import_pipeline(
     config = base.config(base.component)
     predicts = base.predicts()
     process = process_of(None if predicts == "flow" else base.schedule(), sigma_data)
-    codec, factor = codec_of(base, told, config, size, frames, sigma_data)
-    pixels = tuple(factor * side for side in codec.shape[1:][-2:])
-    takes = told.takes(config)
-    conditioner, none = said_to(base, told, takes, pixels, config)
+    try:
+        codec, factor = codec_of(base, told, config, size, frames, sigma_data)
+        pixels = tuple(factor * side for side in codec.shape[1:][-2:])
+        takes = told.takes(config)
+        conditioner, none = said_to(base, told, takes, pixels, config)
+    except KeyError as error:
+        raise UserError(
+            f"the configurations of '{base.name}' do not say {error}; expected those of a denoiser and an autoencoder as "
+            "diffusers writes them; restore them, or take another pipeline"
+        ) from None
     network = ForeignConfig(
         base=base.name, digest=base.digest(), family=told.name, predicts=predicts, dtype=dtype,
         rows={key: list(row.shape) for key, row in none.items()},
@@ -87,20 +93,21 @@ def codec_of(
     base: Base, told: Family, config: dict[str, Any], size: int | None, frames: int | None, sigma_data: float
 ) -> tuple[Codec, int]:
     """The way from what is drawn to x0, and pixels a place of it is wide and high."""
-    if "vae" not in base.components:
-        shape = told.shape(config, 1, size)
+    vae = base.config("vae") if "vae" in base.components else None
+    factor = 1 if vae is None else factor_of(vae)
+    patch = told.patch or config.get("patch_size") or 1
+    step = factor * (max(patch) if isinstance(patch, list | tuple) else patch)
+    if size is not None and (size < 1 or size % step):
+        raise UserError(f"--size {size}; expected a multiple of {step}, the pixels of a patch of latents; change it")
+    shape = told.shape(config, factor, size)
+    if vae is None:
         return Pixels(shape, (0.0,) * shape[0], sigma_data, sigma_data), 1  # to the denoiser, pixels are in [-1, 1]
-    vae = base.config("vae")
-    factor = factor_of(vae)
     mean, std = told.scaling(vae, functools.partial(base.weight, "vae")) or scaling_of(vae)
     source = VAESource(base.name, "symmetric", subfolder="vae", channels=channels_of(vae))
-    shape = told.shape(config, factor, size)
     if frames is not None:
         if len(shape) != 4 or frames < 1:
             raise UserError(f"--frames {frames}; expected at least 1, and a pipeline of videos; change it, or leave it out")
         shape = (shape[0], frames, *shape[2:])
-    if size is not None and size % factor:
-        raise UserError(f"--size {size}; expected a multiple of {factor}, the pixels of a latent; change it")
     return Latents(shape, tuple(mean), tuple(std), sigma_data, source), factor
 
 

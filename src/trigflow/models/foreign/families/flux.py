@@ -16,6 +16,7 @@ class Flux(Family):
     classes = ("FluxTransformer2DModel",)
     conditions: ClassVar[tuple[str, ...]] = ("text", "pooled")
     time_scale = 1.0
+    patch: ClassVar[int] = 2
 
     def shape(self, config: Mapping[str, Any], factor: int, size: int | None) -> tuple[int, ...]:
         side = (size or self.size) // factor

@@ -16,6 +16,7 @@ class Flux2(Flux):
     classes = ("Flux2Transformer2DModel",)
     conditions = ("text",)
     scale = 4.0
+    patch = 1
     shape = Family.shape
 
     def call(self, model: Any, x: Tensor, time: Tensor, **told: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ class ZImage(Family):
     classes = ("ZImageTransformer2DModel",)
     conditions = ("text", "text_mask")
     time_scale = 1.0
+    patch = 2
     length = 512
 
     def call(self, model: Any, x: Tensor, time: Tensor, **told: Tensor) -> Tensor:
