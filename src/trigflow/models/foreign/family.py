@@ -77,8 +77,10 @@ class Family:
 
     def read(self, pipeline: Any, texts: list[str]) -> dict[str, Tensor]:
         """The conditions of these texts, each `(n, ...)` with shapes that do not depend on the texts, by the pipeline's own
-        encoders; the pipeline has no denoiser, no autoencoder and no scheduler."""
-        raise NotImplementedError
+        encoders; the pipeline has no denoiser, no autoencoder and no scheduler. By default what `encoded` gives: `text`, and
+        `text_mask` where it is among the conditions."""
+        text, *rest = encoded(pipeline, texts)
+        return {"text": text, "text_mask": rest[0].bool()} if "text_mask" in self.conditions else {"text": text}
 
     def none(self, pipeline: Any, size: tuple[int, ...]) -> dict[str, Tensor]:
         """What means "none", each `(1, ...)`, of texts and of whatever else is told always in the same way: by default the
@@ -100,10 +102,6 @@ class Family:
         known = None if size else config.get("sample_size")
         sides = known if isinstance(known, list | tuple) else [known or (size or self.size) // factor] * 2
         return config["in_channels"], *[self.frames] * bool(self.frames), *sides
-
-    def spread(self, x: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """What the pipeline tells its denoiser as `x`, as `call` has it: packed latents in their own `shape`."""
-        return x
 
     def scaling(
         self, vae: Mapping[str, Any], weight: Callable[[str], Tensor]

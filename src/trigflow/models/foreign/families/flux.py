@@ -34,9 +34,6 @@ class Flux(Family):
         """What else is told."""
         return {"guidance": told.get("guidance"), "pooled_projections": told["pooled"]}
 
-    def spread(self, x: Tensor, shape: tuple[int, ...]) -> Tensor:
-        return unpacked(x, x.new_empty(len(x), *shape))
-
     def read(self, pipeline: Any, texts: list[str]) -> dict[str, Tensor]:
         text, pooled, _ = encoded(pipeline, texts)
         return {"text": text, "pooled": pooled}

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from trigflow.models.foreign.families.flux import Flux
-from trigflow.models.foreign.family import Family, encoded, family, rows_of
+from trigflow.models.foreign.family import Family, family, rows_of
 
 
 @family
@@ -18,6 +18,7 @@ class Flux2(Flux):
     scale = 4.0
     patch = 1
     shape = Family.shape
+    read = Family.read
 
     def call(self, model: Any, x: Tensor, time: Tensor, **told: Tensor) -> Tensor:
         rows = model(
@@ -27,15 +28,9 @@ class Flux2(Flux):
         )[0]  # fmt: skip
         return rows.mT.reshape(x.shape)
 
-    def spread(self, x: Tensor, shape: tuple[int, ...]) -> Tensor:
-        return x.mT.reshape(len(x), *shape)
-
     def scaling(self, vae: Mapping[str, Any], weight: Callable[[str], Tensor]) -> tuple[Iterable[float], Iterable[float]]:
         deviation = (weight("bn.running_var") + vae["batch_norm_eps"]).sqrt()
         return weight("bn.running_mean").tolist(), deviation.tolist()
-
-    def read(self, pipeline: Any, texts: list[str]) -> dict[str, Tensor]:
-        return {"text": encoded(pipeline, texts)[0]}
 
 
 def places(*sides: int) -> Tensor:

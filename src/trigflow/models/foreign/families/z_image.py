@@ -22,8 +22,5 @@ class ZImage(Family):
         made = model(list(x.unsqueeze(2).unbind()), 1 - time, texts, return_dict=False)[0]  # data - noise, at the share of data
         return -torch.stack(made).squeeze(2)
 
-    def spread(self, x: Tensor, shape: tuple[int, ...]) -> Tensor:
-        return x.squeeze(2)
-
     def read(self, pipeline: Any, texts: list[str]) -> dict[str, Tensor]:
         return padded(encoded(pipeline, texts)[0], self.length)
