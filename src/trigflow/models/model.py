@@ -26,7 +26,7 @@ from tqdm import tqdm
 from trigflow import samplers
 from trigflow.codecs import Codec, codec_from_state
 from trigflow.conditions import Conditioner, null, said_of, takes
-from trigflow.conditions.mix import parts_of
+from trigflow.conditions.conditioner import parts_of
 from trigflow.migrations import migrated, stamped
 from trigflow.models.editing import edit_of
 from trigflow.models.negative import check_guidance

@@ -77,7 +77,7 @@ class Foreign(nn.Module):
             dtype = torch.bool if name.endswith("_mask") else torch.int64 if name == "label" else torch.float32
             self.register_buffer(f"none_{name}", torch.zeros(shape, dtype=dtype))
         told = frozenset({*config.conditioning.takes, *self.names})
-        self.told = told - ({"guidance"} - {*config.conditioning.takes})
+        self.takes = told - ({"guidance"} - {*config.conditioning.takes})  # not told, it is always that of the import
         self.bridge = bridged(base, config.family, model, TrigFlow(sigma_data=sigma_data), config.predicts, told)
 
     @property
@@ -88,13 +88,7 @@ class Foreign(nn.Module):
     @property
     def null(self) -> dict[str, Tensor]:
         """What means "none"."""
-        return {name: getattr(self, f"none_{name}") for name in self.names if name in self.told}
-
-    @property
-    def takes(self) -> frozenset[str]:
-        """Names of the conditions. A scale of guidance that the denoiser has an input for is among them where it is told; else
-        it is always that of the import."""
-        return self.told
+        return {name: getattr(self, f"none_{name}") for name in self.names if name in self.takes}
 
     def forward(self, x: Tensor, t: Tensor, **conditions: Tensor) -> Tensor:
         rows = {name: getattr(self, f"none_{name}") for name in self.names if name not in conditions}

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from trigflow.codecs import Codec, Latents, Pixels
 from trigflow.codecs.vae import VAESource, channels_of, factor_of, scaling_of
 from trigflow.conditions import Conditioner, Input
-from trigflow.migrations import stamped
 from trigflow.models.bridges import Adapter, Schedule
 from trigflow.models.foreign.base import Base, Dtype, Predicts, bridge_of, open_base, process_of
 from trigflow.models.foreign.family import Family
@@ -19,7 +18,7 @@ from trigflow.models.foreign.network import ForeignConfig
 from trigflow.models.foreign.words import Prompts, digest_of_encoders, read
 from trigflow.models.model import Model
 from trigflow.models.outside import model_of
-from trigflow.networks import ConditioningConfig, network_state
+from trigflow.networks import ConditioningConfig
 from trigflow.runtime.errors import UserError
 from trigflow.runtime.files import ensure_folder, write_json, write_tensors
 from trigflow.runtime.places import check_place
@@ -74,14 +73,11 @@ def import_pipeline(
     )  # fmt: skip
     embedded = "guidance" in takes
     sampling = Sampling(guided=bool(none) and not embedded, guidance_max=30.0 if embedded else 1.0)
-    description = {
-        "process": vars(process), "network": network_state(network), "codec": codec.state(),
-        "conditioner": conditioner.state(), "sampling": sampling.state(), "times": {}, "channels_last": False,
-        "origin": {"imported": base.name, "family": told.name},
-    }  # fmt: skip
+    origin = {"imported": base.name, "family": told.name}
+    model = Model(nn.Identity(), network, process, codec, sampling, conditioner, origin=origin)
     ensure_folder(folder)
     write_tensors(folder / "network.safetensors", {f"none_{key}": row.contiguous() for key, row in none.items()})
-    write_json(folder / "model.json", stamped("model", description))
+    write_json(folder / "model.json", model.description())
     return {
         "pipeline": base.name, "denoiser": base.denoiser, "family": told.name, "predicts": predicts,
         "latents": " x ".join(map(str, codec.shape)), "picture": " x ".join(map(str, pixels)),

@@ -170,7 +170,10 @@ def _read(source: Source) -> Snapshot:
         _unsupported(source, ema, NETWORKS)
     inner_name, inner_class, read_config = NETWORKS[ema.class_name]
     config, sigma_data = read_config(source, ema)
-    inner = _child(source, ema, inner_name)
+    children = ema.state.get("_modules")
+    inner = children.get(inner_name) if isinstance(children, dict) else None
+    if not isinstance(inner, Record):
+        source.refuse(f"is damaged: its {shown(ema.class_name)} has no module '{inner_name}'")
     if inner.class_name != inner_class:
         _unsupported(source, inner, [inner_class])
     with torch.device("meta"):
@@ -302,14 +305,6 @@ def _arguments(source: Source, record: Record) -> Arguments:
 
 
 # Parts of a snapshot ------------------------------------------------------------------------------------------------
-
-
-def _child(source: Source, module: Record, name: str) -> Record:
-    children = module.state.get("_modules")
-    child = children.get(name) if isinstance(children, dict) else None
-    if not isinstance(child, Record):
-        source.refuse(f"is damaged: its {shown(module.class_name)} has no module '{name}'")
-    return child
 
 
 def _tensors(source: Source, network: Record) -> dict[str, StoredTensor]:

@@ -6,19 +6,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trigflow.models.foreign.families.flux import Flux
 from trigflow.models.foreign.family import Family, family, rows_of
 
 
 @family
-class Flux2(Flux):
+class Flux2(Family):
     name = "flux2"
     classes = ("Flux2Transformer2DModel",)
-    conditions = ("text",)
+    time_scale = 1.0
     scale = 4.0
-    patch = 1
-    shape = Family.shape
-    read = Family.read
 
     def call(self, model: Any, x: Tensor, time: Tensor, **told: Tensor) -> Tensor:
         rows = model(
