@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 import trigflow
 from models import pipelines
 from trigflow.models.foreign import FAMILIES, family_of, import_pipeline, plain, wrap
+from trigflow.models.foreign.adapters import read_adapters
 from trigflow.models.foreign.base import open_base
 from trigflow.models.foreign.family import known, unpacked
 from trigflow.models.foreign.network import Foreign, check_moves
@@ -444,3 +445,27 @@ def test_documented_families_are_those_that_there_are():
     rows = {line.split("|")[2].strip() for line in text.splitlines() if line.startswith("| ") and line.count("|") == 4}
     classes = {name for found in known().values() for name in found.classes}
     assert classes <= rows
+
+
+@pytest.mark.parametrize(
+    ("note", "factor"),
+    [
+        (None, 1.0), ({}, 1.0), ({"transformer.r": 4, "transformer.lora_alpha": 4}, 1.0),
+        ({"transformer.r": 4, "transformer.lora_alpha": 16}, 4.0),
+        ({"transformer.r": 4, "transformer.lora_alpha": 16, "transformer.use_rslora": True}, 8.0),
+    ],
+)  # fmt: skip
+def test_adapters_keep_the_strength_that_their_file_notes(note, factor, tmp_path):
+    given = {f"transformer.blocks.0.to_q.lora_{role}.weight": torch.ones(2, 2) for role in "AB"}
+    own = {f"bridge.model.blocks.0.to_q.lora_{role}.default.weight": torch.zeros(2, 2) for role in "AB"}
+    save_file(given, tmp_path / "x.safetensors", None if note is None else {"lora_adapter_metadata": json.dumps(note)})
+    first, second = read_adapters(tmp_path / "x.safetensors", own).values()
+    assert torch.equal(first, torch.ones(2, 2))
+    assert torch.equal(second, torch.full((2, 2), factor))
+
+
+@pytest.mark.parametrize("note", ["{", "[]", '{"a.r": 0}', '{"a.r": 2, "a.lora_alpha": "x"}'])
+def test_notes_on_adapters_that_make_no_sense(note, tmp_path):
+    save_file({"a": torch.ones(1)}, tmp_path / "x.safetensors", {"lora_adapter_metadata": note})
+    with pytest.raises(UserError, match="has a note on its adapters that makes no sense"):
+        read_adapters(tmp_path / "x.safetensors", {})

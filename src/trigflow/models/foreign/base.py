@@ -194,9 +194,8 @@ def bridge_of(
 
     def adapter(model: Any, x: Tensor, time: Tensor, **conditions: Tensor) -> Tensor:
         weights = (weight.dtype for weight in model.parameters() if weight.is_floating_point())
-        dtype = getattr(model, "dtype", None) or next(
-            weights, x.dtype
-        )  # of models of diffusers, some weights are always in float32
+        # of models of diffusers, some weights are always in float32
+        dtype = getattr(model, "dtype", None) or next(weights, x.dtype)
         given = {name: row.to(dtype) if row.is_floating_point() else row for name, row in conditions.items()}
         return call(model, x.to(dtype), time, **given)[:, : x.shape[1]].to(x.dtype)
 
