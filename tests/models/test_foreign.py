@@ -412,8 +412,15 @@ def test_pipelines_that_change_after_the_import_are_refused(folders, tmp_path):
 
 @pytest.mark.parametrize(("name", "size"), [("sd3", 0), ("sd3", -32), ("sd3", 18), ("flux", 18), ("z-image", 18), ("ddpm", -8)])
 def test_sizes_that_a_denoiser_cannot_take(name, size, folders, tmp_path):
-    with pytest.raises(UserError, match=rf"--size {size}; expected a multiple of"):
+    with pytest.raises(UserError, match=rf"--size {size}; expected a multiple of [1-9]"):
         import_pipeline(str(folders(name)), tmp_path / "teacher", size=size)
+
+
+def test_a_guess_is_not_made_of_a_time_that_runs_backwards(folders, tmp_path):
+    folder = shutil.copytree(folders("skyreels"), tmp_path / "base")
+    changed(folder / "scheduler/scheduler_config.json", invert_sigmas=True)
+    with pytest.raises(UserError, match=r"counts its time from noise to data, and no family knows .*; expected one"):
+        import_pipeline(str(folder), tmp_path / "teacher", size=64)
 
 
 def test_a_denoiser_that_is_gone_after_the_import(folders, tmp_path):

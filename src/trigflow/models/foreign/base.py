@@ -18,7 +18,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from trigflow.models.bridges import Adapter, Bridge, CosineSchedule, DiscreteSchedule, FlowBridge, Schedule, VPBridge
-from trigflow.models.foreign.family import Family, family_named, family_of
+from trigflow.models.foreign.family import Family, family_of
 from trigflow.models.foreign.quantized import KINDS, quantize
 from trigflow.process import TrigFlow
 from trigflow.runtime.errors import MissingExtraError, UserError, on_one_line
@@ -176,13 +176,6 @@ def open_base(name: str) -> Base:
                 f"'{name}' has a {other} as well; expected one denoiser, and an autoencoder called vae; take another pipeline"
             )
     return Base(name, folder, components, component, index)
-
-
-def bridged(base: Base, family: str, model: nn.Module, process: TrigFlow, predicts: Predicts, takes: Iterable[str]) -> Bridge:
-    """The bridge from what a denoiser predicts to TrigFlow, called as its family does."""
-    told = family_named(family)
-    schedule = None if predicts == "flow" else base.schedule()
-    return bridge_of(model, told.call, process, predicts, schedule, told.time_scale, takes=takes)
 
 
 def bridge_of(

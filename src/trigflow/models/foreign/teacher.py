@@ -54,6 +54,11 @@ def import_pipeline(
     base = open_base(name)
     told = base.family
     config = base.config(base.component)
+    if told.assumed and base.config("scheduler", "scheduler_config.json").get("invert_sigmas"):
+        raise UserError(
+            f"'{base.name}' counts its time from noise to data, and no family knows {base.denoiser}; expected one that is told "
+            "1000 sigma, as is assumed of others; write a file with its family, and pass it as --plugin"
+        )
     predicts = base.predicts()
     process = process_of(None if predicts == "flow" else base.schedule(), sigma_data)
     try:
