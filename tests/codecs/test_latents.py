@@ -87,3 +87,10 @@ def test_an_autoencoder_in_half_precision(tmp_path: Path) -> None:
     found = VAE(VAESource(), network=network.to(torch.bfloat16)).encode(images)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, expected, rtol=0.1, atol=0.1)
+
+
+def test_what_is_loaded_from_a_pipeline_is_an_autoencoder(tmp_path: Path) -> None:
+    config = write_vae(tmp_path / "vae") / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "_class_name": "DiffusionPipeline"}))
+    with pytest.raises(UserError, match="a DiffusionPipeline is no autoencoder"):
+        VAE(VAESource(str(tmp_path), subfolder="vae")).load()

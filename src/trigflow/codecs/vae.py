@@ -56,9 +56,7 @@ class VAESource:
 
     def state(self) -> dict[str, object]:
         """A plain dict for JSON; `from_state` gives back an equal object."""
-        state: dict[str, object] = {"name": self.name, "pixels": self.pixels, "digest": self.digest}
-        more = {"subfolder": self.subfolder, "channels": self.channels}
-        return {**state, **{key: value for key, value in more.items() if value is not None}}
+        return {name: value for name, value in vars(self).items() if value is not None or name == "digest"}
 
     @classmethod
     def from_state(cls, state: object) -> VAESource:
@@ -236,11 +234,6 @@ def digest_of(network: Any) -> str:
     return hashlib.blake2b(b"".join(parts), digest_size=16).hexdigest()
 
 
-def _kind(diffusers: Any, place: str, subfolder: str) -> Any:
-    """The class of the autoencoder in the folder of a pipeline."""
-    return getattr(diffusers, str(diffusers.AutoencoderKL.load_config(place, subfolder=subfolder)["_class_name"]))
-
-
 def _read(source: VAESource) -> Any:
     """The autoencoder of this folder or hub id, in float32 and eval mode, on the CPU. Only safetensors files are read."""
     name = source.name
@@ -249,11 +242,15 @@ def _read(source: VAESource) -> Any:
     except ImportError as error:
         raise MissingExtraError("an autoencoder of images", "diffusers", "latents") from error
     path = os.path.expanduser(name)
+    place = path if os.path.isdir(path) else name
     try:
         with torch.random.fork_rng():  # fresh weights, about to be replaced, draw from the default generator
-            place = path if os.path.isdir(path) else name
-            kind = diffusers.AutoencoderKL if source.subfolder is None else _kind(diffusers, place, source.subfolder)
-            network, report = kind.from_pretrained(  # type: ignore[no-untyped-call]
+            kind: Any = diffusers.AutoencoderKL
+            if source.subfolder is not None:  # in the folder of a pipeline, which may have one of another class
+                kind = getattr(diffusers, str(kind.load_config(place, subfolder=source.subfolder)["_class_name"]))
+            if not issubclass(kind, torch.nn.Module):  # a pipeline would bring parts of its own along
+                raise TypeError(f"a {kind.__name__} is no autoencoder")
+            network, report = kind.from_pretrained(
                 place,
                 subfolder=source.subfolder,
                 trust_remote_code=False,

@@ -85,12 +85,9 @@ class Conditioner:
         return cls(inputs)
 
 
-CALLED = {"label": "labels", "text": "prompt"}
-
-
 def called(name: str) -> str:
     """What a condition is called by those who say it."""
-    return CALLED.get(name, name)
+    return {"label": "labels", "text": "prompt"}.get(name, name)
 
 
 def said_of(labels: Any, conditions: Mapping[str, Any] | None, prompt: Any = None) -> dict[str, Any]:

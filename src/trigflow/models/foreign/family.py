@@ -146,9 +146,6 @@ def family_named(name: str) -> Family:
     return found
 
 
-TEMPLATE = inspect.cleandoc(__doc__).split("::\n\n", 1)[1]
-
-
 def family_of(denoiser: str, kind: type | None = None) -> Family:
     """The family of a denoiser, by the name of its class in diffusers; where none knows it, one guessed from the class itself.
     Raises a UserError for one that no family knows and that wants more than a sample, a time and a text, with the file to
@@ -158,10 +155,11 @@ def family_of(denoiser: str, kind: type | None = None) -> Family:
     found = next((found for found in known().values() if denoiser in found.classes), None) or (guess(kind) if kind else None)
     if found:
         return found
+    example = inspect.cleandoc(inspect.cleandoc(__doc__ or "").partition("::\n\n")[2])
     raise UserError(
         f"no family knows {denoiser}; expected one of {', '.join(sorted(c for f in FAMILIES.values() for c in f.classes))}; "
         "write a file that says how it is called, and pass it as --plugin FILE, such as:\n\n"
-        f"from trigflow.models.foreign import Family, family\n\n{inspect.cleandoc(TEMPLATE)}"
+        f"from trigflow.models.foreign import Family, family\n\n{example}"
     )
 
 
