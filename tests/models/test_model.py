@@ -161,6 +161,11 @@ def test_a_model_of_no_kind() -> None:
         model_of(LinearNetwork(), (1, 2, 2), kind="teacher")  # type: ignore[arg-type]
 
 
+def test_a_model_of_another_shape_than_its_codec() -> None:
+    with pytest.raises(UserError, match=r"a codec of shape \(1, 4, 4\) for a model of shape \(1, 2, 2\)"):
+        model_of(LinearNetwork(), (1, 2, 2), codec=Pixels.symmetric((1, 4, 4)))
+
+
 @pytest.mark.parametrize("guidance", ["a", None, [1.0, 2.0]])
 def test_guidance_of_a_student_is_a_number(student: Model, guidance: Any) -> None:
     with pytest.raises(UserError, match=r"guidance is .*; expected a number"):
