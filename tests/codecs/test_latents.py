@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from tiny_vae import reference_vae, write_vae
 from trigflow.codecs import Latents, Pixels, codec_from_state
-from trigflow.codecs.vae import VAESource
+from trigflow.codecs.vae import VAE, VAESource
 from trigflow.runtime.errors import UserError
 
 
@@ -76,3 +78,19 @@ def test_bytes_and_other_channels_are_no_latents() -> None:
     for wrong in (torch.zeros(1, 4, 2, 2, dtype=torch.uint8), torch.zeros(1, 3, 2, 2), torch.zeros(4, 2, 2)):
         with pytest.raises(UserError, match="use the codec of these latents"):
             codec.encode(wrong)
+
+
+def test_an_autoencoder_in_half_precision(tmp_path: Path) -> None:
+    images = torch.randint(0, 256, (1, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    network = reference_vae(write_vae(tmp_path))
+    expected = VAE(VAESource(), network=network).encode(images)
+    found = VAE(VAESource(), network=network.to(torch.bfloat16)).encode(images)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, rtol=0.1, atol=0.1)
+
+
+def test_what_is_loaded_from_a_pipeline_is_an_autoencoder(tmp_path: Path) -> None:
+    config = write_vae(tmp_path / "vae") / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "_class_name": "DiffusionPipeline"}))
+    with pytest.raises(UserError, match="a DiffusionPipeline is no autoencoder"):
+        VAE(VAESource(str(tmp_path), subfolder="vae")).load()

@@ -168,3 +168,9 @@ def test_one_picture_from_one_image() -> None:
     assert to_picture(torch.tensor([[[1, 2], [3, 4]]], dtype=torch.uint8)).tobytes() == bytes([1, 2, 3, 4])
     rgb = torch.tensor([[[1]], [[2]], [[3]]], dtype=torch.uint8)
     assert to_picture(rgb).getpixel((0, 0)) == (1, 2, 3)
+
+
+def test_a_picture_too_large_for_its_format(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot write .*x\.webp' \(.*16383.*\); expected a picture that fits \.webp"):
+        save_picture(Image.new("L", (16384, 1)), tmp_path / "x.webp")
+    assert not list(tmp_path.iterdir())

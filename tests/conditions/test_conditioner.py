@@ -518,3 +518,21 @@ def test_classes_that_may_be_the_same(names: tuple[str, ...], others: tuple[str,
 def test_the_first_class_that_differs_is_named(others: tuple[str, ...], said: str) -> None:
     with pytest.raises(UserError, match=f"^{said}; expected the same classes in the same order"):
         told.check_same_classes(("a", "b"), others, "one", "other")
+
+
+def test_a_name_is_found_however_its_accents_are_written() -> None:
+    classes = Classes(2, ("tea", "caf\u00e9"))
+    assert classes.numbers(["caf\u00e9", "cafe\u0301"]).tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("shape", "default"), [((3,), (1.0, 2.0)), ((-3,), ()), ((0,), ()), ((1,), (float("nan"),)), ((), (1.0, 2.0))]
+)
+def test_numbers_whose_default_does_not_fit(shape: tuple[int, ...], default: tuple[float, ...]) -> None:
+    with pytest.raises(UserError, match=r"numbers size of shape .*; expected a shape above 0 .*; correct them"):
+        Numbers("size", shape, default)
+
+
+def test_what_is_not_known_is_named_in_order() -> None:
+    with pytest.raises(UserError, match=r"^crop for a model"):
+        BOTH.conditions({"zoom": 1, "crop": 2})

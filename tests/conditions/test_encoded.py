@@ -80,6 +80,19 @@ def test_states_are_those_of_the_library(folders, kind, states):
         assert (told["text"][~told["text_mask"]] == 0).all()
 
 
+@pytest.mark.parametrize("kind", ["clip", "t5", "gemma"])
+def test_pooled_captions_are_of_the_whole_text(folders, monkeypatch, tmp_path, kind):
+    monkeypatch.setenv("TRIGFLOW_CACHE", str(tmp_path))
+    caption = "the red heart of a cat"
+    encoder = encoder_named(str(folders[kind]), "pooled", 6)
+    told = Captions.of([[caption]]).encoded(encoder).rows(torch.tensor([0]))
+    torch.testing.assert_close(told["text"], encoder.encode([caption])["text"], rtol=2e-3, atol=2e-3)
+    kept = encoder.kept([caption + " red" * 60])  # the beginning, as far as the encoder reads
+    assert torch.equal(kept[0]["text"], encoder.kept([caption + " red" * 90])[0]["text"])
+    with pytest.raises(UserError, match=r"61 tokens; expected at most 32; shorten"):
+        encoder.encode(["red " * 60])
+
+
 def test_other_texts_of_a_batch_say_nothing(folders):
     encoder = Encoded(str(folders["t5"]), 6).known()
     alone, both = encoder.encode(["cat"]), encoder.encode(["cat", "the red heart of a"])
@@ -144,6 +157,13 @@ def test_a_folder_without_what_is_needed(folders, tmp_path, missing):
     with pytest.raises(UserError, match=r"the text encoder .* cannot be read .*; expected a folder with tokenizer") as error:
         Encoded(str(folder), 6).known()
     assert "\n" not in str(error.value)
+
+
+def test_damaged_weights(folders, tmp_path):
+    shutil.copytree(folders["clip"], tmp_path / "encoder")
+    (tmp_path / "encoder" / "model.safetensors").write_bytes(b"\xff" * 100)
+    with pytest.raises(UserError, match="cannot be read"):
+        Encoded(str(tmp_path / "encoder"), 6).known()
 
 
 @pytest.mark.parametrize("settings", [{"states": "first"}, {"length": 1}, {"encoder": ""}])

@@ -339,7 +339,8 @@ def run_with(tmp_path: Path, **changes: object) -> Path:
     }  # fmt: skip
     names = changes.get("class_names", ["cats", "dogs"])
     conditioner = Conditioner.of_classes(len(names), names).state()  # type: ignore[arg-type]
-    (run / "model.json").write_text(json.dumps({"format": 2, "conditioner": conditioner, "codec": codec}))
+    others: dict[str, dict[str, object]] = {name: {} for name in ("process", "network", "sampling", "times", "origin")}
+    (run / "model.json").write_text(json.dumps({"format": 2, "conditioner": conditioner, "codec": codec, **others}))
     return run
 
 

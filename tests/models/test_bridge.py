@@ -486,3 +486,9 @@ def test_a_transformer_of_diffusers_that_predicts_its_variance_too() -> None:
     assert F.shape == x.shape
     cos, sin = (f(t)[:, None, None, None] for f in (torch.cos, torch.sin))
     torch.testing.assert_close(F, (epsilon - sin * x) / cos, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("sigma_data", [0.0, -0.5, math.nan, math.inf])
+def test_a_deviation_that_is_none(sigma_data: float) -> None:
+    with pytest.raises(UserError, match=r"sigma_data .* of a model; expected a positive number"):
+        EDMBridge(nn.Identity(), TrigFlow(), sigma_data=sigma_data)

@@ -158,6 +158,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"picture": COLOURS}, r"a picture of shape \(3, 8, 8\); expected \(1, 8, 8\); resize it, or convert its channels"),
     ({"picture": DIGIT[:, :4]}, r"a picture of shape \(1, 4, 8\); expected \(1, 8, 8\)"),
     ({"picture": DIGIT[:, :3, :3], "keep": 2}, r"a picture of shape \(1, 3, 3\); expected \(1, 8, 8\) or \(1, 4, 4\)"),
+    ({"picture": DIGIT[:, :1, :1].expand(1, 1 << 20, 1 << 20), "keep": 2}, r"a picture of shape \(1, 1048576, 1048576\)"),
     ({"mask": MASK[:4]}, r"a mask of type torch.bool \(4, 8\); expected a tensor, bool or uint8, .*size \(8, 8\); resize"),
     ({"mask": MASK.float()}, "a mask of type torch.float32"),
     ({"mask": [True]}, "a mask of type list"),

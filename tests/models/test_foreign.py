@@ -18,8 +18,9 @@ from safetensors.torch import load_file, save_file
 import trigflow
 from models import pipelines
 from trigflow.models.foreign import FAMILIES, family_of, import_pipeline, plain, wrap
+from trigflow.models.foreign.adapters import read_adapters
 from trigflow.models.foreign.base import open_base
-from trigflow.models.foreign.family import known
+from trigflow.models.foreign.family import known, unpacked
 from trigflow.models.foreign.network import Foreign, check_moves
 from trigflow.runtime.errors import UserError
 from trigflow.tangent import jvp
@@ -101,6 +102,17 @@ def batched(value):
     return torch.stack(list(value)) if isinstance(value, list) else value
 
 
+def spread(name, x, shape):
+    """What a pipeline tells its denoiser, with latents that are packed, or whose frames come first, in their own shape."""
+    if name in ("flux", "chroma", "qwen-image"):
+        return unpacked(x, x.new_empty(len(x), *shape))
+    if name in ("flux2", "flux2-klein", "ltx"):
+        return x.mT.reshape(len(x), *shape)
+    if name in ("cogvideox", "cogvideox-1.5"):
+        return x.transpose(1, 2)
+    return x.squeeze(2) if name == "z-image" else x
+
+
 def said(model):
     """Something that the model can be told."""
     return {name: value for name, value in {"text": PROMPT, "label": 3}.items() if name in model.conditioner.inputs}
@@ -118,7 +130,7 @@ def test_velocity_and_x0_are_those_of_the_pipelines_own_step(name, folders, teac
     assert len(calls) >= 3
     for given, predicted in calls:
         x, time = given.get("sample", given.get("hidden_states")), torch.as_tensor(given["timestep"]).double().reshape(-1)[:1]
-        x, predicted = (family.spread(batched(value), model.shape).double() for value in (x, predicted))
+        x, predicted = (spread(name, batched(value), model.shape).double() for value in (x, predicted))
         predicted = predicted[:, : model.shape[0]]  # the variance comes after the noise
         if model.spec.predicts == "flow":
             b = time / (family.time_scale * getattr(network.model.config, "timestep_scale", 1.0))
@@ -306,6 +318,11 @@ def dropped(part):
     return lambda folder: shutil.rmtree(folder / part)
 
 
+def own_code(folder):
+    (folder / "text_encoder" / "evil.py").write_text("raise RuntimeError('the code of a pipeline was run')")
+    changed(folder / "model_index.json", text_encoder=["evil", "Evil"])
+
+
 FAULTS = {
     "no scheduler": (dropped("scheduler"), "the scheduler of .* has no scheduler/scheduler_config.json"),
     "prediction": (
@@ -327,6 +344,25 @@ FAULTS = {
         lambda folder: changed(folder / "model_index.json", _class_name="TomorrowPipeline"),
         "is made of a TomorrowPipeline, which diffusers .* has not",
     ),
+    "own code": (own_code, r"wants its own text_encoder/evil.py run; expected classes of diffusers"),
+    "prediction of no name": (
+        lambda folder: changed(folder / "scheduler/scheduler_config.json", prediction_type=["v"]),
+        r"says that the model predicts \['v'\]; expected one of",
+    ),
+    "no model": (
+        lambda folder: changed(folder / "model_index.json", transformer=["diffusers", "StableDiffusionPipeline"]),
+        "no family knows StableDiffusionPipeline",
+    ),
+    "no class": (
+        lambda folder: changed(folder / "model_index.json", transformer=["diffusers", "logging"]),
+        "is made of a logging, which diffusers .* has not",
+    ),
+    "nothing of the autoencoder": (
+        lambda folder: (folder / "vae/config.json").write_text("{}"), "the configurations of .* do not say '.*'; expected those"
+    ),
+    "nothing of the denoiser": (
+        lambda folder: (folder / "transformer/config.json").write_text("{}"), "the configurations of .* do not say 'in_ch"
+    ),
     "two": (
         lambda folder: changed(folder / "model_index.json", transformer_2=["diffusers", "SD3Transformer2DModel"]),
         "has a transformer_2 as well",
@@ -340,7 +376,7 @@ def test_pipelines_with_a_fault_are_refused_in_a_line(fault, folders, tmp_path):
     break_it(folder := shutil.copytree(folders("sd3" if fault != "schedule" else "dit"), tmp_path / "base"))
     with pytest.raises(UserError, match=message) as raised:
         import_pipeline(str(folder), tmp_path / "teacher", size=32)
-    assert "\n" not in str(raised.value)
+    assert "\n" not in str(raised.value) or fault == "no model"  # which says what to write
     assert not (tmp_path / "teacher").exists()
 
 
@@ -374,6 +410,37 @@ def test_pipelines_that_change_after_the_import_are_refused(folders, tmp_path):
         trigflow.load(tmp_path / "teacher", "cpu")
 
 
+@pytest.mark.parametrize(("name", "size"), [("sd3", 0), ("sd3", -32), ("sd3", 18), ("flux", 18), ("z-image", 18), ("ddpm", -8)])
+def test_sizes_that_a_denoiser_cannot_take(name, size, folders, tmp_path):
+    with pytest.raises(UserError, match=rf"--size {size}; expected a multiple of [1-9]"):
+        import_pipeline(str(folders(name)), tmp_path / "teacher", size=size)
+
+
+def test_a_guess_is_not_made_of_a_time_that_runs_backwards(folders, tmp_path):
+    folder = shutil.copytree(folders("skyreels"), tmp_path / "base")
+    changed(folder / "scheduler/scheduler_config.json", invert_sigmas=True)
+    with pytest.raises(UserError, match=r"counts its time from noise to data, and no family knows .*; expected one"):
+        import_pipeline(str(folder), tmp_path / "teacher", size=64)
+
+
+def test_a_denoiser_that_is_gone_after_the_import(folders, tmp_path):
+    folder = shutil.copytree(folders("sd3"), tmp_path / "base")
+    (folder / "text_encoder_notes.txt").write_text("a file beside the encoders")
+    import_pipeline(str(folder), tmp_path / "teacher", size=32)
+    shutil.rmtree(folder / "transformer")
+    with pytest.raises(UserError, match=r"the transformer of .* has changed since it was imported"):
+        trigflow.load(tmp_path / "teacher", "cpu")
+
+
+def test_a_module_without_weights_is_wrapped():
+    class Nothing(torch.nn.Module):
+        def forward(self, x, time):
+            return -x
+
+    model = wrap(Nothing(), lambda network, x, time: network(x, time), (1, 4, 4))
+    assert model.sample(2, steps=1).shape == (2, 1, 4, 4)
+
+
 def test_time_looked_up_in_a_table_is_refused(tmp_path):
     pipelines.ddpm(time_embedding_type="learned", num_train_timesteps=10).save_pretrained(tmp_path / "base")
     with pytest.raises(UserError, match="told its time as 'learned'"):
@@ -385,3 +452,27 @@ def test_documented_families_are_those_that_there_are():
     rows = {line.split("|")[2].strip() for line in text.splitlines() if line.startswith("| ") and line.count("|") == 4}
     classes = {name for found in known().values() for name in found.classes}
     assert classes <= rows
+
+
+@pytest.mark.parametrize(
+    ("note", "factor"),
+    [
+        (None, 1.0), ({}, 1.0), ({"transformer.r": 4, "transformer.lora_alpha": 4}, 1.0),
+        ({"transformer.r": 4, "transformer.lora_alpha": 16}, 4.0),
+        ({"transformer.r": 4, "transformer.lora_alpha": 16, "transformer.use_rslora": True}, 8.0),
+    ],
+)  # fmt: skip
+def test_adapters_keep_the_strength_that_their_file_notes(note, factor, tmp_path):
+    given = {f"transformer.blocks.0.to_q.lora_{role}.weight": torch.ones(2, 2) for role in "AB"}
+    own = {f"bridge.model.blocks.0.to_q.lora_{role}.default.weight": torch.zeros(2, 2) for role in "AB"}
+    save_file(given, tmp_path / "x.safetensors", None if note is None else {"lora_adapter_metadata": json.dumps(note)})
+    first, second = read_adapters(tmp_path / "x.safetensors", own).values()
+    assert torch.equal(first, torch.ones(2, 2))
+    assert torch.equal(second, torch.full((2, 2), factor))
+
+
+@pytest.mark.parametrize("note", ["{", "[]", '{"a.r": 0}', '{"a.r": 2, "a.lora_alpha": "x"}'])
+def test_notes_on_adapters_that_make_no_sense(note, tmp_path):
+    save_file({"a": torch.ones(1)}, tmp_path / "x.safetensors", {"lora_adapter_metadata": note})
+    with pytest.raises(UserError, match="has a note on its adapters that makes no sense"):
+        read_adapters(tmp_path / "x.safetensors", {})

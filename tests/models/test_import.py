@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -226,6 +227,7 @@ def refused(file: Path) -> str:
         ({"num_blocks": 10**9}, "num_blocks = 1000000000"),
         ({"channel_mult": [1] * 40}, "channel_mult"),
         ({"sigma_data": math.inf}, "sigma_data = inf"),
+        ({"sigma_data": 10**400}, "sigma_data = 1000"),
         ({"img_resolution": None}, "img_resolution = None"),
     ],
 )
@@ -264,6 +266,7 @@ def test_unknown_inner_network(tmp_path: Path) -> None:
         (vae_encoder(bias=np.float32([1, 2, 3, np.nan])), "no bias of 4 numbers"),
         (vae_encoder(bias=[1, 2, 3, 4]), "no bias of 4 numbers"),
         ("StabilityVAEEncoder", "encoder str"),
+        (vae_encoder(vae_name=functools.reduce(lambda inner, _: (inner, inner), range(12), ())), "the autoencoder a tuple"),
     ],
 )
 def test_encoders_that_are_not_supported(tmp_path: Path, encoder: Any, named: str) -> None:
@@ -289,6 +292,12 @@ def test_weights_that_are_not_finite(tmp_path: Path) -> None:
     tensors = half(random_tensors(edm2_config(EDM2_TINY)))
     tensors["unet.out_conv.weight"][0, 0, 0, 0] = math.nan
     assert "'unet.out_conv.weight' is not finite" in refused(write(tmp_path / "x.pkl", edm2_snapshot(tensors, EDM2_TINY)))
+
+
+def test_weights_without_numbers(tmp_path: Path) -> None:
+    tensors = half(random_tensors(edm2_config(EDM2_TINY)))
+    tensors["unet.extra.weight"] = torch.empty(0).as_strided((0, 1 << 61, 1 << 61), (0, 0, 0))
+    assert "1 unexpected" in refused(write(tmp_path / "x.pkl", edm2_snapshot(tensors, EDM2_TINY)))
 
 
 def test_weights_of_whole_numbers(tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from deploy.students import student as digits_student
 from training.tiny import all_digits, change, tiny_config, untrained_teacher
 from trigflow.codecs import Pixels
-from trigflow.models.model import NOISE_BLOCK, Model, load
+from trigflow.models.model import NOISE_BLOCK, Model, based_on, load, unloaded_parts
+from trigflow.models.outside import model_of
 from trigflow.networks import MLPConfig
 from trigflow.runtime.errors import UserError
 from trigflow.runtime.machine import resolve_device
@@ -43,6 +44,13 @@ def student(student_folder: Path) -> Model:
 @pytest.fixture(scope="module")
 def unconditional(unconditional_folder: Path) -> Model:
     return load(unconditional_folder, "cpu")
+
+
+class LinearNetwork(nn.Module):
+    """A network without weights."""
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return t.sin()[:, None, None, None] * x
 
 
 class LabelNetwork(nn.Module):
@@ -140,6 +148,50 @@ def test_one_step_is_the_consistency_function_of_the_noise(student: Model) -> No
         velocity = 0.5 * student.network(noise / 0.5, t, label=labels, guidance=torch.full((6,), 1.5))
     expected = student.codec.stored(math.cos(process.t_max) * noise - math.sin(process.t_max) * velocity)
     assert close(student.sample(6, steps=1, seed=4, guidance=1.5), expected)
+
+
+def test_a_network_without_weights_draws() -> None:
+    model = model_of(LinearNetwork(), (1, 2, 2))
+    assert model.device == torch.device("cpu")
+    assert model.sample(2, steps=2).shape == (2, 1, 2, 2)
+
+
+def test_a_model_of_no_kind() -> None:
+    with pytest.raises(UserError, match="the kind 'teacher'; expected one of diffusion, consistency"):
+        model_of(LinearNetwork(), (1, 2, 2), kind="teacher")  # type: ignore[arg-type]
+
+
+def test_a_model_of_another_shape_than_its_codec() -> None:
+    with pytest.raises(UserError, match=r"a codec of shape \(1, 4, 4\) for a model of shape \(1, 2, 2\)"):
+        model_of(LinearNetwork(), (1, 2, 2), codec=Pixels.symmetric((1, 4, 4)))
+
+
+@pytest.mark.parametrize("guidance", ["a", None, [1.0, 2.0]])
+def test_guidance_of_a_student_is_a_number(student: Model, guidance: Any) -> None:
+    with pytest.raises(UserError, match=r"guidance is .*; expected a number"):
+        student.sample(2, guidance=guidance)
+
+
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        ({"network": None}, "network is no table"), ({"conditioner": 3}, "conditioner is no table"),
+        ({"conditioner": {"label": {"kind": "classes", "many": 3}}}, "many"), ({"process": None}, "process"),
+    ],
+)  # fmt: skip
+def test_parts_of_a_damaged_description(damage: dict[str, Any], named: str, student: Model, tmp_path: Path) -> None:
+    student.save(tmp_path)
+    path = tmp_path / "model.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **damage}))
+    with pytest.raises(UserError, match=f"model.json' cannot be used .*{named}"):
+        unloaded_parts(tmp_path)
+
+
+def test_a_description_that_lacks_its_parts(tmp_path: Path) -> None:
+    (tmp_path / "model.json").write_text('{"format": 2}')
+    for read in (unloaded_parts, based_on):
+        with pytest.raises(UserError, match=r"model.json' cannot be used"):
+            read(tmp_path)
 
 
 def test_further_steps_add_fresh_noise_of_their_own() -> None:

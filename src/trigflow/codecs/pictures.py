@@ -74,7 +74,12 @@ def save_picture(picture: Image.Image, path: str | Path) -> Path:
     path = check_place(path, "file")
     check_ending(path)
     with replacing(path) as temporary:
-        picture.save(temporary)
+        try:
+            picture.save(temporary)
+        except ValueError as error:
+            raise UserError(
+                f"cannot write '{path}' ({error}); expected a picture that fits {path.suffix}; write a .png"
+            ) from None
     return path
 
 
@@ -132,13 +137,6 @@ def label_panels(panels: Mapping[str, Tensor], columns: int = 10) -> Image.Image
     return sheet
 
 
-def save_pictures(images: Tensor, path: str | Path, columns: int | None = None) -> str:
-    """A grid, or a folder of one PNG an image, as the path says (see `is_folder`); returns what was written."""
-    if is_folder(path):
-        return f"{len(save_images(images, path))} images in {Path(path)}"
-    return str(save_grid(images, path, columns))
-
-
 class DrawnPictures:
     """What most codecs have in common: what is drawn are images, uint8 `(n, c, h, w)`, or can be shown as such by `pictures`,
     and nothing beside the codec is needed to draw. See `trigflow.codecs.Codec` for what each member is."""
@@ -166,8 +164,10 @@ class DrawnPictures:
             check_ending(check_place(path, "file"))
 
     def save(self, drawn: Tensor, path: str | Path, columns: int | None = None) -> str:
-        """A grid, or a folder of one PNG an image; see `save_pictures`."""
-        return save_pictures(self.pictures(drawn), path, columns)
+        """A grid, or a folder of one PNG an image, as the path says; see `is_folder`."""
+        if is_folder(path):
+            return f"{len(save_images(self.pictures(drawn), path))} images in {Path(path)}"
+        return str(save_grid(self.pictures(drawn), path, columns))
 
     def prepare(self, device: torch.device | str | None = None) -> None:
         """Nothing is needed."""

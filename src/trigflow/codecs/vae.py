@@ -56,9 +56,7 @@ class VAESource:
 
     def state(self) -> dict[str, object]:
         """A plain dict for JSON; `from_state` gives back an equal object."""
-        state: dict[str, object] = {"name": self.name, "pixels": self.pixels, "digest": self.digest}
-        more = {"subfolder": self.subfolder, "channels": self.channels}
-        return {**state, **{key: value for key, value in more.items() if value is not None}}
+        return {name: value for name, value in vars(self).items() if value is not None or name == "digest"}
 
     @classmethod
     def from_state(cls, state: object) -> VAESource:
@@ -150,10 +148,11 @@ class VAE:
         parts = []
         for part in images.split(self.batch_size):
             pixels = part.float() / 255 if self.source.pixels == "unit" else part.float() / 127.5 - 1
+            pixels = pixels.to(network.dtype)
             found = network.encode(pixels[:, :, None] if of_video(network.config) else pixels)
             posterior = getattr(found, "latent_dist", None)
             moments = (found.latent, 0 * found.latent) if posterior is None else (posterior.mean, posterior.std)
-            moment = torch.cat(moments, dim=1)
+            moment = torch.cat(moments, dim=1).float()
             parts.append(moment[:, :, 0] if of_video(network.config) else F.pixel_unshuffle(moment, patch_of(network.config)))
         return torch.cat(parts)
 
@@ -206,7 +205,7 @@ def factor_of(config: Mapping[str, Any]) -> int:
 def channels_of(config: Mapping[str, Any]) -> int:
     """Channels of a latent of an autoencoder with this configuration."""
     known = ("latent_channels", "z_dim", "decoder_input_channels")
-    return patch_of(config) ** 2 * next(config[name] for name in known if name in config)
+    return patch_of(config) ** 2 * config[next((name for name in known if name in config), known[0])]
 
 
 def patch_of(config: Mapping[str, Any]) -> int:
@@ -235,11 +234,6 @@ def digest_of(network: Any) -> str:
     return hashlib.blake2b(b"".join(parts), digest_size=16).hexdigest()
 
 
-def _kind(diffusers: Any, place: str, subfolder: str) -> Any:
-    """The class of the autoencoder in the folder of a pipeline."""
-    return getattr(diffusers, str(diffusers.AutoencoderKL.load_config(place, subfolder=subfolder)["_class_name"]))
-
-
 def _read(source: VAESource) -> Any:
     """The autoencoder of this folder or hub id, in float32 and eval mode, on the CPU. Only safetensors files are read."""
     name = source.name
@@ -248,11 +242,15 @@ def _read(source: VAESource) -> Any:
     except ImportError as error:
         raise MissingExtraError("an autoencoder of images", "diffusers", "latents") from error
     path = os.path.expanduser(name)
+    place = path if os.path.isdir(path) else name
     try:
         with torch.random.fork_rng():  # fresh weights, about to be replaced, draw from the default generator
-            place = path if os.path.isdir(path) else name
-            kind = diffusers.AutoencoderKL if source.subfolder is None else _kind(diffusers, place, source.subfolder)
-            network, report = kind.from_pretrained(  # type: ignore[no-untyped-call]
+            kind: Any = diffusers.AutoencoderKL
+            if source.subfolder is not None:  # in the folder of a pipeline, which may have one of another class
+                kind = getattr(diffusers, str(kind.load_config(place, subfolder=source.subfolder)["_class_name"]))
+            if not issubclass(kind, torch.nn.Module):  # a pipeline would bring parts of its own along
+                raise TypeError(f"a {kind.__name__} is no autoencoder")
+            network, report = kind.from_pretrained(
                 place,
                 subfolder=source.subfolder,
                 trust_remote_code=False,

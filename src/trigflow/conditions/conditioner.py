@@ -1,8 +1,8 @@
-"""Everything that can be said to a model, by the name it is said under."""
+"""Everything that can be said to a model, by the name it is said under; and mixes, several things at once with weights."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,9 +49,10 @@ class Conditioner:
             UserError: for something that nobody here understands.
         """
         said = {name: value for name, value in (said or {}).items() if value is not None}
-        for name in said.keys() - self.inputs.keys():
-            what = called(name)
-            raise UserError(f"{what} for {self._what()}; expected {self._known()}; leave {what} out")
+        for name in sorted(said.keys() - self.inputs.keys()):
+            what, known = called(name), ", ".join(map(called, self.inputs)) or "none"
+            whose = "a model that takes no such condition" if self.inputs else "an unconditional model"
+            raise UserError(f"{what} for {whose}; expected {known}; leave {what} out")
         told: dict[str, Tensor] = {}
         for name, maker in self.inputs.items():
             told |= maker.rows(said.get(name), num, first, called(name))
@@ -62,12 +63,6 @@ class Conditioner:
         UserError as `conditions`, for what is no such thing."""
         counted = {name: getattr(maker, "numbers", None) for name, maker in self.inputs.items() if name in said}
         return {name: len(numbers(said[name], called(name))) for name, numbers in counted.items() if numbers}
-
-    def _what(self) -> str:
-        return "a model that takes no such condition" if self.inputs else "an unconditional model"
-
-    def _known(self) -> str:
-        return ", ".join(map(called, self.inputs)) or "none"
 
     def state(self) -> dict[str, Any]:
         """Plain JSON types; `from_state` gives back an equal one."""
@@ -90,12 +85,9 @@ class Conditioner:
         return cls(inputs)
 
 
-CALLED = {"label": "labels", "text": "prompt"}
-
-
 def called(name: str) -> str:
     """What a condition is called by those who say it."""
-    return CALLED.get(name, name)
+    return {"label": "labels", "text": "prompt"}.get(name, name)
 
 
 def said_of(labels: Any, conditions: Mapping[str, Any] | None, prompt: Any = None) -> dict[str, Any]:
@@ -109,3 +101,34 @@ def said_of(labels: Any, conditions: Mapping[str, Any] | None, prompt: Any = Non
             raise UserError(f"{called(name)}, and a {name} among the conditions; expected one of them; drop the other")
         said = said if value is None else {name: value, **said}
     return said
+
+
+# Mixes ---------------------------------------------------------------------------------------------------------------
+
+MOST_WEIGHT = 1_000_000
+"""Of one thing in a mix."""
+
+
+def shares(weights: Mapping[Any, Any], what: str = "labels") -> list[tuple[Any, float]]:
+    """What is mixed, with its share: weights scaled to add up to 1; without those of weight 0. Raises a UserError for weights
+    that are no numbers of at least 0, one of them above 0."""
+    fine = [isinstance(w, int | float) and not isinstance(w, bool) and 0 <= w <= MOST_WEIGHT for w in weights.values()]
+    if not all(fine) or not any(weights.values()):
+        raise UserError(
+            f"a mix of {what} with the weights {quoted([*weights.values()])}; expected numbers of at least 0 and at most "
+            f"{MOST_WEIGHT}, one of them above 0; correct {what}"
+        )
+    total = sum(weights.values())
+    return [(said, weight / total) for said, weight in weights.items() if weight > 0]
+
+
+def parts_of(said: Mapping[str, Any], known: Iterable[str]) -> list[tuple[float, dict[str, Any]]]:
+    """Everything that is said, by name, with its share; several where something known is given as the weights of a mix."""
+    parts = [(1.0, dict(said))]
+    for name in known:
+        given = said.get(name)
+        rows = isinstance(given, Mapping) and any(isinstance(value, Tensor) for value in given.values())
+        if isinstance(given, Mapping) and not rows:
+            mixed = shares(given, called(name))
+            parts = [(weight * share, {**part, name: one}) for weight, part in parts for one, share in mixed]
+    return parts

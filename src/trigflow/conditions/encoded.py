@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from trigflow.conditions.text import LENGTHS, plain
+from trigflow.conditions.text import LENGTHS, plain, texts_of
 from trigflow.conditions.told import quoted
 from trigflow.runtime.errors import MissingExtraError, UserError, on_one_line
 from trigflow.runtime.machine import in_float32
@@ -35,7 +35,7 @@ class Encoded:
     Attributes:
         encoder: a folder written by `save_pretrained` with tokenizer and weights, or an id of the hub. Code that comes with it
             is never run.
-        length: tokens of a row; a text has at most so many.
+        length: tokens of a row; a text has at most so many, of pooled states as many as the encoder reads.
         states: of the last layer; of the one before; or one for the whole text: what the encoder pools, or the mean.
         features: of a state, 0 for what the encoder has.
         digest: of the encoder's weights, where known; another encoder under the same name is refused.
@@ -60,7 +60,7 @@ class Encoded:
 
     def rows(self, said: Any, num: int, first: int, what: str = "prompt") -> dict[str, Tensor]:
         """The texts said, in turn; without any, the empty one. Each is encoded once."""
-        if isinstance(said, Tensor) and said.shape[1:] == (self.length, self.features):
+        if isinstance(said, Tensor) and said.shape[1:] == (self.length, self.features) and len(said):
             chosen = said[torch.arange(first, first + num) % len(said)]
             mask = (chosen != 0).any(2)
             mask[:, 0] = True  # of the empty text, too
@@ -133,9 +133,7 @@ class Encoded:
 def texts_said(said: Any, what: str = "prompt") -> Sequence[str]:
     """The texts said, in plain form, at least one. Raises a UserError for what is no text, none at all, a very long one, or one
     that cannot be printed."""
-    texts = [said] if isinstance(said, str) else said
-    if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts) or not texts:
-        raise UserError(f"{what}: {quoted(said)} is no text; expected a text or a list of them; correct the {what}")
+    texts = texts_of(said, what)
     for text in texts:
         if len(text) > MOST_BYTES:
             raise UserError(
@@ -161,13 +159,15 @@ class Loaded:
     @in_float32()
     def states(self, texts: Sequence[str], length: int, states: States, cut: bool) -> tuple[Tensor, Tensor]:
         """States `(n, length, features)` and the mask of those that are no padding, `(n, length)`; none of an empty text."""
-        read = self.tokenizer(
-            list(texts), padding=True, return_tensors="pt", truncation=cut, max_length=length if cut else None
-        )
+        most = length
+        if states == "pooled":  # of the whole text, as far as the encoder reads
+            places = getattr(self.network.config, "max_position_embeddings", None)
+            most = min(self.tokenizer.model_max_length, places or LENGTHS[1], LENGTHS[1])
+        read = self.tokenizer(list(texts), padding=True, return_tensors="pt", truncation=cut, max_length=most if cut else None)
         tokens, mask = read["input_ids"], read["attention_mask"].bool()
         for text, count in zip(texts, mask.sum(1).tolist(), strict=True):
-            if count > length and states != "pooled":
-                raise UserError(f"{quoted(text)} has {count} tokens; expected at most {length}; shorten the prompt")
+            if count > most:
+                raise UserError(f"{quoted(text)} has {count} tokens; expected at most {most}; shorten the prompt")
         out = self.network(input_ids=tokens, attention_mask=mask.long(), output_hidden_states=True)
         mask = mask & torch.tensor([[bool(text)] for text in texts])
         if states == "pooled":
@@ -209,7 +209,9 @@ def opened(name: str) -> Loaded:
         }
         kind = getattr(transformers, kinds.get(config.model_type, "AutoModel"))
         network = kind.from_pretrained(name, trust_remote_code=False, dtype=torch.float32, **local)
-    except (OSError, ValueError, ImportError, AttributeError, KeyError, RuntimeError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # transformers and the hub raise all kinds
         raise UserError(
             f"the text encoder {name!r} cannot be read ({on_one_line(error)}); expected a folder with tokenizer, config.json "
             "and weights, or an id of the hub; correct it"

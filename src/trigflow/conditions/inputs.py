@@ -1,5 +1,6 @@
 """What can be said to a model beside words: a class by number or name, a row of numbers."""
 
+import math
 import operator
 import unicodedata
 from collections.abc import Sequence
@@ -94,8 +95,8 @@ class Classes:
 
     def _number(self, said: Any, what: str) -> int:
         if isinstance(said, str):
-            if said in self.names:
-                return self.names.index(said)
+            if printable(said) in self.names:
+                return self.names.index(printable(said))
             numbered = any(name.isdecimal() for name in self.names)  # a number among names that are numbers is a name
             if not numbered and said.isdecimal() and len(said) < 10:
                 said = int(said)
@@ -116,8 +117,7 @@ class Classes:
         return number
 
     def _of_one_hot(self, given: Tensor, what: str) -> Tensor:
-        fine = given.shape[1] == self.num and bool(((given == 0) | (given == 1)).all() and (given.sum(1) == 1).all())
-        if not fine:
+        if given.shape[1] != self.num or not bool(((given == 0) | (given == 1)).all() and (given.sum(1) == 1).all()):
             raise UserError(
                 f"{what} of shape {tuple(given.shape)} that are not one-hot; expected rows of {self.num} numbers, one of "
                 f"them 1 and the rest 0; correct {what}"
@@ -136,6 +136,9 @@ class Numbers:
         name: of the condition.
         shape: of one row.
         default: of what is not said; zeros where there is none.
+
+    Raises:
+        UserError: for a shape not above 0, or a default that is not as many finite numbers.
     """
 
     name: str
@@ -146,15 +149,18 @@ class Numbers:
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(self.shape))
         object.__setattr__(self, "default", tuple(self.default))
+        fits = len(self.default) in (0, math.prod(self.shape)) and all(map(math.isfinite, self.default))
+        if not fits or min(self.shape, default=1) < 1:
+            raise UserError(
+                f"numbers {self.name} of shape {self.shape} with the default {quoted(self.default)}; expected a shape above 0 "
+                "and as many finite numbers, or no default; correct them"
+            )
 
     def rows(self, said: Any, num: int, first: int, what: str = "") -> dict[str, Tensor]:
         """One row for all samples, or several in turn; the default where nothing is said."""
         if said is None:
-            row = (
-                torch.tensor(self.default, dtype=torch.float32).reshape(self.shape)
-                if self.default
-                else torch.zeros(self.shape, dtype=torch.float32)
-            )
+            default = self.default or (0.0,) * math.prod(self.shape)
+            row = torch.tensor(default, dtype=torch.float32).reshape(self.shape)
             return {self.name: row.expand(num, *self.shape)}
         value = self.numbers(said, what or self.name)
         return {self.name: value[torch.arange(first, first + num) % len(value)]}

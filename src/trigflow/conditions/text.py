@@ -35,6 +35,14 @@ def plain(text: str) -> str:
     return text
 
 
+def texts_of(said: Any, what: str) -> Sequence[str]:
+    """The texts said, as they are, at least one. Raises a UserError for what is no text, or none at all."""
+    texts = [said] if isinstance(said, str) else said
+    if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts) or not texts:
+        raise UserError(f"{what}: {quoted(said)} is no text; expected a text or a list of them; correct the {what}")
+    return texts
+
+
 def shortened(text: str, length: int) -> str:
     """As much of a plain text as `length` tokens hold, whole characters."""
     return text.encode()[: length - 1].decode(errors="ignore")
@@ -82,9 +90,7 @@ class Text:
         no text, none at all, one that cannot be printed, or one that is too long."""
         if isinstance(said, Tensor) and said.shape[1:] == (self.length,) and said.dtype == torch.int64 and len(said):
             return said
-        texts = [said] if isinstance(said, str) else said
-        if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts) or not texts:
-            raise UserError(f"{what}: {quoted(said)} is no text; expected a text or a list of them; correct the {what}")
+        texts = texts_of(said, what)
         for text in texts:
             size = len(text) if len(text) > 4 * LENGTHS[1] else len(plain(text).encode())
             if size >= self.length:

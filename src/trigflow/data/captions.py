@@ -194,7 +194,9 @@ def encode_captions(
         UserError: when the encoder cannot be read, or the cache not be written.
         MissingExtraError: without transformers.
     """
-    said = f"{encoder.digest} {encoder.states} {encoder.length}" if isinstance(encoder, Encoded) else repr(encoder.state())
+    said = repr(encoder.state())
+    if isinstance(encoder, Encoded):  # pooled states of earlier versions were of two tokens alone
+        said = f"{encoder.digest} {encoder.states} {'whole' if encoder.states == 'pooled' else encoder.length}"
     folder = ensure_folder(folder or cache_folder() / "text" / digest_of_text(said))
     clear_leftovers(folder, lambda name: name.endswith(".safetensors"))
     places: dict[str, Path] = {}

@@ -28,10 +28,12 @@ def edit_of(
         if picture.shape[1] in (1, c):  # the weights add up to 1
             picture = (weights * picture).sum(1, keepdim=True).round().to(torch.uint8).repeat(1, c, 1, 1)
     elif isinstance(keep, int):
-        also = f" or ({c}, {h // keep}, {w // keep})"
+        small = (h // keep, w // keep)
+        also = f" or {(c, *small)}"
         if picture.shape[2:] == (h, w):
             picture = F.avg_pool2d(picture.float(), keep).round().to(torch.uint8)
-        picture = picture.repeat_interleave(keep, 2).repeat_interleave(keep, 3)
+        if picture.shape[2:] == small:
+            picture = picture.repeat_interleave(keep, 2).repeat_interleave(keep, 3)
     if picture.shape[1:] != size:
         raise UserError(f"a picture of shape {shown}; expected {size}{also}; resize it, or convert its channels")
     known = None if mask is None else outside(_anew(mask, (h, w), model.shape[1:]).to(model.device))

@@ -9,9 +9,11 @@ never reads. Any of these folders can be loaded, sampled and evaluated.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import itertools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +26,7 @@ from tqdm import tqdm
 from trigflow import samplers
 from trigflow.codecs import Codec, codec_from_state
 from trigflow.conditions import Conditioner, null, said_of, takes
-from trigflow.conditions.mix import parts_of
+from trigflow.conditions.conditioner import parts_of
 from trigflow.migrations import migrated, stamped
 from trigflow.models.editing import edit_of
 from trigflow.models.negative import check_guidance
@@ -105,8 +107,9 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
-        return next(self.network.parameters()).device
+        """Where the weights are; the CPU for a network without any."""
+        weights = itertools.chain(self.network.parameters(), self.network.buffers())
+        return next((weight.device for weight in weights), torch.device("cpu"))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -240,7 +243,7 @@ class Model:
         whole(
             num=num, batch_size=batch_size, first=first, seed=seed, **given, **({} if toward is None else {"toward": toward[0]})
         )
-        number(**({} if "guidance" in self.takes else {"guidance": guidance}), **({} if gamma is None else {"gamma": gamma}))
+        number(guidance=guidance, **({} if gamma is None else {"gamma": gamma}))
         if num < 1 or batch_size < 1:
             raise UserError(f"{num} samples in batches of {batch_size}; expected at least 1; raise --num")
         if first < 0:
@@ -258,15 +261,14 @@ class Model:
             self.codec.prepare(self.device)  # what is wrong with it is said now, too
         finish = self.codec.decode if decode else self.codec.stored
         drawn = []
-        bar = tqdm(total=num, desc="sampling", unit="img", disable=not progress)
-        for start in range(0, num, batch_size):
-            stop = min(start + batch_size, num)
-            noise = functools.partial(self._noise, seed, toward, first + start, first + stop)
-            rows = [(share, {k: row[start:stop].to(self.device) for k, row in part.items()}) for share, part in told]
-            velocity = weighed([(share, guided(part)) for share, part in rows])
-            drawn.append(self.draw(noise, velocity, sampler, finish=finish).cpu())
-            bar.update(stop - start)
-        bar.close()
+        with tqdm(total=num, desc="sampling", unit="img", disable=not progress) as bar:
+            for start in range(0, num, batch_size):
+                stop = min(start + batch_size, num)
+                noise = functools.partial(self._noise, seed, toward, first + start, first + stop)
+                rows = [(share, {k: row[start:stop].to(self.device) for k, row in part.items()}) for share, part in told]
+                velocity = weighed([(share, guided(part)) for share, part in rows])
+                drawn.append(self.draw(noise, velocity, sampler, finish=finish).cpu())
+                bar.update(stop - start)
         return torch.cat(drawn)
 
     def edit(
@@ -476,9 +478,11 @@ def unloaded(path: Path, network: nn.Module | None = None) -> Model:
 
 def unloaded_parts(run: str | Path) -> tuple[Codec, Conditioner]:
     """Codec and conditioner of the model in a run folder, whose network is not looked at; errors as `load`."""
-    raw = read_description(check_run(run) / "model.json")
+    path = check_run(run) / "model.json"
+    raw = read_description(path)
     with_foreign(raw)
-    return codec_from_state(raw["codec"]), Conditioner.from_state(raw["conditioner"])
+    with _usable(f"'{path}'"):
+        return codec_from_state(raw["codec"]), Conditioner.from_state(raw["conditioner"])
 
 
 def based_on(run: str | Path) -> str:
@@ -508,29 +512,25 @@ def read_description(path: Path) -> dict[str, Any]:
 def current_description(raw: Any, what: str, config: Any = None) -> dict[str, Any]:
     """A description as this version writes it; of format 1, with the configuration beside it. Raises a UserError as `migrated`,
     and for a description or configuration without what is needed; `what` names it."""
-    try:
-        return migrated("model", raw, what, config=config)
-    except UserError:
-        raise
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise _unusable(what, error) from None
+    with _usable(what):
+        content = migrated("model", raw, what, config=config)
+        for part in ("process", "network", "codec", "conditioner", "sampling", "times", "origin"):
+            if not isinstance(content[part], Mapping) and part != "codec":  # which says itself what is wrong with it
+                raise TypeError(f"{part} is no table")
+        return content
 
 
 def described(raw: Mapping[str, Any], what: str, network: nn.Module | None = None) -> Model:
     """The model of a description as `Model.description` gives it; else as `unloaded`. Raises a UserError when the description
     is no such; `what` names it in the message."""
     with_foreign(raw)
-    try:
+    with _usable(what):
         process = TrigFlow(**raw["process"])
         spec = network_from_state(raw["network"])
         codec = codec_from_state(raw["codec"])
         conditioner = Conditioner.from_state(raw["conditioner"])
         sampling, times, origin = Sampling.from_state(raw["sampling"]), times_of(raw), dict(raw["origin"])
         channels_last = bool(raw["channels_last"])
-    except UserError:
-        raise
-    except (KeyError, TypeError, ValueError, AttributeError, DaciteError) as error:
-        raise _unusable(what, error) from None
     with torch.random.fork_rng():  # fresh weights, about to be replaced, draw from the default generator
         network = build(spec, process.sigma_data) if network is None else unwrapped(network)
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
@@ -549,7 +549,15 @@ def times_of(description: Mapping[str, Any]) -> dict[int, tuple[float, ...]]:
     return {int(steps): tuple(float(t) for t in times) for steps, times in description["times"].items()}
 
 
-def _unusable(what: str, error: Exception) -> UserError:
-    return UserError(
-        f"{what} cannot be used ({type(error).__name__}: {error}); expected a file written by trigflow; restore it from the run"
-    )
+@contextlib.contextmanager
+def _usable(what: str) -> Iterator[None]:
+    """Raises a UserError for whatever is wrong with a description that is read in the block; `what` names it."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, DaciteError) as error:
+        raise UserError(
+            f"{what} cannot be used ({type(error).__name__}: {error}); expected a file written by trigflow; "
+            "restore it from the run"
+        ) from None

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import get_args
 
 from torch import nn
 
@@ -44,8 +45,11 @@ def model_of(
         data: what it was trained on, for `evaluate_model`: digits, mnist, a folder or a zip.
 
     Raises:
-        UserError: if the network is no module, or classes and what it takes do not go together.
+        UserError: if the network is no module, the kind is unknown, or shape and codec, or classes and what it takes, do not go
+            together.
     """
+    if kind not in get_args(Kind):
+        raise UserError(f"a model of the kind {kind!r}; expected one of {', '.join(get_args(Kind))}; correct kind")
     network = unwrapped(network) if isinstance(network, nn.Module) else network
     if process is None:
         process = getattr(network, "process", None) or TrigFlow()
@@ -64,6 +68,8 @@ def model_of(
     conditioning = replace(known.conditioning, num_classes=classes)
     spec = CustomConfig(channels=shape[0], dropout=known.dropout, conditioning=conditioning)
     codec = Pixels.symmetric(shape) if codec is None else codec
+    if tuple(codec.shape) != tuple(shape):
+        raise UserError(f"a codec of shape {codec.shape} for a model of shape {tuple(shape)}; expected the same; correct one")
     sampling = Sampling() if kind == "diffusion" else Sampling("flow_map")
     sampling = replace(sampling, guided=kind == "diffusion" and bool(null(network)))
     origin = {"data": {"source": data}}

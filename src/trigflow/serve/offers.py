@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from trigflow.conditions import Classes, Text, named, said_of
-from trigflow.conditions.mix import parts_of, shares
+from trigflow.conditions.conditioner import parts_of, shares
 from trigflow.conditions.text import LENGTHS
 from trigflow.deploy import Engine
 from trigflow.models.model import Model, load

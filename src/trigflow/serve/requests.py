@@ -16,7 +16,7 @@ from pydantic import (
 from pydantic_core import from_json
 
 from trigflow.conditions import quoted
-from trigflow.conditions.mix import MOST_WEIGHT
+from trigflow.conditions.conditioner import MOST_WEIGHT
 from trigflow.runtime.errors import UserError
 from trigflow.serve.limits import Limits
 from trigflow.serve.offers import Offer

@@ -12,21 +12,10 @@ teacher of a student.
 Source: Lu and Song 2025, appendix B; Karras et al. 2022, table 1.
 """
 
-from trigflow.models.bridges.adapters import Adapter, OneHot, plain
-from trigflow.models.bridges.bridge import Bridge, DenoiserBridge, EDMBridge, FlowBridge, VPBridge
+from trigflow.models.bridges.bridge import Adapter, Bridge, DenoiserBridge, EDMBridge, FlowBridge, OneHot, VPBridge, plain
 from trigflow.models.bridges.schedules import CosineSchedule, DiscreteSchedule, LinearSchedule, Schedule
 
 __all__ = [
-    "Adapter",
-    "Bridge",
-    "CosineSchedule",
-    "DenoiserBridge",
-    "DiscreteSchedule",
-    "EDMBridge",
-    "FlowBridge",
-    "LinearSchedule",
-    "OneHot",
-    "Schedule",
-    "VPBridge",
-    "plain",
-]
+    "Adapter", "Bridge", "CosineSchedule", "DenoiserBridge", "DiscreteSchedule", "EDMBridge", "FlowBridge", "LinearSchedule",
+    "OneHot", "Schedule", "VPBridge", "plain",
+]  # fmt: skip

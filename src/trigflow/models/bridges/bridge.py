@@ -2,20 +2,47 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trigflow.conditions import OLD, check_told, null_rows
-from trigflow.models.bridges.adapters import Adapter, plain
+from trigflow.conditions import OLD, check_told, in_order, null_rows
 from trigflow.models.bridges.schedules import DiscreteSchedule, Schedule
 from trigflow.process import TrigFlow, trig
 from trigflow.runtime.errors import UserError
 
 TINY = 1e-8
 """Divisors are kept above it: 0 and pi/2 then give finite numbers (of no use, as the formulas have none there)."""
+
+
+Adapter = Callable[..., Tensor]
+"""How a bridge calls the model it wraps: `adapter(model, x, time, **conditions)`, noisy input `(b, ...)`, model time `(b,)` and
+conditions by name, to the prediction, of the shape of x. It is handed the model, so that a copied bridge calls its own."""
+
+
+def plain(model: Any, x: Tensor, time: Tensor, **conditions: Tensor) -> Tensor:
+    """`model(x, time)`, and after these the conditions that it takes, label first, then guidance, then others by name."""
+    return model(x, time, *(conditions[name] for name in in_order(conditions)))
+
+
+@dataclass(frozen=True)
+class OneHot:
+    """`model(x, time, one_hot)`: labels as rows of zeros with a one, all zeros for the null label. What EDM and EDM2 take.
+
+    Attributes:
+        num_classes: classes of the model; this index is the null label.
+    """
+
+    num_classes: int
+
+    def __call__(self, model: Any, x: Tensor, time: Tensor, label: Tensor | None = None) -> Tensor:
+        if label is None:
+            return model(x, time, x.new_zeros(len(x), self.num_classes))
+        return model(x, time, F.one_hot(label, self.num_classes + 1)[:, : self.num_classes].to(x.dtype))
 
 
 class Bridge(nn.Module, ABC):
@@ -26,7 +53,7 @@ class Bridge(nn.Module, ABC):
         process: the TrigFlow process, which gives `sd`.
         scale: the model's data are `scale` times those of the process. A model of data in [-1, 1] needs none with
             `Normalization.symmetric`; one of unit-variance data with `sd = 0.5` needs `scale = 2`.
-        adapter: how the model is called; see `trigflow.models.bridges.adapters`.
+        adapter: how the model is called; see `Adapter`.
         null: what means "none" to the model, by the name of the condition, such as `{"label": 1000}`: a number, or a tensor
             without batch axis; used where the condition is not told.
         takes: names of all conditions that the model takes; those of `null` by default.
@@ -111,6 +138,8 @@ class EDMBridge(Bridge):
 
     def __init__(self, model: nn.Module, process: TrigFlow, *, sigma_data: float | None = None, **shared: Any) -> None:
         super().__init__(model, process, **shared)
+        if sigma_data is not None and not (math.isfinite(sigma_data) and sigma_data > 0):
+            raise UserError(f"sigma_data {sigma_data} of a model; expected a positive number; leave it out for the process's")
         self.kappa = 1.0 if sigma_data is None else self.k / sigma_data
 
     def translate(self, x: Tensor, cos: Tensor, sin: Tensor, predict: Adapter) -> Tensor:

@@ -1,11 +1,14 @@
 """Low-rank adapters of peft in a denoiser."""
 
+import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from trigflow.runtime.errors import MissingExtraError, UserError, on_one_line
@@ -78,7 +81,8 @@ def add_adapters(model: nn.Module, config: AdapterConfig, targets: tuple[str, ..
 
 
 def read_adapters(path: Path, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of adapters that somebody else has trained, by the names of a network that is to start from them.
+    """Weights of adapters that somebody else has trained, by the names of a network that is to start from them, and whose own
+    adapters act with the factor 1.
 
     Args:
         path: a file of safetensors as `save_lora_weights` of diffusers or peft writes it, or a folder with one.
@@ -88,7 +92,7 @@ def read_adapters(path: Path, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
         UserError: for a file that is none, or adapters of other modules or ranks: of another family, or of another rank.
     """
     file = path / "pytorch_lora_weights.safetensors" if path.is_dir() else path
-    given = read_tensors(file, "adapters")
+    given, factor = read_tensors(file, "adapters"), factor_of(file)
     wanted = {
         name.partition(".model.")[2].replace(".default", "").removesuffix(".weight"): name for name in own if is_adapter(name)
     }
@@ -101,7 +105,7 @@ def read_adapters(path: Path, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
                 f"'{file}' has adapters at '{name}' of shape {tuple(value.shape)}, which the student has not; expected "
                 "adapters of the same denoiser, modules and rank; correct --from, --lora or --lora-targets"
             )
-        found[known] = value.float()
+        found[known] = value.float() * (factor if ".lora_B." in known else 1.0)
     missing = wanted.keys() - {plain for plain, known in wanted.items() if known in found}
     if missing:
         raise UserError(
@@ -109,6 +113,22 @@ def read_adapters(path: Path, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
             "correct --from or --lora-targets"
         )
     return found
+
+
+def factor_of(file: Path) -> float:
+    """The factor alpha / rank of adapters in a file, as diffusers notes it in the header; 1 where nothing is noted. Raises a
+    UserError for a note that makes no sense."""
+    with safe_open(file, "pt") as opened:
+        note = (opened.metadata() or {}).get("lora_adapter_metadata", "{}")
+    try:
+        told = {name.rpartition(".")[2]: value for name, value in json.loads(note).items()}
+        rank = told.get("r", 1)
+        return float(told.get("lora_alpha", rank) / (math.sqrt(rank) if told.get("use_rslora") else rank))
+    except (ValueError, TypeError, AttributeError, ArithmeticError) as error:
+        raise UserError(
+            f"'{file}' has a note on its adapters that makes no sense ({on_one_line(error)}); expected alpha and rank as "
+            "diffusers writes them; restore it"
+        ) from None
 
 
 def is_adapter(name: str) -> bool:

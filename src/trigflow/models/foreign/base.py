@@ -18,7 +18,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from trigflow.models.bridges import Adapter, Bridge, CosineSchedule, DiscreteSchedule, FlowBridge, Schedule, VPBridge
-from trigflow.models.foreign.family import Family, family_named, family_of
+from trigflow.models.foreign.family import Family, family_of
 from trigflow.models.foreign.quantized import KINDS, quantize
 from trigflow.process import TrigFlow
 from trigflow.runtime.errors import MissingExtraError, UserError, on_one_line
@@ -80,7 +80,7 @@ class Base:
         said = config.get("prediction_type", "flow_prediction" if name.startswith("FlowMatch") else "epsilon")
         if config.get("use_flow_sigmas"):
             said = "flow_prediction"
-        if said not in PREDICTION:
+        if not isinstance(said, str) or said not in PREDICTION:
             raise UserError(
                 f"the scheduler of '{self.name}' ({name}) says that the model predicts {said!r}; expected one of "
                 f"{', '.join(PREDICTION)}; correct its scheduler_config.json"
@@ -119,9 +119,10 @@ class Base:
 
 
 def digest_of_files(folders: Iterable[Path]) -> str:
-    """Of names, sizes and first 64 KiB of the files in these folders; of weights that is what they are and some of them."""
+    """Of names, sizes and first 64 KiB of the files in those of these folders that are there; of weights that is what they are
+    and some of them."""
     digest = hashlib.blake2b(digest_size=16)
-    for path in sorted(path for folder in folders for path in folder.iterdir() if path.is_file()):
+    for path in sorted(path for folder in folders if folder.is_dir() for path in folder.iterdir() if path.is_file()):
         with path.open("rb") as file:
             digest.update(f"{path.parent.name}/{path.name} {path.stat().st_size} ".encode() + file.read(1 << 16))
     return digest.hexdigest()
@@ -135,7 +136,7 @@ def open_base(name: str) -> Base:
         UserError: for a folder that is none, or an id that does not lead to one.
         MissingExtraError: without diffusers.
     """
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if path.suffix in (".safetensors", ".ckpt", ".bin") and not path.is_dir():
         raise UserError(
             f"'{name}' is a checkpoint in one file; expected the folder of a pipeline; make one with diffusers: "
@@ -163,19 +164,18 @@ def open_base(name: str) -> Base:
     component = next((key for key in ("transformer", "unet") if key in components), None)
     if component is None:
         raise UserError(f"'{name}' has no denoiser; expected a transformer or unet in model_index.json; name a whole pipeline")
+    for key, (library, _) in components.items():
+        if (folder / key / f"{library}.py").exists():
+            raise UserError(
+                f"'{name}' wants its own {key}/{library}.py run; expected classes of diffusers and transformers alone, as code "
+                "that comes with a folder is never run; take another pipeline"
+            )
     for other in ("vqvae", "movq", "transformer_2"):
         if other in components:
             raise UserError(
                 f"'{name}' has a {other} as well; expected one denoiser, and an autoencoder called vae; take another pipeline"
             )
     return Base(name, folder, components, component, index)
-
-
-def bridged(base: Base, family: str, model: nn.Module, process: TrigFlow, predicts: Predicts, takes: Iterable[str]) -> Bridge:
-    """The bridge from what a denoiser predicts to TrigFlow, called as its family does."""
-    told = family_named(family)
-    schedule = None if predicts == "flow" else base.schedule()
-    return bridge_of(model, told.call, process, predicts, schedule, told.time_scale, takes=takes)
 
 
 def bridge_of(
@@ -187,7 +187,8 @@ def bridge_of(
 
     def adapter(model: Any, x: Tensor, time: Tensor, **conditions: Tensor) -> Tensor:
         weights = (weight.dtype for weight in model.parameters() if weight.is_floating_point())
-        dtype = getattr(model, "dtype", None) or next(weights)  # of models of diffusers, some weights are always in float32
+        # of models of diffusers, some weights are always in float32
+        dtype = getattr(model, "dtype", None) or next(weights, x.dtype)
         given = {name: row.to(dtype) if row.is_floating_point() else row for name, row in conditions.items()}
         return call(model, x.to(dtype), time, **given)[:, : x.shape[1]].to(x.dtype)
 
@@ -309,7 +310,7 @@ def reader_of(folder: Path, component: str) -> Any:
 def class_named(name: str, base: Base) -> Any:
     """A class of diffusers. Raises a UserError where it has none of this name."""
     kind = getattr(_diffusers(), name, None)
-    if kind is None:
+    if not isinstance(kind, type):
         raise UserError(
             f"'{base.name}' is made of a {name}, which diffusers {_diffusers().__version__} has not; expected a class of its "
             "own, as code that comes with a folder is never run; install a later diffusers, or take another pipeline"

@@ -44,6 +44,7 @@ class Family:
         targets: modules that get adapters by default; the ends of their dotted names.
         size: pixels of the side of a picture, where the configuration does not say.
         frames: of the latents of a video; 0 for pictures.
+        patch: latents that are taken together in each direction; 0 for what the configuration says as `patch_size`.
         null_label: whether one number more than there are classes means "none".
         assumed: what nobody said, where the family is a guess (`plain`).
         shells: whether `read` wants a denoiser and an autoencoder to look at; both are without weights.
@@ -58,6 +59,7 @@ class Family:
     targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
     size: ClassVar[int] = 1024
     frames: ClassVar[int] = 0
+    patch: ClassVar[int] = 0
     null_label: ClassVar[bool] = True
     assumed: ClassVar[str] = ""
     shells: ClassVar[bool] = False
@@ -75,8 +77,10 @@ class Family:
 
     def read(self, pipeline: Any, texts: list[str]) -> dict[str, Tensor]:
         """The conditions of these texts, each `(n, ...)` with shapes that do not depend on the texts, by the pipeline's own
-        encoders; the pipeline has no denoiser, no autoencoder and no scheduler."""
-        raise NotImplementedError
+        encoders; the pipeline has no denoiser, no autoencoder and no scheduler. By default what `encoded` gives: `text`, and
+        `text_mask` where it is among the conditions."""
+        text, *rest = encoded(pipeline, texts)
+        return {"text": text, "text_mask": rest[0].bool()} if "text_mask" in self.conditions else {"text": text}
 
     def none(self, pipeline: Any, size: tuple[int, ...]) -> dict[str, Tensor]:
         """What means "none", each `(1, ...)`, of texts and of whatever else is told always in the same way: by default the
@@ -98,10 +102,6 @@ class Family:
         known = None if size else config.get("sample_size")
         sides = known if isinstance(known, list | tuple) else [known or (size or self.size) // factor] * 2
         return config["in_channels"], *[self.frames] * bool(self.frames), *sides
-
-    def spread(self, x: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """What the pipeline tells its denoiser as `x`, as `call` has it: packed latents in their own `shape`."""
-        return x
 
     def scaling(
         self, vae: Mapping[str, Any], weight: Callable[[str], Tensor]
@@ -146,9 +146,6 @@ def family_named(name: str) -> Family:
     return found
 
 
-TEMPLATE = inspect.cleandoc(__doc__).split("::\n\n", 1)[1]
-
-
 def family_of(denoiser: str, kind: type | None = None) -> Family:
     """The family of a denoiser, by the name of its class in diffusers; where none knows it, one guessed from the class itself.
     Raises a UserError for one that no family knows and that wants more than a sample, a time and a text, with the file to
@@ -158,10 +155,11 @@ def family_of(denoiser: str, kind: type | None = None) -> Family:
     found = next((found for found in known().values() if denoiser in found.classes), None) or (guess(kind) if kind else None)
     if found:
         return found
+    example = inspect.cleandoc(inspect.cleandoc(__doc__ or "").partition("::\n\n")[2])
     raise UserError(
         f"no family knows {denoiser}; expected one of {', '.join(sorted(c for f in FAMILIES.values() for c in f.classes))}; "
         "write a file that says how it is called, and pass it as --plugin FILE, such as:\n\n"
-        f"from trigflow.models.foreign import Family, family\n\n{inspect.cleandoc(TEMPLATE)}"
+        f"from trigflow.models.foreign import Family, family\n\n{example}"
     )
 
 

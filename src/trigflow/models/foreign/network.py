@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from trigflow.models.foreign.adapters import AdapterConfig, add_adapters, is_adapter
-from trigflow.models.foreign.base import Dtype, Predicts, bridged, denoiser_of, empty_denoiser, open_base
+from trigflow.models.foreign.base import Dtype, Predicts, bridge_of, denoiser_of, empty_denoiser, open_base
 from trigflow.models.foreign.family import family_named
 from trigflow.networks import ConditioningConfig, NetworkConfig, register
 from trigflow.process import TrigFlow
@@ -61,7 +61,7 @@ class Foreign(nn.Module):
 
     def __init__(self, config: ForeignConfig, sigma_data: float = 0.5) -> None:
         super().__init__()
-        base, adapter = open_base(config.base), config.adapter
+        base, family, adapter = open_base(config.base), family_named(config.family), config.adapter
         self.config = config
         adapter.check()
         self.trained = "all" if adapter.full else "adapters" if adapter.rank else "none"
@@ -71,14 +71,15 @@ class Foreign(nn.Module):
         if adapter.full:
             model.requires_grad_(True).float()
         elif adapter.rank:
-            add_adapters(model, adapter, family_named(config.family).targets)
+            add_adapters(model, adapter, family.targets)
         self.names = tuple(config.rows)
         for name, shape in config.rows.items():
             dtype = torch.bool if name.endswith("_mask") else torch.int64 if name == "label" else torch.float32
             self.register_buffer(f"none_{name}", torch.zeros(shape, dtype=dtype))
         told = frozenset({*config.conditioning.takes, *self.names})
-        self.told = told - ({"guidance"} - {*config.conditioning.takes})
-        self.bridge = bridged(base, config.family, model, TrigFlow(sigma_data=sigma_data), config.predicts, told)
+        self.takes = told - ({"guidance"} - {*config.conditioning.takes})  # not told, it is always that of the import
+        process, schedule = TrigFlow(sigma_data=sigma_data), None if config.predicts == "flow" else base.schedule()
+        self.bridge = bridge_of(model, family.call, process, config.predicts, schedule, family.time_scale, takes=told)
 
     @property
     def model(self) -> Any:
@@ -88,13 +89,7 @@ class Foreign(nn.Module):
     @property
     def null(self) -> dict[str, Tensor]:
         """What means "none"."""
-        return {name: getattr(self, f"none_{name}") for name in self.names if name in self.told}
-
-    @property
-    def takes(self) -> frozenset[str]:
-        """Names of the conditions. A scale of guidance that the denoiser has an input for is among them where it is told; else
-        it is always that of the import."""
-        return self.told
+        return {name: getattr(self, f"none_{name}") for name in self.names if name in self.takes}
 
     def forward(self, x: Tensor, t: Tensor, **conditions: Tensor) -> Tensor:
         rows = {name: getattr(self, f"none_{name}") for name in self.names if name not in conditions}

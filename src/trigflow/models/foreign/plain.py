@@ -49,7 +49,10 @@ def guess(denoiser: type) -> Family | None:
     """The family of a denoiser that is told a sample, a time and at most a text and the mask of it, by the names of the
     arguments of its `forward`; None for one that wants anything else. A mask is told to one that wants it, a text to one that
     takes it."""
-    taken = inspect.signature(denoiser.forward).parameters  # type: ignore[attr-defined]
+    forward = getattr(denoiser, "forward", None)
+    if forward is None:
+        return None
+    taken = inspect.signature(forward).parameters
     needed = [one for one in taken.values() if one.default is one.empty and one.kind == one.POSITIONAL_OR_KEYWORD]
     wanted = {one.name for one in needed[1:]}
     names = [next((name for name in known if name in taken), None) for known in (SAMPLE, TIME)]

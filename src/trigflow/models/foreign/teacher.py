@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from trigflow.codecs import Codec, Latents, Pixels
 from trigflow.codecs.vae import VAESource, channels_of, factor_of, scaling_of
 from trigflow.conditions import Conditioner, Input
-from trigflow.migrations import stamped
 from trigflow.models.bridges import Adapter, Schedule
 from trigflow.models.foreign.base import Base, Dtype, Predicts, bridge_of, open_base, process_of
 from trigflow.models.foreign.family import Family
@@ -19,7 +18,7 @@ from trigflow.models.foreign.network import ForeignConfig
 from trigflow.models.foreign.words import Prompts, digest_of_encoders, read
 from trigflow.models.model import Model
 from trigflow.models.outside import model_of
-from trigflow.networks import ConditioningConfig, network_state
+from trigflow.networks import ConditioningConfig
 from trigflow.runtime.errors import UserError
 from trigflow.runtime.files import ensure_folder, write_json, write_tensors
 from trigflow.runtime.places import check_place
@@ -55,12 +54,23 @@ def import_pipeline(
     base = open_base(name)
     told = base.family
     config = base.config(base.component)
+    if told.assumed and base.config("scheduler", "scheduler_config.json").get("invert_sigmas"):
+        raise UserError(
+            f"'{base.name}' counts its time from noise to data, and no family knows {base.denoiser}; expected one that is told "
+            "1000 sigma, as is assumed of others; write a file with its family, and pass it as --plugin"
+        )
     predicts = base.predicts()
     process = process_of(None if predicts == "flow" else base.schedule(), sigma_data)
-    codec, factor = codec_of(base, told, config, size, frames, sigma_data)
-    pixels = tuple(factor * side for side in codec.shape[1:][-2:])
-    takes = told.takes(config)
-    conditioner, none = said_to(base, told, takes, pixels, config)
+    try:
+        codec, factor = codec_of(base, told, config, size, frames, sigma_data)
+        pixels = tuple(factor * side for side in codec.shape[1:][-2:])
+        takes = told.takes(config)
+        conditioner, none = said_to(base, told, takes, pixels, config)
+    except KeyError as error:
+        raise UserError(
+            f"the configurations of '{base.name}' do not say {error}; expected those of a denoiser and an autoencoder as "
+            "diffusers writes them; restore them, or take another pipeline"
+        ) from None
     network = ForeignConfig(
         base=base.name, digest=base.digest(), family=told.name, predicts=predicts, dtype=dtype,
         rows={key: list(row.shape) for key, row in none.items()},
@@ -68,14 +78,11 @@ def import_pipeline(
     )  # fmt: skip
     embedded = "guidance" in takes
     sampling = Sampling(guided=bool(none) and not embedded, guidance_max=30.0 if embedded else 1.0)
-    description = {
-        "process": vars(process), "network": network_state(network), "codec": codec.state(),
-        "conditioner": conditioner.state(), "sampling": sampling.state(), "times": {}, "channels_last": False,
-        "origin": {"imported": base.name, "family": told.name},
-    }  # fmt: skip
+    origin = {"imported": base.name, "family": told.name}
+    model = Model(nn.Identity(), network, process, codec, sampling, conditioner, origin=origin)
     ensure_folder(folder)
     write_tensors(folder / "network.safetensors", {f"none_{key}": row.contiguous() for key, row in none.items()})
-    write_json(folder / "model.json", stamped("model", description))
+    write_json(folder / "model.json", model.description())
     return {
         "pipeline": base.name, "denoiser": base.denoiser, "family": told.name, "predicts": predicts,
         "latents": " x ".join(map(str, codec.shape)), "picture": " x ".join(map(str, pixels)),
@@ -87,20 +94,21 @@ def codec_of(
     base: Base, told: Family, config: dict[str, Any], size: int | None, frames: int | None, sigma_data: float
 ) -> tuple[Codec, int]:
     """The way from what is drawn to x0, and pixels a place of it is wide and high."""
-    if "vae" not in base.components:
-        shape = told.shape(config, 1, size)
+    vae = base.config("vae") if "vae" in base.components else None
+    factor = 1 if vae is None else factor_of(vae)
+    patch = told.patch or config.get("patch_size") or 1
+    step = factor * (max(patch) if isinstance(patch, list | tuple) else patch)
+    if size is not None and (size < 1 or size % step):
+        raise UserError(f"--size {size}; expected a multiple of {step}, the pixels of a patch of latents; change it")
+    shape = told.shape(config, factor, size)
+    if vae is None:
         return Pixels(shape, (0.0,) * shape[0], sigma_data, sigma_data), 1  # to the denoiser, pixels are in [-1, 1]
-    vae = base.config("vae")
-    factor = factor_of(vae)
     mean, std = told.scaling(vae, functools.partial(base.weight, "vae")) or scaling_of(vae)
     source = VAESource(base.name, "symmetric", subfolder="vae", channels=channels_of(vae))
-    shape = told.shape(config, factor, size)
     if frames is not None:
         if len(shape) != 4 or frames < 1:
             raise UserError(f"--frames {frames}; expected at least 1, and a pipeline of videos; change it, or leave it out")
         shape = (shape[0], frames, *shape[2:])
-    if size is not None and size % factor:
-        raise UserError(f"--size {size}; expected a multiple of {factor}, the pixels of a latent; change it")
     return Latents(shape, tuple(mean), tuple(std), sigma_data, source), factor
 
 

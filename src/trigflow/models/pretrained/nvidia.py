@@ -13,8 +13,8 @@ weights are written with the sign of the output layer flipped, and what is impor
 Sources: Karras et al. 2022 (EDM, arXiv 2206.00364); Karras et al. 2024 (EDM2, arXiv 2312.02696); Lu and Song 2025, appendix B.
 """
 
-import math
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ from trigflow.codecs import Codec, Latents, Pixels
 from trigflow.codecs.vae import CHANNELS, DEFAULT_VAE
 from trigflow.models.pretrained.records import ArrayShell, StoredArray, StoredTensor, read_pickle
 from trigflow.models.pretrained.unpickle import Record, Source, shown
-from trigflow.models.weights import load_weights
+from trigflow.models.weights import check_fits
 from trigflow.networks import ConditioningConfig, DDPMPPConfig, EDM2Config, build
 from trigflow.runtime.errors import UserError
 
@@ -55,7 +55,7 @@ class Arguments:
     def number(self, name: str, default: float) -> float:
         """A finite number."""
         value = self.values.pop(name, default)
-        if type(value) not in (int, float) or not math.isfinite(value):
+        if type(value) not in (int, float) or not abs(value) <= sys.float_info.max:
             self._refuse(name, value, "a number")
         return float(value)
 
@@ -85,7 +85,7 @@ class Arguments:
             self._refuse(str(name), self.values[name], "no such argument")
 
     def _refuse(self, name: str, value: Any, expected: str) -> NoReturn:
-        given = shown(value) if isinstance(value, int | float | str) or value is None else f"a {type(value).__name__}"
+        given = shown(value)
         if isinstance(value, list | tuple) and all(type(n) is int for n in value[: MAX_LEVELS + 1]):
             given = str(list(value[: MAX_LEVELS + 1]))
         self.source.refuse(
@@ -170,14 +170,16 @@ def _read(source: Source) -> Snapshot:
         _unsupported(source, ema, NETWORKS)
     inner_name, inner_class, read_config = NETWORKS[ema.class_name]
     config, sigma_data = read_config(source, ema)
-    inner = _child(source, ema, inner_name)
+    children = ema.state.get("_modules")
+    inner = children.get(inner_name) if isinstance(children, dict) else None
+    if not isinstance(inner, Record):
+        source.refuse(f"is damaged: its {shown(ema.class_name)} has no module '{inner_name}'")
     if inner.class_name != inner_class:
         _unsupported(source, inner, [inner_class])
     with torch.device("meta"):
         network = build(config, sigma_data)
     tensors = _tensors(source, ema)
-    empty = {name: torch.empty(tensor.shape, device="meta", dtype=torch.float32) for name, tensor in tensors.items()}
-    load_weights(network, empty, f"the network in '{source.path}'")
+    check_fits(network.state_dict(), {name: t.shape for name, t in tensors.items()}, f"the network in '{source.path}'")
     if sum(t.numel * t.dtype.itemsize for t in tensors.values()) > source.size:
         source.distrust("uses the same numbers for several weights")
     name = re.search(r"-(\d{6,})(?:-(\d\.\d+))?$", source.path.stem)
@@ -305,14 +307,6 @@ def _arguments(source: Source, record: Record) -> Arguments:
 # Parts of a snapshot ------------------------------------------------------------------------------------------------
 
 
-def _child(source: Source, module: Record, name: str) -> Record:
-    children = module.state.get("_modules")
-    child = children.get(name) if isinstance(children, dict) else None
-    if not isinstance(child, Record):
-        source.refuse(f"is damaged: its {shown(module.class_name)} has no module '{name}'")
-    return child
-
-
 def _tensors(source: Source, network: Record) -> dict[str, StoredTensor]:
     """Parameters and persistent buffers below a module, by dotted name."""
     found: dict[str, StoredTensor] = {}
@@ -327,6 +321,7 @@ def _tensors(source: Source, network: Record) -> dict[str, StoredTensor]:
         if visited > MAX_ENTRIES or depth > MAX_DEPTH:
             source.distrust("nests modules without end")
         parameters, buffers, children = groups
+        hidden = {name for name in hidden if isinstance(name, str)}
         for name, value in {**parameters, **{n: v for n, v in buffers.items() if n not in hidden}, **children}.items():
             path = f"{prefix}{name}"
             if not isinstance(name, str) or not re.fullmatch(r"\w{1,100}", name, re.ASCII):

@@ -208,13 +208,12 @@ def _sizes(numbers: tuple[Any, ...]) -> bool:
 def read_pickle(source: Source) -> Any:
     """The object in a plain pickle, or in an archive written by `torch.save`. Raises a UserError when the file is neither, is
     damaged, or asks for anything but the parts of a snapshot."""
-    whole = Span(0, source.size)
     head = source.read(Span(0, min(source.size, 16)))
     if head.startswith(b"PK\x03\x04"):
         return _read_archive(source)
     if len(head) < 2 or head[0] != 0x80 or not 3 <= head[1] <= 5:
         source.refuse("is no pickle of protocol 3 to 5" if head else "is empty")
-    return Unpickler(source, whole, {**NAMES, LOAD_BYTES: Known(LOAD_BYTES)}, build).load()
+    return Unpickler(source, Span(0, source.size), {**NAMES, LOAD_BYTES: Known(LOAD_BYTES)}, build).load()
 
 
 def _read_saved_storage(source: Source, span: Span) -> Any:

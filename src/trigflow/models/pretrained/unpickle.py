@@ -315,6 +315,7 @@ class Unpickler:
         self.source.refuse(f"is damaged: {what} {shown(where)} makes no sense before byte {self.position}")
 
 
-def shown(text: object) -> str:
-    """Text from a file, fit for one line of a terminal."""
-    return ascii(str(text)[:MAX_NAME])[1:-1]
+def shown(value: object) -> str:
+    """What a file holds, fit for one line of a terminal; of a container the type alone, as its text may have no end."""
+    single = value is None or isinstance(value, str | int | float | Exception)
+    return ascii(str(value)[:MAX_NAME])[1:-1] if single else f"a {type(value).__name__}"

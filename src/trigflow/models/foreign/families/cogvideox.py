@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from trigflow.models.foreign.family import Family, encoded, family
+from trigflow.models.foreign.family import Family, family
 
 
 @family
@@ -24,12 +24,6 @@ class CogVideoX(Family):
         frames = x.transpose(1, 2)
         made = model(frames, told["text"], timestep=time, image_rotary_emb=turns, return_dict=False)[0]
         return made.transpose(1, 2)
-
-    def spread(self, x: Tensor, shape: tuple[int, ...]) -> Tensor:
-        return x.transpose(1, 2)
-
-    def read(self, pipeline: Any, texts: list[str]) -> dict[str, Tensor]:
-        return {"text": encoded(pipeline, texts)[0]}
 
 
 def turns_of(config: Any, x: Tensor) -> Any:

@@ -16,6 +16,7 @@ class Flux(Family):
     classes = ("FluxTransformer2DModel",)
     conditions: ClassVar[tuple[str, ...]] = ("text", "pooled")
     time_scale = 1.0
+    patch: ClassVar[int] = 2
 
     def shape(self, config: Mapping[str, Any], factor: int, size: int | None) -> tuple[int, ...]:
         side = (size or self.size) // factor
@@ -32,9 +33,6 @@ class Flux(Family):
     def more(self, x: Tensor, told: dict[str, Tensor]) -> dict[str, Tensor | None]:
         """What else is told."""
         return {"guidance": told.get("guidance"), "pooled_projections": told["pooled"]}
-
-    def spread(self, x: Tensor, shape: tuple[int, ...]) -> Tensor:
-        return unpacked(x, x.new_empty(len(x), *shape))
 
     def read(self, pipeline: Any, texts: list[str]) -> dict[str, Tensor]:
         text, pooled, _ = encoded(pipeline, texts)

@@ -6,17 +6,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trigflow.models.foreign.families.flux import Flux
-from trigflow.models.foreign.family import Family, encoded, family, rows_of
+from trigflow.models.foreign.family import Family, family, rows_of
 
 
 @family
-class Flux2(Flux):
+class Flux2(Family):
     name = "flux2"
     classes = ("Flux2Transformer2DModel",)
-    conditions = ("text",)
+    time_scale = 1.0
     scale = 4.0
-    shape = Family.shape
 
     def call(self, model: Any, x: Tensor, time: Tensor, **told: Tensor) -> Tensor:
         rows = model(
@@ -26,15 +24,9 @@ class Flux2(Flux):
         )[0]  # fmt: skip
         return rows.mT.reshape(x.shape)
 
-    def spread(self, x: Tensor, shape: tuple[int, ...]) -> Tensor:
-        return x.mT.reshape(len(x), *shape)
-
     def scaling(self, vae: Mapping[str, Any], weight: Callable[[str], Tensor]) -> tuple[Iterable[float], Iterable[float]]:
         deviation = (weight("bn.running_var") + vae["batch_norm_eps"]).sqrt()
         return weight("bn.running_mean").tolist(), deviation.tolist()
-
-    def read(self, pipeline: Any, texts: list[str]) -> dict[str, Tensor]:
-        return {"text": encoded(pipeline, texts)[0]}
 
 
 def places(*sides: int) -> Tensor:

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from trigflow.models.foreign.family import Family, encoded, family, rows_of
+from trigflow.models.foreign.family import Family, family, rows_of
 
 
 @family
@@ -27,12 +27,5 @@ class LTX(Family):
         )[0]  # fmt: skip
         return rows.mT.reshape(x.shape)
 
-    def spread(self, x: Tensor, shape: tuple[int, ...]) -> Tensor:
-        return x.mT.reshape(len(x), *shape)
-
     def scaling(self, vae: Mapping[str, Any], weight: Callable[[str], Tensor]) -> tuple[Iterable[float], Iterable[float]]:
         return weight("latents_mean").tolist(), (weight("latents_std") / vae["scaling_factor"]).tolist()
-
-    def read(self, pipeline: Any, texts: list[str]) -> dict[str, Tensor]:
-        text, mask, *_ = encoded(pipeline, texts)
-        return {"text": text, "text_mask": mask}

@@ -20,10 +20,6 @@ class Lumina2(Family):
             return_dict=False,
         )[0]  # fmt: skip
 
-    def read(self, pipeline: Any, texts: list[str]) -> dict[str, Tensor]:
-        text, mask, *_ = encoded(pipeline, texts)
-        return {"text": text, "text_mask": mask.bool()}
-
     def none(self, pipeline: Any, size: tuple[int, ...]) -> dict[str, Tensor]:
         *_, text, mask = encoded(pipeline, [""], do_classifier_free_guidance=True)  # without the words before a prompt
         return {"text": text, "text_mask": mask.bool()}

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trigflow.models.foreign.family import Family, encoded, family
+from trigflow.models.foreign.family import Family, family
 
 
 @family
@@ -27,10 +27,6 @@ class PixArt(Family):
             x, timestep=time, encoder_hidden_states=told["text"], encoder_attention_mask=told["text_mask"],
             added_cond_kwargs=added, return_dict=False,
         )[0]  # fmt: skip
-
-    def read(self, pipeline: Any, texts: list[str]) -> dict[str, Tensor]:
-        text, mask, _, _ = encoded(pipeline, texts)
-        return {"text": text, "text_mask": mask.bool()}
 
     def none(self, pipeline: Any, size: tuple[int, ...]) -> dict[str, Tensor]:
         return {**self.read(pipeline, [""]), "sizes": torch.tensor([[*size, size[0] / size[1]]], dtype=torch.float32)}

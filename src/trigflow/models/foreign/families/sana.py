@@ -19,9 +19,6 @@ class Sana(Family):
             x, encoder_hidden_states=told["text"], encoder_attention_mask=mask, timestep=time, return_dict=False
         )[0]  # fmt: skip
 
-    def read(self, pipeline: Any, texts: list[str], **more: Any) -> dict[str, Tensor]:
-        text, mask, *_ = encoded(pipeline, texts, **more)
-        return {"text": text, "text_mask": mask.bool()}
-
     def none(self, pipeline: Any, size: tuple[int, ...]) -> dict[str, Tensor]:
-        return self.read(pipeline, [""], complex_human_instruction=None)  # as the pipeline's own negative prompts
+        text, mask, *_ = encoded(pipeline, [""], complex_human_instruction=None)  # as the pipeline's own negative prompts
+        return {"text": text, "text_mask": mask.bool()}

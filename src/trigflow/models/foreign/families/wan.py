@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from trigflow.models.foreign.family import Family, encoded, family
+from trigflow.models.foreign.family import Family, family
 
 
 @family
@@ -17,6 +17,3 @@ class Wan(Family):
 
     def call(self, model: Any, x: Tensor, time: Tensor, **told: Tensor) -> Tensor:
         return model(hidden_states=x, timestep=time, encoder_hidden_states=told["text"], return_dict=False)[0]
-
-    def read(self, pipeline: Any, texts: list[str]) -> dict[str, Tensor]:
-        return {"text": encoded(pipeline, texts)[0]}
