@@ -23,12 +23,27 @@ from trigflow.training.checkpoint import (
     list_checkpoints,
     load_checkpoint,
     open_checkpoint,
-    save_checkpoint,
+    tensors_of,
 )
 from trigflow.training.checkpoint.folder import seal
 from trigflow.training.checkpoint.part import Part, Piece
 from trigflow.training.config import OptimizerConfig
 from trigflow.training.optimizer import build_optimizer
+
+
+def save_checkpoint(
+    folder: Path,
+    iteration: int,
+    modules: dict[str, nn.Module],
+    optimizers: dict[str, Any],
+    extra: dict[str, Any],
+    keep: int = 2,
+) -> Path:
+    """One checkpoint, whole on return."""
+    writer = CheckpointWriter(folder, keep)
+    writer.begin(iteration, tensors_of(modules, optimizers), extra)
+    writer.finish()
+    return writer.path
 
 
 class Setup:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from trigflow.codecs.codec import from_saved
 from trigflow.runtime.errors import MissingExtraError, UserError, first_line
+from trigflow.runtime.seeds import generators_kept
 
 DEFAULT_VAE = "stabilityai/sd-vae-ft-mse"
 CHANNELS = 4
@@ -244,7 +245,7 @@ def _read(source: VAESource) -> Any:
     path = os.path.expanduser(name)
     place = path if os.path.isdir(path) else name
     try:
-        with torch.random.fork_rng():  # fresh weights, about to be replaced, draw from the default generator
+        with generators_kept():  # fresh weights, about to be replaced, draw from the default generator
             kind: Any = diffusers.AutoencoderKL
             if source.subfolder is not None:  # in the folder of a pipeline, which may have one of another class
                 kind = getattr(diffusers, str(kind.load_config(place, subfolder=source.subfolder)["_class_name"]))

@@ -204,7 +204,7 @@ def _recipe(config: RunConfig) -> dict[str, Any]:
         "sigma_data": config.process.sigma_data,
         "training times": f"log-normal, P_mean {objective.proposal.mean:g}, P_std {objective.proposal.std:g}",
         **({"tangent": f"{tangent.mode}, c = {tangent.c:g}, warmup {tangent.warmup} iterations"} if tangent else {}),
-        "adaptive weighting": "yes" if objective.adaptive_weight else "no",
+        "adaptive weighting": "yes" if objective.learns_weight else "no",
         "iterations": loop.iterations,
         "batch size": loop.batch_size,
         "optimizer": f"{optimizer.name}, learning rate {optimizer.lr:g} ({optimizer.schedule})",

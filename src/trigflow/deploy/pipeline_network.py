@@ -17,6 +17,7 @@ from trigflow.models.model import Model, current_description, described
 from trigflow.networks import CustomConfig
 from trigflow.runtime.errors import MissingExtraError, UserError, first_line
 from trigflow.runtime.files import read_json, write_json
+from trigflow.runtime.seeds import generators_kept
 
 try:
     from diffusers import ConfigMixin, ModelMixin, SCMScheduler
@@ -137,7 +138,7 @@ def read_component(cls: Any, folder: Path, variant: str | None = None, dtype: to
     weights = "no variant" if variant is None else f"the variant {variant}"
     with (
         _told(folder, f"a config.json and whole safetensors files of {weights}; restore it, or name another variant"),
-        torch.random.fork_rng(),  # fresh weights, about to be replaced, draw from the default generator
+        generators_kept(),  # fresh weights, about to be replaced, draw from the default generator
     ):
         module, report = cls.from_pretrained(
             os.fspath(folder),

@@ -39,7 +39,7 @@ from trigflow.runtime.errors import UserError
 from trigflow.runtime.files import ensure_folder, read_json, read_tensors, write_json, write_tensors
 from trigflow.runtime.machine import check_default_device, resolve_device
 from trigflow.runtime.places import check_place
-from trigflow.runtime.seeds import derive_seed
+from trigflow.runtime.seeds import derive_seed, generators_kept
 from trigflow.runtime.values import number, whole
 from trigflow.runtime.wrappers import entries, unwrapped
 from trigflow.samplers import Sampling
@@ -531,7 +531,7 @@ def described(raw: Mapping[str, Any], what: str, network: nn.Module | None = Non
         conditioner = Conditioner.from_state(raw["conditioner"])
         sampling, times, origin = Sampling.from_state(raw["sampling"]), times_of(raw), dict(raw["origin"])
         channels_last = bool(raw["channels_last"])
-    with torch.random.fork_rng():  # fresh weights, about to be replaced, draw from the default generator
+    with generators_kept():  # fresh weights, about to be replaced, draw from the default generator
         network = build(spec, process.sigma_data) if network is None else unwrapped(network)
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     network.eval().requires_grad_(False).to(memory_format=memory_format)  # type: ignore[call-overload]

@@ -127,7 +127,7 @@ class Step:
     def _learner(self, *weights: str) -> Learner:
         config = self.config
         made: dict[str, nn.Module] = {}
-        if config.objective.adaptive_weight:
+        if config.objective.learns_weight:
             made = {name: AdaptiveWeight(config.process) for name in weights}
         network = self._built(config.network).train()
         return Learner(network, made, config.optimizer, config.loop.iterations)

@@ -22,6 +22,7 @@ from trigflow.models.foreign.family import Family, family_of
 from trigflow.models.foreign.quantized import KINDS, quantize
 from trigflow.process import TrigFlow
 from trigflow.runtime.errors import MissingExtraError, UserError, on_one_line
+from trigflow.runtime.seeds import generators_kept
 
 Predicts = Literal["flow", "epsilon", "v", "x0"]
 Dtype = Literal["float32", "bfloat16", "float16", "int8", "fp8", "nf4"]
@@ -262,7 +263,7 @@ def empty_denoiser(base: Base, dtype: Dtype) -> nn.Module:
 def loaded(load: Any, base: Base) -> Any:
     """What `load()` loads of a pipeline, frozen and in eval mode. Raises a UserError where it cannot be read."""
     try:
-        with torch.random.fork_rng(), quiet():  # fresh weights, about to be replaced, draw from the default generator
+        with generators_kept(), quiet():  # fresh weights, about to be replaced, draw from the default generator
             found = load()
     except MemoryError:
         raise

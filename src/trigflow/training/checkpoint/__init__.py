@@ -24,7 +24,7 @@ from trigflow.training.checkpoint.folder import (
     open_checkpoint,
     set_aside,
 )
-from trigflow.training.checkpoint.state import load_checkpoint, save_checkpoint, tensors_of
+from trigflow.training.checkpoint.state import load_checkpoint, tensors_of
 from trigflow.training.checkpoint.stored import Stored
 from trigflow.training.checkpoint.writer import CheckpointWriter
 
@@ -39,7 +39,6 @@ __all__ = [
     "list_checkpoints",
     "load_checkpoint",
     "open_checkpoint",
-    "save_checkpoint",
     "set_aside",
     "tensors_of",
 ]

@@ -11,7 +11,6 @@ from trigflow.runtime.errors import UserError
 from trigflow.runtime.wrappers import entries, load_entries
 from trigflow.training.checkpoint.folder import check_checkpoint, files_of
 from trigflow.training.checkpoint.stored import Stored
-from trigflow.training.checkpoint.writer import CheckpointWriter
 
 
 def tensors_of(modules: dict[str, nn.Module], optimizers: dict[str, torch.optim.Optimizer]) -> dict[str, Tensor]:
@@ -22,25 +21,6 @@ def tensors_of(modules: dict[str, nn.Module], optimizers: dict[str, torch.optim.
         for index, state in optimizer.state_dict()["state"].items():
             tensors |= {f"{name}.{positions[index]}.{key}": torch.as_tensor(value) for key, value in state.items()}
     return tensors
-
-
-def save_checkpoint(
-    folder: Path,
-    iteration: int,
-    modules: dict[str, nn.Module],
-    optimizers: dict[str, torch.optim.Optimizer],
-    extra: dict[str, Any],
-    keep: int = 2,
-) -> Path:
-    """Write the checkpoint of `iteration` below the run folder and drop all but the newest `keep`; it is whole on return.
-
-    Every process of a run calls this. For checkpoints while training goes on there is `CheckpointWriter`. Raises a UserError
-    when it cannot be written.
-    """
-    writer = CheckpointWriter(folder, keep)
-    writer.begin(iteration, tensors_of(modules, optimizers), extra)
-    writer.finish()
-    return writer.path
 
 
 def load_checkpoint(path: Path, modules: dict[str, nn.Module], optimizers: dict[str, torch.optim.Optimizer]) -> dict[str, Any]:
