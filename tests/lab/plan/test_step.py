@@ -15,6 +15,7 @@ import programs
 from trigflow.lab.plan import Memory, Step, memory
 from trigflow.lab.plan.trace import COUNTED
 from trigflow.lab.recipes import NamedRun, get_run
+from trigflow.objectives import AdaptiveWeight
 
 BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 
@@ -159,3 +160,11 @@ def test_planned_activations_are_those_of_real_steps() -> None:
     assert planned > 100 * 2**20
     assert 0.8 < planned / live < 1.2
     assert parameters > 5e6
+
+
+def test_a_weighting_is_counted_where_one_is_learned(scd: Step) -> None:
+    run = small_edm2("scd")
+    objective = dataclasses.replace(run.config.objective, weighting="error")
+    without = Step(dataclasses.replace(run, config=dataclasses.replace(run.config, objective=objective)))
+    weighting = AdaptiveWeight(run.config.process)
+    assert scd.student.parameters - without.student.parameters == sum(p.numel() for p in weighting.parameters()) > 0
