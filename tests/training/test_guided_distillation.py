@@ -172,6 +172,44 @@ def test_guidance_that_would_have_no_effect(teacher: Model, negative: Model, tmp
             teacher.sample(2, **more)
 
 
+FIXED = {"objective.guidance_max": 1.0, "objective.guidance": 2.0}
+"""One scale, of which the student is not told."""
+
+
+@pytest.mark.parametrize("interval", [None, INTERVAL])
+@pytest.mark.parametrize("auto", [False, True])
+def test_one_scale_is_guided_as_drawn_ones_are(
+    auto: bool, interval: tuple[float, float] | None, teacher: Model, negative: Model, tmp_path: Path
+) -> None:
+    other = negative if auto else None
+    trainer = student(tmp_path / "run", teacher, {**FIXED, "objective.guidance_interval": interval}, other)
+    batch = trainer.batches.draw(torch.arange(32), torch.Generator().manual_seed(0))
+    x, t = batch["x0"], batch["t"]
+    expected = teacher.velocity({"label": batch["condition.label"]}, 2.0, interval=interval, negative=other)(x, t)
+    torch.testing.assert_close(trainer.losses.teacher_velocity(batch)(x, t), expected, rtol=0, atol=0)
+    assert "guidance" not in trainer.run().takes
+
+
+def test_one_scale_of_a_teacher_that_has_no_guidance(teacher: Model, negative: Model, tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"objective.guidance is 2.0 and the teacher is unconditional; .*; set objective.guidance to 1"
+    ):
+        student(tmp_path / "run", without_classes(teacher), FIXED)
+    untaught = dataclasses.replace(teacher, sampling=Sampling())
+    with pytest.raises(UserError, match=r"guidance for a model trained with objective.label_dropout 0"):
+        student(tmp_path / "run", untaught, FIXED)
+    assert student(tmp_path / "run", untaught, FIXED, negative).run().kind == "consistency"
+
+
+def test_a_teacher_that_takes_the_scale_is_told_it_alone(teacher: Model, negative: Model, tmp_path: Path) -> None:
+    told = teacher.network.takes | {"guidance"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(teacher.network, "takes", told)
+        for changes, other in ({**FIXED, "objective.guidance_interval": INTERVAL}, None), (FIXED, negative):
+            with pytest.raises(UserError, match="for a teacher that takes the scale as an input; expected the scale alone"):
+                student(tmp_path / "run", teacher, changes, other)
+
+
 @pytest.mark.parametrize("interval", [(1.0, 1.0), (-1.0, 2.0), (0.5, float("inf")), (float("nan"), 1.0)])
 def test_intervals_that_are_none(interval: tuple[float, float], teacher: Model, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"objective.guidance_interval is .*; expected two finite numbers"):

@@ -137,9 +137,9 @@ class FlowMap(StudentObjective):
             process = draws.process
             deviates = torch.randn(2, draws.n, generator=draws.generator, dtype=torch.float32)
             sigma = torch.exp(self.proposal.mean + self.proposal.std * deviates)
-            end, t = process.time_from_sigma(sigma).sort(dim=0).values
+            end, t = draws.known(process.time_from_sigma(sigma)).sort(dim=0).values
         else:
-            t = self.proposal.sample(draws.process, draws.n, draws.generator)
+            t = draws.known(self.proposal.sample(draws.process, draws.n, draws.generator))
             end = t * draws.uniform() if self.jumps == "any" else segment_bounds(t, self.segments)[0]
         if self.jumps == "any" and self.to_zero > 0:
             end = torch.where(draws.uniform() < self.to_zero, 0.0, end)

@@ -138,6 +138,7 @@ class StepDraws:
         iteration: of the run, from 0.
         share: from values of the whole batch `(n, ...)` to those of this process, on its device.
         noise: a new noise `N(0, sd^2 I)` of the samples of this process.
+        latest: where the schedule of a bridged network ends; later times, of which it has learned nothing, count as this one.
     """
 
     n: int
@@ -146,10 +147,15 @@ class StepDraws:
     iteration: int
     share: Callable[[Tensor], Tensor]
     noise: Callable[[], Tensor]
+    latest: float = math.inf
 
     def times(self, proposal: Proposal) -> Tensor:
         """Times of a proposal, `(b,)`."""
-        return self.share(proposal.sample(self.process, self.n, self.generator))
+        return self.share(self.known(proposal.sample(self.process, self.n, self.generator)))
+
+    def known(self, t: Tensor) -> Tensor:
+        """These times, none of them after the latest."""
+        return t.clamp(max=self.latest)
 
     def uniform(self) -> Tensor:
         """Numbers in [0, 1) for the whole batch, `(n,)`."""

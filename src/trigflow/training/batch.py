@@ -1,5 +1,6 @@
 """Batches: stored data become x0, and everything random in a step is drawn."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -40,6 +41,7 @@ class Batches:
         device: where batches go; random numbers are drawn on the CPU.
         memory_format: order of images in memory.
         share: which samples of a batch this process has; None for all.
+        latest: see `StepDraws`.
     """
 
     config: RunConfig
@@ -49,6 +51,7 @@ class Batches:
     device: torch.device
     memory_format: torch.memory_format
     share: Share | None = None
+    latest: float = math.inf
 
     def draw(self, indices: Tensor, generator: torch.Generator, stored: Tensor | None = None, iteration: int = 0) -> Batch:
         """The batch of these samples; flips, noise, times, left-out conditions and guidance scales from the generator. `stored`
@@ -67,7 +70,7 @@ class Batches:
             like = x0 if rows is None else torch.empty(b, *x0.shape[1:], dtype=x0.dtype)
             return self._ordered(own(process.sample_noise(like, generator)))
 
-        draws = StepDraws(b, process, generator, iteration, own, noise)
+        draws = StepDraws(b, process, generator, iteration, own, noise, self.latest)
         batch = {"x0": x0, "noise": noise(), **objective.draw(draws)}
         told = {name: value for name, value in self.dataset.told(indices, generator).items() if name in takes(self.network)}
         share = getattr(objective, "label_dropout", getattr(objective, "condition_dropout", None))

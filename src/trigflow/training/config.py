@@ -214,7 +214,8 @@ class RunConfig:
             )
         if objective.distills and self.teacher is None:
             raise UserError("distillation without a teacher; expected a teacher run folder; pass --teacher RUN")
-        if getattr(objective, "guidance_max", 1.0) == 1 and (interval is not None or self.negative is not None):
+        guided = getattr(objective, "guidance_max", 1.0) != 1 or getattr(objective, "guidance", 1.0) != 1
+        if not guided and (interval is not None or self.negative is not None):
             what = "objective.guidance_interval" if interval is not None else "a negative model"
             raise UserError(
                 f"{what} while objective.guidance_max is 1, which is no guidance; expected a maximum above 1; "

@@ -7,6 +7,7 @@ A run that is interrupted and resumed therefore ends with the same weights, bit 
 import contextlib
 import copy
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from trigflow.conditions import null, takes
 from trigflow.data import Dataset, Loader, Order
 from trigflow.data.config import load_data
+from trigflow.models.bridges import Bridge
 from trigflow.models.model import Model, read_description, times_of
 from trigflow.networks import CustomConfig, build
 from trigflow.networks.custom import check_apart
@@ -112,6 +114,9 @@ class RunParts:
         self.ema = EMA(config.ema, built, compiles=how is not None)  # a copy, which what is sharded has none of
         for averaged in self.ema.modules.values():
             parallel.place(averaged, memory_format)
+        modules = [*built.modules(), *([] if teacher is None else teacher.network.modules())]
+        last = min((module.sigma_range[1] for module in modules if isinstance(module, Bridge)), default=math.inf)
+        latest = config.process.time_from_sigma(torch.tensor(last, dtype=torch.float64)).item()
         parallel.ease(built, trained=True)
         self.network = parallel.place(built, memory_format, trained=True)
         for model, sharded in ((teacher, True), (negative, False)):  # a negative is not called for every batch
@@ -132,7 +137,7 @@ class RunParts:
             self.optimizers["fake_optimizer"] = self.fake.optimizer
         self.batches = Batches(
             config, self.dataset, self.codec, self.network, self.device, memory_format,
-            share if parallel.processes > 1 else None,
+            share if parallel.processes > 1 else None, latest,
         )  # fmt: skip
         self.scale = LossScale() if loop.precision == "fp16" else None
         self.guard = Guard(config.guard, self.scale)

@@ -7,7 +7,7 @@ from typing import Any, cast
 from torch import nn
 
 from trigflow.codecs import Codec
-from trigflow.conditions import ORDER, Encoded, check_same_classes, in_order, null
+from trigflow.conditions import ORDER, Encoded, check_same_classes, in_order, null, takes
 from trigflow.data import Dataset
 from trigflow.data.config import data_of
 from trigflow.data.sources.opening import EMBEDDED
@@ -116,13 +116,21 @@ def check_teacher(config: RunConfig, dataset: Dataset, teacher: Model | None, ne
         check_moves(cast(Any, teacher.network), teacher.shape)
     if config.negative is not None and negative is None:
         raise UserError(f"the negative '{config.negative}' is not loaded; expected a model; pass negative=load(RUN)")
-    if "guidance" not in config.objective.told:
+    name = "guidance_max" if "guidance" in config.objective.told else "guidance"
+    scale = getattr(config.objective, name, 1)
+    if scale == 1 or not config.objective.distills:
+        return
+    if "guidance" in takes(teacher.network):
+        if negative is not None or getattr(config.objective, "guidance_interval", None) is not None:
+            raise UserError(
+                "a guidance interval or negative for a teacher that takes the scale as an input; expected the scale alone; "
+                "drop the other"
+            )
         return
     if not null(teacher.network) and negative is None:
-        most = getattr(config.objective, "guidance_max", 1)
         raise UserError(
-            f"objective.guidance_max is {most} and the teacher is unconditional; expected a class-conditional teacher, which "
-            "guidance needs, or a negative; set objective.guidance_max to 1"
+            f"objective.{name} is {scale} and the teacher is unconditional; expected a class-conditional teacher, which "
+            f"guidance needs, or a negative; set objective.{name} to 1"
         )
     check_guidance(teacher, negative)
 
