@@ -284,6 +284,14 @@ def test_the_very_ends_are_finite(name: str, dtype: torch.dtype) -> None:
     assert bool(bridge.to(dtype)(torch.ones(2, 3, dtype=dtype), t).isfinite().all())
 
 
+@pytest.mark.parametrize("name", ["denoiser", "cosine, x0"])
+def test_a_jump_to_zero_is_told_a_velocity_and_no_rounding(name: str) -> None:
+    """The Lagrangian residual asks a teacher where jumps end. There D is its input but for a rounding."""
+    bridge = BRIDGES[name](lambda y, sigma, label: y / (1 + sigma**2), TrigFlow(0.5), 1.37).float()
+    x = draw(64, 16).float()
+    assert float(bridge(x, torch.zeros(64)).abs().max()) < 0.01
+
+
 # Tangents ------------------------------------------------------------------------------------------------------------
 
 

@@ -19,6 +19,11 @@ TINY = 1e-8
 """Divisors are kept above it: 0 and pi/2 then give finite numbers (of no use, as the formulas have none there)."""
 
 
+def least_sine(sin: Tensor) -> float:
+    """What a difference of data is divided by at least: closer to t = 0, where jumps end, it is mostly rounding."""
+    return float(torch.finfo(sin.dtype).eps ** 0.5)
+
+
 Adapter = Callable[..., Tensor]
 """How a bridge calls the model it wraps: `adapter(model, x, time, **conditions)`, noisy input `(b, ...)`, model time `(b,)` and
 conditions by name, to the prediction, of the shape of x. It is handed the model, so that a copied bridge calls its own."""
@@ -163,7 +168,7 @@ class DenoiserBridge(Bridge):
     """
 
     def translate(self, x: Tensor, cos: Tensor, sin: Tensor, predict: Adapter) -> Tensor:
-        cos, sin = cos.clamp_min(TINY), sin.clamp_min(TINY)
+        cos, sin = cos.clamp_min(TINY), sin.clamp_min(least_sine(sin))
         return (cos * x - predict(self.k * x / cos, self.k * sin / cos) / self.k) / sin
 
 
@@ -259,5 +264,5 @@ class VPBridge(Bridge):
         if self.predicts == "epsilon":
             return (prediction - sin * x) / cos.clamp_min(TINY)
         if self.predicts == "x0":
-            return (cos * x - prediction / self.k) / sin.clamp_min(TINY)
+            return (cos * x - prediction / self.k) / sin.clamp_min(least_sine(sin))
         return sin * cos * (self.k**2 - 1) / r**2 * x + prediction / r
