@@ -112,7 +112,7 @@ class Distill:
     somebody else has trained (.safetensors, or a folder as diffusers writes it)."""
     negative: Annotated[Path | None, arg(metavar="RUN")] = None
     """Run folder of a worse teacher (smaller, or trained for less time) to guide the teacher away from; by default the
-    teacher without the class. For `--objective.guidance-max` above 1."""
+    teacher without the class. For `--objective.guidance-max` above 1, or `--objective.guidance`."""
     data: Annotated[str | None, arg(name="data")] = None
     """Other data than the teacher was trained on: digits, mnist, a folder or a zip."""
     lora: int | None = None
