@@ -263,8 +263,9 @@ def scale(patch: Patch) -> Generator[Names, Names, None]:
 def serve(patch: Patch) -> Generator[Names, Names, None]:
     copied("scd", "runs/demo")
     names = yield {}
-    with TestClient(names["app"]) as client:
-        answer = client.post("/v1/images", json={"count": 2, "labels": [3, 7], "format": "npy"})
+    with TestClient(names["site"]) as client:
+        answer = client.post("/digits/v1/images", json={"count": 2, "labels": [3, 7], "format": "npy"})
+        assert client.get("/digits/").status_code == 200
     assert np.load(io.BytesIO(answer.content)).shape == (2, 1, 8, 8)
 
 

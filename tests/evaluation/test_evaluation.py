@@ -239,6 +239,23 @@ def test_a_run_that_has_not_finished(tmp_path: Path) -> None:
     assert "iteration" not in facts
 
 
+def test_of_a_model_without_its_run_only_what_is_known_is_said(student_folder: Path, tmp_path: Path) -> None:
+    """The defaults of a training are not those that it had."""
+    for name in ("model.json", "network.safetensors"):
+        shutil.copy(student_folder / name, tmp_path / name)
+    facts = json.loads(describe_run(tmp_path, as_json=True))
+    assert (facts["objective"], facts["data"], facts["iterations"]) == ("scd", "digits", None)
+    assert facts["config"].keys() == {"format", "data", "process", "network"}
+    assert "optimizer.lr" not in describe_run(tmp_path)
+    raw = json.loads((tmp_path / "model.json").read_text())
+    del raw["origin"]
+    (tmp_path / "model.json").write_text(json.dumps({**raw, "origin": {"imported": "elsewhere"}}))
+    facts = json.loads(describe_run(tmp_path, as_json=True))
+    assert (facts["objective"], facts["data"], facts["config"].keys()) == (
+        "consistency", None, {"format", "process", "network"}
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("content", ["{}", "[]", "{", '{"objective": 3}'])
 def test_a_damaged_configuration(content: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(content)

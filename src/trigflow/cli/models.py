@@ -222,8 +222,8 @@ class Bench:
     seconds: float = 1.0
     """Seconds of drawing for each variant and batch size; at least 5 draws are made."""
     variants: tuple[str, ...] = ()
-    """plain, traced, graph, graph-bf16, compiled, onnx, bf16, fp16, int8; all by default but compiled, which takes minutes to
-    build."""
+    """plain, traced, graph, graph-bf16, compiled, onnx, bf16, fp16, int8, fp8; all by default but compiled, which takes minutes
+    to build."""
     tolerance: int = 2
     """Levels of 255 by which a pixel may differ from plain float32 in the variant that is picked."""
     threads: int | None = None

@@ -18,14 +18,20 @@ def describe_run(folder: str | Path, *, as_json: bool = False) -> str:
     finished = (folder / "model.json").is_file()
     model = load(folder, "cpu") if finished else None
     config = to_dict(config_of(folder, model))
+    objective, iterations = config["objective"]["kind"], config["loop"]["iterations"]
+    if model is not None and not (folder / "config.json").is_file():  # a model without its run: the rest are mere defaults
+        objective, iterations = model.origin.get("objective", model.kind), None
+        config = {
+            name: config[name] for name in ("format", "data", "process", "network") if name != "data" or model.origin.get(name)
+        }
     metrics, checkpoints = read_metrics(folder), list_checkpoints(folder)
     facts: dict[str, Any] = {
         "folder": str(folder),
-        "objective": config["objective"]["kind"],
-        "data": config["data"]["source"],
+        "objective": objective,
+        "data": config.get("data", {}).get("source"),
         "network": config["network"]["kind"],
         "finished": finished,
-        "iterations": config["loop"]["iterations"],
+        "iterations": iterations,
         "newest checkpoint": int(checkpoints[-1].name) if checkpoints else None,
     }
     if model is not None:
