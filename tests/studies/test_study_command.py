@@ -173,10 +173,9 @@ def test_step_times_are_measured_in_turn(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(pace, "ROUND_SECONDS", 0.02)
     base = tiny_base()
     student = dataclasses.replace(base.student, teacher="teacher")
-    found = pace.measure_pace((base.teacher, student), (base.teacher, student), rounds=2)
-    assert found["pace"] > 0
+    found = pace.measure_pace((base.teacher, student), (base.teacher, student), rounds=1)
     assert found["seconds"] > 0
-    assert found["pace"] == pytest.approx(found["seconds"] / found["base_seconds"], rel=1)
+    assert found["pace"] == pytest.approx(found["seconds"] / found["base_seconds"])  # of one round
 
 
 @pytest.mark.parametrize(
