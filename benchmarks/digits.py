@@ -42,6 +42,7 @@ def summarize(reports: list[dict[str, Any]], bars_of: Callable[[dict[str, Any]],
         "ratio_2": {"mean": mean(each), "of_means": fd["student_2"] / fd["teacher"], "standard_error": error, "each": each},
         "least_speedup_2": min(r["speedup_2"] for r in reports),
         "most_seconds": max(r["seconds"]["total"] for r in reports),
+        "resumed": [r["seed"] for r in reports if r.get("resumed")],
         "skipped_steps": sum(r["skipped_steps"]["teacher"] + r["skipped_steps"]["student"] for r in reports),
     }
     result["bars"] = judged(bars_of(result))
@@ -68,8 +69,18 @@ def quality(result: dict[str, Any]) -> list[Bar]:
     ]
 
 
+def check_whole(result: dict[str, Any]) -> None:
+    """End where the seconds of a demo are those of its rest alone."""
+    if result["resumed"]:
+        sys.exit(
+            f"seeds {result['resumed']} went on after an interruption, so that their seconds are of a part; expected demos in "
+            "one go; delete their folders below --out, or leave out the bars on time with --untimed"
+        )
+
+
 def quality_and_time(result: dict[str, Any]) -> list[Bar]:
     """These, and how long it takes."""
+    check_whole(result)
     return [
         *quality(result),
         ("speedup_2, least of the seeds", result["least_speedup_2"], ">=", 25.0),

@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from trigflow.lab.plan.hardware import GPUS
-from trigflow.lab.plan.memory import USABLE, memory
-from trigflow.lab.plan.run_plan import GIB
+from trigflow.lab.plan.memory import GIB, USABLE, memory
 from trigflow.lab.plan.step import Step
 from trigflow.lab.recipes import get_run
 from trigflow.runtime.files import read_json, write_json, write_text

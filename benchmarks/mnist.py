@@ -14,7 +14,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from digits import Bar, run
+from digits import Bar, check_whole, run
 
 
 def quality(result: dict[str, Any]) -> list[Bar]:
@@ -28,6 +28,7 @@ def quality(result: dict[str, Any]) -> list[Bar]:
 
 def quality_and_time(result: dict[str, Any]) -> list[Bar]:
     """These, and how long it takes."""
+    check_whole(result)
     return [
         *quality(result),
         ("seconds of training, distillation and scores, most of the seeds", result["most_seconds"], "<=", 3600.0),

@@ -110,14 +110,14 @@ def viewer(port: int, seconds: float) -> dict[str, Any]:
 def network_alone(model: Model) -> Callable[[int], None]:
     """Two evaluations of the network for 64 images, and nothing else."""
     x = model.noise(0, 0, 0, BATCH) / model.process.sigma_data
-    label = torch.arange(BATCH) % model.num_classes if model.num_classes else None
-    scale = torch.ones(BATCH) if "guidance" in model.takes else None
+    told = {"label": torch.arange(BATCH) % model.num_classes} if model.num_classes else {}
+    told |= {"guidance": torch.ones(BATCH)} if "guidance" in model.takes else {}
     times = [torch.full((BATCH,), t) for t in model.times.get(STEPS, (1.57, 1.1))]
 
     @torch.inference_mode()
     def evaluate(seed: int) -> None:
         for t in times:
-            model.network(x, t, label, scale)
+            model.network(x, t, **told)
 
     return evaluate
 

@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
@@ -56,6 +57,8 @@ class Study:
         failed = 0
         named = self.student_preset is None
         every = [study for study in STUDIES.values() if not named or name in study.bases]
+        if named and self.data is not None:
+            name += f"-{Path(self.data).stem}"  # whose results are not those of the base
         for study in every if self.study == "all" else [STUDIES[self.study]]:
             results = run_study(study, base, name, self.settings)
             failed += sum(cell.status == "failed" for cell in results.cells)

@@ -164,9 +164,10 @@ def score_draws(model: Model, reference: Reference, draws: list[Draw], num: int,
     the times of a draw with search.
     """
     scores: dict[str, Any] = {}
+    usual = model.sampling
     for draw in draws:
         began = time.perf_counter()
-        model.times = {}
+        model.times, model.sampling = {}, usual  # what an earlier search has found is for its draw
         if draw.search and draw.steps > 1 and model.kind == "consistency" and model.sampling.jumps != "segments":
             _search(model, reference, draw, num, 2 * seed + 2)
         found = score(

@@ -53,6 +53,24 @@ def test_means_and_bars(script: ModuleType, tmp_path: Path) -> None:
     assert met["speedup_2, least of the seeds"]
 
 
+def test_the_seconds_of_a_resumed_demo_are_not_those_of_a_whole_one(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    demo, path = script.run_demo, tmp_path / "seeds.json"
+
+    def resumed(*args: Any, **kwargs: Any) -> Any:
+        made = demo(*args, **kwargs)
+        made.figures["resumed"] = kwargs["seed"] == 1
+        return made
+
+    monkeypatch.setattr(script, "run_demo", resumed)
+    with pytest.raises(SystemExit, match=r"seeds \[1\] went on after an interruption.*--untimed"):
+        script.run("digits", [0, 1], None, script.quality_and_time, path)
+    assert not path.exists()
+    script.run("digits", [0, 1], None, script.quality, path)
+    assert json.loads(path.read_text())["resumed"] == [1]
+
+
 def test_seeds_are_added_to_those_of_a_file(
     script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -10,8 +10,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from trigflow.models.model import check_run
 from trigflow.runtime.files import read_json, read_tensors, write_folder, write_json, write_tensors
 from trigflow.runtime.machine import machine
@@ -149,6 +147,8 @@ def main() -> None:
     teacher = max((run for run, of in trained.items() if not of), key=iterations)  # its log is that of the shorter one, too
     tensors = read_tensors(check_run(args.student) / "network.safetensors", "weights")
     half = {name: value.half() if value.is_floating_point() else value for name, value in tensors.items()}
+    if bad := [name for name, value in half.items() if value.is_floating_point() and not value.isfinite().all()]:
+        raise SystemExit(f"{bad[0]} of '{args.student}' is not finite in float16; expected finite weights; train it anew")
     size = sum(value.numel() * value.element_size() for value in half.values()) / 1e6
     header = f"| | {' | '.join(COLUMNS.values())} |\n| --- |{' --- |' * len(COLUMNS)}\n"
     rows = []
@@ -169,7 +169,6 @@ def main() -> None:
         (folder / "README.md").write_text(card, encoding="utf-8")
 
     write_folder(args.out, write)
-    assert all(bool(torch.isfinite(value).all()) for value in half.values() if value.is_floating_point())
     print(f"{args.out}: {size:.1f} MB")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator, Sequence
 
 import pytest
@@ -168,11 +167,12 @@ def test_a_window_lets_orders_meet() -> None:
 
 def test_who_waits_too_long_is_told() -> None:
     worker = Worker()
-    batcher = Batcher([worker], Limits(window_ms=0, queue_seconds=0.01))
+    batcher = Batcher([worker], LIMITS)
     batcher.start()
     busy(batcher, worker)
     late, frame = batcher.submit(order(1))[0], batcher.submit_frame(order(2))
-    time.sleep(0.02)
+    for job in (late, frame):
+        job.entered -= LIMITS.queue_seconds
     worker.go.set()
     for job in (late, frame):
         with pytest.raises(BusyError, match="in the queue"):
@@ -265,7 +265,7 @@ def test_the_parts_of_a_long_order_are_drawn_at_the_same_time() -> None:
     batcher.start()
     jobs = batcher.submit(order(0, 16))
     try:
-        wait_for(lambda: all(one.batches for one in workers), 2)
+        wait_for(lambda: all(one.batches for one in workers))
     finally:
         for one in workers:
             one.go.set()

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from scripts import load_script
+from serve.helpers import student
+from trigflow.deploy import Engine
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +43,18 @@ def test_bars(benchmark: ModuleType) -> None:
         bars = benchmark.bars(result(**{name: value}))
         assert [bar["met"] for bar in bars] == [j != i for j in range(6)]
         assert bars[i]["measured"] == value
+
+
+def test_the_network_alone_is_evaluated_as_the_server_does(benchmark: ModuleType) -> None:
+    model = student()
+    seen: list[Any] = []
+    model.network.register_forward_hook(lambda *given: seen.append(given[1]))
+    engine = Engine(model, steps=benchmark.STEPS, variant="traced")
+    engine.settle(benchmark.BATCH)
+    seen.clear()
+    benchmark.network_alone(engine.model)(0)
+    benchmark.network_alone(model)(0)
+    assert [len(x) for x, _ in seen] == [benchmark.BATCH] * benchmark.STEPS
 
 
 def test_without_a_run_it_says_how_to_make_one(benchmark: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -207,7 +206,7 @@ def test_a_frame_that_cannot_be_drawn_ends_the_stream_alone(
 
 
 def test_a_frame_that_waits_too_long_ends_the_stream() -> None:
-    drawer, limits = StubDrawer(), Limits(queue_seconds=0.05)
+    drawer, limits = StubDrawer(), Limits()
     with TestClient(create_app([stub_offer(drawer, limits)], limits)) as client:
         batcher = client.app.state.service.batchers["student"]  # type: ignore[attr-defined]
         with client.websocket_connect("/v1/stream") as one, client.websocket_connect("/v1/stream") as two:
@@ -216,7 +215,7 @@ def test_a_frame_that_waits_too_long_ends_the_stream() -> None:
             drawer.wait_until_drawing()
             ask(two, 1)
             wait_for(lambda: batcher.waiting == 1)
-            time.sleep(0.1)
+            batcher._waiting[0].entered -= limits.queue_seconds
             drawer.release()
             assert frame(one)["id"] == 1
             with pytest.raises(WebSocketDisconnect) as closed:

@@ -79,6 +79,23 @@ def test_the_search_covers_gamma_where_a_model_takes_any_jump() -> None:
     assert model.times[2][1] == pytest.approx(0.9, abs=0.01)
 
 
+def test_what_a_search_has_found_is_for_its_draw_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    model: Any = SimpleNamespace(kind="consistency", sampling=Sampling(jumps="any"), times={})
+    seen: list[tuple[dict[int, Any], float]] = []
+
+    def search(model: Any, *_: Any) -> None:
+        model.times, model.sampling = {2: (1.5, 0.9)}, Sampling(jumps="any", gamma=0.5)
+
+    def score(model: Any, *_: Any, **how: Any) -> dict[str, float]:
+        seen.append((model.times, model.sampling.gamma))
+        return dict.fromkeys(("fd", "fd_real", "precision", "recall", "nfe"), 1.0)
+
+    monkeypatch.setattr(cells, "_search", search)
+    monkeypatch.setattr(cells, "score", score)
+    cells.score_draws(model, Any, [Draw(2, search=True), Draw(3)], 20, 0)  # type: ignore[arg-type]
+    assert seen == [({2: (1.5, 0.9)}, 0.5), ({}, Sampling(jumps="any").gamma)]
+
+
 def test_what_is_trained_is_not_trained_again(plan: StudyPlan, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = cells.run_cell(described(of(plan, "normalized")), out)
     monkeypatch.setattr(Trainer, "step", None)
