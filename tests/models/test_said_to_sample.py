@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from deploy.students import student
 from trigflow.cli.models import Sample
 from trigflow.conditions import Conditioner, Encoded, Numbers, Text
+from trigflow.data.photo import read_photo
 from trigflow.models.model import Model
 from trigflow.models.outside import model_of
 from trigflow.runtime.errors import UserError
@@ -133,3 +134,8 @@ def test_one_number_is_a_row_of_one(shape: tuple[int, ...]) -> None:
 def test_weights_of_the_same_class_add_up(student_folder: Any) -> None:
     sample = Sample(student_folder, labels=("3", "7", "3"), weights=(1.0, 1.0, 2.0))
     assert sample._mixed(sample.labels, mix=True) == {"3": 3.0, "7": 1.0}
+
+
+def test_a_file_to_begin_at_for_a_model_of_vectors() -> None:
+    with pytest.raises(UserError, match=re.escape("a picture for a model that draws shape (64,); expected one of pictures")):
+        read_photo(b"", (64,))
