@@ -202,3 +202,8 @@ def test_old_names_say_what_they_are_now(name: str) -> None:
         getattr(objectives, name)
     with pytest.raises(AttributeError, match="no attribute 'never_there'"):
         objectives.never_there  # noqa: B018
+
+
+def test_an_object_in_place_of_a_class_is_no_objective() -> None:
+    with pytest.raises(UserError, match="as an objective; expected a class derived from Objective"):
+        objectives.register("mine", objectives.objective_of("scd"))  # type: ignore[arg-type]

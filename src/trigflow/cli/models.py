@@ -147,7 +147,10 @@ class Sample(Drawing):
         n, m = len(said), len(self.weights)
         if mix and m not in (0, n):
             raise UserError(f"{m} weights for {n} prompts or labels; expected one for each; correct --weights")
-        return dict(zip(said, self.weights, strict=True)) if mix and m else list(said) or None
+        if not (mix and m):
+            return list(said) or None
+        given = list(zip(said, self.weights, strict=True))
+        return {one: sum(weight for other, weight in given if other == one) for one in said}
 
 
 def _said(given: Sequence[str]) -> dict[str, Any]:

@@ -172,7 +172,8 @@ class Numbers:
             value = torch.as_tensor(said, dtype=torch.float32).detach()
         except (TypeError, ValueError, RuntimeError, OverflowError):
             raise UserError(f"{what}: {quoted(said)} are no numbers; expected rows of shape {self.shape}; correct it") from None
-        value = value[None] if tuple(value.shape) == self.shape else value
+        whole = tuple(value.shape) == self.shape or (not value.ndim and math.prod(self.shape) == 1)
+        value = value.reshape(1, *self.shape) if whole else value
         if tuple(value.shape[1:]) != self.shape or not len(value) or not bool(value.isfinite().all()):
             raise UserError(
                 f"{what} of shape {tuple(value.shape)}; expected finite numbers of shape {self.shape}, or several such rows; "

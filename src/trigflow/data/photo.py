@@ -18,6 +18,8 @@ def read_photo(
     its size, with `keep=N` to `1/N` of it. A mask is white where to draw; without one, what is not opaque is to be drawn.
     Raises a UserError for what is no picture, or has more than so many pixels, and for a mask of another size.
     """
+    if len(shape) != 3:
+        raise UserError(f"a picture for a model that draws shape {tuple(shape)}; expected one of pictures; draw without one")
     image, alpha = _opened(photo, "picture", pixels)
     anew = alpha if mask is None else _opened(mask, "mask", pixels)[0].convert("L").point(lambda level: 255 * (level < 128))
     if anew is not None and anew.size != image.size:

@@ -42,6 +42,7 @@ from trigflow.deploy.pipeline_network import (
 from trigflow.models.model import Model, load
 from trigflow.runtime.errors import MissingExtraError, UserError
 from trigflow.runtime.files import ensure_folder, read_json, write_text
+from trigflow.runtime.values import row
 from trigflow.training.config import RunConfig
 from trigflow.training.setup import config_of
 
@@ -338,7 +339,7 @@ class TrigFlowPipeline(DiffusionPipeline):
     def _times(self, steps: int, given: Sequence[float] | None) -> tuple[float, ...]:
         if given is None:
             return self.network.model.schedule(steps)
-        times = tuple(float(t) for t in given)
+        times = tuple(float(t) for t in row("timesteps", given))
         if not times or times[0] > torch.pi / 2 or not all(s < t for t, s in zip(times, (*times[1:], 0.0), strict=True)):
             raise UserError(
                 f"timesteps {times}; expected one or more decreasing times in (0, pi/2], without the 0 at the end; "

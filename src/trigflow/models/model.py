@@ -40,7 +40,7 @@ from trigflow.runtime.files import ensure_folder, read_json, read_tensors, write
 from trigflow.runtime.machine import check_default_device, resolve_device
 from trigflow.runtime.places import check_place
 from trigflow.runtime.seeds import derive_seed, generators_kept
-from trigflow.runtime.values import number, whole
+from trigflow.runtime.values import kind_of, number, row, whole
 from trigflow.runtime.wrappers import entries, unwrapped
 from trigflow.samplers import Sampling
 from trigflow.samplers.editing import Edit, Noise, Sampler, spherical, weighed
@@ -240,10 +240,13 @@ class Model:
         """
         check_default_device()
         given = {} if steps is None else {"steps": steps}
+        toward = None if toward is None else row("toward", toward, 2)
         whole(
             num=num, batch_size=batch_size, first=first, seed=seed, **given, **({} if toward is None else {"toward": toward[0]})
         )
         number(guidance=guidance, **({} if gamma is None else {"gamma": gamma}))
+        kind_of(Model, negative=negative)
+        kind_of(Edit, edit=edit)
         if num < 1 or batch_size < 1:
             raise UserError(f"{num} samples in batches of {batch_size}; expected at least 1; raise --num")
         if first < 0:
@@ -347,7 +350,10 @@ class Model:
 
     def _noise(self, seed: int, toward: tuple[int, float] | None, start: int, stop: int, k: int) -> Tensor:
         noise = self.noise(seed, k, start, stop)
-        return noise if toward is None else spherical(noise, self.noise(toward[0], k, start, stop), toward[1])
+        if toward is None:
+            return noise
+        between = spherical(noise, self.noise(toward[0], k, start, stop), toward[1])
+        return noise if toward[0] == seed else between  # a noise is not independent of itself
 
     def sampler(
         self,
@@ -378,7 +384,7 @@ class Model:
                 f"{given} for a multistep model of {sampling.segments} segments; expected {sampling.segments} steps, one "
                 f"for each; drop {'--steps' if times is None else 'times'}"
             )
-        schedule = self.schedule(steps) if times is None else tuple(times)
+        schedule = self.schedule(steps) if times is None else row("times", times)
         schedule = edit.times(schedule) if edit and schedule else schedule
         share = sampling.noise if gamma is None else gamma
 
@@ -394,6 +400,8 @@ class Model:
     def schedule(self, steps: int) -> tuple[float, ...]:
         """Sampling times for so many steps: of a diffusion model the grid of its solver, down to 0; of a student those of its
         segments, or what a search found, or the default. Raises a UserError for fewer than 1."""
+        whole(steps=steps)
+        steps = int(steps)  # a tensor is found in no table
         if self.kind == "diffusion":
             return tuple(samplers.sigma_grid(self.process, steps).tolist())
         if self.sampling.jumps == "segments":

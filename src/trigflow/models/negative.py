@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from trigflow.conditions import check_same_classes
+from trigflow.conditions import Encoded, Input, Text, check_same_classes, quoted
 from trigflow.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -35,4 +35,18 @@ def check_guidance(model: Model, negative: Model | None = None) -> None:
                 f"the model {what} {mine} and its negative {theirs}; expected the same; "
                 "use a negative that was trained on the same data"
             )
+    mine, theirs = model.conditioner.inputs, negative.conditioner.inputs
+    for name in sorted(mine.keys() & theirs.keys() - {"label"}):
+        if _read(mine[name]) != _read(theirs[name]):
+            raise UserError(
+                f"the model is told {name} by {quoted(mine[name])} and its negative by {quoted(theirs[name])}; expected the "
+                "same; use a negative that was trained on the same data"
+            )
     check_same_classes(model.class_names, negative.class_names, "the model", "its negative")
+
+
+def _read(told: Input) -> dict[str, Any]:
+    """What rows of an input mean: all of its state but for how many tokens there are, and where a known encoder lies."""
+    state = {"kind": told.kind, **told.state()}
+    left = ("length",) if isinstance(told, Text) else ("length", "encoder") if isinstance(told, Encoded) and told.digest else ()
+    return {name: value for name, value in state.items() if name not in (*left, "default")}

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from trigflow.conditions import quoted
 from trigflow.objectives.diffusion import Diffusion
 from trigflow.objectives.discrete import Discrete
 from trigflow.objectives.distribution import Distribution
@@ -87,6 +88,8 @@ def register(kind: str, objective: type[Objective], *, title: str | None = None,
     Raises:
         UserError: for a name that is taken, or a class that is no objective.
     """
+    if not isinstance(objective, type):
+        raise UserError(f"{quoted(objective)} as an objective; expected a class derived from Objective; pass the class")
     if kind in OBJECTIVES and not same_class(found := OBJECTIVES[kind].objective, objective):
         raise UserError(f"the name '{kind}' is taken by {found.__name__}; expected a new one; choose another")
     if not (issubclass(objective, Objective) and dataclasses.is_dataclass(objective)):

@@ -20,6 +20,18 @@ def number(**values: Any) -> None:
     _require(values, "a number", float, bool, str, bytes)
 
 
+def row(name: str, value: Any, count: int | None = None) -> tuple[Any, ...]:
+    """The numbers of a row, so many where `count` says it. Raises a UserError naming the argument that is no such row."""
+    try:
+        found = None if isinstance(value, str | bytes) else tuple(value)
+    except TypeError:
+        found = None
+    if found is None or count not in (None, len(found)):
+        raise _wrong(name, value, f"{count or 'a row of'} numbers", "argument")
+    number(**{f"{name}[{i}]": one for i, one in enumerate(found)})
+    return found
+
+
 def kind_of(kind: type, **values: Any) -> None:
     """Require objects of a class; None passes. Raises a UserError naming the first argument that is something else."""
     for name, value in values.items():
@@ -48,7 +60,7 @@ def _require(values: dict[str, Any], expected: str, convert: Callable[[Any], obj
     for name, value in values.items():
         try:
             convert(value)
-            fine = not isinstance(value, but)
+            fine = not isinstance(value, but) and str(getattr(value, "dtype", "")) not in ("bool", "torch.bool")
         except (TypeError, ValueError, RuntimeError, OverflowError):
             fine = False
         if not fine:

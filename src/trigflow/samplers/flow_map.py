@@ -18,7 +18,7 @@ from torch import Tensor
 
 from trigflow.process import HALF_PI, TrigFlow
 from trigflow.runtime.errors import UserError
-from trigflow.runtime.values import number
+from trigflow.runtime.values import number, row
 from trigflow.samplers.guidance import JumpFunction
 
 
@@ -63,7 +63,7 @@ def flow_map_sample(
 
     Source: Kim et al. 2024 (consistency trajectory models, arXiv 2310.02279), for gamma.
     """
-    grid = [float(t) for t in times]
+    grid = [float(t) for t in row("times", times)]
     _check(noise, grid, gamma, generator, fresh)
     x = noise.to(torch.promote_types(noise.dtype, torch.float32))
     for k, (t, after) in enumerate(pairwise([*grid, 0.0])):

@@ -14,6 +14,7 @@ from torch import Tensor
 from trigflow.conditions import check_told, joined, null, null_rows, pick, rows_of, takes
 from trigflow.process import TrigFlow
 from trigflow.runtime.errors import UserError
+from trigflow.runtime.values import row
 from trigflow.tangent import is_traced
 
 VelocityFunction = Callable[[Tensor, Tensor], Tensor]
@@ -110,6 +111,8 @@ def guided_velocity(
             "pass it, or use network_velocity"
         )
     check_told(network, told)
+    if negative is not None:
+        check_told(negative, takes(negative) & told.keys())
     bounds = None if interval is None else time_interval(process, interval)
     if not isinstance(scale, Tensor) and scale == 1:
         return network_velocity(network, process, told)
@@ -145,7 +148,7 @@ def time_interval(process: TrigFlow, interval: tuple[float, float]) -> tuple[flo
     Raises:
         UserError: unless `0 <= lo < hi`.
     """
-    low, high = interval
+    low, high = row("guidance interval", interval, 2)
     if not 0 <= low < high:
         raise UserError(
             f"guidance interval ({low:g}, {high:g}); expected two noise levels sigma with 0 <= low < high; "

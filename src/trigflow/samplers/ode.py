@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from trigflow.process import HALF_PI
 from trigflow.runtime.errors import UserError
+from trigflow.runtime.values import row
 from trigflow.samplers.guidance import VelocityFunction
 
 Times = Tensor | Sequence[float]
@@ -152,7 +153,7 @@ def get_solver(name: str) -> Solver:
     Raises:
         UserError: for an unknown name; the message lists the known ones.
     """
-    if name not in SOLVERS:
+    if not isinstance(name, str) or name not in SOLVERS:
         raise UserError(f"unknown solver '{name}'; expected one of {', '.join(SOLVERS)}; correct the name")
     return SOLVERS[name]
 
@@ -185,7 +186,7 @@ def steps_for_nfe(solver: str, evaluations: int) -> int:
 
 def _start(x: Tensor, times: Times) -> tuple[Tensor, list[float]]:
     """The state in float32 or higher, and the checked times as Python floats."""
-    grid = [float(t) for t in (times.tolist() if isinstance(times, Tensor) else times)]
+    grid = [float(t) for t in row("times", times.tolist() if isinstance(times, Tensor) else times)]
     in_range = all(0 <= t <= HALF_PI + 1e-6 for t in grid)  # float32 rounds pi/2 up
     if len(grid) < 2 or not in_range or not all(s < t for t, s in pairwise(grid)):
         shown = ", ".join(f"{t:.4g}" for t in grid[:8]) + (", ..." if len(grid) > 8 else "")
