@@ -127,7 +127,7 @@ def _free(path: Path) -> Iterator[bool]:
 @contextmanager
 def _beside(path: Path, stem: str, ending: str, make: Callable[[Path], None], expected: str) -> Iterator[Path]:
     """A new file or folder of a temporary name beside `path`, owned; what the block leaves under that name vanishes. Raises a
-    UserError for an OSError."""
+    UserError for an OSError, and for that of a writer of safetensors."""
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -139,9 +139,10 @@ def _beside(path: Path, stem: str, ending: str, make: Callable[[Path], None], ex
                 with contextlib.suppress(FileNotFoundError):
                     stack.enter_context(owned(temporary))
             yield temporary
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise UserError(
-            f"cannot write '{path}' ({error.strerror or error}); expected {expected}, with space left; choose another --out"
+            f"cannot write '{path}' ({reason}); expected {expected}, with space left; choose another --out"
         ) from None
     finally:
         if temporary is not None:
