@@ -14,6 +14,7 @@ import onnxruntime
 import pytest
 import torch
 
+import programs
 from deploy.students import student
 from trigflow import samplers
 from trigflow.deploy import export
@@ -212,6 +213,26 @@ def test_models_are_not_changed(tmp_path: Path) -> None:
     export_network(model, tmp_path, "torchscript")
     TrigFlowPipeline.from_model(model).network.network.load_state_dict({k: 0 * v for k, v in before.items()})
     assert all(torch.equal(before[name], value) for name, value in model.network.state_dict().items())
+
+
+FULL = """
+import resource, sys
+from trigflow import cli
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+cli.main(["export", *sys.argv[1:]])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the size of files")
+@pytest.mark.parametrize("to", ["torchscript", "diffusers"])
+def test_a_full_disk_is_said_in_one_line(to: str, tmp_path: Path) -> None:
+    """The writers of PyTorch and of diffusers end in an abort, and in an error of their own."""
+    student().save(tmp_path / "run")
+    done = programs.run(["-c", FULL, tmp_path / "run", tmp_path / "out", "--to", to])
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert f"cannot write '{tmp_path / 'out'}'" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 @pytest.mark.parametrize("to", ["torchscript", "onnx"])

@@ -168,6 +168,16 @@ def test_a_student_whose_learning_rate_is_too_high(teacher: Trained, tmp_path: P
     assert "objective.tangent.warmup (now 10)" in found["learning-rate"].remedy
 
 
+def test_a_student_that_went_on_is_still_compared_with_its_start(teacher: Trained, tmp_path: Path) -> None:
+    """After `--resume` the lines of the log no longer say what the weights at the start had."""
+    train(tmp_path, {**STUDENT, **CONSTANT, "optimizer.lr": 0.3}, teacher[0])
+    path = tmp_path / "metrics.jsonl"
+    first, *later = [json.loads(line) for line in path.read_text().splitlines()]
+    assert all(line.pop("probe_start") == first["probe_start"] for line in later)
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in [first, *later]))
+    assert "for the weights the student started from" in diagnosed(tmp_path)["learning-rate"].evidence
+
+
 def test_a_teacher_whose_learning_rate_is_too_high(tmp_path: Path) -> None:
     train(tmp_path, {**TEACHER, **CONSTANT, "optimizer.lr": 0.5, "optimizer.warmup": 30})
     found = diagnosed(tmp_path)

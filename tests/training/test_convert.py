@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -316,13 +317,19 @@ def test_an_interrupted_conversion_goes_on(tmp_path: Path, monkeypatch: pytest.M
             run(folder, tmp_path / "part")
     with pytest.raises(UserError, match="--resume"):
         run(folder, tmp_path / "part")
-    with pytest.raises(UserError, match=r"nothing to resume in '.*none'; expected a checkpoint"):
+    with pytest.raises(UserError, match=r"nothing to resume in '.*none'; expected a conversion that was interrupted"):
         convert(folder, tmp_path / "none", QUICK, dataset=digits(), device="cpu", resume=True, progress=False)
     assert not (tmp_path / "none").exists()
-    rest = convert(folder, tmp_path / "part", QUICK, dataset=digits(), device="cpu", resume=True, progress=False)
-    assert rest.stages == whole.stages
-    ends = [load(tmp_path / name, "cpu").network.state_dict() for name in ("whole", "part")]
-    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+    shutil.copytree(tmp_path / "part", tmp_path / "early")
+    shutil.rmtree(tmp_path / "early" / "checkpoints")  # as of one that was killed before the first
+    for part in ("part", "early"):
+        rest = convert(folder, tmp_path / part, QUICK, dataset=digits(), device="cpu", resume=True, progress=False)
+        assert rest.stages == whole.stages
+        ends = [load(tmp_path / name, "cpu").network.state_dict() for name in ("whole", part)]
+        assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+    shutil.rmtree(tmp_path / "part" / "checkpoints")
+    with pytest.raises(UserError, match="holds a model and no checkpoint"):
+        convert(folder, tmp_path / "part", QUICK, dataset=digits(), device="cpu", resume=True, progress=False)
 
 
 def test_without_fine_tuning(tmp_path: Path) -> None:

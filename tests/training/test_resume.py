@@ -221,7 +221,12 @@ def test_resume_without_an_earlier_run_is_an_error_and_with_auto_starts_one(tmp_
     weights = (tmp_path / "run" / "network.safetensors").read_bytes()
     with pytest.raises(UserError, match="nothing to resume"):  # a finished run is not written over
         tiny_trainer(tmp_path / "run", {"loop.iterations": 2}, resume=True)
+    with pytest.raises(UserError, match="holds a model and no checkpoint to go on from"):
+        tiny_trainer(tmp_path / "run", {"loop.iterations": 2}, resume="auto")
     assert (tmp_path / "run" / "network.safetensors").read_bytes() == weights
+    assert [line["iteration"] for line in read_metrics(tmp_path / "run")] == [1]
+    (tmp_path / "run" / "model.json").unlink()
+    assert tiny_trainer(tmp_path / "run", {"loop.iterations": 2}, resume="auto").iteration == 0
 
 
 @pytest.mark.parametrize(

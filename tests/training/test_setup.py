@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -181,6 +185,46 @@ def test_a_run_that_goes_on_clears_up_and_one_that_may_not_does_not(tmp_path: Pa
     assert not any(path.exists() for path in unfinished)
     assert [path.name for path in list_checkpoints(folder)] == ["00000002"]
     assert differing(state_of(resumed), before) == []
+
+
+TRAINS = """
+import os, sys, time
+from pathlib import Path
+from trigflow.runtime.files import alone
+
+with alone(Path(sys.argv[1])):
+    if os.fork() == 0:  # as a process that reads data, which may outlast the training
+        time.sleep(60)
+        os._exit(0)
+    print("begun", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such locks")
+def test_one_process_at_a_time_trains_in_a_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    tiny_trainer(folder, {"loop.iterations": 1}).run()
+    waiting = tiny_trainer(tmp_path / "new", {"loop.iterations": 1})
+    before = (folder / "metrics.jsonl").stat()
+    others = [programs.start(["-c", TRAINS, path], stdout=subprocess.PIPE, session=True) for path in (folder, tmp_path / "new")]
+    try:
+        assert [other.stdout is not None and other.stdout.readline() for other in others] == ["begun\n", "begun\n"]
+        with pytest.raises(UserError, match=r"another process is training in '.*run'; expected one at a time"):
+            tiny_trainer(folder, {"loop.iterations": 2}, resume=True)
+        with pytest.raises(UserError, match=r"another process is training in '.*new'"):
+            waiting.run()
+        assert not any((tmp_path / "new").iterdir())
+        assert (folder / "metrics.jsonl").stat() == before
+        for other in others:
+            other.kill()
+            other.wait()
+        tiny_trainer(folder, {"loop.iterations": 2}, resume=True).run()
+        waiting.run()
+    finally:
+        for other in others:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(other.pid, signal.SIGKILL)
 
 
 @pytest.mark.parametrize("again", ["photos/", "./photos", "other/../photos", "HERE/photos"])

@@ -122,7 +122,7 @@ def export_network(model: Model, folder: Path, to: Literal["torchscript", "onnx"
 def _torchscript(velocity: Velocity, given: tuple[Tensor, ...], path: Path) -> Callable[[tuple[Tensor, ...]], Tensor]:
     with quiet(), torch.no_grad():
         traced = torch.jit.trace(velocity, given, check_trace=False)  # it is compared at another batch size
-        traced.save(str(path))
+        path.write_bytes(traced.save_to_buffer())  # on a full disk, `save` ends the process
         read = torch.jit.load(str(path))
     return lambda inputs: read(*inputs)
 

@@ -7,6 +7,7 @@ import re
 import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,6 +57,52 @@ def is_owned(path: Path) -> bool:
 
 
 @contextmanager
+def alone(folder: Path, patience: float = 1.0) -> Iterator[None]:
+    """Have a folder to this process, among all that ask for it so, until the block or this process ends; what it forks holds
+    nothing. Where there are no such locks, as on Windows and on NFS, nobody does.
+
+    Raises a UserError while another process has it, after so many seconds: one that was killed may be about to vanish.
+    """
+    handle = None
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY) if fcntl else None
+        _alone.update([handle] if handle is not None else [])
+    try:
+        end = time.monotonic() + patience
+        while handle is not None:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    raise UserError(
+                        f"another process is training in '{folder}'; expected one at a time; wait until it has ended, or "
+                        "choose another --out"
+                    ) from None
+                time.sleep(0.02)
+                continue
+            except OSError:
+                pass
+            break
+        yield
+    finally:
+        if handle in _alone:
+            _alone.discard(handle)
+            os.close(handle)
+
+
+_alone: set[int] = set()
+
+
+def _let_go() -> None:
+    while _alone:
+        os.close(_alone.pop())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)
+
+
+@contextmanager
 def _free(path: Path) -> Iterator[bool]:
     """Whether no process that lives holds this with `owned`; while the block lasts, none begins to."""
     if fcntl is None:
@@ -80,7 +127,7 @@ def _free(path: Path) -> Iterator[bool]:
 @contextmanager
 def _beside(path: Path, stem: str, ending: str, make: Callable[[Path], None], expected: str) -> Iterator[Path]:
     """A new file or folder of a temporary name beside `path`, owned; what the block leaves under that name vanishes. Raises a
-    UserError for an OSError."""
+    UserError for an OSError, and for that of a writer of safetensors."""
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -92,9 +139,10 @@ def _beside(path: Path, stem: str, ending: str, make: Callable[[Path], None], ex
                 with contextlib.suppress(FileNotFoundError):
                     stack.enter_context(owned(temporary))
             yield temporary
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise UserError(
-            f"cannot write '{path}' ({error.strerror or error}); expected {expected}, with space left; choose another --out"
+            f"cannot write '{path}' ({reason}); expected {expected}, with space left; choose another --out"
         ) from None
     finally:
         if temporary is not None:

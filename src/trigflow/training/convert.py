@@ -26,9 +26,10 @@ from trigflow.runtime.files import ensure_folder, write_json
 from trigflow.runtime.places import check_outside, check_place
 from trigflow.runtime.seeds import derive_seed, generators_kept
 from trigflow.runtime.values import check_types, kind_of
-from trigflow.training.basis import begun
+from trigflow.training.checkpoint import list_checkpoints
 from trigflow.training.config import EMAConfig, RunConfig
-from trigflow.training.setup import check_free, config_of
+from trigflow.training.saving import Resume
+from trigflow.training.setup import check_free, config_of, is_begun
 from trigflow.training.timepath import ModulationChoice, TimeFit, fit_time_path, stable_config, transplant
 from trigflow.training.trainer import Trainer
 
@@ -133,7 +134,8 @@ def convert(
         data: other data than the run's own: digits, mnist, a folder or a zip.
         dataset: the data, when already open.
         device: cpu, cuda, or auto.
-        resume: go on with the fine-tuning from the newest checkpoint in `out`; what comes before it is done again.
+        resume: go on with the fine-tuning from the newest checkpoint in `out`, if there is one; what comes before it is done
+            again.
         progress: draw a progress bar on stderr.
 
     Raises:
@@ -150,7 +152,8 @@ def convert(
         raise UserError(f"lr is {settings.lr}; expected a positive number; correct the setting")
     out = check_place(out, "folder")
     check_outside(out, source_of(run) if data is None else data)
-    begun(out, resume)
+    if resume and not is_begun(out):
+        raise UserError(f"nothing to resume in '{out}'; expected a conversion that was interrupted; drop --resume to start")
     old = load(run, device)
     if old.kind != "diffusion":
         raise UserError(f"'{run}' holds a student; expected a diffusion model; convert its teacher and distill that")
@@ -183,7 +186,8 @@ def convert(
     origin = {**old.origin, "teacher": str(run)}
     start = dataclasses.replace(old, network=network, spec=network_config, origin=origin)
     if settings.iterations:
-        model = Trainer(converted, out, teacher=start, dataset=rest, resume=resume, progress=progress).run()
+        goes_on: Resume = "auto" if resume and not list_checkpoints(out) else resume
+        model = Trainer(converted, out, teacher=start, dataset=rest, resume=goes_on, progress=progress).run()
         model = dataclasses.replace(model, conditioner=old.conditioner)
         stages["tuned"] = probe.measure(model.network)
     else:

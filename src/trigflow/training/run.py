@@ -33,6 +33,7 @@ from trigflow.runtime.values import kind_of
 from trigflow.runtime.wrappers import unwrapped
 from trigflow.training.basis import basis_of, begun, check_same, numbered
 from trigflow.training.batch import Batches
+from trigflow.training.checkpoint import clear_unfinished
 from trigflow.training.compiled import is_compiled
 from trigflow.training.config import RunConfig, origin_of
 from trigflow.training.ema import EMA
@@ -45,7 +46,7 @@ from trigflow.training.parallel import Parallel, Share
 from trigflow.training.report import SAMPLES, Grids
 from trigflow.training.saving import RESUME, Resume, Saving
 from trigflow.training.scaling import LossScale
-from trigflow.training.setup import check_start, check_teacher, choose_codec, claim_folder, fit_network, start_from
+from trigflow.training.setup import check_start, check_teacher, choose_codec, claim_folder, fit_network, kept_alone, start_from
 from trigflow.training.snapshots import drop_snapshots_after
 
 
@@ -160,9 +161,11 @@ class RunParts:
         shown = self.dataset.said(spread, ["text"] if "text" in takes(self.network) else [])
         self.grids = Grids(self.folder, self.codec, loop.seed, self.device, parallel.sharded, shown)
         self.saving = Saving(self.folder, loop, {**self.modules, **self.ema.modules}, self.optimizers)
-        if resume:
-            self.restore(strict=resume is True)
-            on_first(lambda: drop_snapshots_after(self.folder, self.iteration))
+        with kept_alone(self.folder):
+            on_first(lambda: clear_unfinished(self.folder))
+            if resume:
+                self.restore(strict=resume is True)
+                on_first(lambda: drop_snapshots_after(self.folder, self.iteration))
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:

@@ -1,6 +1,8 @@
 """Before the first step: the data, the weights a run starts from, what must fit together, and the run folder."""
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,10 +19,10 @@ from trigflow.networks import name_of
 from trigflow.networks.custom import check_end, check_trainable, describe
 from trigflow.objectives import Diffusion
 from trigflow.process import Proposal
+from trigflow.runtime.distributed import on_first
 from trigflow.runtime.errors import UserError
-from trigflow.runtime.files import ensure_folder
+from trigflow.runtime.files import alone, ensure_folder
 from trigflow.runtime.wrappers import entries
-from trigflow.training.checkpoint import clear_unfinished
 from trigflow.training.config import RunConfig, flattened, read_config, to_dict
 
 MAY_CHANGE = frozenset(
@@ -188,15 +190,35 @@ def start_from(student: nn.Module, source: nn.Module, what: str = "teacher") -> 
 
 
 def claim_folder(folder: Path, config: RunConfig, resume: bool) -> Path:
-    """The run folder, created; it must be free unless the same run is resumed. What a killed run left is cleared up. Raises a
-    UserError when it holds another run, or cannot be written."""
-    if resume and (folder / "config.json").is_file():
+    """The run folder, created; it must be free unless the same run is resumed. Raises a UserError when it holds another run, or
+    cannot be written."""
+    if resume and is_begun(folder):
         compare_configs(to_dict(read_config(folder)), to_dict(config))
     else:
         check_free(folder)
-    ensure_folder(folder)
-    clear_unfinished(folder)
-    return folder
+    return ensure_folder(folder)
+
+
+@contextlib.contextmanager
+def kept_alone(folder: Path) -> Iterator[None]:
+    """Have no other process train in a run folder while the block lasts. All processes of a run call this together. Raises a
+    UserError, in all of them, where one does."""
+    with contextlib.ExitStack() as stack:
+        on_first(lambda: stack.enter_context(alone(folder)))
+        yield
+
+
+def is_begun(folder: Path) -> bool:
+    """Whether a folder holds a run to go on with, be it from its beginning. Raises a UserError where it holds a model and no
+    checkpoint, damaged ones included: the run would begin anew and write over it."""
+    if not (folder / "config.json").is_file():
+        return False
+    if (folder / "model.json").is_file() and not any((folder / "checkpoints").glob("[0-9]*")):
+        raise UserError(
+            f"'{folder}' holds a model and no checkpoint to go on from; expected a run with checkpoints; choose another --out, "
+            "or delete the model to start anew"
+        )
+    return True
 
 
 def check_free(folder: Path) -> None:

@@ -22,6 +22,7 @@ from trigflow.training.learner import Learner
 from trigflow.training.log import warn
 from trigflow.training.report import Report
 from trigflow.training.run import RunParts
+from trigflow.training.setup import kept_alone
 
 UNREAD = 1000
 """Steps whose numbers are left unread at most."""
@@ -64,8 +65,8 @@ class Trainer(RunParts):
                 checkpoint has been written; several processes stop after the same step. A second signal is not waited for.
             UserError: when the last checkpoint or the model cannot be written. Of others that is said, and training goes on.
         """
-        times = self._times()
-        with self.stops:
+        with kept_alone(self.folder), self.stops:
+            times = self._times()
             self._train()
             with self.stops.deferred():
                 self.save_checkpoint()

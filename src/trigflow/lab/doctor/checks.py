@@ -286,7 +286,7 @@ def learning_rate(record: RunRecord) -> Outcome:
     remedy += f"; then raise objective.tangent.warmup (now {tangent.warmup})."
     evidence: list[str] = []
     sound: list[str] = []
-    start, now = record.value("probe_start"), record.value("probe_error_ema")
+    start, now = record.value("probe_start", record.lines), record.value("probe_error_ema")
     if record.config.objective.kind == "scd" and start is not None and now is not None:
         said = f"the tangent at full strength is {now:.3g}, and was {start:.3g} for the weights the student started from"
         (evidence if now > HARM * start else sound).append(said)
