@@ -531,3 +531,92 @@ def test_activations_are_computed_again_by_the_switch_of_diffusers(student, tmp_
     forward = sized.forward * 16
     assert plain.total < again.total < plain.total + 2.2 * forward
     assert again.activations < plain.activations
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8", "nf4"])
+def test_a_whole_pipeline_of_a_base_in_few_bits_has_all_weights_and_what_was_trained(dtype):
+    from trigflow.deploy.adapters import merged
+    from trigflow.models.foreign.adapters import AdapterConfig, add_adapters
+    from trigflow.models.foreign.quantized import quantize
+
+    def weights():
+        torch.manual_seed(0)
+        return torch.nn.ModuleDict({"to_q": torch.nn.Linear(64, 64)}).bfloat16()
+
+    model = weights()
+    if dtype != "bfloat16":
+        quantize(model, dtype, smallest=1)
+    base = model["to_q"].weight.float()
+    add_adapters(model, AdapterConfig(rank=2), ("to_q",))
+    torch.nn.init.constant_(model["to_q"].lora_B["default"].weight, 1e-5)
+    more = (model["to_q"].lora_B["default"].weight @ model["to_q"].lora_A["default"].weight).detach()
+    whole = merged(types.SimpleNamespace(model=model)).state_dict()
+    assert whole.keys() == weights().state_dict().keys()
+    torch.testing.assert_close(whole["to_q.weight"], base + more, rtol=0, atol=1e-8)
+
+
+def test_a_schedule_without_a_name_is_exported_as_it_is(tmp_path):
+    from trigflow.deploy.adapters import scheduler_of
+    from trigflow.models.foreign import open_base
+
+    base = pipelines.save("sd", tmp_path / "base")
+    for one in (
+        diffusers.CogVideoXDDIMScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True, snr_shift_scale=3.0),
+        diffusers.DDPMScheduler(beta_schedule="sigmoid"),
+    ):
+        one.save_pretrained(base / "scheduler")
+        opened = open_base(str(base))
+        made = scheduler_of(opened, types.SimpleNamespace(predicts=opened.predicts()))
+        torch.testing.assert_close(made.alphas_cumprod.double(), one.alphas_cumprod.double(), rtol=0, atol=1e-6)
+        assert made.config.prediction_type == one.config.prediction_type
+
+
+def test_every_weight_of_a_base_in_few_bits_is_not_trained(tmp_path, photos, capsys):
+    pipelines.save("sd3", tmp_path / "base")
+    run("import", tmp_path / "base", "--out", tmp_path / "teacher", "--size", 32, "--dtype", "int8")
+    run("encode", photos, "--with", tmp_path / "teacher", "--out", tmp_path / "cache", "--quiet")
+    with pytest.raises(SystemExit):
+        run("distill", tmp_path / "teacher", "--data", tmp_path / "cache", "--full", "--quiet", "--out", tmp_path / "no")
+    assert "kept as int8, which cannot be trained" in capsys.readouterr().err
+
+
+def test_values_of_large_files_are_in_the_digest(tmp_path):
+    from trigflow.models.foreign.base import digest_of_files
+
+    content, file = bytearray(1 << 20), tmp_path / "model.safetensors"
+    file.write_bytes(content)
+    before, old = digest_of_files([tmp_path]), digest_of_files([tmp_path], 0)
+    content[1 << 16 :] = b"\1" * (len(content) - (1 << 16))
+    file.write_bytes(content)
+    assert digest_of_files([tmp_path]) != before
+    assert digest_of_files([tmp_path], 0) == old  # of runs imported before
+
+
+def test_states_too_large_for_half_precision_are_kept_whole():
+    from trigflow.conditions.encoded import halved
+
+    states = torch.tensor([1.0, 1e5])
+    assert torch.equal(halved(states), states)
+    assert halved(states[:1]).dtype == torch.float16
+
+
+@pytest.mark.parametrize("name", ["flux2", "pixart"])
+def test_the_card_and_the_app_can_be_followed(name, photos, tmp_path, capsys):
+    at = tmp_path.__truediv__
+    pipelines.save(name, at("base"))
+    run("import", at("base"), "--out", at("teacher"), "--size", 32)
+    run("encode", photos, "--with", at("teacher"), "--out", at("cache"), "--quiet")
+    run(
+        "distill", at("teacher"), "--data", at("cache"), "--lora", 2, "--iterations", 1, "--loop.batch-size", 2,
+        "--loop.sample-every", 0, "--quiet", "--out", at("student"),
+    )  # fmt: skip
+    if name == "pixart":
+        with pytest.raises(SystemExit):
+            run("export", at("student"), at("no"), "--to", "diffusers")
+        assert "loads no adapters" in capsys.readouterr().err
+        return
+    run("export", at("student"), at("out"), "--to", "space")
+    assert "put the name that the base has on the hub into app.py" in capsys.readouterr().out
+    card = (at("out") / "README.md").read_text()
+    assert 'pipe(prompt="a lighthouse at dawn", sigmas=[1.0, ' in card
+    assert "height=32, width=32" in card

@@ -318,7 +318,10 @@ class Import:
             from trigflow.models.foreign import import_pipeline
 
             facts = import_pipeline(self.file, self.out, size=self.size, frames=self.frames, dtype=self.dtype)
-            more = f"distill with: trigflow distill {self.out} --data IMAGES --lora 64 --out RUN"
+            more = (
+                f"distill with: trigflow distill {self.out} --data CACHE --lora 64 --out RUN, once its latents are made: "
+                f"trigflow encode IMAGES --with {self.out} --out CACHE"
+            )
         for name, value in facts.items():
             print(f"{name:14} {value}")
         print(f"Imported. Draw with: trigflow sample {self.out}; {more}")

@@ -105,9 +105,9 @@ class Encoded:
         return frozenset({"text", "text_mask"})
 
     def kept(self, texts: Sequence[str]) -> list[dict[str, Tensor]]:
-        """What is kept on disk of each text, cut at the length: float16 `(n, features)`, of its tokens alone."""
+        """What is kept on disk of each text, cut at the length: float16 `(n, features)`, of its tokens alone; see `halved`."""
         told = self.encode(texts, cut=True)
-        return [{"text": rows[mask].half()} for rows, mask in zip(told["text"], told["text_mask"], strict=True)]
+        return [{"text": halved(rows[mask])} for rows, mask in zip(told["text"], told["text_mask"], strict=True)]
 
     def joined(self, kept: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """`text` and `text_mask` of texts, from what is kept of each; nothing of the empty text."""
@@ -128,6 +128,12 @@ class Encoded:
 
     def state(self) -> dict[str, Any]:
         return dict(vars(self))
+
+
+def halved(states: Tensor) -> Tensor:
+    """States in float16, or as they are where one is too large for that, as those before a last norm may be."""
+    half = states.half()
+    return half if bool(half.isfinite().all()) else states
 
 
 def texts_said(said: Any, what: str = "prompt") -> Sequence[str]:

@@ -13,6 +13,7 @@ epsilon, v, x0         LCMScheduler, with         `timesteps=[999, ...]`
 =====================  =========================  ==============================
 """
 
+import contextlib
 import copy
 import inspect
 import json
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 from trigflow.models.foreign import Foreign, ForeignConfig, open_base
 from trigflow.models.foreign.adapters import is_adapter
 from trigflow.models.foreign.base import Base, class_named, loaded
+from trigflow.models.foreign.quantized import QuantizedLinear
 from trigflow.models.model import Model
 from trigflow.runtime.errors import UserError
 from trigflow.runtime.files import write_json, write_tensors, write_text
@@ -60,9 +62,22 @@ def export_student(model: Model, folder: Path, form: Form) -> str:
     base = open_base(spec.base)
     scheduler = scheduler_of(base, spec)
     scale = float(network.none_guidance) if "guidance" in network.names else 1.0  # type: ignore[arg-type]
-    how: dict[int, dict[str, Any]] = {n: {**times_of(model, base, n), "guidance_scale": scale} for n in STEPS}
+    kind = pipeline_class(base)
+    if form in ("adapter", "space") and not hasattr(kind, "load_lora_weights"):
+        raise UserError(
+            f"{kind.__name__} of diffusers loads no adapters; expected one that has load_lora_weights; write the whole "
+            "pipeline: --to diffusers --whole"
+        )
+    taken = inspect.signature(kind.__call__).parameters
+    how: dict[int, dict[str, Any]] = {}
+    for n in STEPS:
+        how[n] = {k: v for k, v in {**times_of(model, base, n), "guidance_scale": scale}.items() if k in taken}
+    height, width = model.codec.drawn_shape[-2:]
+    more = {"height": height, "width": width, "use_resolution_binning": False}
+    more |= {"num_frames": 1} if len(model.shape) == 4 and model.shape[1] == 1 else {}
+    more = {key: value for key, value in more.items() if key in taken}
     if form == "pipeline":
-        pipeline = loaded(lambda: pipeline_class(base).from_pretrained(base.folder, torch_dtype=torch.float32), base)
+        pipeline = loaded(lambda: kind.from_pretrained(base.folder, torch_dtype=torch.float32), base)
         setattr(pipeline, base.component, merged(network))
         pipeline.scheduler = scheduler
         pipeline.save_pretrained(folder)
@@ -77,16 +92,26 @@ def export_student(model: Model, folder: Path, form: Form) -> str:
     write_json(
         folder / "trigflow.json", {"base": base.title, "predicts": spec.predicts, "calls": {str(k): v for k, v in how.items()}}
     )
-    write_text(folder / "README.md", card(model, base, scheduler, how, form))
+    write_text(folder / "README.md", card(model, base, scheduler, {**how[2], **more}, form))
     if form == "space":
-        call = {"base": base.name, "scheduler": type(scheduler).__name__, "call": how[2], "steps": 2}
+        call = {
+            "base": base.name,
+            "scheduler": type(scheduler).__name__,
+            "call": {**how[2], **more, "output_type": "pil"},
+            "steps": 2,
+        }
         write_text(folder / "app.py", template("space_app.txt").replace("@SETTINGS@", json.dumps(call)))
         write_text(folder / "requirements.txt", "diffusers>=0.42\ntransformers>=4.56\npeft>=0.17\ngradio>=5\ntorch\n")
     return {
         "adapter": f"{folder}: pipe.load_lora_weights('{folder}'), as in its README.md",
         "pipeline": f"{folder}: DiffusionPipeline.from_pretrained('{folder}')",
         "comfyui": f"{folder}: {WEIGHTS} belongs into models/loras, trigflow_nodes into custom_nodes",
-        "space": f"{folder}: python app.py, or push it to a Space",
+        "space": f"{folder}: python app.py"
+        + (
+            "; before it becomes a Space, put the name that the base has on the hub into app.py, in place of its folder here"
+            if Path(base.name).is_dir()
+            else ", or push it to a Space"
+        ),
     }[form]
 
 
@@ -101,9 +126,15 @@ def scheduler_of(base: Base, spec: ForeignConfig) -> Any:
     kept = ("beta_start", "beta_end", "beta_schedule", "trained_betas", "num_train_timesteps", "rescale_betas_zero_snr")
     known = {key: config[key] for key in (*kept, "prediction_type") if config.get(key) is not None}
     steps = config.get("num_train_timesteps", 1000)  # so that it warns of none that is chosen
-    return stock.LCMScheduler(
-        **known, original_inference_steps=steps, clip_sample=False, set_alpha_to_one=True, timestep_scaling=1e6
-    )
+    alphas = base.alphas_cumprod().double()
+    how = {"original_inference_steps": steps, "clip_sample": False, "set_alpha_to_one": True, "timestep_scaling": 1e6}
+    with contextlib.suppress(NotImplementedError):
+        made = stock.LCMScheduler(**known, **how)
+        if torch.allclose(made.alphas_cumprod.double(), alphas, rtol=0, atol=1e-6):
+            return made
+    betas = 1 - alphas / torch.cat([alphas.new_ones(1), alphas[:-1]])  # of a schedule that it has no name for
+    own = {"trained_betas": betas.tolist(), "num_train_timesteps": steps, "prediction_type": known.get("prediction_type")}
+    return stock.LCMScheduler(**{key: value for key, value in own.items() if value is not None}, **how)
 
 
 def times_of(model: Model, base: Base, steps: int) -> dict[str, list[float]]:
@@ -122,8 +153,12 @@ def pipeline_class(base: Base) -> Any:
 
 
 def merged(network: Foreign) -> nn.Module:
-    """A copy of the denoiser in which adapters are added to the weights that they change."""
+    """A copy of the denoiser, in float32, in which adapters are added to the weights that they change."""
     model = copy.deepcopy(network.model)
+    for path, layer in [*model.named_modules()]:
+        if isinstance(layer, QuantizedLinear):
+            model.set_submodule(path, layer.plain())
+    model.float()  # in half precision, what adapters add would be lost in rounding
     for path, layer in [*model.named_modules()]:
         if hasattr(layer, "merge") and hasattr(layer, "get_base_layer"):
             layer.merge()
@@ -142,17 +177,14 @@ def adapter_state(network: Foreign) -> dict[str, Tensor]:
 
 
 def save_adapter(network: Foreign, base: Base, folder: Path) -> None:
-    """Write the adapters as `load_lora_weights` of the pipeline reads them; of a pipeline that has none as peft does."""
+    """Write the adapters as `load_lora_weights` of the pipeline reads them."""
     state, kind = adapter_state(network), pipeline_class(base)
     config: Any = network.model.peft_config["default"]  # type: ignore[index]
-    if hasattr(kind, "save_lora_weights"):
-        known = inspect.signature(kind.save_lora_weights).parameters
-        layers: dict[str, Any] = {f"{base.component}_lora_layers": state}
-        if (name := f"{base.component}_lora_adapter_metadata") in known:
-            layers[name] = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
-        kind.save_lora_weights(folder, **layers, safe_serialization=True)
-    else:
-        write_tensors(folder / WEIGHTS, {f"{base.component}.{name}": value for name, value in state.items()})
+    known = inspect.signature(kind.save_lora_weights).parameters
+    layers: dict[str, Any] = {f"{base.component}_lora_layers": state}
+    if (name := f"{base.component}_lora_adapter_metadata") in known:
+        layers[name] = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
+    kind.save_lora_weights(folder, **layers, safe_serialization=True)
 
 
 def comfy_names(network: Foreign, base: Base) -> dict[str, Tensor]:
@@ -185,12 +217,13 @@ def template(name: str) -> str:
     return (Path(__file__).parents[1] / "templates" / name).read_text(encoding="utf-8")
 
 
-def card(model: Model, base: Base, scheduler: Any, how: dict[int, Any], form: Form) -> str:
-    """README.md of what was written."""
+def card(model: Model, base: Base, scheduler: Any, how: dict[str, Any], form: Form) -> str:
+    """README.md of what was written; `how` are arguments of a call in two steps."""
     kind = pipeline_class(base)
-    exact = next(iter(how[2])) in inspect.signature(kind.__call__).parameters
-    told = how[2] if exact else {"guidance_scale": how[2]["guidance_scale"]}
-    call = ", ".join(f"{key}={value}" for key, value in {**told, "num_inference_steps": 2}.items())
+    exact, taken = {"sigmas", "timesteps"} & how.keys(), inspect.signature(kind.__call__).parameters
+    asked = {"prompt": '"a lighthouse at dawn"', "class_labels": "[0]"}
+    told = {**{key: value for key, value in asked.items() if key in taken}, **how, "num_inference_steps": 2}
+    call = ", ".join(f"{key}={value}" for key, value in told.items())
     opened = (
         f'pipe = {kind.__name__}.from_pretrained("FOLDER")'
         if form == "pipeline"
@@ -206,7 +239,7 @@ def card(model: Model, base: Base, scheduler: Any, how: dict[int, Any], form: Fo
     text = template("adapter_card.txt")
     values = {
         "BASE": base.title, "CLASS": kind.__name__, "SCHEDULER": type(scheduler).__name__, "OPEN": opened,
-        "CALL": call, "SAID": said,
+        "CALL": call, "SAID": said, "OUT": {2: "audios", 4: "frames"}.get(len(model.shape), "images"),
         "OBJECTIVE": str(model.origin.get("objective", "scd")), "RANK": str(model.spec.adapter.rank or "full"),  # type: ignore[attr-defined]
     }  # fmt: skip
     for key, value in values.items():

@@ -1,7 +1,8 @@
 """Models of diffusers as teachers: their pipelines stay where they are, and are called as they are.
 
     trigflow import hf:stabilityai/stable-diffusion-3-medium --out runs/teacher
-    trigflow distill runs/teacher --data photos/ --lora 64 --out runs/student
+    trigflow encode photos/ --with runs/teacher --out cache
+    trigflow distill runs/teacher --data cache --lora 64 --out runs/student
 
 `base` knows a pipeline by its configurations, `family` how its denoiser is called (one file for each in `families`), `network`
 makes a network of ours of it, with adapters (`adapters`) or without, and `words` has its encoders read texts.

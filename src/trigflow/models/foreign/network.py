@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from trigflow.models.foreign.adapters import AdapterConfig, add_adapters, is_adapter
 from trigflow.models.foreign.base import Dtype, Predicts, bridge_of, denoiser_of, empty_denoiser, open_base
 from trigflow.models.foreign.family import family_named
+from trigflow.models.foreign.quantized import KINDS
 from trigflow.networks import ConditioningConfig, NetworkConfig, register
 from trigflow.process import TrigFlow
 from trigflow.runtime.errors import UserError
@@ -64,6 +65,11 @@ class Foreign(nn.Module):
         base, family, adapter = open_base(config.base), family_named(config.family), config.adapter
         self.config = config
         adapter.check()
+        if adapter.full and config.dtype in KINDS:
+            raise UserError(
+                f"full training of weights that are kept as {config.dtype}, which cannot be trained; expected adapters, or a "
+                "teacher imported as float32, bfloat16 or float16; import it again, or pass --lora RANK"
+            )
         self.trained = "all" if adapter.full else "adapters" if adapter.rank else "none"
         pristine = empty_denoiser(base, config.dtype) if EMPTY.get() else denoiser_of(base, config.digest, config.dtype)
         self.pristine = (pristine,)  # in a tuple, out of sight of `modules`; stays in memory as long as somebody shares it

@@ -68,6 +68,12 @@ class QuantizedLinear(nn.Linear):
         whole = (levels[pairs] * scale.float()).view(-1)[: self.out_features * self.in_features]
         return whole.view(self.out_features, self.in_features).to(self.dtype)
 
+    def plain(self) -> nn.Linear:
+        """The same in float32, with its weight as it is read back."""
+        made = nn.Linear(self.in_features, self.out_features, bias=False, device="meta")
+        made.weight, made.bias = nn.Parameter(self.weight.float(), False), self.bias
+        return made
+
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight.to(x.dtype), self.bias)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from trigflow.conditions import INPUTS
-from trigflow.conditions.encoded import texts_said
+from trigflow.conditions.encoded import halved, texts_said
 from trigflow.models.foreign.base import digest_of_files, open_base, reader_of
 from trigflow.models.foreign.family import family_named
 from trigflow.runtime.errors import UserError, on_one_line
@@ -59,13 +59,13 @@ class Prompts:
     def kept(self, texts: Sequence[str]) -> list[dict[str, Tensor]]:
         """What is kept on disk of each text."""
         read = map(self.encode, texts)
-        return [{name: row.half() if row.is_floating_point() else row for name, row in one.items()} for one in read]
+        return [{name: halved(row) if row.is_floating_point() else row for name, row in one.items()} for one in read]
 
     def joined(self, kept: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """The conditions of texts, `(n, ...)`, from what is kept of each."""
         none = {} if all(kept) else self.encode("")
-        rows = {name: torch.stack([(row or none)[name] for row in kept]) for name in self.shapes}
-        return {name: row.float() if row.is_floating_point() else row for name, row in rows.items()}
+        rows = {name: [(row or none)[name] for row in kept] for name in self.shapes}
+        return {name: torch.stack([r.float() if r.is_floating_point() else r for r in row]) for name, row in rows.items()}
 
     def state(self) -> dict[str, Any]:
         return {**vars(self), "size": list(self.size), "shapes": {name: list(shape) for name, shape in self.shapes.items()}}
@@ -74,10 +74,10 @@ class Prompts:
 INPUTS[Prompts.kind] = Prompts
 
 
-def digest_of_encoders(folder: Path) -> str:
+def digest_of_encoders(folder: Path, spots: int = 64) -> str:
     """Tells the encoders and tokenizers of a pipeline from others."""
     parts = ("text_encoder", "tokenizer", "projection_model")
-    return digest_of_files(part for part in folder.iterdir() if part.name.startswith(parts))
+    return digest_of_files((part for part in folder.iterdir() if part.name.startswith(parts)), spots)
 
 
 @torch.no_grad()
@@ -100,7 +100,8 @@ def read(base: str, family: str, size: tuple[int, ...], text: str) -> dict[str, 
 
 @functools.lru_cache(maxsize=256)
 def _encode(base: str, family: str, size: tuple[int, ...], digest: str, text: str) -> dict[str, Tensor]:
-    if digest_of_encoders(open_base(base).folder) != digest:
+    folder = open_base(base).folder
+    if digest not in (digest_of_encoders(folder), digest_of_encoders(folder, 0)):
         raise UserError(
             f"the text encoders of '{base}' have changed since it was imported; expected the same files; restore them, or "
             "import it again"
