@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from trigflow.models.foreign import Foreign, ForeignConfig, open_base
 from trigflow.models.foreign.adapters import is_adapter
 from trigflow.models.foreign.base import Base, class_named, loaded
+from trigflow.models.foreign.family import family_named
 from trigflow.models.foreign.quantized import QuantizedLinear
 from trigflow.models.model import Model
 from trigflow.runtime.errors import UserError
@@ -139,10 +140,11 @@ def scheduler_of(base: Base, spec: ForeignConfig) -> Any:
 
 def times_of(model: Model, base: Base, steps: int) -> dict[str, list[float]]:
     """Arguments of a call of the pipeline that draw in so many steps: the times of the student, the first of which is pure
-    noise, as the pipeline begins; of a denoiser of discrete times the nearest of these."""
+    noise, as the pipeline begins; of a denoiser or pipeline of discrete times the nearest of these."""
     times = (math.pi / 2, *model.schedule(steps)[1:])
     if model.spec.predicts == "flow":  # type: ignore[attr-defined]
-        return {"sigmas": [math.sin(t) / (math.cos(t) + math.sin(t)) for t in times]}
+        sigmas, family = [math.sin(t) / (math.cos(t) + math.sin(t)) for t in times], family_named(model.spec.family)  # type: ignore[attr-defined]
+        return {"timesteps": [round(family.time_scale * s) for s in sigmas]} if family.whole_times else {"sigmas": sigmas}
     angles = torch.acos(base.alphas_cumprod().double().sqrt())
     return {"timesteps": [int((angles - t).abs().argmin()) for t in times]}
 

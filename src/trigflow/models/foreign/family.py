@@ -40,6 +40,7 @@ class Family:
             `sizes` whatever is always told in the same way.
         component: of the pipeline that is the denoiser.
         time_scale: a flow model is told this many times sigma, the share of noise.
+        whole_times: whether its pipeline in diffusers tells it whole numbers.
         scale: of guidance, where it is an input and nothing is said.
         targets: modules that get adapters by default; the ends of their dotted names.
         size: pixels of the side of a picture, where the configuration does not say.
@@ -55,6 +56,7 @@ class Family:
     conditions: ClassVar[tuple[str, ...]] = ("text",)
     component: ClassVar[str] = "transformer"
     time_scale: ClassVar[float] = 1000.0
+    whole_times: ClassVar[bool] = False
     scale: ClassVar[float] = 3.5
     targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
     size: ClassVar[int] = 1024

@@ -14,6 +14,7 @@ class CogView4(Family):
     classes = ("CogView4Transformer2DModel",)
     conditions = ("text", "text_mask", "sizes")
     length = 1024
+    whole_times = True
 
     def call(self, model: Any, x: Tensor, time: Tensor, **told: Tensor) -> Tensor:
         def run(length: int, x: Tensor, time: Tensor, text: Tensor, sizes: Tensor) -> Tensor:
