@@ -85,7 +85,7 @@ def test_an_answer_that_is_taken_slowly_arrives_whole(port: int) -> None:
 def test_an_answer_that_is_taken_without_a_pause_arrives_whole() -> None:
     """However long that takes: here longer than a connection may be silent, and then be closing."""
     count = 1 << 18
-    limits = Limits(images=count, batch=count, silent_seconds=0.2, send_seconds=1, window_ms=0)
+    limits = Limits(images=count, batch=count, silent_seconds=0.2, send_seconds=2, window_ms=0)
     with running(create_app([stub_offer(StubDrawer(), limits)], limits)) as port, socket.socket() as slow:
         slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 17)
         slow.settimeout(10)
@@ -94,7 +94,7 @@ def test_an_answer_that_is_taken_without_a_pause_arrives_whole() -> None:
         taken = 0
         while taken < count * 64 and (part := slow.recv(1 << 16)):
             taken += len(part)
-            time.sleep(0.01)
+            time.sleep(0.012)
         assert taken > count * 64
 
 
