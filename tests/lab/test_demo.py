@@ -157,7 +157,8 @@ def test_figures(finished: Path) -> None:
         assert {"teacher", "student_1", "student_2"} <= set(figures[name])
     assert figures["fd"]["real"] > 0
     assert figures["fd"]["teacher"] == min(figures["fd"]["teacher_3"], figures["fd"]["teacher_5"])
-    assert (figures["nfe"]["student_1"], figures["nfe"]["student_2"], figures["nfe"]["teacher_timed"]) == (1, 2, 5)
+    assert (figures["nfe"]["student_1"], figures["nfe"]["student_2"]) == (1, 2)
+    assert figures["nfe"]["teacher_timed"] == figures["nfe"]["teacher"]  # the speed is that of what is scored
     speed = figures["samples_per_second"]
     assert figures["speedup_2"] == pytest.approx(speed["student_2"] / speed["teacher"])
     seconds = figures["seconds"]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from trigflow.codecs.pictures import label_panels, save_picture
 from trigflow.data.config import load_data
-from trigflow.evaluation.evaluate_model import evaluations, make_reference, score
+from trigflow.evaluation.evaluate_model import make_reference, score
 from trigflow.lab.recipes import Recipe, get_recipe
 from trigflow.lab.recipes.changes import Changes, change
 from trigflow.migrations import migrated, stamped
@@ -139,18 +139,19 @@ def run_demo(
     ).times
     student.save(out)
     teachers = {steps: score(teacher, reference, num=num, steps=steps, seed=1) for steps in TEACHER_STEPS}
+    best = min(teachers, key=lambda steps: float(teachers[steps]["fd"]))
     scores = {
-        "teacher": min(teachers.values(), key=lambda s: float(s["fd"])),
+        "teacher": teachers[best],
         "student_1": score(student, reference, num=num, steps=1, seed=1),
         "student_2": score(student, reference, num=num, steps=2, seed=1),
     }
-    speed = _speeds(teacher, student, 32 if quick else 256)
+    speed = _speeds({"teacher": (teacher, best), "student_1": (student, 1), "student_2": (student, 2)}, 32 if quick else 256)
     figures: dict[str, Any] = {
         name: {key: s[name] for key, s in scores.items()} for name in ("fd", "precision", "recall", "nfe")
     }
     figures["fd"]["real"] = scores["teacher"]["fd_real"]
     figures["fd"] |= {f"teacher_{s['nfe']}": s["fd"] for s in teachers.values()}
-    figures["nfe"]["teacher_timed"] = evaluations(teacher, TEACHER_STEPS[-1])
+    figures["nfe"]["teacher_timed"] = figures["nfe"]["teacher"]
     figures["samples_per_second"] = speed
     figures["speedup_2"] = speed["student_2"] / speed["teacher"]
     figures["t_mid"] = student.times[2][1]
@@ -166,7 +167,7 @@ def run_demo(
     figures |= {**made, "resumed": resumed, "machine": machine()}
     report = DemoReport(figures)
 
-    panels = {f"teacher, {figures['nfe']['teacher_timed']} evaluations": teacher.sample(PANEL, steps=TEACHER_STEPS[-1])}
+    panels = {f"teacher, {figures['nfe']['teacher_timed']} evaluations": teacher.sample(PANEL, steps=best)}
     panels["student, 2 evaluations"] = student.sample(PANEL, steps=2)
     panels["student, 1 evaluation"] = student.sample(PANEL, steps=1)
     panels["real"] = _real_panel(dataset.values, dataset.labels)
@@ -198,9 +199,9 @@ def trained(
     return distill(config, teacher, folder, start=begin, resume="auto", progress=progress)
 
 
-def _speeds(teacher: Model, student: Model, batch: int) -> dict[str, float]:
-    """Images per second at equal batch size: medians of interleaved repeats, after one that warms up."""
-    models = {"teacher": (teacher, TEACHER_STEPS[-1]), "student_1": (student, 1), "student_2": (student, 2)}
+def _speeds(models: dict[str, tuple[Model, int]], batch: int) -> dict[str, float]:
+    """Images per second of models in so many steps, at equal batch size: medians of interleaved repeats, after one that warms
+    up."""
     seconds: dict[str, list[float]] = {name: [] for name in models}
     for _ in range(4):
         for name, (model, steps) in models.items():
