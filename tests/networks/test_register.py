@@ -40,6 +40,13 @@ def test_a_file_that_is_imported_again_registers_again() -> None:
         assert networks.NETWORKS["own"][0] is config
 
 
+def test_a_configuration_in_place_of_its_class_is_refused() -> None:
+    with pytest.raises(
+        UserError, match="a MLPConfig for a network; expected a class derived from NetworkConfig; pass the class"
+    ):
+        register("own", MLPConfig(), nn.Identity)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("function", [build, name_of, network_state])
 def test_a_configuration_of_no_known_network_is_refused(function: object) -> None:
     with pytest.raises(UserError, match=r"no network for a OwnConfig; expected one of unet, .*; pass a network configuration"):

@@ -46,6 +46,8 @@ def register(name: str, config: type[Any], module: type[nn.Module]) -> None:
     Raises:
         UserError: for a name that is taken, or a configuration that is none.
     """
+    if not isinstance(config, type):
+        raise UserError(f"a {type(config).__name__} for a network; expected a class derived from NetworkConfig; pass the class")
     if name in NETWORKS and not same_class(NETWORKS[name][0], config):
         raise UserError(f"the name '{name}' is taken by {NETWORKS[name][1].__name__}; expected a new one; choose another")
     if not (issubclass(config, NetworkConfig) and dataclasses.is_dataclass(config)):
