@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from trigflow.codecs import Pixels, codec_from_state, pixels
+from trigflow.codecs import CODECS, Pixels, codec_from_state, pixels, register
 from trigflow.data import ImageDataset, open_dataset
 from trigflow.runtime.errors import UserError
 
@@ -161,3 +161,10 @@ def test_impossible_codecs_are_refused(mean: tuple[float, ...], scale: float) ->
 def test_damaged_states_are_refused(state: dict[str, object]) -> None:
     with pytest.raises(UserError, match=r"pixels saved as .* expected .* take the file"):
         codec_from_state({"kind": "pixels", "shape": [1, 2, 2], **state})
+
+
+def test_no_other_codec_takes_its_place() -> None:
+    with pytest.raises(UserError, match="the kind 'pixels' is taken by Pixels; expected a new one; choose another"):
+        register(type("Own", (Pixels,), {"__module__": "elsewhere"}))
+    assert codec_from_state(measure(open_dataset("digits")).state()).kind == "pixels"
+    assert CODECS["pixels"] is Pixels

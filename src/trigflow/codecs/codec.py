@@ -24,6 +24,7 @@ from PIL import Image
 from torch import Tensor
 
 from trigflow.runtime.errors import UserError
+from trigflow.runtime.values import same_class
 
 T = TypeVar("T")
 
@@ -112,7 +113,9 @@ CODECS: dict[str, type[Codec]] = {}
 
 
 def register(codec: type[Any]) -> type[Any]:
-    """Enter a class into `CODECS`; to be used as a decorator."""
+    """Enter a class into `CODECS`; to be used as a decorator. Raises a UserError for a kind that another class has."""
+    if not same_class(found := CODECS.get(codec.kind, codec), codec):
+        raise UserError(f"the kind '{codec.kind}' is taken by {found.__name__}; expected a new one; choose another")
     CODECS[codec.kind] = codec
     return codec
 
