@@ -222,17 +222,22 @@ def test_a_failed_batch_harms_nobody_else(batcher: Batcher, worker: Worker) -> N
     assert batcher.alive
 
 
+def close(batcher: Batcher, worker: Worker) -> None:
+    """Close it while its worker is held, and let that go."""
+    closing = threading.Thread(target=batcher.close)
+    closing.start()
+    wait_for(lambda: batcher._closing)
+    worker.go.set()
+    closing.join(10)
+
+
 def test_closing_gives_up_what_waits() -> None:
     worker = Worker()
     batcher = Batcher([worker], LIMITS)
     batcher.start()
     busy(batcher, worker)
     job = batcher.submit(order(1))[0]
-    closing = threading.Thread(target=batcher.close)
-    closing.start()
-    wait_for(lambda: batcher._closing)
-    worker.go.set()
-    closing.join(10)
+    close(batcher, worker)
     with pytest.raises(ClosedError):
         job.future.result(10)
     with pytest.raises(ClosedError):
@@ -248,11 +253,7 @@ def test_closing_tells_the_others_of_one_that_was_cancelled(worker: Worker) -> N
     busy(batcher, worker)
     gone, told = batcher.submit(order(1))[0], batcher.submit(order(2))[0]
     assert gone.future.cancel()
-    closing = threading.Thread(target=batcher.close)
-    closing.start()
-    wait_for(lambda: batcher._closing)
-    worker.go.set()
-    closing.join(10)
+    close(batcher, worker)
     with pytest.raises(ClosedError):
         told.future.result(1)
 
